@@ -1,0 +1,37 @@
+"""The softmax loss, and the network under it, on whatever array you hold."""
+
+from xpsoftmax._gradcheck import check_grad, numerical_grad
+from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
+from xpsoftmax._mlp import (
+    Layer,
+    PartialSums,
+    init_params,
+    mlp_logits,
+    mlp_loss,
+    mlp_loss_and_grad,
+    mlp_partial_sums,
+    mlp_predict,
+)
+from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Layer",
+    "PartialSums",
+    "check_grad",
+    "init_params",
+    "log_softmax",
+    "logsumexp",
+    "mlp_logits",
+    "mlp_loss",
+    "mlp_loss_and_grad",
+    "mlp_partial_sums",
+    "mlp_predict",
+    "numerical_grad",
+    "softmax",
+    "softmax_jacobian",
+    "softmax_jvp",
+    "softmax_loss",
+    "softmax_loss_and_grad",
+]

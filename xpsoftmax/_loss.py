@@ -1,0 +1,313 @@
+"""The softmax loss (cross-entropy of the softmax) and its gradient with respect to the logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpsoftmax import _validate as check
+from xpsoftmax._softmax import deliver, quiet, rows_out, to_rows
+from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction
+from xpsoftmax.kernels import select
+
+
+def softmax_loss(
+    logits: Array,
+    targets: Array,
+    /,
+    *,
+    axis: int = -1,
+    class_weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> Array:
+    r"""Softmax loss of logits (..., C, ...) for labels (...) or soft targets (..., C, ...).
+
+    .. math:: L_i = -\log p_{i, y_i} = \log \sum_k e^{z_{ik}} - z_{i, y_i}, \qquad
+              L = \frac{\sum_i w_i L_i}{\sum_i w_i}
+
+    Parameters
+    ----------
+    logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64.
+    targets : array
+        Labels from 0 to C - 1, of any integer dtype and of the shape of `logits` without `axis`; or soft targets:
+        floating, not negative, of the shape of `logits`, with any sum along `axis`.
+    axis : int
+        The axis of the classes.
+    class_weight : array, (C,), optional
+        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+    sample_weight : array, shape of `logits` without `axis`, optional
+        Multiplies the loss of each row.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    reduction : {"mean", "sum", "none"}
+        Weighted mean (the sum divided by the sum of the weights ``class_weight[label] * sample_weight``, for soft
+        targets of ``sample_weight``), weighted sum, or one weighted loss a row.
+    validate : bool
+        Look at the values of labels, soft targets and weights. It costs one small reduction and, on a GPU, one
+        synchronisation. Without it a bad row becomes nan, and nothing else does.
+    impl : {"auto", "generic", "kernel"}
+        As for `softmax`.
+
+    Returns
+    -------
+    array
+        The loss, 0-d, or of the shape of `logits` without `axis` for "none"; float32 for 16-bit logits, else of the
+        dtype of `logits`. The mean over no row (no rows, all ignored, all weights zero) is nan.
+
+    Raises
+    ------
+    TypeError
+        If an array is of an unsupported kind or dtype, or of another library than `logits`.
+    ValueError
+        If a shape, device or option does not fit; with `validate`, if a label is out of range (the message names the
+        first such row) or a weight or soft target is negative or not finite.
+    NotImplementedError
+        With ``impl="kernel"``, if no kernel takes these arrays.
+
+    Notes
+    -----
+    For hard labels the loss of each row has a relative error of at most ``B = (4 + T/2 + log2(C)) * eps``, however
+    sure the row is: no digit is lost to ``log(p)`` near p = 1. Soft targets, smoothing and z-loss: at most B times the
+    sum of the absolute values of the terms (``tests/test_loss.py``). ``-inf`` logits are classes that cannot be:
+    without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
+    its weight is zero: then it adds exactly 0.
+
+    References
+    ----------
+    Bishop (2006), section 4.3.4; label smoothing: C. Szegedy et al., "Rethinking the Inception architecture", CVPR
+    2016; z-loss: A. Chowdhery et al., "PaLM", JMLR 24 (2023), section 5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
+    >>> xs.softmax_loss(z, np.array([1, 2]), reduction="none").round(6)
+    array([1.203973, 0.693147])
+    >>> float(xs.softmax_loss(np.array([50.0, 0.0]), np.array(0)))
+    1.9287498479639178e-22
+    """
+    loss, _ = _compute(
+        logits,
+        targets,
+        None,
+        LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate),
+        axis=axis,
+        impl=impl,
+        grad=False,
+    )
+    return loss
+
+
+def softmax_loss_and_grad(
+    logits: Array,
+    targets: Array,
+    /,
+    *,
+    axis: int = -1,
+    class_weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    validate: bool = True,
+    impl: Impl = "auto",
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    r"""Softmax loss and its gradient with respect to the logits.
+
+    .. math:: \frac{\partial L_i}{\partial z_{ij}} = p_{ij} - 1\{j = y_i\}, \qquad
+              \frac{\partial L_i}{\partial z_{i y_i}} = -\sum_{k \ne y_i} p_{ik}
+
+    Parameters
+    ----------
+    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
+        As for `softmax_loss`.
+    out : array, shape of `logits`, optional
+        Where the gradient is written: `logits` itself, or an array that shares no memory with any argument; of the
+        dtype of `logits`, or float32 for 16-bit logits (small gradients vanish in float16). After an error it is as
+        it was. Not for JAX and dask arrays, which cannot be written to.
+
+    Returns
+    -------
+    loss : array
+        As `softmax_loss` returns it.
+    dlogits : array, shape of `logits`
+        Gradient of the loss ("none": of each row's own loss), in the dtype of `logits`, or `out`. Where the loss is a
+        mean over no row it is zero: nothing depends on the logits then.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `softmax_loss`, and if `out` does not fit.
+
+    Notes
+    -----
+    The gradient at the label is formed from the other classes, never as p - 1: every entry keeps its relative
+    precision down to underflow (the bound is that of `softmax_loss`, ``tests/test_loss.py``).
+
+    References
+    ----------
+    Bishop (2006), eq. 4.109. Why it matters: L. Prieto et al., "Grokking at the edge of numerical stability", ICLR
+    2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> loss, dlogits = xs.softmax_loss_and_grad(np.log([[2.0, 3.0, 5.0]]), np.array([1]))
+    >>> dlogits.round(6)
+    array([[ 0.2, -0.7,  0.5]])
+    >>> xs.softmax_loss_and_grad(np.array([50.0, 0.0]), np.array(0))[1]
+    array([-1.92874985e-22,  1.92874985e-22])
+    """
+    loss, dlogits = _compute(
+        logits,
+        targets,
+        out,
+        LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate),
+        axis=axis,
+        impl=impl,
+        grad=True,
+    )
+    return loss, dlogits
+
+
+class LossOptions(NamedTuple):
+    """The options of a loss as the caller gave them."""
+
+    class_weight: Array | None = None
+    sample_weight: Array | None = None
+    ignore_index: int | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    reduction: Reduction = "mean"
+    validate: bool = True
+
+
+class Problem(NamedTuple):
+    """Checked rows, ready for a row operation."""
+
+    targets: Array  # (R,) labels in the index dtype or (R, C) soft targets in the working precision
+    row_weight: (
+        Array  # (R,): everything that multiplies a row, except the mean's denominator; 0 where it must not count
+    )
+    total: Array  # 0-d: the sum of the counting weights
+    spec: LossSpec
+
+
+def _compute(
+    logits: Array, targets: Array, out: Array | None, options: LossOptions, *, axis: int, impl: Impl, grad: bool
+) -> tuple[Array, Array]:
+    check.check_impl(impl)
+    array, frame = check.as_logits(logits, axis)
+    xp = frame.xp
+    if out is not None:
+        others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
+        check.check_out(out, logits, frame, others)
+    with quiet(xp):
+        problem = prepare(targets, frame, options)
+        kernel = select("softmax_loss_rows", array, impl)
+        row_weight = problem.row_weight
+        if options.reduction == "mean":
+            row_weight = divided(xp, row_weight, problem.total)
+        losses, dlogits = kernel(
+            to_rows(xp, array, frame.axis),
+            problem.targets,
+            row_weight,
+            problem.spec,
+            grad=grad,
+            out=rows_out(frame, out),
+        )
+        loss = _reduced(losses, problem, frame, options.reduction)
+        return loss, deliver(xp, dlogits, frame, out) if grad else None
+
+
+def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem:
+    """Check targets, weights and options; lay the targets out as rows and weigh each row."""
+    xp = frame.xp
+    check.check_choice("reduction", options.reduction, ("mean", "sum", "none"))
+    smoothing = check.as_number("label_smoothing", options.label_smoothing, high=1.0)
+    z_loss = check.as_number("z_loss", options.z_loss)
+    ignore_index = None if options.ignore_index is None else check.as_integer("ignore_index", options.ignore_index)
+    array = check.as_targets(targets, frame, ignore_index)
+    sample_weight = check.as_weight(
+        "sample_weight", options.sample_weight, frame, frame.rows_shape, "that of logits without the class axis"
+    )
+    class_weight = check.as_weight("class_weight", options.class_weight, frame, (frame.classes,), "one weight a class")
+    soft = array.ndim == len(frame.shape)
+    ignored = None if soft or ignore_index is None else _equal(xp, array, ignore_index)
+    if options.validate:
+        _check_values(targets, array, ignored, ignore_index, sample_weight, class_weight, frame)
+
+    rows = to_rows(xp, array, frame.axis) if soft else _flat(xp, array)
+    counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
+    if sample_weight is not None:
+        counting = _flat(xp, sample_weight)
+    if ignored is not None:
+        counting = xp.where(_flat(xp, ignored), 0.0, counting)
+    row_weight = counting
+    if class_weight is not None and not soft:
+        inside = (rows >= 0) & (rows < frame.classes)
+        of_label = xp.take(class_weight, xp.where(inside, rows, 0), axis=0)
+        counting = counting * xp.where(inside, of_label, 1.0)
+        if smoothing == 0.0:  # the class weight is a factor of the whole row
+            row_weight, class_weight = counting, None
+    return Problem(rows, row_weight, xp.sum(counting), LossSpec(class_weight, smoothing, z_loss))
+
+
+def divided(xp: Namespace, row_weight: Array, total: Array) -> Array:
+    """Weights of a mean: zero where there is nothing to take a mean of, nan where the sum overflowed."""
+    share = row_weight / xp.where(total == 0.0, 1.0, total)
+    return xp.where(total == 0.0, 0.0, xp.where(xp.isfinite(total), share, float("nan")))
+
+
+def _reduced(losses: Array, problem: Problem, frame: check.Frame, reduction: Reduction) -> Array:
+    xp = frame.xp
+    if reduction == "none":
+        return losses if len(frame.shape) == 2 else xp.reshape(losses, frame.rows_shape)
+    loss = xp.asarray(xp.sum(losses))
+    return xp.where(problem.total == 0.0, float("nan"), loss) if reduction == "mean" else loss
+
+
+def _equal(xp: Namespace, labels: Array, value: int) -> Array:
+    """Compare labels, already in the index dtype, with a number that need not fit it."""
+    info = xp.iinfo(labels.dtype)
+    return labels == value if info.min <= value <= info.max else xp.zeros_like(labels, dtype=xp.bool)
+
+
+def _flat(xp: Namespace, array: Array) -> Array:
+    """One entry a row; a 1-D array is not reshaped: dask may not know its length."""
+    return array if array.ndim == 1 else xp.reshape(array, (-1,))
+
+
+def _check_values(
+    given: Array,
+    targets: Array,
+    ignored: Array | None,
+    ignore_index: int | None,
+    sample_weight: Array | None,
+    class_weight: Array | None,
+    frame: check.Frame,
+) -> None:
+    masses = "be finite and not negative"
+    if targets.ndim == len(frame.shape):
+        suspects = [check.Suspect("targets", masses, "index", check.bad_masses(frame, targets), targets)]
+    else:
+        rule = f"be labels from 0 to {frame.classes - 1} ({frame.classes} classes, ignore_index={ignore_index})"
+        suspects = [check.Suspect("targets", rule, "row", check.bad_labels(targets, frame, ignored), given)]
+    for name, unit, weight in (("sample_weight", "row", sample_weight), ("class_weight", "class", class_weight)):
+        if weight is not None:
+            suspects.append(check.Suspect(name, masses, unit, check.bad_masses(frame, weight), weight))
+    check.check_values(frame, suspects)

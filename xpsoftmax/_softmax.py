@@ -1,0 +1,324 @@
+"""softmax, log_softmax, logsumexp and the products with the Jacobian of the softmax."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_jax_namespace, is_torch_namespace
+
+from xpsoftmax import _validate as check
+from xpsoftmax._typing import Array, Impl, Namespace
+from xpsoftmax.kernels import select
+from xpsoftmax.kernels.generic import row_sum
+
+
+def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl: Impl = "auto") -> Array:
+    r"""Probabilities of the classes from their logits.
+
+    .. math:: p_j = \frac{e^{z_j}}{\sum_k e^{z_k}}
+
+    Parameters
+    ----------
+    logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64; C at least 1.
+    axis : int
+        The axis of the classes.
+    out : array, shape of `logits`, optional
+        Where the result is written: `logits` itself, or an array that shares no memory with it; of the dtype of
+        `logits`, or float32 for 16-bit logits.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+
+    Returns
+    -------
+    array
+        Shape, dtype, namespace and device of `logits` (or `out`). A row that holds nan or +inf, or only -inf, is nan.
+
+    Raises
+    ------
+    TypeError
+        If an array is of an unsupported kind or dtype.
+    ValueError
+        If `axis`, `out` or `impl` does not fit.
+    NotImplementedError
+        With ``impl="kernel"``, if no kernel takes these arrays.
+
+    Notes
+    -----
+    Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
+    the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
+
+    References
+    ----------
+    J. S. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> xs.softmax(np.log([2.0, 3.0, 5.0])).round(6)
+    array([0.2, 0.3, 0.5])
+    """
+    return _map_rows("softmax_rows", logits, axis, out, impl)
+
+
+def log_softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl: Impl = "auto") -> Array:
+    r"""Logarithms of the probabilities of the classes.
+
+    .. math:: \log p_j = z_j - \log \sum_k e^{z_k}
+
+    Parameters, errors and the treatment of non-finite rows are those of `softmax`.
+
+    Parameters
+    ----------
+    logits : array, (..., C, ...)
+    axis : int
+    out : array, shape of `logits`, optional
+    impl : {"auto", "generic", "kernel"}
+
+    Returns
+    -------
+    array
+        Shape, dtype, namespace and device of `logits` (or `out`).
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `softmax`.
+
+    Notes
+    -----
+    At the largest logit the value is ``-log1p(sum of the others)``, which keeps its digits where ``log(p)`` rounds to
+    zero: every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps`` (``tests/test_softmax.py``).
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
+    Numer. Anal. 41 (2021), doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> xs.log_softmax(np.array([40.0, 0.0]))
+    array([-4.24835426e-18, -4.00000000e+01])
+    """
+    return _map_rows("log_softmax_rows", logits, axis, out, impl)
+
+
+def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl: Impl = "auto") -> Array:
+    r"""Logarithm of the sum of exponentials, without overflow.
+
+    .. math:: \log \sum_k e^{z_k} = m + \log\Bigl(1 + \sum_{k \ne \hat k} e^{z_k - m}\Bigr), \quad m = z_{\hat k} = \max z
+
+    Parameters
+    ----------
+    logits : array, (..., C, ...)
+    axis : int
+        The axis that is summed over.
+    keepdims : bool
+        Keep that axis, with size 1.
+    impl : {"auto", "generic", "kernel"}
+
+    Returns
+    -------
+    array
+        Shape of `logits` without `axis`; its dtype, namespace and device. -inf where all logits are -inf, +inf where
+        one is +inf, nan where one is nan.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `softmax`.
+
+    Notes
+    -----
+    The error is at most ``(4 + T/2 + log2(C)) * eps * (abs(m) + log1p(sum of the others))``
+    (``tests/test_softmax.py``).
+
+    References
+    ----------
+    Blanchard, Higham and Higham (2021), as `log_softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> float(xs.logsumexp(np.array([1000.0, 1000.0])))
+    1000.6931471805599
+    """
+    check.check_impl(impl)
+    array, frame = check.as_logits(logits, axis)
+    xp = frame.xp
+    with quiet(xp):
+        sums = select("logsumexp_rows", array, impl)(to_rows(xp, array, frame.axis))
+        shape = frame.rows_shape
+        if len(shape) != 1:
+            sums = xp.reshape(sums, shape)
+        return xp.expand_dims(sums, axis=frame.axis) if keepdims else xp.asarray(sums)
+
+
+def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
+    r"""Jacobian of the softmax times a vector (the Jacobian is symmetric: also the vector times the Jacobian).
+
+    .. math:: \dot p_k = \sum_j p_k (\delta_{jk} - p_j) v_j = p_k \sum_j p_j (v_k - v_j)
+
+    Parameters
+    ----------
+    logits : array, (..., C, ...)
+    tangent : array, shape and dtype of `logits`
+        The vector, one a row.
+    axis : int
+
+    Returns
+    -------
+    array
+        Shape, dtype, namespace and device of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`, and if `tangent` does not fit `logits`.
+
+    Notes
+    -----
+    The mean of v under p is taken off twice: first v's entry nearest to it, which is exact for a constant v and small
+    for a row that is nearly certain, then the mean of what remains. The error of entry k is at most
+    ``(4 + T/2 + log2(C)) * eps * p[k] * sum(p[j] * abs(v[k] - v[j]))`` (``tests/test_softmax.py``).
+
+    References
+    ----------
+    C. M. Bishop, "Pattern Recognition and Machine Learning", 2006, eq. 4.106.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> xs.softmax_jvp(np.log([2.0, 3.0, 5.0]), np.array([1.0, 0.0, 0.0])).round(6)
+    array([ 0.16, -0.06, -0.1 ])
+    """
+    array, frame = check.as_logits(logits, axis)
+    v = check.as_companion("tangent", tangent, frame)
+    if v.dtype != logits.dtype:
+        raise TypeError(f"tangent must have the dtype of logits, {logits.dtype}, got {v.dtype}.")
+    if not check.same_shape(v.shape, frame.shape):
+        raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.")
+    xp = frame.xp
+    with quiet(xp):
+        p = select("softmax_rows", array, "auto")(xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False))
+        v = xp.astype(to_rows(xp, v, frame.axis), frame.working, copy=False)
+        mean = row_sum(xp, p * v)
+        nearest = xp.argmin(xp.abs(v - mean[:, None]), axis=1)
+        picked = xp.arange(p.shape[1], dtype=nearest.dtype, device=frame.device)[None, :] == nearest[:, None]
+        v = v - xp.sum(xp.where(picked, v, 0.0), axis=1)[:, None]
+        product = p * (v - row_sum(xp, p * v)[:, None])
+        return from_rows(xp, xp.astype(product, array.dtype, copy=False), frame)
+
+
+def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
+    r"""Jacobian of the softmax, one matrix a row.
+
+    .. math:: J_{jk} = \frac{\partial p_j}{\partial z_k} = p_j (\delta_{jk} - p_k)
+
+    Parameters
+    ----------
+    logits : array, (..., C, ...)
+    axis : int
+
+    Returns
+    -------
+    array, (..., C, C)
+        The class axis is moved last and doubled. Dtype, namespace and device of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`.
+
+    Notes
+    -----
+    It holds C times as many numbers as `logits`; for products with it use `softmax_jvp`. On the diagonal of the most
+    probable class, ``1 - p`` is the sum of the other probabilities (``tests/test_softmax.py``).
+
+    References
+    ----------
+    Bishop (2006), as `softmax_jvp`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> xs.softmax_jacobian(np.log([2.0, 3.0, 5.0])).round(6)
+    array([[ 0.16, -0.06, -0.1 ],
+           [-0.06,  0.21, -0.15],
+           [-0.1 , -0.15,  0.25]])
+    """
+    array, frame = check.as_logits(logits, axis)
+    xp = frame.xp
+    with quiet(xp):
+        p = select("softmax_rows", array, "auto")(xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False))
+        classes = frame.classes
+        index = xp.arange(classes, device=frame.device)
+        largest = index[None, :] == xp.astype(xp.argmax(p, axis=1), index.dtype, copy=False)[:, None]
+        # 1 - p cancels only above 1/2, that is at the largest p.
+        others = xp.where(largest, row_sum(xp, xp.where(largest, 0.0, p))[:, None], 1.0 - p)
+        diagonal = (index[:, None] == index[None, :])[None, :, :]
+        jacobian = xp.where(diagonal, (p * others)[:, :, None], -p[:, :, None] * p[:, None, :])
+        jacobian = xp.astype(jacobian, array.dtype, copy=False)
+        if array.ndim == 2:
+            return jacobian
+        return xp.reshape(jacobian, (*frame.rows_shape, classes, classes))
+
+
+def quiet(xp: Namespace) -> AbstractContextManager[Any]:
+    """Keep NumPy from warning of underflow, infinities and nan, which are meant, whatever the caller's errstate is."""
+    if is_torch_namespace(xp) or is_jax_namespace(xp):
+        return nullcontext()
+    return np.errstate(all="ignore")
+
+
+def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
+    """View or copy (..., C, ...) as rows (R, C); a 2-D array is never reshaped: dask may not know its length."""
+    if array.ndim == 2:
+        return array if axis == 1 else xp.permute_dims(array, (1, 0))
+    array = xp.moveaxis(array, axis, -1)
+    classes = array.shape[-1]
+    return xp.reshape(array, (math.prod(array.shape[:-1]), classes))
+
+
+def from_rows(xp: Namespace, rows: Array, frame: check.Frame) -> Array:
+    """Undo `to_rows`."""
+    if len(frame.shape) == 2:
+        return rows if frame.axis == 1 else xp.permute_dims(rows, (1, 0))
+    return xp.moveaxis(xp.reshape(rows, (*frame.rows_shape, frame.classes)), -1, frame.axis)
+
+
+def deliver(xp: Namespace, rows: Array, frame: check.Frame, out: Array | None) -> Array:
+    """Bring rows into the caller's shape; copy them to `out` unless a kernel has written there already."""
+    if out is None:
+        return from_rows(xp, rows, frame)
+    if rows_out(frame, out) is None:
+        target = out.detach() if hasattr(out, "detach") else out
+        target[...] = xp.astype(from_rows(xp, rows, frame), out.dtype, copy=False)
+    return out
+
+
+def rows_out(frame: check.Frame, out: Array | None) -> Array | None:
+    """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
+    if out is None or len(frame.shape) != 2 or frame.axis != 1:
+        return None
+    return out.detach() if hasattr(out, "detach") else out
+
+
+def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl: Impl) -> Array:
+    check.check_impl(impl)
+    array, frame = check.as_logits(logits, axis)
+    check.check_out(out, logits, frame, {})
+    xp = frame.xp
+    with quiet(xp):
+        kernel = select(operation, array, impl)
+        rows = kernel(to_rows(xp, array, frame.axis), out=rows_out(frame, out))
+        return deliver(xp, rows, frame, out)

@@ -1,0 +1,37 @@
+"""The types that every layer speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+# The standard has no common base class for arrays, and no library ships a protocol that all of them meet.
+Array: TypeAlias = Any
+Namespace: TypeAlias = Any
+DType: TypeAlias = Any
+Device: TypeAlias = Any
+
+Impl: TypeAlias = Literal["auto", "generic", "kernel"]
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """What a row operation has to know of the loss beyond the weight of each row.
+
+    `class_weight` (C,) in the working precision is given only where it cannot be folded into the weight of the row:
+    with label smoothing or soft targets.
+    """
+
+    class_weight: Array | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+SIXTEEN_BIT = ("float16", "bfloat16")
+"""The dtypes that are computed in float32."""
+
+
+def dtype_name(dtype: DType) -> str:
+    """Return the standard's name of a dtype, whatever the library: "float32", also for a non-native byte order."""
+    return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]

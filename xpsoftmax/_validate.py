@@ -1,0 +1,354 @@
+"""Every argument check and its message: "{argument} must {rule}, got {value}."."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import (
+    array_namespace,
+    device,
+    is_cupy_array,
+    is_dask_array,
+    is_jax_array,
+    is_numpy_array,
+    is_pydata_sparse_array,
+    is_torch_array,
+    is_writeable_array,
+)
+
+from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, DType, Namespace, dtype_name
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+class Frame(NamedTuple):
+    """What the arguments beside the logits must fit: where the logits live and what they look like."""
+
+    xp: Namespace
+    device: Device
+    shape: tuple[Any, ...]  # of the logits; a size is nan where a dask array does not know it
+    axis: int  # of the classes, not negative
+    working: DType  # float32 or float64
+    owner: str = "logits"  # the argument that brought them
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return int(self.shape[self.axis])
+
+    @property
+    def rows_shape(self) -> tuple[Any, ...]:
+        """Shape of the logits without the class axis: one entry a row."""
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def as_array(name: str, value: object) -> tuple[Namespace, Array]:
+    """Check that `value` is an array; return its namespace and the array, freed of subclasses and autograd."""
+    # np.matrix multiplies with * and a masked array hides values: both would change what every formula means.
+    if isinstance(value, (np.ma.MaskedArray, np.matrix)) or is_pydata_sparse_array(value):
+        raise TypeError(f"{name} must be a plain dense array, got {_kind(value)}. Convert it first.")
+    try:
+        xp = array_namespace(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an array of an Array API library, got {_kind(value)}.") from None
+    if is_numpy_array(value):
+        value = np.asarray(value)
+    elif is_torch_array(value):
+        value = value.detach()  # type: ignore[attr-defined]
+    return xp, value
+
+
+def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
+    """Check for an array of float16, bfloat16, float32 or float64; return it in native byte order."""
+    xp, array = as_array(name, value)
+    kind = dtype_name(array.dtype)
+    # NumPy knows bfloat16 only as a foreign type: comparisons and reductions on it are not what they seem.
+    if kind not in FLOATING or (kind == "bfloat16" and (is_numpy_array(array) or is_dask_array(array))):
+        raise TypeError(f"{name} must be of dtype float16, bfloat16, float32 or float64, got {array.dtype}.")
+    if not getattr(array.dtype, "isnative", True):
+        array = xp.astype(array, array.dtype.newbyteorder("="))
+    return xp, array
+
+
+def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
+    """Check the logits and the class axis."""
+    xp, array = as_floating("logits", logits)
+    if array.ndim == 0:
+        raise ValueError("logits must have at least one dimension, got shape ().")
+    position = as_axis(axis, array.ndim)
+    if array.shape[position] == 0:
+        raise ValueError(f"logits must have at least one class along axis {axis}, got shape {tuple(array.shape)}.")
+    return array, Frame(xp, device(array), tuple(array.shape), position, working_dtype(xp, array))
+
+
+def working_dtype(xp: Namespace, array: Array) -> DType:
+    """Return float32 for 16-bit numbers, else the array's own dtype."""
+    return xp.float32 if dtype_name(array.dtype) in SIXTEEN_BIT else array.dtype
+
+
+def as_axis(axis: object, ndim: int) -> int:
+    """Check an axis; return it counted from the front."""
+    position = as_integer("axis", axis)
+    if not -ndim <= position < ndim:
+        raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for {ndim}-dimensional logits, got {position}.")
+    return position % ndim
+
+
+def as_companion(name: str, value: object, frame: Frame) -> Array:
+    """Check that an array is of the library and on the device of the frame."""
+    xp, array = as_array(name, value)
+    if xp is not frame.xp:
+        raise TypeError(
+            f"{name} must be an array of the same library as {frame.owner} ({_library(frame.xp)}), "
+            f"got one of {_library(xp)}."
+        )
+    where = device(array)
+    # Arrays being traced by jax.jit have no device.
+    if where is not None and frame.device is not None and where != frame.device:
+        raise ValueError(f"{name} must be on the device of {frame.owner} ({frame.device}), got {where}.")
+    return array
+
+
+def same_shape(shape: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Compare two shapes; a size that a library does not know yet (nan, None) fits any."""
+    return len(shape) == len(other) and all(
+        a == b or _unknown(a) or _unknown(b) for a, b in zip(shape, other, strict=True)
+    )
+
+
+def _unknown(size: Any) -> bool:
+    return size is None or size != size  # noqa: PLR0124 - nan
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}".removeprefix("builtins.")
+
+
+def _library(xp: Namespace) -> str:
+    return str(xp.__name__).removeprefix("array_api_compat.")
+
+
+# --- targets and weights ----------------------------------------------------------------------------------------------
+
+
+def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array:
+    """Check targets; return labels in the library's index dtype, or soft targets in the working precision."""
+    array = as_companion("targets", targets, frame)
+    xp = frame.xp
+    if xp.isdtype(array.dtype, "integral"):
+        if not same_shape(array.shape, frame.rows_shape):
+            raise ValueError(
+                f"targets must have shape {frame.rows_shape} if they are integer labels for logits of shape "
+                f"{frame.shape} with classes along axis {frame.axis}, got {tuple(array.shape)}. "
+                "One-hot rows must be of a floating dtype."
+            )
+        return _as_index(array, frame, ignore_index)
+    if dtype_name(array.dtype) not in FLOATING:
+        raise TypeError(f"targets must be integer labels or floating soft targets, got dtype {array.dtype}.")
+    if not same_shape(array.shape, frame.shape):
+        raise ValueError(
+            f"targets must have the shape of logits, {frame.shape}, if they are floating soft targets, "
+            f"got {tuple(array.shape)}. Labels must be of an integer dtype."
+        )
+    if ignore_index is not None:
+        raise ValueError(
+            f"ignore_index must be None for soft targets, got {ignore_index}. Use sample_weight to leave rows out."
+        )
+    return xp.astype(array, frame.working, copy=False)
+
+
+def _as_index(labels: Array, frame: Frame, ignore_index: int | None) -> Array:
+    """Labels in the index dtype; unsigned values beyond it become a label that is bad and not ignored."""
+    xp = frame.xp
+    index = xp.__array_namespace_info__().default_dtypes()["indexing"] if is_jax_array(labels) else xp.int64
+    wraps = xp.isdtype(labels.dtype, "unsigned integer") and xp.iinfo(labels.dtype).max > xp.iinfo(index).max
+    labels = xp.astype(labels, index, copy=False)
+    if wraps:
+        bad = frame.classes + (frame.classes == ignore_index)
+        labels = xp.where(labels < 0, xp.asarray(bad, dtype=index, device=frame.device), labels)
+    return labels
+
+
+def as_weight(name: str, value: object, frame: Frame, shape: tuple[Any, ...], meaning: str) -> Array | None:
+    """Check an optional array of weights; return it in the working precision."""
+    if value is None:
+        return None
+    array = as_companion(name, value, frame)
+    if dtype_name(array.dtype) not in FLOATING and not frame.xp.isdtype(array.dtype, "integral"):
+        raise TypeError(f"{name} must be of a real floating or integer dtype, got {array.dtype}.")
+    if not same_shape(array.shape, shape):
+        raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.")
+    return frame.xp.astype(array, frame.working, copy=False)
+
+
+def bad_labels(labels: Array, frame: Frame, ignored: Array | None) -> Array:
+    """Mark the labels that are neither a class nor ignored."""
+    bad = (labels < 0) | (labels >= frame.classes)
+    return bad if ignored is None else bad & ~ignored
+
+
+def bad_masses(frame: Frame, values: Array) -> Array:
+    """Mark the weights or soft targets that are negative or not finite."""
+    return ~(frame.xp.isfinite(values) & (values >= 0.0))
+
+
+class Suspect(NamedTuple):
+    """Values that can be looked at only by waiting for them."""
+
+    name: str
+    rule: str
+    unit: str  # what an entry of `bad` is: row, class, index
+    bad: Array  # mask
+    values: Array  # of the shape of the mask, as the user gave them
+
+
+def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
+    """Raise ValueError for the first bad value; all suspects share one reduction and one synchronisation."""
+    if any(_is_traced(suspect.bad) for suspect in suspects):
+        raise ValueError(
+            "validate must be False inside jax.jit, got True: while a function is traced its labels have no values."
+        )
+    flag = None
+    for suspect in suspects:
+        found = frame.xp.any(suspect.bad)
+        flag = found if flag is None else flag | found
+    if flag is not None and bool(flag):
+        for suspect in suspects:
+            _raise_first(suspect)
+
+
+def _raise_first(suspect: Suspect) -> None:
+    bad, values = (x.compute() if is_dask_array(x) else x for x in (suspect.bad, suspect.values))
+    xp = array_namespace(bad)
+    if not bool(xp.any(bad)):
+        return
+    shape = tuple(bad.shape)
+    flat = int(xp.argmax(xp.reshape(xp.astype(bad, xp.int32), (-1,))))
+    position = tuple(int(i) for i in np.unravel_index(flat, shape))
+    value = xp.reshape(values, (-1,))[flat]
+    value = int(value) if xp.isdtype(values.dtype, "integral") else float(value)
+    place = position[0] if len(position) == 1 else position
+    raise ValueError(f"{suspect.name} must {suspect.rule}, got {value} at {suspect.unit} {place}.")
+
+
+def _is_traced(array: Array) -> bool:
+    return is_jax_array(array) and isinstance(array, sys.modules["jax"].core.Tracer)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def as_integer(name: str, value: object) -> int:
+    """Check for an integer (not a bool)."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value}.")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}.") from None
+
+
+def as_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> float:
+    """Check for a finite real number in [low, high]."""
+    if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        rule = f"from {low:g} to {high:g}" if math.isfinite(high) else f"finite and at least {low:g}"
+        raise ValueError(f"{name} must be {rule}, got {number!r}.")
+    return number
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check for one of a few words."""
+    if not isinstance(value, str) or value not in choices:
+        words = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{name} must be one of {words}, got {value!r}.")
+
+
+def check_impl(impl: object) -> None:
+    """Check the `impl` keyword."""
+    check_choice("impl", impl, ("auto", "generic", "kernel"))
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def check_out(out: object, logits: object, frame: Frame, others: dict[str, object]) -> None:
+    """Check an output array against the logits (as the user gave them) and the other arguments."""
+    if out is None:
+        return
+    array = as_companion("out", out, frame)
+    if is_jax_array(array) or is_dask_array(array):
+        raise TypeError(f"out must be an array that can be written to, got one of {_library(frame.xp)}. Leave it out.")
+    if tuple(array.shape) != frame.shape:
+        raise ValueError(f"out must have the shape of logits, {frame.shape}, got {tuple(array.shape)}.")
+    dtype = logits.dtype  # type: ignore[attr-defined]
+    if array.dtype != dtype and not (dtype_name(dtype) in SIXTEEN_BIT and array.dtype == frame.xp.float32):
+        also = " or float32" if dtype_name(dtype) in SIXTEEN_BIT else ""
+        raise TypeError(f"out must have the dtype of logits, {dtype}{also}, got {array.dtype}.")
+    if not is_writeable_array(array):
+        raise ValueError("out must be writable, got a read-only array.")
+    footprint = _footprint(array)
+    if footprint is not None and any(
+        step == 0 and size > 1 for size, step in zip(footprint[1], footprint[2], strict=True)
+    ):
+        raise ValueError("out must not hold an element twice, got a broadcast array.")
+    if out is not logits and (footprint is None or footprint != _footprint(logits)) and _share_memory(out, logits):
+        raise ValueError("out must be logits itself or share no memory with it, got an overlapping array.")
+    for name, other in others.items():
+        if other is not None and _share_memory(out, other):
+            raise ValueError(f"out must share no memory with {name}, got an overlapping array.")
+
+
+def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:
+    """Address, shape, strides in bytes and size of an element, where the library tells."""
+    array = _as_numpy(array)
+    if is_numpy_array(array):
+        return array.__array_interface__["data"][0], array.shape, array.strides, array.itemsize
+    if is_cupy_array(array):
+        return array.data.ptr, array.shape, array.strides, array.itemsize
+    if is_torch_array(array):
+        size = array.element_size()
+        return array.data_ptr(), tuple(array.shape), tuple(step * size for step in array.stride()), size
+    return None
+
+
+def _share_memory(a: Array, b: Array) -> bool:
+    a, b = _as_numpy(a), _as_numpy(b)
+    if is_numpy_array(a) and is_numpy_array(b):
+        try:
+            return np.shares_memory(a, b, max_work=1_000_000)
+        except np.exceptions.TooHardError:
+            return True
+    first, second = _extent(a), _extent(b)
+    return a is b or (first is not None and second is not None and first[0] < second[1] and second[0] < first[1])
+
+
+def _extent(array: Array) -> tuple[int, int] | None:
+    """First and last byte that an array reaches; `a` and `b` of which these overlap may be interleaved: refused all the same."""
+    footprint = _footprint(array)
+    if footprint is None or 0 in footprint[1]:
+        return None
+    address, shape, strides, itemsize = footprint
+    spans = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
+    return address + sum(s for s in spans if s < 0), address + sum(s for s in spans if s > 0) + itemsize
+
+
+def _as_numpy(array: Array) -> Array:
+    """Return a NumPy view of an array-api-strict array in host memory, to see its address; other arrays as they are."""
+    if type(array).__module__.startswith("array_api_strict"):
+        try:
+            return np.from_dlpack(array)
+        except (BufferError, RuntimeError, ValueError, TypeError):
+            return array
+    return array

@@ -1,0 +1,51 @@
+"""The row operations, once per kind of array; the only place that knows which backends exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from xpsoftmax._typing import Array, Impl
+from xpsoftmax.kernels import generic
+
+__all__ = ["OPERATIONS", "select"]
+
+OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows")
+
+
+class Backend(NamedTuple):
+    """A module of kernels: it is imported by `load`, and only for arrays that `takes` it."""
+
+    name: str
+    takes: Callable[[Array], bool]
+    load: Callable[[], Any]
+
+
+# Each backend module has some of OPERATIONS, with the signatures of `generic`.
+BACKENDS: tuple[Backend, ...] = ()
+
+
+def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
+    """Return the row operation for these logits.
+
+    `"auto"` is a kernel if one takes them, else the generic text; `"generic"` and `"kernel"` force one of the two.
+
+    Raises
+    ------
+    NotImplementedError
+        With `impl="kernel"` where no kernel takes these logits.
+    """
+    if impl != "generic":
+        for backend in BACKENDS:
+            if backend.takes(logits):
+                kernel = getattr(backend.load(), operation, None)
+                if kernel is not None:
+                    return kernel  # type: ignore[no-any-return]
+    if impl == "kernel":
+        kind = f"{type(logits).__module__.partition('.')[0]} arrays of {logits.dtype}"
+        names = ", ".join(backend.name for backend in BACKENDS) or "none"
+        raise NotImplementedError(
+            f'impl must be "auto" or "generic" for {kind}, got "kernel": '
+            f"no kernel offers {operation} for them (kernels: {names})."
+        )
+    return getattr(generic, operation)  # type: ignore[no-any-return]

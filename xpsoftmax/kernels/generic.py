@@ -1,0 +1,241 @@
+"""The four row operations in the words of the Array API standard: the reference for every other kernel.
+
+Every operation takes a block of rows, (R, C), of float16, bfloat16, float32 or float64, works in float32 or wider, and
+treats each row by itself. Nothing here branches on a value, writes into an argument (but `out`) or moves data, so the
+same text runs eagerly, lazily and under a tracing compiler.
+
+The one idea: a row is always looked at *from one class*, called hot (the label; the largest logit; the largest soft
+target). The other classes are summed without it, so nothing is ever subtracted from 1. `_against` does that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace, device
+
+from xpsoftmax._typing import SIXTEEN_BIT, Array, DType, LossSpec, Namespace, dtype_name
+
+NAN = float("nan")
+INF = float("inf")
+
+
+def softmax_rows(logits: Array, out: Array | None = None) -> Array:
+    """See `xpsoftmax.softmax`."""
+    xp, z = _working(logits)
+    top, poor = _largest(xp, z)
+    z = xp.where(poor[:, None], 0.0, z)
+    e = xp.exp(z - top[:, None])
+    p = e / row_sum(xp, e)[:, None]
+    return _deliver(xp, xp.where(poor[:, None], NAN, p), logits.dtype, out)
+
+
+def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
+    """See `xpsoftmax.log_softmax`."""
+    xp, z = _working(logits)
+    _, poor = _largest(xp, z)
+    log_p = _log_softmax(xp, xp.where(poor[:, None], 0.0, z))
+    return _deliver(xp, xp.where(poor[:, None], NAN, log_p), logits.dtype, out)
+
+
+def logsumexp_rows(logits: Array) -> Array:
+    """See `xpsoftmax.logsumexp`."""
+    xp, z = _working(logits)
+    top, poor = _largest(xp, z)
+    lse = _logsumexp(xp, xp.where(poor[:, None], 0.0, z))
+    # Unlike a loss, the sum itself is known for rows that hold an infinity: log(0) = -inf, log(inf) = inf.
+    lse = xp.where(poor, xp.max(z, axis=1), lse)
+    return xp.astype(lse, logits.dtype, copy=False)
+
+
+def softmax_loss_rows(
+    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """Loss (R,) of each row times its weight and, with `grad`, its gradient (R, C).
+
+    Parameters
+    ----------
+    logits : (R, C)
+    targets : (R,) labels in the library's index dtype, or (R, C) soft targets in the working precision
+    row_weight : (R,) in the working precision; a row of weight 0 adds exactly 0, whatever it holds
+    spec : LossSpec
+    grad : whether the gradient is wanted
+    out : (R, C), where the gradient is written
+
+    Returns
+    -------
+    losses : (R,) in the working precision
+    dlogits : (R, C) in the dtype of `out`, else of `logits`; None without `grad`
+    """
+    xp, z = _working(logits)
+    _, poor = _largest(xp, z)
+    if targets.ndim == 1:
+        poor = poor | (targets < 0) | (targets >= z.shape[1])
+    else:
+        poor = poor | xp.any(~(xp.isfinite(targets) & (targets >= 0.0)), axis=1)
+    counted = row_weight != 0.0
+    # Rows that have no number, or must not count, become zeros before anything is computed from them:
+    # no library then warns, and no nan can leak through a product with zero.
+    z = xp.where((counted & ~poor)[:, None], z, 0.0)
+
+    if targets.ndim == 1 and spec.label_smoothing == 0.0:
+        loss, dz = _hard(xp, z, targets, grad=grad)
+        mass: Any = 1.0
+    else:
+        q = _soft_targets(xp, z, targets, spec)
+        q = xp.where((counted & ~poor)[:, None], q, 0.0)
+        loss, dz = _soft(xp, z, q, grad=grad)
+        mass = _class_weight_of(xp, targets, spec)
+
+    if spec.z_loss != 0.0:
+        lse = _logsumexp(xp, z)
+        loss = loss + spec.z_loss * mass * lse * lse
+        if dz is not None:
+            p = xp.exp(z - xp.max(z, axis=1)[:, None])
+            dz = dz + p * (2.0 * spec.z_loss * mass * lse / row_sum(xp, p))[:, None]
+
+    loss = xp.where(counted, xp.where(poor, NAN, loss) * row_weight, 0.0)
+    if dz is None:
+        return loss, None
+    dz = xp.where(counted[:, None], xp.where(poor[:, None], NAN, dz) * row_weight[:, None], 0.0)
+    return loss, _deliver(xp, dz, logits.dtype, out)
+
+
+def scratch_arrays(*, soft: bool) -> int:
+    """How many arrays of the size of the logits, these included, `softmax_loss_rows` holds at once in eager libraries."""
+    return 12 if soft else 6
+
+
+def _hard(xp: Namespace, z: Array, labels: Array, *, grad: bool) -> tuple[Array, Array | None]:
+    """Loss -log p[y] and gradient p - onehot(y), for one label a row."""
+    hot = _one_hot(xp, z, labels)
+    odds = _against(xp, z, hot)
+    if not grad:
+        return odds.loss, None
+    dz = odds.e * (odds.scale / odds.total)[:, None]
+    return odds.loss, xp.where(hot, -(odds.rest / odds.total)[:, None], dz)
+
+
+def _soft(xp: Namespace, z: Array, q: Array, *, grad: bool) -> tuple[Array, Array | None]:
+    """Loss sum of q[j] * -log p[j] and gradient sum(q) * p - q, for target masses q (R, C)."""
+    log_p = _log_softmax(xp, z)
+    loss = row_sum(xp, q * xp.where(q > 0.0, -log_p, 0.0))  # 0 * inf is 0 here
+    if not grad:
+        return loss, None
+    hot = _one_hot(xp, z, xp.argmax(q, axis=1))
+    odds = _against(xp, z, hot)
+    q_hot = xp.sum(xp.where(hot, q, 0.0), axis=1)
+    q_rest = row_sum(xp, xp.where(hot, 0.0, q))
+    # Q p - q for the others: q <= Q/2 there, so the difference keeps its digits. For the hot class both terms are
+    # formed from what belongs to the others: (Q - q) p - q (1 - p).
+    dz = odds.e * ((q_hot + q_rest) * (odds.scale / odds.total))[:, None] - q
+    dz_hot = q_rest * (odds.e_hot / odds.total) - q_hot * (odds.rest / odds.total)
+    return loss, xp.where(hot, dz_hot[:, None], dz)
+
+
+class _Odds(NamedTuple):
+    """A row seen from its hot class; p[j] = e[j] * scale / total, p[hot] = e_hot / total, their sum 1 - p[hot] = rest / total."""
+
+    e: Array  # (R, C): exp(z - largest of the others), 0 at the hot class
+    scale: Array  # (R,): what takes e to the scale of rest, at most 1
+    rest: Array  # (R,): sum of the others
+    e_hot: Array  # (R,)
+    total: Array  # (R,): rest + e_hot, at least 1
+    loss: Array  # (R,): -log p[hot]
+
+
+def _against(xp: Namespace, z: Array, hot: Array) -> _Odds:
+    """Set one class, marked in `hot` (R, C), against the sum of the others.
+
+    The others are shifted by *their own* largest logit. However far the hot class leads, their sum then keeps its
+    digits, even where each exp(z[j] - z[hot]) alone would be subnormal; `scale` brings it down at the very end.
+    """
+    z_hot = xp.sum(xp.where(hot, z, 0.0), axis=1)  # one term: exact
+    others = xp.where(hot, -INF, z)
+    top = xp.max(others, axis=1)
+    top = xp.where(top == -INF, z_hot, top)  # no other class is possible: nothing to shift
+    e = xp.exp(others - top[:, None])
+    rest = row_sum(xp, e)
+
+    behind = top - z_hot  # by how much the hot class is behind; negative where it leads
+    lead = xp.where(behind < 0.0, behind, 0.0)
+    scale = xp.exp(lead)
+    half = xp.exp(0.5 * lead)  # exact halving; its square does not go subnormal before the product does
+    rest = xp.where(scale >= xp.finfo(z.dtype).smallest_normal, scale * rest, half * rest * half)
+    e_hot = xp.exp(xp.where(behind > 0.0, -behind, 0.0))
+    total = rest + e_hot
+    # Behind: total >= 1 + e_hot and both terms are positive, so nothing cancels.
+    loss = xp.where(behind > 0.0, xp.log(total) + behind, xp.log1p(rest))
+    return _Odds(e, scale, rest, e_hot, total, loss)
+
+
+def _log_softmax(xp: Namespace, z: Array) -> Array:
+    top = xp.max(z, axis=1)
+    odds = _against(xp, z, _one_hot(xp, z, xp.argmax(z, axis=1)))
+    return (z - top[:, None]) - odds.loss[:, None]
+
+
+def _logsumexp(xp: Namespace, z: Array) -> Array:
+    odds = _against(xp, z, _one_hot(xp, z, xp.argmax(z, axis=1)))
+    return xp.max(z, axis=1) + odds.loss
+
+
+def _soft_targets(xp: Namespace, z: Array, targets: Array, spec: LossSpec) -> Array:
+    """Target masses (R, C): smoothed and multiplied by the class weights."""
+    eps = spec.label_smoothing
+    q = xp.astype(_one_hot(xp, z, targets), z.dtype) if targets.ndim == 1 else targets
+    q = (1.0 - eps) * q + eps / z.shape[1]
+    return q if spec.class_weight is None else q * spec.class_weight[None, :]
+
+
+def _class_weight_of(xp: Namespace, targets: Array, spec: LossSpec) -> Any:
+    """Class weight at each label (R,); 1 for soft targets, and where there are no class weights."""
+    if spec.class_weight is None or targets.ndim == 2:
+        return 1.0
+    classes = spec.class_weight.shape[0]
+    return xp.take(spec.class_weight, xp.where((targets < 0) | (targets >= classes), 0, targets), axis=0)
+
+
+def _one_hot(xp: Namespace, z: Array, labels: Array) -> Array:
+    """Mark one class a row, (R, C) of bool; none where the label is out of range."""
+    return xp.arange(z.shape[1], dtype=labels.dtype, device=device(z))[None, :] == labels[:, None]
+
+
+def row_sum(xp: Namespace, x: Array) -> Array:
+    """Sum each row of x (R, C) by halving: log2(C) elementwise additions.
+
+    The same additions in the same order in every library and for every memory layout, and as accurate as pairwise
+    summation: a row's bits depend on nothing but the row.
+    """
+    columns = x.shape[1]
+    half = (1 << columns.bit_length()) >> 1  # the largest power of two up to `columns`
+    if half < columns:
+        x = xp.concat([x[:, : columns - half] + x[:, half:], x[:, columns - half : half]], axis=1)
+    while half > 1:
+        half //= 2
+        x = x[:, :half] + x[:, half:]
+    return x[:, 0]
+
+
+def _working(logits: Array) -> tuple[Namespace, Array]:
+    """The namespace, and the logits in the working precision: 16-bit numbers in float32."""
+    xp = array_namespace(logits)
+    dtype = xp.float32 if dtype_name(logits.dtype) in SIXTEEN_BIT else logits.dtype
+    return xp, xp.astype(logits, dtype, copy=False)
+
+
+def _largest(xp: Namespace, z: Array) -> tuple[Array, Array]:
+    """The largest logit of each row (R,), and whether the row has none: nan, +inf or all -inf.
+
+    Such a row's largest logit is returned as 0.
+    """
+    top = xp.max(z, axis=1)
+    poor = ~xp.isfinite(top)
+    return xp.where(poor, 0.0, top), poor
+
+
+def _deliver(xp: Namespace, result: Array, dtype: DType, out: Array | None) -> Array:
+    if out is None:
+        return xp.astype(result, dtype, copy=False)
+    out[...] = xp.astype(result, out.dtype, copy=False)
+    return out
