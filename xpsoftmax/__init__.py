@@ -1,10 +1,9 @@
 """The softmax loss, and the network under it, on whatever array you hold."""
 
+from xpsoftmax._backprop import Layer, PartialSums
 from xpsoftmax._gradcheck import check_grad, numerical_grad
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._mlp import (
-    Layer,
-    PartialSums,
     init_params,
     mlp_logits,
     mlp_loss,

@@ -112,7 +112,8 @@ def log_softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, i
 def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl: Impl = "auto") -> Array:
     r"""Logarithm of the sum of exponentials, without overflow.
 
-    .. math:: \log \sum_k e^{z_k} = m + \log\Bigl(1 + \sum_{k \ne \hat k} e^{z_k - m}\Bigr), \quad m = z_{\hat k} = \max z
+    .. math:: \log \sum_k e^{z_k} = m + \log\Bigl(1 + \sum_{k \ne \hat k} e^{z_k - m}\Bigr),
+              \quad m = z_{\hat k} = \max z
 
     Parameters
     ----------

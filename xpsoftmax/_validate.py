@@ -63,7 +63,7 @@ def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     if is_numpy_array(value):
         value = np.asarray(value)
     elif is_torch_array(value):
-        value = value.detach()  # type: ignore[attr-defined]
+        value = value.detach()
     return xp, value
 
 
@@ -126,7 +126,7 @@ def same_shape(shape: Sequence[Any], other: Sequence[Any]) -> bool:
 
 
 def _unknown(size: Any) -> bool:
-    return size is None or size != size  # noqa: PLR0124 - nan
+    return size is None or size != size  # nan
 
 
 def _kind(value: object) -> str:
@@ -227,7 +227,7 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
 
 
 def _raise_first(suspect: Suspect) -> None:
-    bad, values = (x.compute() if is_dask_array(x) else x for x in (suspect.bad, suspect.values))
+    bad, values = (_computed(x) for x in (suspect.bad, suspect.values))
     xp = array_namespace(bad)
     if not bool(xp.any(bad)):
         return
@@ -238,6 +238,10 @@ def _raise_first(suspect: Suspect) -> None:
     value = int(value) if xp.isdtype(values.dtype, "integral") else float(value)
     place = position[0] if len(position) == 1 else position
     raise ValueError(f"{suspect.name} must {suspect.rule}, got {value} at {suspect.unit} {place}.")
+
+
+def _computed(array: Array) -> Array:
+    return array.compute() if is_dask_array(array) else array  # type: ignore[no-untyped-call]
 
 
 def _is_traced(array: Array) -> bool:
@@ -327,7 +331,7 @@ def _share_memory(a: Array, b: Array) -> bool:
     a, b = _as_numpy(a), _as_numpy(b)
     if is_numpy_array(a) and is_numpy_array(b):
         try:
-            return np.shares_memory(a, b, max_work=1_000_000)
+            return np.shares_memory(a, b, max_work=1_000_000)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
             return True
     first, second = _extent(a), _extent(b)
@@ -335,7 +339,7 @@ def _share_memory(a: Array, b: Array) -> bool:
 
 
 def _extent(array: Array) -> tuple[int, int] | None:
-    """First and last byte that an array reaches; `a` and `b` of which these overlap may be interleaved: refused all the same."""
+    """First byte of an array and the one after its last. Interleaved arrays overlap in these, and are refused."""
     footprint = _footprint(array)
     if footprint is None or 0 in footprint[1]:
         return None

@@ -41,7 +41,7 @@ def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
 def logsumexp_rows(logits: Array) -> Array:
     """See `xpsoftmax.logsumexp`."""
     xp, z = _working(logits)
-    top, poor = _largest(xp, z)
+    _, poor = _largest(xp, z)
     lse = _logsumexp(xp, xp.where(poor[:, None], 0.0, z))
     # Unlike a loss, the sum itself is known for rows that hold an infinity: log(0) = -inf, log(inf) = inf.
     lse = xp.where(poor, xp.max(z, axis=1), lse)
@@ -102,7 +102,7 @@ def softmax_loss_rows(
 
 
 def scratch_arrays(*, soft: bool) -> int:
-    """How many arrays of the size of the logits, these included, `softmax_loss_rows` holds at once in eager libraries."""
+    """How many arrays of the size of the logits, these included, the loss and gradient hold at once."""
     return 12 if soft else 6
 
 
@@ -134,7 +134,10 @@ def _soft(xp: Namespace, z: Array, q: Array, *, grad: bool) -> tuple[Array, Arra
 
 
 class _Odds(NamedTuple):
-    """A row seen from its hot class; p[j] = e[j] * scale / total, p[hot] = e_hot / total, their sum 1 - p[hot] = rest / total."""
+    """A row seen from its hot class.
+
+    p[j] = e[j] * scale / total, their sum 1 - p[hot] = rest / total, and p[hot] = e_hot / total.
+    """
 
     e: Array  # (R, C): exp(z - largest of the others), 0 at the hot class
     scale: Array  # (R,): what takes e to the scale of rest, at most 1
