@@ -1,0 +1,120 @@
+"""The array libraries that the tests run on, and whether each can be used here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library and one of its devices."""
+
+    name: str
+    module: str  # what a user imports
+    device: Any = field(default=None, compare=False)
+
+    @property
+    def library(self) -> Any:
+        return importlib.import_module(self.module)
+
+    @property
+    def xp(self) -> Any:
+        """The namespace that the package sees."""
+        return array_namespace(self.library.asarray(0.0))
+
+    @property
+    def mutable(self) -> bool:
+        return self.name not in ("jax", "dask")
+
+    def asarray(self, values: Any, dtype: str | None = None) -> Any:
+        """An array of this library with these values, in this dtype (by its standard name) or that of `values`."""
+        values = np.asarray(values)
+        if dtype is None:
+            dtype = values.dtype.name
+        if dtype == "bfloat16":  # NumPy has none: float32 holds every bfloat16 exactly
+            values = values.astype(np.float32)
+        else:
+            values = values.astype(dtype)
+        options = {} if self.device is None else {"device": self.device}
+        return self.xp.asarray(values, dtype=getattr(self.library, dtype, dtype), **options)
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """The values on the host; bfloat16 as float32."""
+        if self.name == "cupy":
+            array = array.astype("float32") if array.dtype.name == "bfloat16" else array
+            return array.get()
+        if self.name == "torch":
+            array = array.detach().to("cpu")
+            return (array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy()
+        if self.name.startswith("array_api_strict"):
+            cpu = self.library.Device("CPU_DEVICE")
+            return np.from_dlpack(self.library.asarray(array, copy=True).to_device(cpu))
+        if self.name == "jax" and array.dtype.name == "bfloat16":
+            array = array.astype("float32")
+        return np.asarray(array)
+
+
+def _strict_device() -> Any:
+    return importlib.import_module("array_api_strict").Device("device1")
+
+
+def _usable_numpy() -> None:
+    return None
+
+
+def _usable_import(module: str) -> Callable[[], None]:
+    def probe() -> None:
+        importlib.import_module(module)
+
+    return probe
+
+
+def _usable_jax() -> None:
+    jax = importlib.import_module("jax")
+    jax.config.update("jax_enable_x64", True)  # without it there is no float64 to test
+
+
+def _usable_cupy() -> None:
+    cupy = importlib.import_module("cupy")
+    if cupy.cuda.runtime.getDeviceCount() < 1:
+        raise RuntimeError("no CUDA device")
+    assert float((cupy.arange(4, dtype="f4") * 2).sum()) == 12.0
+
+
+_PROBES: dict[str, Callable[[], None]] = {
+    "numpy": _usable_numpy,
+    "array_api_strict": _usable_import("array_api_strict"),
+    "array_api_strict:device1": _usable_import("array_api_strict"),
+    "dask": _usable_import("dask.array"),
+    "torch": _usable_import("torch"),
+    "jax": _usable_jax,
+    "cupy": _usable_cupy,
+}
+
+NAMES = tuple(_PROBES)
+
+
+@functools.cache
+def unusable(name: str) -> str | None:
+    """Why a backend cannot be used here, or None."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    try:
+        _PROBES[name]()
+    except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is the reason
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def backend_named(name: str) -> Backend:
+    if name == "array_api_strict:device1":
+        return Backend(name, "array_api_strict", _strict_device())
+    modules = {"dask": "dask.array", "jax": "jax.numpy"}
+    return Backend(name, modules.get(name, name))
