@@ -1,0 +1,98 @@
+"""Sessions for development: `nox -l` lists them, `nox -s tests` runs one."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "compare", "build"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
+# The tests see the installed wheel, never the source tree: the working directory stays off sys.path.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
+
+def at_hand(version: str) -> bool:
+    """Whether this Python starts (a version manager may have a name for it and no interpreter behind it)."""
+    program = shutil.which(f"python{version}")
+    return program is not None and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+FOUND = [version for version in SUPPORTED if at_hand(version)]
+OLDEST_AND_NEWEST = sorted({FOUND[0], FOUND[-1]}) if FOUND else [None]
+
+
+def install(session: nox.Session, *groups: str, package: str = ".") -> None:
+    """Install the built package and some dependency groups."""
+    wanted = [dependency for group in groups for dependency in nox.project.dependency_groups(PYPROJECT, group)]
+    session.install(package, *wanted)
+    where = session.run("python", "-c", "import xpsoftmax; print(xpsoftmax.__file__)", silent=True, env=SAFE_PATH)
+    if "site-packages" not in str(where):
+        session.error(f"the tests must see the installed package, not {where}")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """mypy --strict on the package."""
+    session.install(".", *nox.project.dependency_groups(PYPROJECT, "typecheck"))
+    session.run("mypy")
+
+
+@nox.session(python=OLDEST_AND_NEWEST)
+def tests(session: nox.Session) -> None:
+    """All tests on NumPy, array-api-strict, dask (and CuPy with a GPU), on the oldest and the newest Python found."""
+    install(session, "test", "report")
+    session.run("pytest", "-n", "auto", *session.posargs, env=SAFE_PATH)
+
+
+@nox.session(python=OLDEST_AND_NEWEST[0])
+def tests_lowest(session: nox.Session) -> None:
+    """All tests on the lowest supported versions of what the package needs."""
+    install(session, "test")
+    session.install("numpy==2.0.0", "array-api-compat==1.11.1", "array-api-strict==2.3.1")
+    session.run("pytest", "-n", "auto", *session.posargs, env=SAFE_PATH)
+
+
+@nox.session
+def tests_peers(session: nox.Session) -> None:
+    """The tests on PyTorch and JAX, and those that compare with them. Installs more than a gigabyte."""
+    install(session, "test", "report", "peers")
+    backends = ("--require-backend=torch", "--require-backend=jax", "--backend=torch", "--backend=jax")
+    session.run("pytest", "-n", "auto", *backends, *session.posargs, env=SAFE_PATH)
+
+
+@nox.session
+def compare(session: nox.Session) -> None:
+    """Train the two-layer network on every array library here and compare them."""
+    install(session, "report", package=".")
+    session.run("python", "scripts/compare_backends.py", *session.posargs, env=SAFE_PATH)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel, and use the wheel alone."""
+    session.install("build", "twine")
+    target = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(target, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(target), silent=True)
+    session.run("twine", "check", "--strict", *map(str, target.iterdir()))
+    (wheel,) = target.glob("*.whl")
+    session.install("--force-reinstall", str(wheel))
+    session.run("python", "-c", "import numpy, xpsoftmax as xs; print(xs.softmax(numpy.zeros(4)))", env=SAFE_PATH)
+
+
+if __name__ == "__main__":
+    sys.exit(subprocess.call([sys.executable, "-m", "nox", *sys.argv[1:]]))
