@@ -45,12 +45,14 @@ class PartialSums(NamedTuple):
         """Sums over the rows of both."""
         if not isinstance(other, PartialSums):
             return NotImplemented
+        _check_alike("other", other.grads, self.grads)
         grads = tuple(Layer(a.weight + b.weight, a.bias + b.bias) for a, b in zip(self.grads, other.grads, strict=True))
         return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
 
     def finish(self, params: Params, *, reg: float = 0.0) -> tuple[Array, Params]:
         """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them."""
         net = as_network(params, "identity")
+        _check_alike("params", net.layers, self.grads)
         reg = check.as_number("reg", reg)
         xp = net.xp
         with quiet(xp):
@@ -59,6 +61,17 @@ class PartialSums(NamedTuple):
             loss = xp.where(nothing, float("nan"), self.loss / weight)
             grads = tuple(Layer(*(xp.where(nothing, 0.0, g / weight) for g in layer)) for layer in self.grads)
             return finished(net, loss, grads, reg)
+
+
+def _check_alike(name: str, layers: Params, sums: Params) -> None:
+    """Check that layers have the shapes, library and device of the sums that they meet: broadcasting hides mistakes."""
+    shapes, wanted = ([tuple(layer.weight.shape) for layer in x] for x in (layers, sums))
+    if shapes != wanted:
+        raise ValueError(f"{name} must have weights of the shapes of the sums, {wanted}, got {shapes}.")
+    for layer, own in zip(layers, sums, strict=True):
+        xp, weight = check.as_array("sums", own.weight)
+        frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, "the sums")
+        check.as_companion(name, layer.weight, frame)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

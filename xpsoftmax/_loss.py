@@ -238,6 +238,7 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
     """Check targets, weights and options; lay the targets out as rows and weigh each row."""
     xp = frame.xp
     check.check_choice("reduction", options.reduction, ("mean", "sum", "none"))
+    check.check_flag("validate", options.validate)
     smoothing = check.as_number("label_smoothing", options.label_smoothing, high=1.0)
     z_loss = check.as_number("z_loss", options.z_loss)
     ignore_index = None if options.ignore_index is None else check.as_integer("ignore_index", options.ignore_index)

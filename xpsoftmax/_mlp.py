@@ -86,21 +86,19 @@ def init_params(
     """
     if isinstance(sizes, (str, bytes)) or not isinstance(sizes, Sequence):
         raise TypeError(f"sizes must be a sequence of integers, got {sizes!r}.")
-    widths = [check.as_integer("sizes", size) for size in sizes]
+    widths = [check.as_integer(f"sizes[{i}]", size) for i, size in enumerate(sizes)]
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"sizes must hold at least two positive integers (features, ..., classes), got {sizes!r}.")
     check.check_choice("scheme", scheme, tuple(SCHEMES))
     if std is not None:
         std = check.as_number("std", std)
-    generator = np.random.default_rng(rng)
-    xp = array_namespace((np if xp is None else xp).asarray(0.0))
-    dtype = xp.__array_namespace_info__().default_dtypes()["real floating"] if dtype is None else dtype
-    options = {"dtype": dtype} if device is None else {"dtype": dtype, "device": device}
+    generator = check.as_generator("rng", rng)
+    xp = check.as_namespace("xp", np if xp is None else xp)
+    options = check.as_placement(xp, dtype, device)
     layers = []
     for fan_in, fan_out in itertools.pairwise(widths):
         scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
         weight = xp.asarray(scale * generator.standard_normal((fan_in, fan_out)), **options)
-        check.as_floating("dtype", weight)
         layers.append(Layer(weight, xp.zeros((fan_out,), **options)))
     return tuple(layers)
 
@@ -245,7 +243,7 @@ def mlp_loss(
     >>> import numpy as np
     >>> import xpsoftmax as xs
     >>> params = (xs.Layer(np.zeros((4, 10)), np.zeros(10)),)
-    >>> float(xs.mlp_loss(params, np.ones((5, 4)), np.arange(5))) == np.log(10)
+    >>> bool(xs.mlp_loss(params, np.ones((5, 4)), np.arange(5)) == np.log(10))
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)

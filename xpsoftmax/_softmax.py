@@ -152,6 +152,7 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
     1000.6931471805599
     """
     check.check_impl(impl)
+    check.check_flag("keepdims", keepdims)
     array, frame = check.as_logits(logits, axis)
     xp = frame.xp
     with quiet(xp):
@@ -202,9 +203,9 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     array([ 0.16, -0.06, -0.1 ])
     """
     array, frame = check.as_logits(logits, axis)
-    v = check.as_companion("tangent", tangent, frame)
-    if v.dtype != logits.dtype:
-        raise TypeError(f"tangent must have the dtype of logits, {logits.dtype}, got {v.dtype}.")
+    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, frame))
+    if v.dtype != array.dtype:
+        raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
     if not check.same_shape(v.shape, frame.shape):
         raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.")
     xp = frame.xp
@@ -309,7 +310,7 @@ def deliver(xp: Namespace, rows: Array, frame: check.Frame, out: Array | None) -
 
 def rows_out(frame: check.Frame, out: Array | None) -> Array | None:
     """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
-    if out is None or len(frame.shape) != 2 or frame.axis != 1:
+    if out is None or len(frame.shape) != 2 or frame.axis != 1 or not getattr(out.dtype, "isnative", True):
         return None
     return out.detach() if hasattr(out, "detach") else out
 

@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import (
     array_namespace,
     device,
+    is_array_api_obj,
     is_cupy_array,
     is_dask_array,
     is_jax_array,
@@ -25,6 +26,7 @@ from array_api_compat import (
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, DType, Namespace, dtype_name
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
+INTEGRAL = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 class Frame(NamedTuple):
@@ -53,8 +55,7 @@ class Frame(NamedTuple):
 
 def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     """Check that `value` is an array; return its namespace and the array, freed of subclasses and autograd."""
-    # np.matrix multiplies with * and a masked array hides values: both would change what every formula means.
-    if isinstance(value, (np.ma.MaskedArray, np.matrix)) or is_pydata_sparse_array(value):
+    if not _is_dense(value):
         raise TypeError(f"{name} must be a plain dense array, got {_kind(value)}. Convert it first.")
     try:
         xp = array_namespace(value)
@@ -67,12 +68,25 @@ def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     return xp, value
 
 
+def _is_dense(value: Any) -> bool:
+    # np.matrix multiplies with * and a masked array hides values: both would change what every formula means.
+    if isinstance(value, (np.ma.MaskedArray, np.matrix)) or is_pydata_sparse_array(value):
+        return False
+    if is_torch_array(value):
+        return str(value.layout) == "torch.strided" and not value.is_nested
+    return not is_dask_array(value) or (is_array_api_obj(value._meta) and _is_dense(value._meta))
+
+
+def _is_floating(array: Array) -> bool:
+    kind = dtype_name(array.dtype)
+    # NumPy knows bfloat16 only as a foreign type: comparisons and reductions on it are not what they seem.
+    return kind in FLOATING and not (kind == "bfloat16" and (is_numpy_array(array) or is_dask_array(array)))
+
+
 def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
     """Check for an array of float16, bfloat16, float32 or float64; return it in native byte order."""
     xp, array = as_array(name, value)
-    kind = dtype_name(array.dtype)
-    # NumPy knows bfloat16 only as a foreign type: comparisons and reductions on it are not what they seem.
-    if kind not in FLOATING or (kind == "bfloat16" and (is_numpy_array(array) or is_dask_array(array))):
+    if not _is_floating(array):
         raise TypeError(f"{name} must be of dtype float16, bfloat16, float32 or float64, got {array.dtype}.")
     if not getattr(array.dtype, "isnative", True):
         array = xp.astype(array, array.dtype.newbyteorder("="))
@@ -144,7 +158,7 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
     """Check targets; return labels in the library's index dtype, or soft targets in the working precision."""
     array = as_companion("targets", targets, frame)
     xp = frame.xp
-    if xp.isdtype(array.dtype, "integral"):
+    if dtype_name(array.dtype) in INTEGRAL:
         if not same_shape(array.shape, frame.rows_shape):
             raise ValueError(
                 f"targets must have shape {frame.rows_shape} if they are integer labels for logits of shape "
@@ -152,7 +166,7 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
                 "One-hot rows must be of a floating dtype."
             )
         return _as_index(array, frame, ignore_index)
-    if dtype_name(array.dtype) not in FLOATING:
+    if not _is_floating(array):
         raise TypeError(f"targets must be integer labels or floating soft targets, got dtype {array.dtype}.")
     if not same_shape(array.shape, frame.shape):
         raise ValueError(
@@ -183,7 +197,7 @@ def as_weight(name: str, value: object, frame: Frame, shape: tuple[Any, ...], me
     if value is None:
         return None
     array = as_companion(name, value, frame)
-    if dtype_name(array.dtype) not in FLOATING and not frame.xp.isdtype(array.dtype, "integral"):
+    if not _is_floating(array) and dtype_name(array.dtype) not in INTEGRAL:
         raise TypeError(f"{name} must be of a real floating or integer dtype, got {array.dtype}.")
     if not same_shape(array.shape, shape):
         raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.")
@@ -217,6 +231,8 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
         raise ValueError(
             "validate must be False inside jax.jit, got True: while a function is traced its labels have no values."
         )
+    if any(is_torch_array(suspect.bad) and suspect.bad.is_meta for suspect in suspects):
+        raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
     flag = None
     for suspect in suspects:
         found = frame.xp.any(suspect.bad)
@@ -235,9 +251,10 @@ def _raise_first(suspect: Suspect) -> None:
     flat = int(xp.argmax(xp.reshape(xp.astype(bad, xp.int32), (-1,))))
     position = tuple(int(i) for i in np.unravel_index(flat, shape))
     value = xp.reshape(values, (-1,))[flat]
-    value = int(value) if xp.isdtype(values.dtype, "integral") else float(value)
-    place = position[0] if len(position) == 1 else position
-    raise ValueError(f"{suspect.name} must {suspect.rule}, got {value} at {suspect.unit} {place}.")
+    value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
+    value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
+    place = f" at {suspect.unit} {position[0] if len(position) == 1 else position}" if position else ""
+    raise ValueError(f"{suspect.name} must {suspect.rule}, got {value}{place}.")
 
 
 def _computed(array: Array) -> Array:
@@ -265,11 +282,56 @@ def as_number(name: str, value: object, low: float = 0.0, high: float = math.inf
     """Check for a finite real number in [low, high]."""
     if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
         rule = f"from {low:g} to {high:g}" if math.isfinite(high) else f"finite and at least {low:g}"
         raise ValueError(f"{name} must be {rule}, got {number!r}.")
     return number
+
+
+def check_flag(name: str, value: object) -> None:
+    """Check for True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def as_generator(name: str, rng: Any) -> np.random.Generator:
+    """Make a random generator of anything that stands for one (SPEC 7)."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} must be what numpy.random.default_rng takes, got {rng!r}.") from None
+
+
+def as_namespace(name: str, module: Any) -> Namespace:
+    """Check for a library of arrays; return its Array API namespace."""
+    try:
+        return array_namespace(module.asarray(0.0))
+    except (AttributeError, TypeError):
+        raise TypeError(f"{name} must be an Array API library such as numpy or cupy, got {module!r}.") from None
+
+
+def as_placement(xp: Namespace, dtype: DType | None, where: Device | None) -> dict[str, Any]:
+    """Check dtype and device of new arrays of a library; return them as keywords."""
+    failures = (TypeError, ValueError, RuntimeError, AttributeError, AssertionError)
+    if dtype is None:
+        dtype = xp.__array_namespace_info__().default_dtypes()["real floating"]
+    try:
+        probe = xp.zeros((), dtype=dtype)
+    except failures:
+        raise TypeError(f"dtype must be a dtype of {_library(xp)}, got {dtype!r}.") from None
+    if not _is_floating(probe):
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {probe.dtype}.")
+    if where is None:
+        return {"dtype": dtype}
+    try:
+        xp.zeros((), dtype=dtype, device=where)
+    except failures:
+        raise ValueError(f"device must be a device of {_library(xp)} that can be used here, got {where!r}.") from None
+    return {"dtype": dtype, "device": where}
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -297,16 +359,15 @@ def check_out(out: object, logits: object, frame: Frame, others: dict[str, objec
     if tuple(array.shape) != frame.shape:
         raise ValueError(f"out must have the shape of logits, {frame.shape}, got {tuple(array.shape)}.")
     dtype = logits.dtype  # type: ignore[attr-defined]
-    if array.dtype != dtype and not (dtype_name(dtype) in SIXTEEN_BIT and array.dtype == frame.xp.float32):
-        also = " or float32" if dtype_name(dtype) in SIXTEEN_BIT else ""
+    wide = ("float32",) if dtype_name(dtype) in SIXTEEN_BIT else ()
+    if dtype_name(array.dtype) not in (dtype_name(dtype), *wide):  # by name: in either byte order
+        also = " or float32" if wide else ""
         raise TypeError(f"out must have the dtype of logits, {dtype}{also}, got {array.dtype}.")
     if not is_writeable_array(array):
         raise ValueError("out must be writable, got a read-only array.")
     footprint = _footprint(array)
-    if footprint is not None and any(
-        step == 0 and size > 1 for size, step in zip(footprint[1], footprint[2], strict=True)
-    ):
-        raise ValueError("out must not hold an element twice, got a broadcast array.")
+    if footprint is not None and _overlaps_itself(*footprint[1:]):
+        raise ValueError("out must not hold an element twice, got a broadcast or self-overlapping array.")
     if out is not logits and (footprint is None or footprint != _footprint(logits)) and _share_memory(out, logits):
         raise ValueError("out must be logits itself or share no memory with it, got an overlapping array.")
     for name, other in others.items():
@@ -325,6 +386,16 @@ def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int
         size = array.element_size()
         return array.data_ptr(), tuple(array.shape), tuple(step * size for step in array.stride()), size
     return None
+
+
+def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether a step is shorter than what the smaller steps span, as in no view but a broadcast or `as_strided`."""
+    span = itemsize
+    for step, size in sorted((abs(step), size) for step, size in zip(strides, shape, strict=True) if size > 1):
+        if step < span:
+            return 0 not in shape
+        span += step * (size - 1)
+    return False
 
 
 def _share_memory(a: Array, b: Array) -> bool:
