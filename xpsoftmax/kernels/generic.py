@@ -44,7 +44,7 @@ def logsumexp_rows(logits: Array) -> Array:
     _, poor = _largest(xp, z)
     lse = _logsumexp(xp, xp.where(poor[:, None], 0.0, z))
     # Unlike a loss, the sum itself is known for rows that hold an infinity: log(0) = -inf, log(inf) = inf.
-    lse = xp.where(poor, xp.max(z, axis=1), lse)
+    lse = xp.where(poor, row_max(xp, z), lse)
     return xp.astype(lse, logits.dtype, copy=False)
 
 
@@ -91,7 +91,7 @@ def softmax_loss_rows(
         lse = _logsumexp(xp, z)
         loss = loss + spec.z_loss * mass * lse * lse
         if dz is not None:
-            p = xp.exp(z - xp.max(z, axis=1)[:, None])
+            p = xp.exp(z - row_max(xp, z)[:, None])
             dz = dz + p * (2.0 * spec.z_loss * mass * lse / row_sum(xp, p))[:, None]
 
     loss = xp.where(counted, xp.where(poor, NAN, loss) * row_weight, 0.0)
@@ -155,7 +155,7 @@ def _against(xp: Namespace, z: Array, hot: Array) -> _Odds:
     """
     z_hot = xp.sum(xp.where(hot, z, 0.0), axis=1)  # one term: exact
     others = xp.where(hot, -INF, z)
-    top = xp.max(others, axis=1)
+    top = row_max(xp, others)
     top = xp.where(top == -INF, z_hot, top)  # no other class is possible: nothing to shift
     e = xp.exp(others - top[:, None])
     rest = row_sum(xp, e)
@@ -173,14 +173,14 @@ def _against(xp: Namespace, z: Array, hot: Array) -> _Odds:
 
 
 def _log_softmax(xp: Namespace, z: Array) -> Array:
-    top = xp.max(z, axis=1)
+    top = row_max(xp, z)
     odds = _against(xp, z, _one_hot(xp, z, xp.argmax(z, axis=1)))
     return (z - top[:, None]) - odds.loss[:, None]
 
 
 def _logsumexp(xp: Namespace, z: Array) -> Array:
     odds = _against(xp, z, _one_hot(xp, z, xp.argmax(z, axis=1)))
-    return xp.max(z, axis=1) + odds.loss
+    return row_max(xp, z) + odds.loss
 
 
 def _soft_targets(xp: Namespace, z: Array, targets: Array, spec: LossSpec) -> Array:
@@ -220,6 +220,19 @@ def row_sum(xp: Namespace, x: Array) -> Array:
     return x[:, 0]
 
 
+def row_max(xp: Namespace, x: Array) -> Array:
+    """Largest entry of each row of x (R, C), nan if one is; by halving, as `row_sum`.
+
+    The libraries' own maxima differ where it matters: dask's fails on an empty block, CuPy's has failed on infinities.
+    """
+    columns = x.shape[1]
+    while columns > 1:
+        half = (columns + 1) // 2
+        x = xp.maximum(x[:, :half], x[:, columns - half : columns])  # the middle one twice if there is one
+        columns = half
+    return x[:, 0]
+
+
 def _working(logits: Array) -> tuple[Namespace, Array]:
     """The namespace, and the logits in the working precision: 16-bit numbers in float32."""
     xp = array_namespace(logits)
@@ -232,7 +245,7 @@ def _largest(xp: Namespace, z: Array) -> tuple[Array, Array]:
 
     Such a row's largest logit is returned as 0.
     """
-    top = xp.max(z, axis=1)
+    top = row_max(xp, z)
     poor = ~xp.isfinite(top)
     return xp.where(poor, 0.0, top), poor
 

@@ -1,0 +1,129 @@
+"""Memory limits, each under a real limit on the address space of its own process."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS as on Linux")
+
+# Everything that allocates lazily (BLAS buffers, thread stacks) does so in a first small call; then the limit is set to
+# what the process has, plus the outputs, plus the allowed temporaries, plus SLACK for the allocator's own rounding.
+PRELUDE = """
+import os, resource, sys
+import numpy as np
+import xpsoftmax as xs
+
+MIB = 2**20
+SLACK = 8 * MIB
+
+def problem(n, d, hidden, c):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, d), dtype=np.float32)
+    y = rng.integers(0, c, n)
+    return xs.init_params((d, *hidden, c), rng=0, dtype=np.float32), X, y
+
+def limit(extra):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + extra + SLACK,) * 2)
+
+def size(params):
+    return sum(array.nbytes for layer in params for array in layer)
+
+small = problem(64, 128, (64,), 2000)
+xs.mlp_loss_and_grad(*small, reg=1e-3, max_memory=2 * MIB)
+"""
+
+
+def run(code, expect=0):
+    process = subprocess.run(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert process.returncode == expect, process.stderr[-2000:]
+    return process.stdout
+
+
+# N x C is 128 MiB in float32, the weights 8 MiB
+CASES = {
+    "labels": "options = {}",
+    "smoothing": "options = {'label_smoothing': 0.1}",
+    "z-loss": "options = {'z_loss': 0.01}",
+    "weights": "options = {'sample_weight': np.ones(len(y), np.float32), 'ignore_index': 3}",
+}
+
+
+@pytest.mark.parametrize("hidden", [(), (96,)], ids=["one layer", "two layers"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("budget", [8, 32])
+def test_max_memory_holds(case, hidden, budget):
+    out = run(
+        f"""
+        params, X, y = problem(4096, 256, {hidden}, 8192)
+        {CASES[case]}
+        limit(size(params) + {budget} * MIB)
+        loss, grads = xs.mlp_loss_and_grad(params, X, y, max_memory={budget} * MIB, **options)
+        print(float(loss))
+        """
+    )
+    assert float(out) > 1.0
+
+
+def test_the_limit_is_felt_without_max_memory():
+    """The same call with room for all rows at once needs more: the limit of the tests above is a real one."""
+    run(
+        """
+        params, X, y = problem(4096, 256, (), 8192)
+        limit(size(params) + 32 * MIB)
+        try:
+            xs.mlp_loss_and_grad(params, X, y, max_memory=4096 * MIB)
+        except MemoryError:
+            sys.exit(7)
+        """,
+        expect=7,
+    )
+
+
+def test_a_default_bound_is_there():
+    """N x C is 1.2 GiB; the call stays within 256 MiB beside the outputs."""
+    run(
+        """
+        params, X, y = problem(16384, 64, (), 20000)
+        limit(size(params) + 256 * MIB)
+        xs.mlp_loss_and_grad(params, X, y)
+        """
+    )
+
+
+def test_partial_sums_read_a_file_larger_than_the_limit(tmp_path):
+    """A memory map of 1 GiB, of which only one batch at a time is mapped into the address space."""
+    run(
+        f"""
+        import functools
+        n, d, c, batches = 2**20, 256, 10, 64
+        path = {str(tmp_path / "X.f4")!r}
+        rng = np.random.default_rng(0)
+        block = rng.standard_normal((n // batches, d), dtype=np.float32)
+        with open(path, "wb") as file:
+            for i in range(batches):
+                file.write((block + np.float32(i)).tobytes())
+        y = rng.integers(0, c, n // batches)
+        params = xs.init_params((d, c), rng=0, dtype=np.float32)
+        limit(64 * MIB)
+        try:
+            np.memmap(path, dtype=np.float32, mode="r", shape=(n, d))
+        except OSError:
+            pass
+        else:
+            sys.exit("the file fits into the limit: the test shows nothing")
+
+        def part(i):
+            rows = np.memmap(path, np.float32, "r", offset=i * block.nbytes, shape=block.shape)
+            return xs.mlp_partial_sums(params, rows, y, max_memory=8 * MIB)
+
+        loss, grads = functools.reduce(lambda a, b: a + b, map(part, range(batches))).finish(params, reg=1e-3)
+        losses = [float(xs.mlp_loss(params, block + np.float32(i), y, max_memory=8 * MIB)) for i in range(batches)]
+        penalty = 0.5e-3 * float((params[0].weight.astype("f8") ** 2).sum())
+        assert abs(float(loss) - np.mean(losses) - penalty) < 1e-4 * float(loss), (loss, np.mean(losses))
+        """
+    )
