@@ -30,9 +30,10 @@ def assert_close(actual: Any, desired: Any, *, backend: Backend, dtype: str, ulp
 
 
 def assert_within(actual: np.ndarray, desired: np.ndarray, *, bound: Any, where: Any = True) -> int:
-    """`actual` differs from `desired` by at most `bound`, entry by entry, where `where` holds; nan and inf agree everywhere.
+    """`actual` differs from `desired` by at most `bound`, entry by entry, where `where` holds.
 
-    Returns how many finite entries were compared. A failure names the worst entry and its error over its bound.
+    Places of nan and inf agree everywhere. Returns how many finite entries were compared. A failure names the worst
+    entry and its error over its bound.
     """
     actual = np.asarray(actual, dtype=np.longdouble)
     desired = np.asarray(desired, dtype=np.longdouble)
@@ -48,8 +49,8 @@ def assert_within(actual: np.ndarray, desired: np.ndarray, *, bound: Any, where:
     if ratio.size and not ratio.max() <= 1:
         at = np.unravel_index(np.argmax(ratio), ratio.shape)
         raise AssertionError(
-            f"error is {float(ratio[at]):.3g} of the bound at {tuple(map(int, at))}: {actual[at]!r}, not {desired[at]!r}; "
-            f"{int((ratio > 1).sum())} of {int(compared.sum())} entries fail"
+            f"error is {float(ratio[at]):.3g} of the bound at {tuple(map(int, at))}: {actual[at]!r}, "
+            f"not {desired[at]!r}; {int((ratio > 1).sum())} of {int(compared.sum())} entries fail"
         )
     return int(compared.sum())
 

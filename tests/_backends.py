@@ -39,10 +39,8 @@ class Backend:
         values = np.asarray(values)
         if dtype is None:
             dtype = values.dtype.name
-        if dtype == "bfloat16":  # NumPy has none: float32 holds every bfloat16 exactly
-            values = values.astype(np.float32)
-        else:
-            values = values.astype(dtype)
+        # NumPy has no bfloat16; float32 holds every one exactly.
+        values = values.astype("float32" if dtype == "bfloat16" else dtype)
         options = {} if self.device is None else {"device": self.device}
         return self.xp.asarray(values, dtype=getattr(self.library, dtype, dtype), **options)
 

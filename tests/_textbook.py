@@ -59,7 +59,7 @@ def jacobian(a):
 
 
 def two_layer(W1, b1, W2, b2, X, labels, reg):
-    """Loss and gradients of the two-layer ReLU net, every step spelled out; the mean loss plus reg/2 * sum of squares."""
+    """Mean loss plus reg/2 * sum of squares, and the gradients, of the two-layer ReLU net, every step spelled out."""
     n = len(X)
     z1 = X @ W1 + b1
     h = np.maximum(z1, 0.0)

@@ -42,7 +42,9 @@ def pytest_generate_tests(metafunc):
         return
     # Every backend has the generic text; those with kernels of their own run them too.
     kernel_names = {backend.name for backend in kernels.BACKENDS}
-    pairs = [(name, impl) for name in names for impl in ("generic", "kernel") if impl == "generic" or name in kernel_names]
+    pairs = [
+        (name, impl) for name in names for impl in ("generic", "kernel") if impl == "generic" or name in kernel_names
+    ]
     metafunc.parametrize(
         ("backend", "impl"),
         [_parameter(name, impl) for name, impl in pairs],

@@ -68,5 +68,5 @@ def test_relu_has_derivative_zero_at_zero(backend, dtype):
 
 
 def test_unknown_activation():
-    with pytest.raises(ValueError, match='activation must be one of "identity", "relu", .*, got \'sigmoid\''):
+    with pytest.raises(ValueError, match=r'activation must be one of "identity", "relu", .*, got \'sigmoid\''):
         activation_named("sigmoid")

@@ -26,7 +26,7 @@ def test_assert_like_sees_another_device():
 
 @pytest.mark.parametrize(("dtype", "shape"), [("float32", (3,)), ("float64", (3, 1)), ("float64", ())])
 def test_assert_like_sees_another_dtype_or_shape(dtype, shape):
-    with pytest.raises(AssertionError, match="dtype|shape"):
+    with pytest.raises(AssertionError, match=r"dtype|shape"):
         assert_like(np.zeros(3), backend=NUMPY, dtype=dtype, shape=shape)
 
 
@@ -59,7 +59,7 @@ def test_assert_close_measures_in_eps(ulps, fails):
 )
 def test_assert_within_sees_a_wrong_entry(actual, desired):
     bound = 1e-15 * np.abs(desired)
-    with pytest.raises(AssertionError, match="nan or inf|of the bound|bound is nan"):
+    with pytest.raises(AssertionError, match=r"nan or inf|of the bound|bound is nan"):
         assert_within(np.array(actual), np.array(desired), bound=bound)
 
 

@@ -3,13 +3,18 @@
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
+import numpy as np
 import pytest
+
+from xpsoftmax._typing import LossSpec
+from xpsoftmax.kernels import generic
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS as on Linux")
 
 # Everything that allocates lazily (BLAS buffers, thread stacks) does so in a first small call; then the limit is set to
-# what the process has, plus the outputs, plus the allowed temporaries, plus SLACK for the allocator's own rounding.
+# what the process has, plus the outputs, plus the allowed temporaries, plus SLACK for the rounding of the allocator.
 PRELUDE = """
 import os, resource, sys
 import numpy as np
@@ -38,7 +43,11 @@ xs.mlp_loss_and_grad(*small, reg=1e-3, max_memory=2 * MIB)
 
 def run(code, expect=0):
     process = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert process.returncode == expect, process.stderr[-2000:]
     return process.stdout
@@ -127,3 +136,20 @@ def test_partial_sums_read_a_file_larger_than_the_limit(tmp_path):
         assert abs(float(loss) - np.mean(losses) - penalty) < 1e-4 * float(loss), (loss, np.mean(losses))
         """
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
+def test_scratch_arrays_is_what_the_row_operation_holds(soft, z_loss, dtype, rng):
+    """Measured, logits included; one array more would be a budget that wastes memory, one less one that breaks."""
+    logits = rng.standard_normal((64, 8192)).astype(dtype)
+    targets = rng.uniform(size=logits.shape).astype(dtype) if soft else np.arange(64)
+    spec = LossSpec(np.ones(8192, dtype), 0.1, z_loss) if soft else LossSpec(z_loss=z_loss)
+    weight = np.ones(64, dtype)
+    generic.softmax_loss_rows(logits[:1], targets[:1], weight[:1], spec, grad=True)  # what is allocated only once
+    tracemalloc.start()
+    generic.softmax_loss_rows(logits, targets, weight, spec, grad=True)
+    held = tracemalloc.get_traced_memory()[1] / logits.nbytes + 1
+    tracemalloc.stop()
+    assert generic.scratch_arrays(soft=soft) - 2 < held <= generic.scratch_arrays(soft=soft)

@@ -1,6 +1,7 @@
 """Networks on every array library: shapes, options, weights, chunks and partial sums."""
 
 from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_sum_is_the_mean_times_the_weight(problem, rng):
 
 
 def test_mean_over_nothing_leaves_only_the_penalty(backend, problem):
-    params, X, y = problem
+    params, X, _ = problem
     held = moved(backend, params, "float64"), backend.asarray(X), backend.asarray(np.full(N, 3))
     loss, grads = xs.mlp_loss_and_grad(*held, ignore_index=3, reg=0.5)
     assert np.isnan(backend.to_numpy(loss))
@@ -240,7 +241,7 @@ def test_partial_sums_over_batches_equal_the_whole(batches, backend, problem, rn
             sample_weight=backend.asarray(weight[a:b]),
             **options,
         )
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
     loss, grads = reduce(lambda a, b: a + b, parts).finish(held, reg=0.1)
     assert_close(loss, expected_loss, backend=backend, dtype="float64", ulps=N + D + H + C)

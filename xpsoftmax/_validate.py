@@ -101,6 +101,11 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
     position = as_axis(axis, array.ndim)
     if array.shape[position] == 0:
         raise ValueError(f"logits must have at least one class along axis {axis}, got shape {tuple(array.shape)}.")
+    if _unknown(array.shape[position]) or (array.ndim != 2 and any(_unknown(size) for size in array.shape)):
+        raise ValueError(
+            f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
+            "For a dask array, call compute_chunk_sizes() first."
+        )
     return array, Frame(xp, device(array), tuple(array.shape), position, working_dtype(xp, array))
 
 
@@ -133,9 +138,9 @@ def as_companion(name: str, value: object, frame: Frame) -> Array:
 
 
 def same_shape(shape: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Compare two shapes; a size that a library does not know yet (nan, None) fits any."""
+    """Compare two shapes; sizes that a library does not know yet (nan, None) fit each other."""
     return len(shape) == len(other) and all(
-        a == b or _unknown(a) or _unknown(b) for a, b in zip(shape, other, strict=True)
+        a == b or (_unknown(a) and _unknown(b)) for a, b in zip(shape, other, strict=True)
     )
 
 

@@ -103,7 +103,7 @@ def softmax_loss_rows(
 
 def scratch_arrays(*, soft: bool) -> int:
     """How many arrays of the size of the logits, these included, the loss and gradient hold at once."""
-    return 12 if soft else 6
+    return 8 if soft else 7
 
 
 def _hard(xp: Namespace, z: Array, labels: Array, *, grad: bool) -> tuple[Array, Array | None]:
