@@ -160,7 +160,8 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
         shape = frame.rows_shape
         if len(shape) != 1:
             sums = xp.reshape(sums, shape)
-        return xp.expand_dims(sums, axis=frame.axis) if keepdims else xp.asarray(sums)
+        # Not expand_dims: dask's fails where the number of rows is unknown.
+        return sums[(*(slice(None),) * frame.axis, None, ...)] if keepdims else xp.asarray(sums)
 
 
 def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
