@@ -73,17 +73,18 @@ def softmax_loss_rows(
         poor = poor | (targets < 0) | (targets >= z.shape[1])
     else:
         poor = poor | xp.any(~(xp.isfinite(targets) & (targets >= 0.0)), axis=1)
+    # Rows that have no number, or must not count, become zeros before anything is computed from them: no library then
+    # warns, and no nan can leak through a product with zero. At the end the factor makes them nan, or leaves them zero.
     counted = row_weight != 0.0
-    # Rows that have no number, or must not count, become zeros before anything is computed from them:
-    # no library then warns, and no nan can leak through a product with zero.
-    z = xp.where((counted & ~poor)[:, None], z, 0.0)
+    usable = (counted & ~poor)[:, None]
+    factor = xp.where(counted & poor, NAN, row_weight)
+    z = xp.where(usable, z, 0.0)
 
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         loss, dz = _hard(xp, z, targets, grad=grad)
         mass: Any = 1.0
     else:
-        q = _soft_targets(xp, z, targets, spec)
-        q = xp.where((counted & ~poor)[:, None], q, 0.0)
+        q = xp.where(usable, _soft_targets(xp, z, targets, spec), 0.0)
         loss, dz = _soft(xp, z, q, grad=grad)
         mass = _class_weight_of(xp, targets, spec)
 
@@ -94,11 +95,9 @@ def softmax_loss_rows(
             p = xp.exp(z - row_max(xp, z)[:, None])
             dz = dz + p * (2.0 * spec.z_loss * mass * lse / row_sum(xp, p))[:, None]
 
-    loss = xp.where(counted, xp.where(poor, NAN, loss) * row_weight, 0.0)
     if dz is None:
-        return loss, None
-    dz = xp.where(counted[:, None], xp.where(poor[:, None], NAN, dz) * row_weight[:, None], 0.0)
-    return loss, _deliver(xp, dz, logits.dtype, out)
+        return loss * factor, None
+    return loss * factor, _deliver(xp, dz * factor[:, None], logits.dtype, out)
 
 
 def scratch_arrays(*, soft: bool) -> int:
