@@ -263,7 +263,7 @@ def _raise_first(suspect: Suspect) -> None:
 
 
 def _computed(array: Array) -> Array:
-    return array.compute() if is_dask_array(array) else array  # type: ignore[no-untyped-call]
+    return array.compute() if is_dask_array(array) else array
 
 
 def _is_traced(array: Array) -> bool:
