@@ -207,6 +207,15 @@ def test_the_gradient_over_nothing_is_zero(backend, impl, case, reduction):
     assert np.array_equal(grad, np.zeros(z.shape))
 
 
+def test_the_mean_over_smoothed_rows_of_class_weight_zero_has_no_gradient(backend, impl, dtype):
+    """These rows have a loss of their own, but their counting weights sum to zero."""
+    z = np.array([GOOD], dtype)
+    weight = np.array([0.0, 1.0, 1.0], dtype)
+    loss, grad = rows_of(backend, impl, z, np.array([0]), class_weight=weight, label_smoothing=0.1, reduction="mean")
+    assert np.isnan(loss)
+    assert np.count_nonzero(grad) == 0
+
+
 # --- bad labels without validation ------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,8 @@ def test_the_package_is_within_the_bound_of_the_reference(backend, impl, dtype, 
 @pytest.mark.backends("array_api_strict:device1", "dask", "jax")
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_the_package_is_within_the_bound_of_some_of_the_reference(backend, impl, dtype, quantity):
-    check([r for r in RECORDS if (r["classes"], r["dtype"]) == (10, dtype)], quantity, backend, impl)
+    records = [r for r in RECORDS if (r["classes"], r["dtype"]) == (10, dtype)]
+    check(records[::3], quantity, backend, impl)  # one of even classes, one that is sure
 
 
 def test_the_bound_is_that_of_the_contract():
