@@ -33,16 +33,12 @@ class ExactLoss(NamedTuple):
 # --- the bound --------------------------------------------------------------------------------------------------------
 
 
-def bound(z: np.ndarray, *, precision: type | None = None, T: Any = None) -> np.ndarray:
-    """B = (4 + T/2 + log2 C) eps of each row, (R, 1). The only place where it is written.
-
-    `precision` is another floating type than that of z. `T` stands in for the contract's own, for rows it leaves out.
-    """
+def bound(z: np.ndarray, *, precision: type | None = None) -> np.ndarray:
+    """B = (4 + T/2 + log2 C) eps of each row, (R, 1), or of another `precision`. The only place where it is written."""
     limits = np.finfo(precision or z.dtype)
     t, e = _shifted(z)
-    if T is None:
-        T = np.max(np.where(e >= limits.smallest_normal, np.abs(t), 0), axis=-1, keepdims=True)
-    return (4 + LD(T) / 2 + np.log2(LD(z.shape[-1]))) * LD(limits.eps)
+    T = np.max(np.where(e >= limits.smallest_normal, np.abs(t), 0), axis=-1, keepdims=True)
+    return (4 + T / 2 + np.log2(LD(z.shape[-1]))) * LD(limits.eps)
 
 
 def normal(z: np.ndarray, value: np.ndarray, weight: Any = 1) -> np.ndarray:
@@ -147,7 +143,6 @@ def softmax_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     reduction: str = "mean",
-    T: Any = None,
 ) -> ExactLoss:
     """Loss and gradient of labels (R,) or soft targets (R, C), with their bounds."""
     R, C = z.shape
@@ -185,7 +180,7 @@ def softmax_loss(
     if reduction == "mean":
         weight = weight / counting.sum() if counting.sum() else np.zeros(R, LD)
         dead = weight == 0
-    B = bound(z, T=T)
+    B = bound(z)
     with np.errstate(invalid="ignore"):  # weight 0 times inf: a dead row, put to 0 here
         w = weight[:, None]
         grad = Exact(*(np.where(dead[:, None], 0, x * w) for x in (grad, B * grad_terms)), normal(z, grad, w))
