@@ -18,7 +18,7 @@ from xpsoftmax._loss import LossOptions, Problem, divided, prepare
 from xpsoftmax._softmax import quiet
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import select
-from xpsoftmax.kernels.generic import scratch_arrays
+from xpsoftmax.kernels.generic import narrowed, scratch_arrays
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
 """Bytes of temporary memory of an mlp call if `max_memory` is None (or as many as one row needs)."""
@@ -49,15 +49,19 @@ class PartialSums(NamedTuple):
         grads = tuple(Layer(a.weight + b.weight, a.bias + b.bias) for a, b in zip(self.grads, other.grads, strict=True))
         return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
 
+    def __radd__(self, other: object) -> PartialSums:
+        """Let `sum` add up partial sums: it starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def finish(self, params: Params, *, reg: float = 0.0) -> tuple[Array, Params]:
         """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them."""
         net = as_network(params, "identity")
         _check_alike("params", net.layers, self.grads)
         reg = check.as_number("reg", reg)
         xp = net.xp
-        with quiet(xp):
+        with quiet(xp, net.frame.device):
             nothing = self.weight == 0.0
-            weight = xp.where(nothing, 1.0, self.weight)
+            weight = xp.where(nothing, 1.0, xp.where(xp.isfinite(self.weight), self.weight, float("nan")))
             loss = xp.where(nothing, float("nan"), self.loss / weight)
             grads = tuple(Layer(*(xp.where(nothing, 0.0, g / weight) for g in layer)) for layer in self.grads)
             return finished(net, loss, grads, reg)
@@ -213,7 +217,7 @@ def add_up(
     reg = check.as_number("reg", reg)
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
-    with quiet(xp):
+    with quiet(xp, net.frame.device):
         problem = prepare(targets, net.frame._replace(shape=(X.shape[0], classes), axis=1, owner="X"), options)
         if options.reduction == "mean":
             problem = problem._replace(row_weight=divided(xp, problem.row_weight, problem.total))
@@ -313,5 +317,5 @@ def finished(net: Network, loss: Array, grads: Params, reg: float) -> tuple[Arra
     finished = []
     for layer, grad in zip(net.layers, grads, strict=True):
         weight = grad.weight + reg * layer.weight if reg != 0.0 else grad.weight
-        finished.append(Layer(xp.astype(weight, net.dtype, copy=False), xp.astype(grad.bias, net.dtype, copy=False)))
+        finished.append(Layer(narrowed(xp, weight, net.dtype), narrowed(xp, grad.bias, net.dtype)))
     return penalised(net, loss, reg), tuple(finished)

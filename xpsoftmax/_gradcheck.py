@@ -140,7 +140,7 @@ def check_grad(
     numerical = numerical_grad(function, x, order=order, step=step, directions=directions, rng=rng)
     if directions is not None:
         numerical, vectors = numerical
-    with quiet(xp):
+    with quiet(xp, frame.device):
         if directions is not None:
             claimed = xp.stack([xp.sum(claimed * vectors[i, ...]) for i in range(vectors.shape[0])])
         difference, size = _norm(xp, claimed - numerical), max(_norm(xp, claimed), _norm(xp, numerical))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpsoftmax import _validate as check
-from xpsoftmax._softmax import deliver, quiet, rows_out, to_rows
+from xpsoftmax._out import check_out
+from xpsoftmax._softmax import deliver, in_rows, quiet, rows_out, to_rows
 from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction
 from xpsoftmax.kernels import select
 
@@ -215,15 +216,15 @@ def _compute(
     xp = frame.xp
     if out is not None:
         others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
-        check.check_out(out, logits, frame, others)
-    with quiet(xp):
+        check_out(out, logits, frame, others)
+    with quiet(xp, frame.device):
         problem = prepare(targets, frame, options)
         kernel = select("softmax_loss_rows", array, impl)
         row_weight = problem.row_weight
         if options.reduction == "mean":
             row_weight = divided(xp, row_weight, problem.total)
         losses, dlogits = kernel(
-            to_rows(xp, array, frame.axis),
+            in_rows(array, frame, out),
             problem.targets,
             row_weight,
             problem.spec,

@@ -31,6 +31,8 @@ from xpsoftmax._backprop import (
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._softmax import quiet
 from xpsoftmax._typing import Array, Device, DType, Impl, Namespace, Reduction
+from xpsoftmax.kernels import select
+from xpsoftmax.kernels.generic import narrowed
 
 
 def init_params(
@@ -135,6 +137,8 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     ------
     TypeError, ValueError
         If parameters and inputs do not fit each other; the message says which.
+    NotImplementedError
+        With ``impl="kernel"``, if no kernel takes these arrays.
 
     References
     ----------
@@ -152,9 +156,11 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     check.check_impl(impl)
     net = as_network(params, activation)
     X = as_inputs(net, X)
-    with quiet(net.xp):
+    if impl == "kernel":
+        select("bias_activation", X, impl)  # raises with the reason: no backend has one
+    with quiet(net.xp, net.frame.device):
         _, _, logits = forward(net, net.xp.astype(X, net.working, copy=False))
-        return net.xp.astype(logits, net.dtype, copy=False)
+        return narrowed(net.xp, logits, net.dtype)
 
 
 def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: Impl = "auto") -> Array:
@@ -248,7 +254,7 @@ def mlp_loss(
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
-    with quiet(net.xp):
+    with quiet(net.xp, net.frame.device):
         return penalised(net, total.loss, reg)
 
 
@@ -317,7 +323,7 @@ def mlp_loss_and_grad(
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
-    with quiet(net.xp):
+    with quiet(net.xp, net.frame.device):
         return finished(net, total.loss, total.grads, reg)
 
 

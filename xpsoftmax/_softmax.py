@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_jax_namespace, is_torch_namespace
+from array_api_compat import is_cupy_namespace, is_jax_namespace, is_torch_namespace
 
 from xpsoftmax import _validate as check
-from xpsoftmax._typing import Array, Impl, Namespace
-from xpsoftmax.kernels import select
-from xpsoftmax.kernels.generic import row_sum
+from xpsoftmax._out import check_out
+from xpsoftmax._typing import Array, Device, Impl, Namespace
+from xpsoftmax.kernels import generic, select
 
 
 def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl: Impl = "auto") -> Array:
@@ -155,7 +155,7 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
     check.check_flag("keepdims", keepdims)
     array, frame = check.as_logits(logits, axis)
     xp = frame.xp
-    with quiet(xp):
+    with quiet(xp, frame.device):
         sums = select("logsumexp_rows", array, impl)(to_rows(xp, array, frame.axis))
         shape = frame.rows_shape
         if len(shape) != 1:
@@ -210,15 +210,9 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     if not check.same_shape(v.shape, frame.shape):
         raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.")
     xp = frame.xp
-    with quiet(xp):
-        p = select("softmax_rows", array, "auto")(xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False))
-        v = xp.astype(to_rows(xp, v, frame.axis), frame.working, copy=False)
-        mean = row_sum(xp, p * v)
-        nearest = xp.argmin(xp.abs(v - mean[:, None]), axis=1)
-        picked = xp.arange(p.shape[1], dtype=nearest.dtype, device=frame.device)[None, :] == nearest[:, None]
-        v = v - xp.sum(xp.where(picked, v, 0.0), axis=1)[:, None]
-        product = p * (v - row_sum(xp, p * v)[:, None])
-        return from_rows(xp, xp.astype(product, array.dtype, copy=False), frame)
+    with quiet(xp, frame.device):
+        rows = (xp.astype(to_rows(xp, x, frame.axis), frame.working, copy=False) for x in (array, v))
+        return from_rows(xp, generic.narrowed(xp, generic.softmax_jvp_rows(*rows), array.dtype), frame)
 
 
 def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
@@ -261,23 +255,22 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     """
     array, frame = check.as_logits(logits, axis)
     xp = frame.xp
-    with quiet(xp):
-        p = select("softmax_rows", array, "auto")(xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False))
-        classes = frame.classes
-        index = xp.arange(classes, device=frame.device)
-        largest = index[None, :] == xp.astype(xp.argmax(p, axis=1), index.dtype, copy=False)[:, None]
-        # 1 - p cancels only above 1/2, that is at the largest p.
-        others = xp.where(largest, row_sum(xp, xp.where(largest, 0.0, p))[:, None], 1.0 - p)
-        diagonal = (index[:, None] == index[None, :])[None, :, :]
-        jacobian = xp.where(diagonal, (p * others)[:, :, None], -p[:, :, None] * p[:, None, :])
-        jacobian = xp.astype(jacobian, array.dtype, copy=False)
+    with quiet(xp, frame.device):
+        rows = xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False)
+        jacobian = xp.astype(generic.softmax_jacobian_rows(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return xp.reshape(jacobian, (*frame.rows_shape, classes, classes))
+        return xp.reshape(jacobian, (*frame.rows_shape, frame.classes, frame.classes))
 
 
-def quiet(xp: Namespace) -> AbstractContextManager[Any]:
-    """Keep NumPy from warning of underflow, infinities and nan, which are meant, whatever the caller's errstate is."""
+def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
+    """Surroundings of a computation.
+
+    NumPy must not warn of underflow, infinities and nan, which are meant, whatever the caller's errstate is; CuPy
+    computes on its current device, which may be another than the one that holds the arrays.
+    """
+    if is_cupy_namespace(xp):
+        return device  # type: ignore[no-any-return]
     if is_torch_namespace(xp) or is_jax_namespace(xp):
         return nullcontext()
     return np.errstate(all="ignore")
@@ -290,6 +283,14 @@ def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
     array = xp.moveaxis(array, axis, -1)
     classes = array.shape[-1]
     return xp.reshape(array, (math.prod(array.shape[:-1]), classes))
+
+
+def in_rows(array: Array, frame: check.Frame, out: Array | None) -> Array:
+    """Return the logits as rows; widened if the result goes to `out` by way of a copy, which must round only once."""
+    rows = to_rows(frame.xp, array, frame.axis)
+    if out is not None and rows_out(frame, out) is None:
+        return frame.xp.astype(rows, frame.working, copy=False)
+    return rows
 
 
 def from_rows(xp: Namespace, rows: Array, frame: check.Frame) -> Array:
@@ -305,7 +306,7 @@ def deliver(xp: Namespace, rows: Array, frame: check.Frame, out: Array | None) -
         return from_rows(xp, rows, frame)
     if rows_out(frame, out) is None:
         target = out.detach() if hasattr(out, "detach") else out
-        target[...] = xp.astype(from_rows(xp, rows, frame), out.dtype, copy=False)
+        target[...] = generic.narrowed(xp, from_rows(xp, rows, frame), out.dtype)
     return out
 
 
@@ -319,9 +320,9 @@ def rows_out(frame: check.Frame, out: Array | None) -> Array | None:
 def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl: Impl) -> Array:
     check.check_impl(impl)
     array, frame = check.as_logits(logits, axis)
-    check.check_out(out, logits, frame, {})
+    check_out(out, logits, frame, {})
     xp = frame.xp
-    with quiet(xp):
+    with quiet(xp, frame.device):
         kernel = select(operation, array, impl)
-        rows = kernel(to_rows(xp, array, frame.axis), out=rows_out(frame, out))
+        rows = kernel(in_rows(array, frame, out), out=rows_out(frame, out))
         return deliver(xp, rows, frame, out)

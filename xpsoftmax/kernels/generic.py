@@ -45,7 +45,7 @@ def logsumexp_rows(logits: Array) -> Array:
     lse = _logsumexp(xp, xp.where(poor[:, None], 0.0, z))
     # Unlike a loss, the sum itself is known for rows that hold an infinity: log(0) = -inf, log(inf) = inf.
     lse = xp.where(poor, row_max(xp, z), lse)
-    return xp.astype(lse, logits.dtype, copy=False)
+    return narrowed(xp, lse, logits.dtype)
 
 
 def softmax_loss_rows(
@@ -98,6 +98,30 @@ def softmax_loss_rows(
     if dz is None:
         return loss * factor, None
     return loss * factor, _deliver(xp, dz * factor[:, None], logits.dtype, out)
+
+
+def softmax_jvp_rows(logits: Array, tangent: Array) -> Array:
+    """See `xpsoftmax.softmax_jvp`; both (R, C) in the working precision."""
+    xp = array_namespace(logits)
+    p = _fine_softmax(xp, logits)
+    # What is taken off first is one of v's own entries, the nearest to the mean. A constant v leaves exactly zero, and
+    # no entry loses more digits than the sum of p[j] abs(v[k] - v[j]) has.
+    mean = row_sum(xp, p * tangent)
+    nearest = _one_hot(xp, p, xp.argmin(xp.abs(tangent - mean[:, None]), axis=1))
+    v = tangent - xp.sum(xp.where(nearest, tangent, 0.0), axis=1)[:, None]
+    return p * (v - row_sum(xp, p * v)[:, None])
+
+
+def softmax_jacobian_rows(logits: Array) -> Array:
+    """See `xpsoftmax.softmax_jacobian`; (R, C) in the working precision to (R, C, C)."""
+    xp = array_namespace(logits)
+    p = _fine_softmax(xp, logits)
+    largest = _one_hot(xp, p, xp.argmax(p, axis=1))
+    # 1 - p cancels only above 1/2, that is at the largest p.
+    others = xp.where(largest, row_sum(xp, xp.where(largest, 0.0, p))[:, None], 1.0 - p)
+    index = xp.arange(p.shape[1], device=device(p))
+    diagonal = (index[:, None] == index[None, :])[None, :, :]
+    return xp.where(diagonal, (p * others)[:, :, None], -p[:, :, None] * p[:, None, :])
 
 
 def scratch_arrays(*, soft: bool) -> int:
@@ -171,6 +195,23 @@ def _against(xp: Namespace, z: Array, hot: Array) -> _Odds:
     return _Odds(e, scale, rest, e_hot, total, loss)
 
 
+def _fine_softmax(xp: Namespace, z: Array) -> Array:
+    """Softmax without the rounding of z - max z, for products of two probabilities: each would bring it in.
+
+    t + lost is the exact difference (D. E. Knuth's TwoSum), and exp(t + lost) = exp(t) (1 + lost) to its last digit.
+    """
+    top, poor = _largest(xp, z)
+    top = top[:, None]
+    possible = (z >= top - 1000.0) & ~poor[:, None]  # others are 0 in every precision, and would overflow here
+    z = xp.where(possible, z, top)
+    t = z - top
+    back = t - z
+    lost = (z - (t - back)) - (top + back)
+    e = xp.where(possible, xp.exp(t) * (1.0 + lost), 0.0)
+    p = e / xp.where(poor, 1.0, row_sum(xp, e))[:, None]
+    return xp.where(poor[:, None], NAN, p)
+
+
 def _log_softmax(xp: Namespace, z: Array) -> Array:
     top = row_max(xp, z)
     odds = _against(xp, z, _one_hot(xp, z, xp.argmax(z, axis=1)))
@@ -203,20 +244,19 @@ def _one_hot(xp: Namespace, z: Array, labels: Array) -> Array:
     return xp.arange(z.shape[1], dtype=labels.dtype, device=device(z))[None, :] == labels[:, None]
 
 
-def row_sum(xp: Namespace, x: Array) -> Array:
+def row_sum(xp: Namespace, x: Array) -> Array:  # noqa: ARG001
     """Sum each row of x (R, C) by halving: log2(C) elementwise additions.
 
     The same additions in the same order in every library and for every memory layout, and as accurate as pairwise
     summation: a row's bits depend on nothing but the row.
     """
-    columns = x.shape[1]
-    half = (1 << columns.bit_length()) >> 1  # the largest power of two up to `columns`
-    if half < columns:
-        x = xp.concat([x[:, : columns - half] + x[:, half:], x[:, columns - half : half]], axis=1)
-    while half > 1:
-        half //= 2
-        x = x[:, :half] + x[:, half:]
-    return x[:, 0]
+    odd: Array | None = None  # what is left over where a length is odd: at most log2(C) numbers, added up on their own
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        if x.shape[1] % 2:
+            odd = x[:, -1] if odd is None else odd + x[:, -1]
+        x = x[:, :half] + x[:, half : 2 * half]
+    return x[:, 0] if odd is None else x[:, 0] + odd
 
 
 def row_max(xp: Namespace, x: Array) -> Array:
@@ -251,6 +291,13 @@ def _largest(xp: Namespace, z: Array) -> tuple[Array, Array]:
 
 def _deliver(xp: Namespace, result: Array, dtype: DType, out: Array | None) -> Array:
     if out is None:
-        return xp.astype(result, dtype, copy=False)
-    out[...] = xp.astype(result, out.dtype, copy=False)
+        return narrowed(xp, result, dtype)
+    out[...] = narrowed(xp, result, out.dtype)
     return out
+
+
+def narrowed(xp: Namespace, x: Array, dtype: DType) -> Array:
+    """Round to a dtype. What float16 cannot hold becomes infinite before the cast: dask's threads would warn of it."""
+    if dtype_name(dtype) == "float16" and dtype != x.dtype:
+        x = xp.where(xp.abs(x) >= 65520.0, x * INF, x)
+    return xp.astype(x, dtype, copy=False)
