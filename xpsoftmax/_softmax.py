@@ -212,7 +212,7 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     xp = frame.xp
     with quiet(xp, frame.device):
         rows = (xp.astype(to_rows(xp, x, frame.axis), frame.working, copy=False) for x in (array, v))
-        return from_rows(xp, generic.narrowed(xp, generic.softmax_jvp_rows(*rows), array.dtype), frame)
+        return from_rows(xp, generic.narrowed(xp, select("softmax_jvp_rows", array, "auto")(*rows), array.dtype), frame)
 
 
 def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
@@ -257,7 +257,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     xp = frame.xp
     with quiet(xp, frame.device):
         rows = xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False)
-        jacobian = xp.astype(generic.softmax_jacobian_rows(rows), array.dtype, copy=False)
+        jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
         return xp.reshape(jacobian, (*frame.rows_shape, frame.classes, frame.classes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from array_api_compat import is_dask_array
+
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
 
@@ -29,12 +31,17 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     """Return the row operation for these logits.
 
     `"auto"` is a kernel if one takes them, else the generic text; `"generic"` and `"kernel"` force one of the two.
+    Dask arrays get what their blocks get, block by block.
 
     Raises
     ------
     NotImplementedError
         With `impl="kernel"` where no kernel takes these logits.
     """
+    if is_dask_array(logits):
+        from xpsoftmax.kernels.blocks import by_blocks  # imports dask: not before the caller has
+
+        return by_blocks(operation, select(operation, logits._meta, impl))
     if impl != "generic":
         for backend in BACKENDS:
             if backend.takes(logits):

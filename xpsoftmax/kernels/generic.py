@@ -184,14 +184,18 @@ def _against(xp: Namespace, z: Array, hot: Array) -> _Odds:
     rest = row_sum(xp, e)
 
     behind = top - z_hot  # by how much the hot class is behind; negative where it leads
-    lead = xp.where(behind < 0.0, behind, 0.0)
-    scale = xp.exp(lead)
-    half = xp.exp(0.5 * lead)  # exact halving; its square does not go subnormal before the product does
+    back = behind - top
+    lost = (top - (behind - back)) - (z_hot + back)  # what rounding took from it (D. E. Knuth's TwoSum)
+    lost = xp.where(xp.isfinite(behind), lost, 0.0)
+    lead, lost_lead = xp.where(behind < 0.0, behind, 0.0), xp.where(behind < 0.0, lost, 0.0)
+    scale = xp.exp(lead) * (1.0 + lost_lead)
+    # Halving is exact; the square of this does not go subnormal before the product does.
+    half = xp.exp(0.5 * lead) * (1.0 + 0.5 * lost_lead)
     rest = xp.where(scale >= xp.finfo(z.dtype).smallest_normal, scale * rest, half * rest * half)
-    e_hot = xp.exp(xp.where(behind > 0.0, -behind, 0.0))
+    e_hot = xp.where(behind > 0.0, xp.exp(-xp.abs(behind)) * (1.0 - lost), 1.0)
     total = rest + e_hot
     # Behind: total >= 1 + e_hot and both terms are positive, so nothing cancels.
-    loss = xp.where(behind > 0.0, xp.log(total) + behind, xp.log1p(rest))
+    loss = xp.where(behind > 0.0, (xp.log(total) + lost) + behind, xp.log1p(rest))
     return _Odds(e, scale, rest, e_hot, total, loss)
 
 
@@ -299,5 +303,5 @@ def _deliver(xp: Namespace, result: Array, dtype: DType, out: Array | None) -> A
 def narrowed(xp: Namespace, x: Array, dtype: DType) -> Array:
     """Round to a dtype. What float16 cannot hold becomes infinite before the cast: dask's threads would warn of it."""
     if dtype_name(dtype) == "float16" and dtype != x.dtype:
-        x = xp.where(xp.abs(x) >= 65520.0, x * INF, x)
+        x = xp.where(x >= 65520.0, INF, xp.where(x <= -65520.0, -INF, x))
     return xp.astype(x, dtype, copy=False)

@@ -1,0 +1,120 @@
+"""Row operations on dask arrays: each block of rows by itself, by the operation that takes what the blocks are.
+
+A block sees whole rows, however the classes are chunked. The graph has one task a block where the elementwise text of
+`generic` on the dask arrays themselves would have a hundred, and nothing in a block can warn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from array_api_compat import array_namespace
+from dask.array.utils import meta_from_array
+
+from xpsoftmax._typing import Array, LossSpec
+from xpsoftmax.kernels.generic import narrowed
+
+
+def by_blocks(operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the row operation for dask arrays, given that for their blocks."""
+    return _OPERATIONS[operation](kernel)
+
+
+def _same_shape(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """One or two arrays (R, C) to one (R, C)."""
+
+    def mapped(*arrays: Array, out: None = None) -> Array:  # noqa: ARG001
+        classes = arrays[0].shape[1]
+        return _blockwise(kernel, "ik", *((x, "ij") for x in arrays), new_axes={"k": classes}, dtype=arrays[0].dtype)
+
+    return mapped
+
+
+def _reduced(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """(R, C) to (R,)."""
+    return lambda logits: _blockwise(kernel, "i", (logits, "ij"), new_axes={}, dtype=logits.dtype)
+
+
+def _squared(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """(R, C) to (R, C, C)."""
+
+    def mapped(logits: Array) -> Array:
+        classes = logits.shape[1]
+        return _blockwise(kernel, "ikl", (logits, "ij"), new_axes={"k": classes, "l": classes}, dtype=logits.dtype)
+
+    return mapped
+
+
+def _loss(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Loss (R,) and gradient (R, C)."""
+
+    def mapped(
+        logits: Array,
+        targets: Array,
+        row_weight: Array,
+        spec: LossSpec,
+        *,
+        grad: bool,
+        out: None = None,  # noqa: ARG001
+    ) -> tuple[Array, Array | None]:
+        pairs = [(logits, "ij"), (targets, "ij"[: targets.ndim]), (row_weight, "i")]
+        if spec.class_weight is not None:
+            pairs.append((spec.class_weight, "j"))
+        width = 1 + (logits.shape[1] if grad else 0)
+        options = {"kernel": kernel, "spec": replace(spec, class_weight=None), "grad": grad}
+        # A block gives one array: the loss is its first column. In the working precision both keep their digits.
+        both = _blockwise(_loss_of_block, "ik", *pairs, new_axes={"k": width}, dtype=row_weight.dtype, **options)
+        return both[:, 0], narrowed(array_namespace(both), both[:, 1:], logits.dtype) if grad else None
+
+    return mapped
+
+
+def _loss_of_block(
+    logits: Array,
+    targets: Array,
+    row_weight: Array,
+    class_weight: Array | None = None,
+    *,
+    kernel: Callable[..., Any],
+    spec: LossSpec,
+    grad: bool,
+) -> Array:
+    wide = logits.astype(row_weight.dtype)  # a 16-bit gradient is rounded once, at the end
+    losses, dlogits = kernel(wide, targets, row_weight, replace(spec, class_weight=class_weight), grad=grad)
+    columns = [losses[:, None], dlogits] if grad else [losses[:, None]]
+    return array_namespace(losses).concat(columns, axis=1)
+
+
+def _blockwise(
+    function: Callable[..., Any],
+    index: str,
+    *pairs: tuple[Array, str],
+    new_axes: dict[str, int],
+    dtype: Any,
+    **options: Any,
+) -> Array:
+    flat = [x for pair in pairs for x in pair]
+    meta = meta_from_array(pairs[0][0], ndim=len(index), dtype=dtype)
+    return da.blockwise(
+        _quietly, index, *flat, new_axes=new_axes, concatenate=True, meta=meta, function=function, **options
+    )
+
+
+def _quietly(*blocks: Array, function: Callable[..., Any], **options: Any) -> Array:
+    """Threads of a pool do not inherit the errstate of the caller."""
+    with np.errstate(all="ignore"):
+        return function(*blocks, **options)
+
+
+_OPERATIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "softmax_rows": _same_shape,
+    "log_softmax_rows": _same_shape,
+    "logsumexp_rows": _reduced,
+    "softmax_jvp_rows": _same_shape,
+    "softmax_jacobian_rows": _squared,
+    "softmax_loss_rows": _loss,
+}
