@@ -275,7 +275,8 @@ def _plan(net: Network, X: Array, problem: Problem, max_memory: int | None) -> _
         return _Plan([None], 0)
     features, hidden, classes = X.shape[1], net.hidden, net.layers[-1].bias.shape[0]
     held = features + 2 * sum(hidden) + classes  # numbers a row: its inputs, z and a of every layer, dlogits
-    softmax = classes * scratch_arrays(soft=problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0)
+    soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
+    softmax = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
     backward = 3 * max(hidden, default=0)
     itemsize = _itemsize(net.xp, net.working)
     column = max(layer.weight.shape[0] for layer in net.layers)

@@ -92,8 +92,8 @@ def softmax_loss_rows(
         lse = _logsumexp(xp, z)
         loss = loss + spec.z_loss * mass * lse * lse
         if dz is not None:
-            p = xp.exp(z - row_max(xp, z)[:, None])
-            dz = dz + p * (2.0 * spec.z_loss * mass * lse / row_sum(xp, p))[:, None]
+            slope = 2.0 * spec.z_loss * mass * lse
+            dz = dz + _times_softmax(xp, slope[:, None], _shifted(xp, z))
 
     if dz is None:
         return loss * factor, None
@@ -103,19 +103,19 @@ def softmax_loss_rows(
 def softmax_jvp_rows(logits: Array, tangent: Array) -> Array:
     """See `xpsoftmax.softmax_jvp`; both (R, C) in the working precision."""
     xp = array_namespace(logits)
-    p = _fine_softmax(xp, logits)
+    shifted = _shifted(xp, logits)
     # What is taken off first is one of v's own entries, the nearest to the mean. A constant v leaves exactly zero, and
     # no entry loses more digits than the sum of p[j] abs(v[k] - v[j]) has.
-    mean = row_sum(xp, p * tangent)
-    nearest = _one_hot(xp, p, xp.argmin(xp.abs(tangent - mean[:, None]), axis=1))
+    mean = row_sum(xp, _times_softmax(xp, tangent, shifted))
+    nearest = _one_hot(xp, logits, xp.argmin(xp.abs(tangent - mean[:, None]), axis=1))
     v = tangent - xp.sum(xp.where(nearest, tangent, 0.0), axis=1)[:, None]
-    return p * (v - row_sum(xp, p * v)[:, None])
+    return _times_softmax(xp, v - row_sum(xp, _times_softmax(xp, v, shifted))[:, None], shifted)
 
 
 def softmax_jacobian_rows(logits: Array) -> Array:
     """See `xpsoftmax.softmax_jacobian`; (R, C) in the working precision to (R, C, C)."""
     xp = array_namespace(logits)
-    p = _fine_softmax(xp, logits)
+    p = _times_softmax(xp, xp.ones_like(logits), _shifted(xp, logits))
     largest = _one_hot(xp, p, xp.argmax(p, axis=1))
     # 1 - p cancels only above 1/2, that is at the largest p.
     others = xp.where(largest, row_sum(xp, xp.where(largest, 0.0, p))[:, None], 1.0 - p)
@@ -124,9 +124,9 @@ def softmax_jacobian_rows(logits: Array) -> Array:
     return xp.where(diagonal, (p * others)[:, :, None], -p[:, :, None] * p[:, None, :])
 
 
-def scratch_arrays(*, soft: bool) -> int:
+def scratch_arrays(*, soft: bool, z_loss: bool) -> int:
     """How many arrays of the size of the logits, these included, the loss and gradient hold at once."""
-    return 8 if soft else 7
+    return (8 if soft else 7) + (5 if z_loss else 0)
 
 
 def _hard(xp: Namespace, z: Array, labels: Array, *, grad: bool) -> tuple[Array, Array | None]:
@@ -151,7 +151,7 @@ def _soft(xp: Namespace, z: Array, q: Array, *, grad: bool) -> tuple[Array, Arra
     q_rest = row_sum(xp, xp.where(hot, 0.0, q))
     # Q p - q for the others: q <= Q/2 there, so the difference keeps its digits. For the hot class both terms are
     # formed from what belongs to the others: (Q - q) p - q (1 - p).
-    dz = odds.e * ((q_hot + q_rest) * (odds.scale / odds.total))[:, None] - q
+    dz = odds.e * (((q_hot + q_rest) / odds.total) * odds.scale)[:, None] - q
     dz_hot = q_rest * (odds.e_hot / odds.total) - q_hot * (odds.rest / odds.total)
     return loss, xp.where(hot, dz_hot[:, None], dz)
 
@@ -199,21 +199,35 @@ def _against(xp: Namespace, z: Array, hot: Array) -> _Odds:
     return _Odds(e, scale, rest, e_hot, total, loss)
 
 
-def _fine_softmax(xp: Namespace, z: Array) -> Array:
-    """Softmax without the rounding of z - max z, for products of two probabilities: each would bring it in.
+class _Shifted(NamedTuple):
+    """Logits relative to the largest of their row, without the rounding of the difference.
 
-    t + lost is the exact difference (D. E. Knuth's TwoSum), and exp(t + lost) = exp(t) (1 + lost) to its last digit.
+    exp(t) * fine, fine = 1 + lost, is exp(t + lost) to its last digit, and t + lost is exact (D. E. Knuth's TwoSum).
+    For products of two probabilities, and of one with a large number: there the rounding of t would count twice.
     """
+
+    t: Array  # (R, C), -inf where the probability is 0
+    fine: Array  # (R, C)
+    total: Array  # (R,): sum of exp(t) * fine; nan for a row without a largest logit
+
+
+def _shifted(xp: Namespace, z: Array) -> _Shifted:
     top, poor = _largest(xp, z)
     top = top[:, None]
     possible = (z >= top - 1000.0) & ~poor[:, None]  # others are 0 in every precision, and would overflow here
     z = xp.where(possible, z, top)
     t = z - top
     back = t - z
-    lost = (z - (t - back)) - (top + back)
-    e = xp.where(possible, xp.exp(t) * (1.0 + lost), 0.0)
-    p = e / xp.where(poor, 1.0, row_sum(xp, e))[:, None]
-    return xp.where(poor[:, None], NAN, p)
+    fine = 1.0 + ((z - (t - back)) - (top + back))
+    t = xp.where(possible, t, -INF)
+    return _Shifted(t, fine, xp.where(poor, NAN, row_sum(xp, xp.exp(t) * fine)))
+
+
+def _times_softmax(xp: Namespace, x: Array, shifted: _Shifted) -> Array:
+    """x * p, with all its digits also where p is subnormal and the product is not."""
+    x = (x / shifted.total[:, None]) * shifted.fine
+    e, half = xp.exp(shifted.t), xp.exp(0.5 * shifted.t)  # halving is exact
+    return xp.where(e >= xp.finfo(e.dtype).smallest_normal, x * e, (half * x) * half)
 
 
 def _log_softmax(xp: Namespace, z: Array) -> Array:
