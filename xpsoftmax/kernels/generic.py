@@ -224,7 +224,7 @@ def _shifted(xp: Namespace, z: Array) -> _Shifted:
 
 
 def _times_softmax(xp: Namespace, x: Array, shifted: _Shifted) -> Array:
-    """x * p, with all its digits also where p is subnormal and the product is not."""
+    """Product x * p, with all its digits also where p is subnormal and the product is not."""
     x = (x / shifted.total[:, None]) * shifted.fine
     e, half = xp.exp(shifted.t), xp.exp(0.5 * shifted.t)  # halving is exact
     return xp.where(e >= xp.finfo(e.dtype).smallest_normal, x * e, (half * x) * half)
