@@ -95,6 +95,14 @@ def test_a_normal_sum_of_subnormal_terms_keeps_its_digits(backend, impl, rng, le
     assert np.all((np.abs(actual) <= np.abs(value) + 2 * smallest) | normal)
 
 
+@CHECKS
+def test_the_rounding_of_the_gap_to_the_label_is_not_lost(backend, impl, check):
+    """All other exps are subnormal, so T is 0 and leaves no room for the rounding of this difference."""
+    z = np.full((1, MANY), -88.84537506103516, np.float32)
+    z[0, 7] = 0.8991356492042542
+    check(z, np.array([7]), backend=backend, impl=impl, dtype="float32")
+
+
 def test_the_signal_of_a_sure_row_survives_where_others_round_it_to_zero(backend, impl, dtype):
     """p[y] - 1 and log(p[y]) are zero from a gap of 17 in float32 and of 37 in float64."""
     z = np.array([[40.0, 0.0, 1.0], [18.0, 0.0, 1.0]], dtype)

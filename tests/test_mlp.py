@@ -99,6 +99,13 @@ def test_no_argument_is_modified(backend, problem):
         np.testing.assert_array_equal(backend.to_numpy(array), original)
 
 
+@pytest.mark.parametrize("function", [xs.mlp_logits, xs.mlp_predict])
+def test_kernels_are_not_promised_where_there_are_none(function, problem):
+    params, X, _ = problem
+    with pytest.raises(NotImplementedError, match=r'impl must be "auto" or "generic" for numpy arrays .* got "kernel"'):
+        function(params, X, impl="kernel")
+
+
 # --- regularisation and reductions ------------------------------------------------------------------------------------
 
 
@@ -246,6 +253,16 @@ def test_partial_sums_over_batches_equal_the_whole(batches, backend, problem, rn
     loss, grads = reduce(lambda a, b: a + b, parts).finish(held, reg=0.1)
     assert_close(loss, expected_loss, backend=backend, dtype="float64", ulps=N + D + H + C)
     assert_grads(backend, grads, expected, dtype="float64", eps=EPS["float64"])
+
+
+def test_sum_adds_partial_sums(problem):
+    params, X, y = problem
+    parts = [xs.mlp_partial_sums(params, X[i : i + 5], y[i : i + 5]) for i in range(0, N, 5)]
+    expected, _ = xs.mlp_loss_and_grad(params, X, y)
+    loss, _ = sum(parts).finish(params)
+    np.testing.assert_allclose(loss, expected, rtol=1e-14)
+    with pytest.raises(TypeError):
+        sum(parts, 1)
 
 
 def test_partial_sums_of_nothing_finish_as_a_mean_over_nothing(backend, problem):

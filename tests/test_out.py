@@ -305,3 +305,14 @@ def test_without_out_no_argument_is_modified(backend, impl, rng):
     xs.softmax_loss_and_grad(logits, targets, label_smoothing=0.1, z_loss=0.1, ignore_index=2, impl=impl, **weights)
     for name, values in given.items():
         assert_same_bits(backend.to_numpy(arrays[name]), values)
+
+
+@every_function
+@pytest.mark.backends("numpy", "torch", "cupy")
+def test_a_wide_out_holds_more_than_sixteen_bits_along_any_axis(backend, call, rng):
+    """Along axis 0 the result goes to `out` by way of a copy, which must not be a 16-bit one."""
+    logits = backend.asarray(rng.normal(size=(CLASSES, CLASSES)), "float16")
+    out = backend.asarray(np.zeros((CLASSES, CLASSES)), "float32")
+    call(logits, axis=0, out=out)
+    wide = call(backend.asarray(backend.to_numpy(logits), "float32"), axis=0)
+    assert_same_bits(backend.to_numpy(out), backend.to_numpy(wide))

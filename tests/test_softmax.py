@@ -194,6 +194,17 @@ def test_the_product_with_a_unit_vector_keeps_the_bound(backend, dtype):
     assert_contract(product, exact.softmax_jvp(z, v), backend=backend, dtype=dtype, least=3)
 
 
+def test_the_product_of_a_subnormal_probability_and_a_large_number_keeps_its_digits(backend, rng):
+    """p is about 1e-41, of which float32 holds three digits (JAX none); p times 1e6 is a normal number."""
+    z = np.array([[0.3, -94.1, -94.7]], np.float32)
+    v = np.array([[0.0, 1e6, -3e6]], np.float32)
+    desired = exact.softmax_jvp(z, v)
+    product = backend.to_numpy(xs.softmax_jvp(backend.asarray(z), backend.asarray(v)))
+    where = np.abs(desired.value) >= np.finfo(np.float32).smallest_normal
+    # T is 0 by its definition, but the rounding of a subnormal p's own difference is not: it is carried.
+    assert assert_within(product, desired.value, bound=desired.bound, where=where) == 3
+
+
 def test_the_product_with_a_constant_is_exactly_zero(backend, dtype, rng):
     z = logits(rng, "scale-10", 10, dtype)
     product = backend.to_numpy(xs.softmax_jvp(backend.asarray(z), backend.asarray(np.full_like(z, 0.1))))

@@ -257,7 +257,7 @@ def test_validation_computes_targets_and_weights_once_and_no_logits(backend, pro
 
 
 KEEP = np.array([True, True, False, True, True, True, False])
-# The sum of a row whose length is no power of two concatenates, which dask refuses for rows of unknown number.
+# A sum by halving has something left over for 5 classes, and not for 4.
 UNKNOWN = [4, 5]
 
 
