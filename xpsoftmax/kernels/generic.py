@@ -80,21 +80,16 @@ def softmax_loss_rows(
     factor = xp.where(counted & poor, NAN, row_weight)
     z = xp.where(usable, z, 0.0)
 
+    lse = _logsumexp(xp, z) if spec.z_loss != 0.0 else None
+    # The gradient of z_loss * lse**2 is this times p: so much more of p in every class.
+    slope = None if lse is None else 2.0 * spec.z_loss * _class_weight_of(xp, targets, spec) * lse
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
-        loss, dz = _hard(xp, z, targets, grad=grad)
-        mass: Any = 1.0
+        loss, dz = _hard(xp, z, targets, slope, grad=grad)
     else:
         q = xp.where(usable, _soft_targets(xp, z, targets, spec), 0.0)
-        loss, dz = _soft(xp, z, q, grad=grad)
-        mass = _class_weight_of(xp, targets, spec)
-
-    if spec.z_loss != 0.0:
-        lse = _logsumexp(xp, z)
-        loss = loss + spec.z_loss * mass * lse * lse
-        if dz is not None:
-            slope = 2.0 * spec.z_loss * mass * lse
-            dz = dz + _times_softmax(xp, slope[:, None], _shifted(xp, z))
-
+        loss, dz = _soft(xp, z, q, slope, grad=grad)
+    if slope is not None:
+        loss = loss + 0.5 * slope * lse
     if dz is None:
         return loss * factor, None
     return loss * factor, _deliver(xp, dz * factor[:, None], logits.dtype, out)
@@ -126,33 +121,40 @@ def softmax_jacobian_rows(logits: Array) -> Array:
 
 def scratch_arrays(*, soft: bool, z_loss: bool) -> int:
     """How many arrays of the size of the logits, these included, the loss and gradient hold at once."""
-    return (8 if soft else 7) + (5 if z_loss else 0)
+    return 13 if soft else 12 if z_loss else 7
 
 
-def _hard(xp: Namespace, z: Array, labels: Array, *, grad: bool) -> tuple[Array, Array | None]:
-    """Loss -log p[y] and gradient p - onehot(y), for one label a row."""
+def _hard(xp: Namespace, z: Array, labels: Array, slope: Array | None, *, grad: bool) -> tuple[Array, Array | None]:
+    """Loss -log p[y] and gradient p - onehot(y) + slope p, for one label a row."""
     hot = _one_hot(xp, z, labels)
     odds = _against(xp, z, hot)
     if not grad:
         return odds.loss, None
-    dz = odds.e * (odds.scale / odds.total)[:, None]
-    return odds.loss, xp.where(hot, -(odds.rest / odds.total)[:, None], dz)
+    dz_hot = -(odds.rest / odds.total)
+    if slope is None:
+        dz = odds.e * (odds.scale / odds.total)[:, None]
+    else:
+        dz = _times_softmax(xp, (1.0 + slope)[:, None], _shifted(xp, z))
+        dz_hot = dz_hot + slope * (odds.e_hot / odds.total)
+    return odds.loss, xp.where(hot, dz_hot[:, None], dz)
 
 
-def _soft(xp: Namespace, z: Array, q: Array, *, grad: bool) -> tuple[Array, Array | None]:
-    """Loss sum of q[j] * -log p[j] and gradient sum(q) * p - q, for target masses q (R, C)."""
+def _soft(xp: Namespace, z: Array, q: Array, slope: Array | None, *, grad: bool) -> tuple[Array, Array | None]:
+    """Loss sum of q[j] * -log p[j] and gradient sum(q) p - q + slope p, for target masses q (R, C)."""
     log_p = _log_softmax(xp, z)
     loss = row_sum(xp, q * xp.where(q > 0.0, -log_p, 0.0))  # 0 * inf is 0 here
     if not grad:
         return loss, None
+    del log_p
     hot = _one_hot(xp, z, xp.argmax(q, axis=1))
     odds = _against(xp, z, hot)
     q_hot = xp.sum(xp.where(hot, q, 0.0), axis=1)
     q_rest = row_sum(xp, xp.where(hot, 0.0, q))
+    more = 0.0 if slope is None else slope
     # Q p - q for the others: q <= Q/2 there, so the difference keeps its digits. For the hot class both terms are
     # formed from what belongs to the others: (Q - q) p - q (1 - p).
-    dz = odds.e * (((q_hot + q_rest) / odds.total) * odds.scale)[:, None] - q
-    dz_hot = q_rest * (odds.e_hot / odds.total) - q_hot * (odds.rest / odds.total)
+    dz = _times_softmax(xp, (q_hot + q_rest + more)[:, None], _shifted(xp, z)) - q
+    dz_hot = (q_rest + more) * (odds.e_hot / odds.total) - q_hot * (odds.rest / odds.total)
     return loss, xp.where(hot, dz_hot[:, None], dz)
 
 
