@@ -27,10 +27,10 @@ FOUND = [version for version in SUPPORTED if at_hand(version)]
 OLDEST_AND_NEWEST = sorted({FOUND[0], FOUND[-1]}) if FOUND else [None]
 
 
-def install(session: nox.Session, *groups: str, package: str = ".") -> None:
-    """Install the built package and some dependency groups."""
+def install(session: nox.Session, *groups: str) -> None:
+    """Install the built package and some dependency groups; with CuPy where there is a GPU."""
     wanted = [dependency for group in groups for dependency in nox.project.dependency_groups(PYPROJECT, group)]
-    session.install(package, *wanted)
+    session.install(".[cuda13]" if shutil.which("nvidia-smi") else ".", *wanted)
     where = session.run("python", "-c", "import xpsoftmax; print(xpsoftmax.__file__)", silent=True, env=SAFE_PATH)
     if "site-packages" not in str(where):
         session.error(f"the tests must see the installed package, not {where}")
@@ -62,7 +62,7 @@ def tests(session: nox.Session) -> None:
 def tests_lowest(session: nox.Session) -> None:
     """The tests on NumPy and array-api-strict, with the lowest supported versions of what the package needs."""
     install(session, "test")
-    session.install("numpy==2.0.0", "array-api-compat==1.11", "array-api-strict==2.3")
+    session.install("numpy==2.0.0", "array-api-compat==1.11", "array-api-strict==2.3.1")
     backends = ("--backend=numpy", "--backend=array_api_strict")
     session.run("pytest", "-n", "auto", *backends, *session.posargs, env=SAFE_PATH)
 
@@ -78,7 +78,7 @@ def tests_peers(session: nox.Session) -> None:
 @nox.session
 def compare(session: nox.Session) -> None:
     """Train the two-layer network on every array library here and compare them."""
-    install(session, "report", package=".")
+    install(session, "report")
     session.run("python", "scripts/compare_backends.py", *session.posargs, env=SAFE_PATH)
 
 

@@ -25,7 +25,7 @@ DEFAULT_MAX_MEMORY = 256 * 2**20
 
 
 class Layer(NamedTuple):
-    """Weights (fan_in, fan_out) and bias (fan_out,) of one layer."""
+    """Weights (fan_in, fan_out) and bias (fan_out,) of one layer: ``X @ weight + bias``."""
 
     weight: Array
     bias: Array
@@ -35,7 +35,28 @@ Params = tuple[Layer, ...]
 
 
 class PartialSums(NamedTuple):
-    """Sums over some of the rows: those of disjoint rows add up to those of all."""
+    """Sums over some of the rows, as `mlp_partial_sums` returns them: those of disjoint rows add up to those of all.
+
+    Add them with ``+`` or `sum`, then call `finish`.
+
+    Attributes
+    ----------
+    loss : array, 0-d
+        Sum of the weighted losses, float32 for 16-bit parameters, else of their dtype.
+    weight : array, 0-d
+        Sum of the counting weights.
+    grads : tuple of Layer
+        Sums of the weighted gradients, shaped like the parameters; in float32 or wider.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> params = xs.init_params((4, 3), rng=0)
+    >>> X, y = np.ones((6, 4)), np.array([0, 1, 2, 2, 1, 0])
+    >>> total = sum(xs.mlp_partial_sums(params, X[i : i + 2], y[i : i + 2]) for i in (0, 2, 4))
+    >>> loss, grads = total.finish(params)
+    """
 
     loss: Array  # 0-d: sum of the weighted losses
     weight: Array  # 0-d: sum of the counting weights
@@ -54,7 +75,27 @@ class PartialSums(NamedTuple):
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def finish(self, params: Params, *, reg: float = 0.0) -> tuple[Array, Params]:
-        """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them."""
+        """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them.
+
+        Parameters
+        ----------
+        params : sequence of Layer
+            The parameters that the sums were taken with.
+        reg : float
+            Strength of the L2 penalty on the weight matrices.
+
+        Returns
+        -------
+        loss : array, 0-d
+            nan if the weights add up to nothing.
+        grads : tuple of Layer
+            In the dtype of `params`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `params` or `reg` does not fit.
+        """
         net = as_network(params, "identity")
         _check_alike("params", net.layers, self.grads)
         reg = check.as_number("reg", reg)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from xpsoftmax import _validate as check
 from xpsoftmax._out import check_out
 from xpsoftmax._softmax import deliver, in_rows, quiet, rows_out, to_rows
-from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction
+from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction, dtype_name
 from xpsoftmax.kernels import select
 
 
@@ -82,6 +82,9 @@ def softmax_loss(
     sum of the absolute values of the terms (``tests/test_loss.py``). ``-inf`` logits are classes that cannot be:
     without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
     its weight is zero: then it adds exactly 0.
+
+    Nothing is recorded for automatic differentiation: PyTorch tensors are detached. The gradient is that of
+    `softmax_loss_and_grad`.
 
     References
     ----------
@@ -201,9 +204,7 @@ class Problem(NamedTuple):
     """Checked rows, ready for a row operation."""
 
     targets: Array  # (R,) labels in the index dtype or (R, C) soft targets in the working precision
-    row_weight: (
-        Array  # (R,): everything that multiplies a row, except the mean's denominator; 0 where it must not count
-    )
+    row_weight: Array  # (R,): all that multiplies a row but the mean's denominator; 0 where it must not count
     total: Array  # 0-d: the sum of the counting weights
     spec: LossSpec
 
@@ -251,7 +252,9 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
     soft = array.ndim == len(frame.shape)
     ignored = None if soft or ignore_index is None else _equal(xp, array, ignore_index)
     if options.validate:
-        _check_values(targets, array, ignored, ignore_index, sample_weight, class_weight, frame)
+        weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+        given = {"targets": targets, "sample_weight": options.sample_weight, "class_weight": options.class_weight}
+        _check_values(array, ignored, ignore_index, weights, given, frame)
 
     rows = to_rows(xp, array, frame.axis) if soft else _flat(xp, array)
     counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
@@ -295,21 +298,31 @@ def _flat(xp: Namespace, array: Array) -> Array:
 
 
 def _check_values(
-    given: Array,
     targets: Array,
     ignored: Array | None,
     ignore_index: int | None,
-    sample_weight: Array | None,
-    class_weight: Array | None,
+    weights: dict[str, Array | None],
+    given: dict[str, Array | None],
     frame: check.Frame,
 ) -> None:
-    masses = "be finite and not negative"
+    """Look at the values of the checked arrays; a message shows them as they were given."""
     if targets.ndim == len(frame.shape):
-        suspects = [check.Suspect("targets", masses, "index", check.bad_masses(frame, targets), targets)]
+        suspects = [_suspected_masses("targets", "index", targets, given, frame)]
     else:
         rule = f"be labels from 0 to {frame.classes - 1} ({frame.classes} classes, ignore_index={ignore_index})"
-        suspects = [check.Suspect("targets", rule, "row", check.bad_labels(targets, frame, ignored), given)]
-    for name, unit, weight in (("sample_weight", "row", sample_weight), ("class_weight", "class", class_weight)):
+        bad = check.bad_labels(targets, frame, ignored)
+        suspects = [check.Suspect("targets", rule, "row", bad, given["targets"])]
+    for (name, weight), unit in zip(weights.items(), ("row", "class"), strict=True):
         if weight is not None:
-            suspects.append(check.Suspect(name, masses, unit, check.bad_masses(frame, weight), weight))
+            suspects.append(_suspected_masses(name, unit, weight, given, frame))
     check.check_values(frame, suspects)
+
+
+def _suspected_masses(
+    name: str, unit: str, masses: Array, given: dict[str, Array | None], frame: check.Frame
+) -> check.Suspect:
+    _, values = check.as_array(name, given[name])
+    rule = "be finite and not negative"
+    if values.dtype != masses.dtype:  # a value may be finite only where it comes from
+        rule += f" in {dtype_name(masses.dtype)}"
+    return check.Suspect(name, rule, unit, check.bad_masses(frame, masses), values)

@@ -178,8 +178,12 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, NotImplementedError
         As `mlp_logits`.
+
+    References
+    ----------
+    Bishop (2006), section 1.5.1.
 
     Examples
     --------
@@ -365,6 +369,10 @@ def mlp_partial_sums(
     ------
     TypeError, ValueError, NotImplementedError
         As `mlp_loss`.
+
+    References
+    ----------
+    The formulas are those of `mlp_loss_and_grad`.
 
     Examples
     --------

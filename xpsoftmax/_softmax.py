@@ -50,6 +50,7 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     -----
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
     the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
+    Nothing is recorded for automatic differentiation: PyTorch tensors are detached.
 
     References
     ----------
@@ -280,7 +281,8 @@ def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
     """View or copy (..., C, ...) as rows (R, C); a 2-D array is never reshaped: dask may not know its length."""
     if array.ndim == 2:
         return array if axis == 1 else xp.permute_dims(array, (1, 0))
-    array = xp.moveaxis(array, axis, -1)
+    if axis != array.ndim - 1:
+        array = xp.moveaxis(array, axis, -1)
     classes = array.shape[-1]
     return xp.reshape(array, (math.prod(array.shape[:-1]), classes))
 

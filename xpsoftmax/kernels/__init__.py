@@ -12,6 +12,7 @@ from xpsoftmax.kernels import generic
 
 __all__ = ["OPERATIONS", "select"]
 
+# What a backend may offer: one that lacks an operation leaves it to `generic`.
 OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows")
 
 

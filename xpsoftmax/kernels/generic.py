@@ -1,4 +1,4 @@
-"""The four row operations in the words of the Array API standard: the reference for every other kernel.
+"""The row operations in the words of the Array API standard: the reference for every other kernel.
 
 Every operation takes a block of rows, (R, C), of float16, bfloat16, float32 or float64, works in float32 or wider, and
 treats each row by itself. Nothing here branches on a value, writes into an argument (but `out`) or moves data, so the
@@ -72,7 +72,8 @@ def softmax_loss_rows(
     if targets.ndim == 1:
         poor = poor | (targets < 0) | (targets >= z.shape[1])
     else:
-        poor = poor | xp.any(~(xp.isfinite(targets) & (targets >= 0.0)), axis=1)
+        # The sum of a row is not finite if an entry is not, or if its own size is beyond the dtype.
+        poor = poor | ~xp.isfinite(row_sum(xp, targets)) | xp.any(targets < 0.0, axis=1)
     # Rows that have no number, or must not count, become zeros before anything is computed from them: no library then
     # warns, and no nan can leak through a product with zero. At the end the factor makes them nan, or leaves them zero.
     counted = row_weight != 0.0
