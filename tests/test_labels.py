@@ -311,3 +311,16 @@ def test_an_ignored_label_outside_the_classes_reads_nothing(backend, impl, valid
     )
     assert_close(loss, 0.0, backend=backend, dtype="float64", ulps=0)
     np.testing.assert_array_equal(backend.to_numpy(dlogits), [[0.0], [0.0]])
+
+
+def test_a_value_that_is_too_large_for_the_working_precision_is_shown_as_given():
+    logits, weight = np.zeros((2, 3), np.float32), np.array([1.0, 1e300])
+    with pytest.raises(ValueError, match=r"^sample_weight must be finite .* in float32, got 1e\+300 at row 1\.$"):
+        xs.softmax_loss(logits, np.array([0, 1]), sample_weight=weight)
+
+
+def test_soft_targets_whose_sum_overflows_are_nan_and_not_wrong(backend, impl):
+    logits = backend.asarray(np.array([[1.0, 0.0], [1.0, 0.0]], np.float32))
+    targets = backend.asarray(np.array([[3e38, 3e38], [0.5, 0.5]], np.float32))
+    _, dlogits = xs.softmax_loss_and_grad(logits, targets, reduction="none", validate=False, impl=impl)
+    np.testing.assert_array_equal(np.isnan(backend.to_numpy(dlogits)), [[True, True], [False, False]])
