@@ -41,7 +41,7 @@ xs.mlp_loss_and_grad(*small, reg=1e-3, max_memory=2 * MIB)
 """
 
 
-def run(code, expect=0):
+def run(code):
     process = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
         capture_output=True,
@@ -49,7 +49,7 @@ def run(code, expect=0):
         timeout=300,
         check=False,
     )
-    assert process.returncode == expect, process.stderr[-2000:]
+    assert process.returncode == 0, process.stderr[-2000:]
     return process.stdout
 
 
@@ -80,28 +80,30 @@ def test_max_memory_holds(case, hidden, budget):
 
 def test_the_limit_is_felt_without_max_memory():
     """The same call with room for all rows at once needs more: the limit of the tests above is a real one."""
-    run(
+    out = run(
         """
         params, X, y = problem(4096, 256, (), 8192)
         limit(size(params) + 32 * MIB)
         try:
             xs.mlp_loss_and_grad(params, X, y, max_memory=4096 * MIB)
         except MemoryError:
-            sys.exit(7)
-        """,
-        expect=7,
+            print("refused")
+        """
     )
+    assert out == "refused\n"
 
 
 def test_a_default_bound_is_there():
     """N x C is 1.2 GiB; the call stays within 256 MiB beside the outputs."""
-    run(
+    out = run(
         """
         params, X, y = problem(16384, 64, (), 20000)
         limit(size(params) + 256 * MIB)
-        xs.mlp_loss_and_grad(params, X, y)
+        loss, grads = xs.mlp_loss_and_grad(params, X, y)
+        print(float(loss))
         """
     )
+    assert float(out) > 1.0
 
 
 def test_partial_sums_read_a_file_larger_than_the_limit(tmp_path):
