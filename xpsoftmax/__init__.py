@@ -12,6 +12,7 @@ from xpsoftmax._mlp import (
     mlp_predict,
 )
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
+from xpsoftmax._threads import threads
 
 __version__ = "0.1.0.dev0"
 
@@ -33,4 +34,5 @@ __all__ = [
     "softmax_jvp",
     "softmax_loss",
     "softmax_loss_and_grad",
+    "threads",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from array_api_compat import is_dask_array
+from array_api_compat import is_dask_array, is_numpy_array
 
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
+from xpsoftmax.kernels import numpy as numpy_kernels
 
 __all__ = ["OPERATIONS", "select"]
 
@@ -25,7 +26,7 @@ class Backend(NamedTuple):
 
 
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
-BACKENDS: tuple[Backend, ...] = ()
+BACKENDS: tuple[Backend, ...] = (Backend("numpy", is_numpy_array, lambda: numpy_kernels),)
 
 
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
