@@ -38,6 +38,7 @@ def size(params):
 
 small = problem(64, 128, (64,), 2000)
 xs.mlp_loss_and_grad(*small, reg=1e-3, max_memory=2 * MIB)
+xs.softmax(np.zeros((4096, 1024), np.float32))
 """
 
 

@@ -14,8 +14,8 @@ from array_api_compat import device, is_dask_array, is_jax_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import Activation, activation_named
-from xpsoftmax._loss import LossOptions, Problem, divided, prepare
-from xpsoftmax._softmax import quiet
+from xpsoftmax._loss import LossOptions, Problem, mean_or_nan, prepare
+from xpsoftmax._softmax import quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import select
 from xpsoftmax.kernels.generic import narrowed, scratch_arrays
@@ -260,8 +260,6 @@ def add_up(
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
         problem = prepare(targets, net.frame._replace(shape=(X.shape[0], classes), axis=1, owner="X"), options)
-        if options.reduction == "mean":
-            problem = problem._replace(row_weight=divided(xp, problem.row_weight, problem.total))
         weighted = any(x is not None for x in (options.class_weight, options.sample_weight, options.ignore_index))
         plan = _plan(net, X, problem, max_memory)
         loss: Any = None
@@ -270,8 +268,11 @@ def add_up(
             part = _chunk(net, X, problem, rows, grads if grad else None, plan.spare, impl, weighted=weighted)
             loss = part if loss is None else loss + part
         if options.reduction == "mean":
-            loss = xp.where(problem.total == 0.0, float("nan"), loss)
-        result = PartialSums(xp.asarray(loss), xp.asarray(problem.total), tuple(layer for layer in grads if layer))
+            loss = mean_or_nan(xp, loss, problem.total)
+        total = problem.total
+        if type(total) is float:
+            total = xp.asarray(total, dtype=net.working, device=net.frame.device)
+        result = PartialSums(xp.asarray(loss), xp.asarray(total), tuple(layer for layer in grads if layer))
     return net, result, reg
 
 
@@ -300,7 +301,7 @@ def _chunk(
     del logits
     if grads is not None:
         _backward(net, inputs, pre, delta, grads, spare)
-    return xp.sum(losses)
+    return summed(xp, losses)
 
 
 class _Plan(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from xpsoftmax import _validate as check
-from xpsoftmax._out import check_out
-from xpsoftmax._softmax import deliver, in_rows, quiet, rows_out, to_rows
+from xpsoftmax._out import check_out, fits_plainly
+from xpsoftmax._softmax import deliver, in_rows, quiet, rows_out, summed, to_rows
 from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction, dtype_name
 from xpsoftmax.kernels import select
 
@@ -98,8 +100,8 @@ def softmax_loss(
     >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
     >>> xs.softmax_loss(z, np.array([1, 2]), reduction="none").round(6)
     array([1.203973, 0.693147])
-    >>> float(xs.softmax_loss(np.array([50.0, 0.0]), np.array(0)))
-    1.9287498479639178e-22
+    >>> print(f"{xs.softmax_loss(np.array([50.0, 0.0]), np.array(0)):.9g}")
+    1.92874985e-22
     """
     loss, _ = _compute(
         logits,
@@ -199,13 +201,25 @@ class LossOptions(NamedTuple):
     reduction: Reduction = "mean"
     validate: bool = True
 
+    def none_given(self) -> bool:
+        """Whether every option has its default."""
+        return (
+            self.class_weight is None
+            and self.sample_weight is None
+            and self.ignore_index is None
+            and (type(self.label_smoothing) is float and self.label_smoothing == 0.0)
+            and (type(self.z_loss) is float and self.z_loss == 0.0)
+            and (type(self.reduction) is str and self.reduction == "mean")
+            and self.validate is True
+        )
+
 
 class Problem(NamedTuple):
     """Checked rows, ready for a row operation."""
 
     targets: Array  # (R,) labels in the index dtype or (R, C) soft targets in the working precision
-    row_weight: Array  # (R,): all that multiplies a row but the mean's denominator; 0 where it must not count
-    total: Array  # 0-d: the sum of the counting weights
+    row_weight: Array  # (R,): all that multiplies a row; 0 where it must not count
+    total: Array | float  # 0-d: the sum of the counting weights; a number where it is known without them
     spec: LossSpec
 
 
@@ -213,27 +227,63 @@ def _compute(
     logits: Array, targets: Array, out: Array | None, options: LossOptions, *, axis: int, impl: Impl, grad: bool
 ) -> tuple[Array, Array]:
     check.check_impl(impl)
-    array, frame = check.as_logits(logits, axis)
-    xp = frame.xp
-    if out is not None:
+    plain = _at_a_glance(logits, targets, out, options, axis)
+    if plain is not None:
+        array, frame = logits, plain
+    else:
+        array, frame = check.as_logits(logits, axis)
         others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
         check_out(out, logits, frame, others)
+    xp = frame.xp
     with quiet(xp, frame.device):
-        problem = prepare(targets, frame, options)
+        problem = prepare(targets, frame, options) if plain is None else _plain_mean(targets, frame)
         kernel = select("softmax_loss_rows", array, impl)
-        row_weight = problem.row_weight
-        if options.reduction == "mean":
-            row_weight = divided(xp, row_weight, problem.total)
         losses, dlogits = kernel(
             in_rows(array, frame, out),
             problem.targets,
-            row_weight,
+            problem.row_weight,
             problem.spec,
             grad=grad,
             out=rows_out(frame, out),
         )
         loss = _reduced(losses, problem, frame, options.reduction)
         return loss, deliver(xp, dlogits, frame, out) if grad else None
+
+
+_PLAIN = LossSpec()
+_FLOAT32, _FLOAT64, _INT64 = np.dtype("f4"), np.dtype("f8"), np.dtype("i8")
+
+
+def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis: Any) -> check.Frame | None:
+    """Return the frame of arguments as plain as almost always, on which no check would find anything; else None.
+
+    NumPy rows, labels that are classes, and no option: all checks together take longer than a small loss itself.
+    """
+    if (
+        type(logits) is not np.ndarray
+        or type(targets) is not np.ndarray
+        or (logits.dtype != _FLOAT32 and logits.dtype != _FLOAT64)
+        or targets.dtype != _INT64
+        or logits.ndim != 2
+        or logits.size == 0
+        or targets.shape != logits.shape[:1]
+        or type(axis) is not int
+        or (axis != -1 and axis != 1)
+        or not options.none_given()
+        or (out is not None and not fits_plainly(out, logits, targets))
+    ):
+        return None
+    unsigned = targets.view(np.uint64)  # negative ones are huge
+    if unsigned[unsigned.argmax()] >= logits.shape[1]:
+        return None
+    return check.Frame(check.numpy_namespace(), "cpu", logits.shape, 1, logits.dtype)
+
+
+def _plain_mean(labels: Array, frame: check.Frame) -> Problem:
+    rows = labels.shape[0]
+    row_weight = np.empty(rows, frame.working)
+    row_weight.fill(1.0 / rows)
+    return Problem(labels, row_weight, float(rows), _PLAIN)
 
 
 def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem:
@@ -256,6 +306,7 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
         given = {"targets": targets, "sample_weight": options.sample_weight, "class_weight": options.class_weight}
         _check_values(array, ignored, ignore_index, weights, given, frame)
 
+    alike = sample_weight is None and ignored is None and (class_weight is None or soft)
     rows = to_rows(xp, array, frame.axis) if soft else _flat(xp, array)
     counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
     if sample_weight is not None:
@@ -269,11 +320,17 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
         counting = counting * xp.where(inside, of_label, 1.0)
         if smoothing == 0.0:  # the class weight is a factor of the whole row
             row_weight, class_weight = counting, None
-    return Problem(rows, row_weight, xp.sum(counting), LossSpec(class_weight, smoothing, z_loss))
+    # Arrays of unknown length have to count their rows.
+    total = float(rows.shape[0]) if alike and isinstance(rows.shape[0], int) else xp.sum(counting)
+    if options.reduction == "mean":
+        row_weight = _divided(xp, row_weight, total)
+    return Problem(rows, row_weight, total, LossSpec(class_weight, smoothing, z_loss))
 
 
-def divided(xp: Namespace, row_weight: Array, total: Array) -> Array:
+def _divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
     """Weights of a mean: zero where there is nothing to take a mean of, nan where the sum overflowed."""
+    if type(total) is float:  # not a NumPy scalar, which is one too
+        return row_weight / (total or 1.0)
     share = row_weight / xp.where(total == 0.0, 1.0, total)
     return xp.where(total == 0.0, 0.0, xp.where(xp.isfinite(total), share, float("nan")))
 
@@ -282,8 +339,15 @@ def _reduced(losses: Array, problem: Problem, frame: check.Frame, reduction: Red
     xp = frame.xp
     if reduction == "none":
         return losses if len(frame.shape) == 2 else xp.reshape(losses, frame.rows_shape)
-    loss = xp.asarray(xp.sum(losses))
-    return xp.where(problem.total == 0.0, float("nan"), loss) if reduction == "mean" else loss
+    loss = summed(xp, losses)
+    return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss
+
+
+def mean_or_nan(xp: Namespace, loss: Array, total: Array | float) -> Array:
+    """Return nan for the mean over no row."""
+    if type(total) is float:
+        return loss if total > 0.0 else loss + float("nan")
+    return xp.where(total == 0.0, float("nan"), loss)
 
 
 def _equal(xp: Namespace, labels: Array, value: int) -> Array:

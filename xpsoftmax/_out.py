@@ -18,7 +18,7 @@ from xpsoftmax._validate import Frame, as_companion, library
 
 def check_out(out: object, logits: object, frame: Frame, others: dict[str, object]) -> None:
     """Check an output array against the logits (as the user gave them) and the other arguments."""
-    if out is None:
+    if out is None or fits_plainly(out, logits, *others.values()):
         return
     array = as_companion("out", out, frame)
     if is_jax_array(array) or is_dask_array(array):
@@ -35,11 +35,24 @@ def check_out(out: object, logits: object, frame: Frame, others: dict[str, objec
     footprint = _footprint(array)
     if footprint is not None and _overlaps_itself(*footprint[1:]):
         raise ValueError("out must not hold an element twice, got a broadcast or self-overlapping array.")
-    if out is not logits and (footprint is None or footprint != _footprint(logits)) and _share_memory(out, logits):
+    if out is not logits and _share_memory(out, logits) and (footprint is None or footprint != _footprint(logits)):
         raise ValueError("out must be logits itself or share no memory with it, got an overlapping array.")
     for name, other in others.items():
         if other is not None and _share_memory(out, other):
             raise ValueError(f"out must share no memory with {name}, got an overlapping array.")
+
+
+def fits_plainly(out: object, logits: object, *others: object) -> bool:
+    """Whether out is seen at a glance to fit, as almost always; if not, `check_out` finds out why, or that it does."""
+    return (
+        type(out) is np.ndarray
+        and type(logits) is np.ndarray
+        and out.dtype == logits.dtype
+        and out.shape == logits.shape
+        and out.flags.carray
+        and (out is logits or not np.may_share_memory(out, logits))
+        and not any(type(x) is not np.ndarray or np.may_share_memory(out, x) for x in others if x is not None)
+    )
 
 
 def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:
@@ -68,6 +81,8 @@ def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize:
 def _share_memory(a: Array, b: Array) -> bool:
     a, b = _as_numpy(a), _as_numpy(b)
     if is_numpy_array(a) and is_numpy_array(b):
+        if not np.may_share_memory(a, b):
+            return False
         try:
             return np.shares_memory(a, b, max_work=1_000_000)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
@@ -88,7 +103,7 @@ def _extent(array: Array) -> tuple[int, int] | None:
 
 def _as_numpy(array: Array) -> Array:
     """Return a NumPy view of an array-api-strict array in host memory, to see its address; other arrays as they are."""
-    if type(array).__module__.startswith("array_api_strict"):
+    if type(array) is not np.ndarray and type(array).__module__.startswith("array_api_strict"):
         try:
             return np.from_dlpack(array)
         except (BufferError, RuntimeError, ValueError, TypeError):

@@ -47,6 +47,10 @@ def threads(n: int, /) -> Iterator[None]:
     n : int
         At least 1: that of the caller. Without a limit they use as many as the process may use cores, where it pays.
 
+    Returns
+    -------
+    context manager
+
     Raises
     ------
     TypeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 # The standard has no common base class for arrays, and no library ships a protocol that all of them meet.
@@ -34,4 +35,9 @@ SIXTEEN_BIT = ("float16", "bfloat16")
 
 def dtype_name(dtype: DType) -> str:
     """Return the standard's name of a dtype, whatever the library: "float32", also for a non-native byte order."""
+    return _dtype_name(type(dtype), dtype)
+
+
+@cache  # NumPy puts the name together anew each time
+def _dtype_name(kind: type, dtype: DType) -> str:  # noqa: ARG001 - dtypes of different libraries must not be compared
     return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]

@@ -6,6 +6,7 @@ import math
 import operator
 import sys
 from collections.abc import Sequence
+from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -51,8 +52,15 @@ class Frame(NamedTuple):
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def numpy_namespace() -> Namespace:
+    return array_namespace(np.empty(0))
+
+
 def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     """Check that `value` is an array; return its namespace and the array, freed of subclasses and autograd."""
+    if type(value) is np.ndarray:  # nothing to ask, and short calls are felt
+        return numpy_namespace(), value
     if not _is_dense(value):
         raise TypeError(f"{name} must be a plain dense array, got {_kind(value)}. Convert it first.")
     try:
@@ -77,8 +85,10 @@ def _is_dense(value: Any) -> bool:
 
 def _is_floating(array: Array) -> bool:
     kind = dtype_name(array.dtype)
+    if kind != "bfloat16":
+        return kind in FLOATING
     # NumPy knows bfloat16 only as a foreign type: comparisons and reductions on it are not what they seem.
-    return kind in FLOATING and not (kind == "bfloat16" and (is_numpy_array(array) or is_dask_array(array)))
+    return not (is_numpy_array(array) or is_dask_array(array))
 
 
 def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
@@ -123,6 +133,8 @@ def as_axis(axis: object, ndim: int) -> int:
 def as_companion(name: str, value: object, frame: Frame) -> Array:
     """Check that an array is of the library and on the device of the frame."""
     xp, array = as_array(name, value)
+    if xp is frame.xp and type(array) is np.ndarray:
+        return array
     if xp is not frame.xp:
         raise TypeError(
             f"{name} must be an array of the same library as {frame.owner} ({library(frame.xp)}), "
@@ -180,13 +192,15 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
         raise ValueError(
             f"ignore_index must be None for soft targets, got {ignore_index}. Use sample_weight to leave rows out."
         )
-    return xp.astype(array, frame.working, copy=False)
+    return as_dtype(xp, array, frame.working)
 
 
 def _as_index(labels: Array, frame: Frame, ignore_index: int | None) -> Array:
     """Labels in the index dtype; unsigned values beyond it become a label that is bad and not ignored."""
     xp = frame.xp
     index = xp.__array_namespace_info__().default_dtypes()["indexing"] if is_jax_array(labels) else xp.int64
+    if labels.dtype == index:
+        return labels
     wraps = xp.isdtype(labels.dtype, "unsigned integer") and xp.iinfo(labels.dtype).max > xp.iinfo(index).max
     labels = xp.astype(labels, index, copy=False)
     if wraps:
@@ -204,7 +218,12 @@ def as_weight(name: str, value: object, frame: Frame, shape: tuple[Any, ...], me
         raise TypeError(f"{name} must be of a real floating or integer dtype, got {array.dtype}.")
     if not same_shape(array.shape, shape):
         raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.")
-    return frame.xp.astype(array, frame.working, copy=False)
+    return as_dtype(frame.xp, array, frame.working)
+
+
+def as_dtype(xp: Namespace, array: Array, dtype: DType) -> Array:
+    """Cast an array if it is of another dtype."""
+    return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def bad_labels(labels: Array, frame: Frame, ignored: Array | None) -> Array:
@@ -238,7 +257,7 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
         raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
     flag = None
     for suspect in suspects:
-        found = frame.xp.any(suspect.bad)
+        found = np.count_nonzero(suspect.bad) > 0 if type(suspect.bad) is np.ndarray else frame.xp.any(suspect.bad)
         flag = found if flag is None else flag | found
     if flag is not None and bool(flag):
         for suspect in suspects:
@@ -283,7 +302,7 @@ def as_integer(name: str, value: object) -> int:
 
 def as_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> float:
     """Check for a finite real number in [low, high]."""
-    if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
+    if type(value) is not float and (not isinstance(value, Real) or isinstance(value, (bool, np.bool_))):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
     try:
         number = float(value)

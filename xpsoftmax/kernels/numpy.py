@@ -3,13 +3,13 @@
 exp(z) is computed without a shift first, straight into the output: one pass less, and no rounding of z - max(z). The
 sums of the row then tell whether that was safe; a row for which it was not is done again with a shift. That is decided
 for each row by itself, and all that is done to a row is elementwise or a sum over a C-contiguous row: its bits depend
-neither on its neighbours nor on blocks and threads. Vectors with one entry a row are float64.
+neither on its neighbours nor on blocks and threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,16 +23,25 @@ SHARE = 3 * 2**17
 """Bytes that a thread must have to do: waking one takes about a tenth of a millisecond."""
 SCRATCH = 2**22
 """Bytes of scratch that all threads hold together, as far as single rows allow."""
-COLUMNS = 1024
-"""Columns that einsum sums at once: its error grows with them (5 eps here), and beyond 8192 neighbours matter."""
+CHUNK = 4096
+"""Bytes of a row that einsum sums at once: up to here its error is below 10 eps, and neighbours do not matter."""
 FEW = 64
 """Classes up to which reductions of each row are faster along the other axis."""
 
-# A row whose exponentials add up to less than 1 or more than LARGEST is shifted: entries of the result that are normal
-# numbers could come from subnormal ones, or overflow. Both parts of the sum must be far above subnormal terms.
-LARGEST = {"float32": float(np.exp(40.0)), "float64": float(np.exp(300.0))}
-LEAST = {"float32": 1e-30, "float64": 1e-290}
-TINY = {"float32": 2.0**-126, "float64": 2.0**-1022}
+
+class _Range(NamedTuple):
+    """Between which sizes a row's sums of exp(z), not shifted, give its result with all digits."""
+
+    tiny: float  # the smallest normal number
+    rest: float  # least sum of the others: so far above `tiny` that subnormal terms do not matter
+    hot: float  # least exp(z) of the hot class: rest / hot must not overflow
+    largest: float  # whole sum, which must also be at least 1: else a normal entry could come from a subnormal number
+
+
+RANGES = {  # by the bytes of a number
+    4: _Range(2.0**-126, 1e-30, 1e-20, float(np.exp(40.0))),
+    8: _Range(2.0**-1022, 1e-290, 1e-170, float(np.exp(300.0))),
+}
 
 Rows: TypeAlias = slice
 
@@ -47,8 +56,8 @@ def softmax_rows(logits: Array, out: Array | None = None) -> Array:
         z = logits[rows]
         _exp(z, e)
         total = _row_sums(e)
-        np.multiply(e, (1.0 / total).astype(e.dtype)[:, None], out=e)
-        shift = _outside(total, 1.0, LARGEST[e.dtype.name])
+        _by_column(np.multiply, e, 1.0 / total, e)
+        shift = _outside(total, 1.0, RANGES[e.itemsize].largest)
         if shift is not None:
             again = _gathered(z, shift, e.dtype)
             _softmax_shifted(again)
@@ -61,21 +70,15 @@ def softmax_rows(logits: Array, out: Array | None = None) -> Array:
 
 def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
     """See `xpsoftmax.log_softmax`."""
-    _, classes = logits.shape
 
-    def compute(rows: Rows, t: Array, e: Array | None = None) -> None:
+    def compute(rows: Rows, t: Array, e: Array) -> None:
         z = logits[rows]
-        if classes <= FEW:
-            z = np.array(z.T, t.dtype, order="C").T  # rows of the transpose are long
-            top, loss = _largest(z, z, np.empty_like(z))
-            np.subtract(z, loss.astype(t.dtype)[:, None], out=t)
-        else:
-            top, loss = _largest(_working(z, t), t, e)
-            np.subtract(t, loss.astype(t.dtype)[:, None], out=t)
+        top, loss = _largest(z, t, e)
+        _by_column(np.subtract, t, loss, t)
         t[~np.isfinite(top)] = np.nan
 
     result = np.empty(logits.shape, logits.dtype) if out is None else out
-    _each_block(compute, logits, result, spare=classes > FEW, twice=False)
+    _each_block(compute, logits, result, spare=True)
     return result
 
 
@@ -87,13 +90,13 @@ def logsumexp_rows(logits: Array) -> Array:
         z = logits[rows]
         _exp(z, e)
         total = _row_sums(e)
-        lse = np.log(total)
-        shift = _outside(total, np.e, LARGEST[e.dtype.name])  # near 1 the log would lose what the sum has rounded away
+        lse = np.log(total.astype("f8", copy=False))
+        shift = _outside(total, np.e, RANGES[e.itemsize].largest)  # near 1 the log would lose what the sum has rounded away
         if shift is not None:
-            again = _gathered(z, shift, e.dtype)
-            top, loss = _largest(again, again, np.empty_like(again))
+            z = z[shift]
+            top, loss = _largest(z, np.empty(z.shape, e.dtype), np.empty(z.shape, e.dtype))
             # An infinity is the sum itself: log(0) = -inf, log(inf) = inf.
-            lse[shift] = np.where(np.isfinite(top), top + loss, top)
+            lse[shift] = np.where(np.isfinite(top), top.astype(lse.dtype) + loss, top)
         result[rows] = lse
 
     _each_block(compute, logits, None)
@@ -117,39 +120,37 @@ def _loss_of_labels(
     logits: Array, labels: Array, row_weight: Array, spec: LossSpec, losses: Array, result: Array | None
 ) -> None:
     classes, z_loss = logits.shape[1], spec.z_loss
-    labels, weight = _safe(labels, row_weight.astype("f8"), classes)
+    labels, row_weight = _safe(labels, row_weight, classes)
 
     def compute(rows: Rows, e: Array) -> None:
-        z, w = logits[rows], weight[rows]
-        flat, hot_at = e.reshape(-1), labels[rows] + np.arange(0, e.size, classes)
+        z, y, w = logits[rows], labels[rows], row_weight[rows]
+        flat, hot_at = e.reshape(-1), np.arange(0, e.size, classes) + y
         _exp(z, e)
-        hot = flat[hot_at].astype("f8")
+        hot = flat[hot_at]
         flat[hot_at] = 0.0
         rest = _row_sums(e)
         total = rest + hot
         factor = w / total
-        loss = np.log1p(rest / hot)
+        loss = np.log1p((rest / hot).astype("f8", copy=False))
+        shift = _outside_of_loss(total, rest, hot, factor, w, least=1.0 if z_loss == 0.0 else np.e)
         if z_loss == 0.0:
-            shift = _outside_of_loss(e.dtype.name, 1.0, total, rest, hot, factor, w)
             dz_hot = 0.0 - rest * factor  # +0 where the weight is
         else:
-            shift = _outside_of_loss(e.dtype.name, np.e, total, rest, hot, factor, w)
             lse = np.log(total)
             slope = (2.0 * z_loss) * lse
             loss += 0.5 * slope * lse
             dz_hot = (slope * hot - rest) * factor + 0.0
             factor *= 1.0 + slope
-        loss *= w
         if result is not None:
-            np.multiply(e, factor.astype(e.dtype)[:, None], out=e)
+            _by_column(np.multiply, e, factor, e)
             flat[hot_at] = dz_hot
+        loss *= w
         if shift is not None:
             again = _gathered(z, shift, e.dtype)
             if z_loss == 0.0:
-                loss[shift] = _loss_shifted(again, labels[rows][shift], w[shift])
+                loss[shift] = _loss_shifted(again, y[shift], w[shift])
             else:
-                y, w = labels[rows][shift], w[shift].astype(e.dtype)
-                loss[shift], _ = generic.softmax_loss_rows(again, y, w, spec, grad=True, out=again)
+                loss[shift], _ = generic.softmax_loss_rows(again, y[shift], w[shift], spec, grad=True, out=again)
             if result is not None:
                 e[shift] = again
         losses[rows] = loss
@@ -191,20 +192,20 @@ def _outside(total: Array, least: float, largest: float) -> Array | None:
 
 
 def _outside_of_loss(
-    dtype: str, least: float, total: Array, rest: Array, hot: Array, factor: Array, weight: Array
+    total: Array, rest: Array, hot: Array, factor: Array, weight: Array, *, least: float
 ) -> Array | None:
     """Which rows of a loss have sums, or a factor, that need a shift; None if no row has."""
-    largest, part, tiny = LARGEST[dtype], LEAST[dtype], TINY[dtype]
+    tiny, least_rest, least_hot, largest = RANGES[total.itemsize]
     # Five look-ups for what takes the masks ten passes: with few rows the calls are what costs.
     if (
         total[total.argmin()] >= least
         and total[total.argmax()] <= largest
-        and rest[rest.argmin()] >= part
-        and hot[hot.argmin()] >= part
+        and rest[rest.argmin()] >= least_rest
+        and hot[hot.argmin()] >= least_hot
         and factor[factor.argmin()] >= tiny
     ):
         return None
-    safe = (total >= least) & (total <= largest) & (rest >= part) & (hot >= part)
+    safe = (total >= least) & (total <= largest) & (rest >= least_rest) & (hot >= least_hot)
     safe &= (factor >= tiny) | (weight == 0.0)
     return None if safe.all() else np.flatnonzero(~safe)
 
@@ -212,33 +213,37 @@ def _outside_of_loss(
 def _softmax_shifted(z: Array) -> None:
     """Replace rows of logits by their softmax."""
     top = _row_max(z)
-    np.subtract(z, top[:, None], out=z)
+    _by_column(np.subtract, z, top, z)
     np.exp(z, out=z)
-    np.multiply(z, (1.0 / _row_sums(z)).astype(z.dtype)[:, None], out=z)
+    _by_column(np.multiply, z, 1.0 / _row_sums(z), z)
     z[~np.isfinite(top)] = np.nan
 
 
 def _largest(z: Array, t: Array, e: Array) -> tuple[Array, Array]:
-    """Largest logit of each row and -log of its probability; z minus the former in `t`, which may be z; `e` is scratch.
-
-    Short rows have to come as the transpose of a C-contiguous array, long ones C-contiguous.
-    """
+    """Largest logit of each row and -log of its probability; z minus the former goes to `t`, `e` is scratch."""
     if z.shape[1] <= FEW:
-        top = z.T.max(axis=0)
-        np.subtract(z, top[:, None], out=t)
-        np.exp(t, out=e)
-        largest = t == 0.0
-        np.copyto(e, 0.0, where=largest)
-        # All but one of the largest are others.
-        rest = generic.row_sum(np, e).astype("f8") + (np.count_nonzero(largest, axis=1) - 1)
+        columns = np.array(z.T, t.dtype, order="C")  # its rows are long
+        top = columns.max(axis=0)
+        columns -= top
+        np.copyto(t, columns.T)
+        largest = columns == 0.0
+        np.exp(columns, out=columns)
+        columns[largest] = 0.0
+        # All of the largest but one are others.
+        rest = generic.row_sum(np, columns.T) + (np.count_nonzero(largest, axis=0) - 1).astype(t.dtype)
     else:
-        at = z.argmax(axis=1) + np.arange(0, z.size, z.shape[1])
-        top = z.reshape(-1)[at]
-        np.subtract(z, top[:, None], out=t)
+        z_block = _working(z, t)
+        at = z_block.argmax(axis=1) + np.arange(0, t.size, t.shape[1])
+        top = z_block.reshape(-1)[at]
+        _by_column(np.subtract, z_block, top, t)
         np.exp(t, out=e)
         e.reshape(-1)[at] = 0.0
         rest = _row_sums(e)
-    return top, np.log1p(rest)
+    loss = np.log1p(rest.astype("f8", copy=False))
+    faint = np.flatnonzero(rest < RANGES[rest.itemsize].rest)
+    if faint.size:
+        loss[faint] = -generic.log_softmax_rows(_gathered(z, faint, rest.dtype)).max(axis=1)
+    return top, loss.astype(rest.dtype, copy=False)
 
 
 def _loss_shifted(z: Array, labels: Array, weight: Array) -> Array:
@@ -248,9 +253,9 @@ def _loss_shifted(z: Array, labels: Array, weight: Array) -> Array:
     flat[hot_at] = -np.inf
     top = _row_max(z)
     top = np.where(top == -np.inf, hot.astype(z.dtype), top)  # no other class is possible: nothing to shift
-    np.subtract(z, top[:, None], out=z)
+    _by_column(np.subtract, z, top, z)
     np.exp(z, out=z)
-    rest = _row_sums(z)
+    rest = _row_sums(z).astype("f8", copy=False)
 
     top = top.astype("f8")
     behind = top - hot
@@ -259,11 +264,11 @@ def _loss_shifted(z: Array, labels: Array, weight: Array) -> Array:
     lost[~np.isfinite(behind)] = 0.0
     lead, lost_lead = np.minimum(behind, 0.0), np.where(behind < 0.0, lost, 0.0)
     scale, half = np.exp(lead) * (1.0 + lost_lead), np.exp(0.5 * lead) * (1.0 + 0.5 * lost_lead)
-    rest = np.where(scale >= TINY["float64"], scale * rest, half * rest * half)
+    rest = np.where(scale >= RANGES[8].tiny, scale * rest, half * rest * half)
     e_hot = np.where(behind > 0.0, np.exp(-np.abs(behind)) * (1.0 - lost), 1.0)
     total = rest + e_hot
     loss = np.where(behind > 0.0, (np.log(total) + lost) + behind, np.log1p(rest)) * weight
-    np.multiply(z, (scale / total * weight).astype(z.dtype)[:, None], out=z)
+    _by_column(np.multiply, z, (scale / total * weight).astype(z.dtype), z)
     flat[hot_at] = -(rest / total) * weight
 
     counts = weight != 0.0
@@ -297,14 +302,23 @@ def _gathered(z: Array, rows: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _row_sums(e: Array) -> Array:
-    """Sum of each row, float64."""
     rows, columns = e.shape
-    if columns <= COLUMNS:
-        return np.einsum("ij->i", e).astype("f8", copy=False)
-    chunks = columns // COLUMNS
-    whole = np.einsum("ijk->ij", e[:, : chunks * COLUMNS].reshape(rows, chunks, COLUMNS))
-    left_over = np.einsum("ij->i", e[:, chunks * COLUMNS :])
-    return generic.row_sum(np, whole.astype("f8", copy=False)) + left_over
+    width = CHUNK // e.itemsize
+    if columns <= width:
+        return np.einsum("ij->i", e)
+    chunks = columns // width
+    whole = np.einsum("ijk->ij", e[:, : chunks * width].reshape(rows, chunks, width))
+    return generic.row_sum(np, whole) + np.einsum("ij->i", e[:, chunks * width :])
+
+
+def _by_column(operation: np.ufunc, block: Array, column: Array, out: Array) -> None:
+    """Combine each row of a block with its number."""
+    if 128 <= block.shape[1] < 8192:
+        with np.errstate():  # restores the buffer size; with the usual one NumPy copies the column again and again
+            np.setbufsize(16)
+            operation(block, column[:, None], out=out)
+    else:
+        operation(block, column[:, None], out=out)
 
 
 def _row_max(z: Array) -> Array:
@@ -323,44 +337,42 @@ def _each_block(
     *,
     here: bool = True,
     spare: bool = False,
-    twice: bool = True,
 ) -> None:
     """Call `compute` for blocks of rows that together cover all, in several threads if that pays.
 
     It gets the rows, with `here` a C-contiguous block in the working precision for what `result` is to hold of them, and
-    with `spare` another one for its own use. The block is part of the result where that can be; with `twice` not where
-    that overwrites logits, which then may be read again.
+    with `spare` another one for its own use. The block is part of the result where that can be: not where it overwrites
+    logits, which may be read again.
     """
     dtype = np.dtype("f4") if logits.dtype == np.float16 else logits.dtype
     direct = (
         result is not None
         and result.dtype == dtype
         and result.flags.carray
-        and not (twice and np.may_share_memory(logits, result))
+        and not np.may_share_memory(logits, result)
     )
     rows, columns = logits.shape
 
     def worker(blocks: Iterator[Rows]) -> None:
         buffers: list[Array] = []
-        with np.errstate():  # restores the buffer size
-            if 128 <= columns < 8192:
-                np.setbufsize(16)  # NumPy then does not copy the column in block * column
-            for block in blocks:
-                count = block.stop - block.start
-                if not buffers or buffers[0].shape[0] < count:
-                    buffers = [np.empty((count, columns), dtype) for _ in range(here * (not direct) + spare)]
-                arrays = [buffer[:count] for buffer in buffers]
-                if direct and here:
-                    arrays.insert(0, result[block])
-                compute(block, *arrays)
-                if result is not None and here and not direct:
-                    result[block] = arrays[0]
+        for block in blocks:
+            count = block.stop - block.start
+            if not buffers or buffers[0].shape[0] < count:
+                buffers = [np.empty((count, columns), dtype) for _ in range((here and not direct) + spare)]
+            arrays = [buffer[:count] for buffer in buffers]
+            if here and direct:
+                arrays.insert(0, result[block])
+            compute(block, *arrays)
+            if here and result is not None and not direct:
+                result[block] = arrays[0]
 
     size = rows * columns * dtype.itemsize
     threads = min(rows, size // SHARE)
     if threads > 1:
         threads = min(threads, allowed())
-    if threads > 1:
+    if size <= BLOCK // 2 and threads <= 1:
+        worker(iter((slice(0, rows),)) if rows else iter(()))
+    elif threads > 1:
         block = min(BLOCK, SCRATCH // threads)
         share(worker, _slices(rows, threads * -(-size // (threads * block))), threads)
     else:
