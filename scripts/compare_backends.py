@@ -23,31 +23,26 @@ Needs scikit-learn, rich and matplotlib: pip install "xpsoftmax[report]".
 
 from __future__ import annotations
 
-import argparse
 import functools
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from _report import Parser, described, finite, surroundings
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import xpsoftmax
 from xpsoftmax import Layer, init_params, mlp_logits, mlp_loss, mlp_loss_and_grad, mlp_predict
 
 Array: TypeAlias = Any
@@ -231,15 +226,8 @@ def probe(name: str, dtype: str) -> Backend | str:
         ones = backend.asarray(np.ones((2, 2), dtype))
         backend.to_numpy(ones @ ones)
     except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is the reason
-        return _described(error)
+        return described(error)
     return backend
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def drawn(settings: Settings) -> Task:
@@ -379,7 +367,7 @@ def compared(settings: Settings, task: Task, backends: dict[str, Backend], repor
             except Exception as error:
                 if name == "numpy":  # there is nothing to compare with
                     raise
-                report.problems.append(f"{name} failed: {_described(error)}")
+                report.problems.append(f"{name} failed: {described(error)}")
                 continue
             report.backends[name] = result
             done = (
@@ -494,64 +482,16 @@ def as_json(report: Report, argv: Sequence[str]) -> str:
     content = {
         "command": shlex.join(["python", "scripts/compare_backends.py", *argv]),
         "date": datetime.now(UTC).date().isoformat(),
-        **surroundings(),
+        **surroundings(("array-api-compat", "numpy", "scikit-learn", "matplotlib", "rich")),
         "accuracy_limits": {"least": LEAST_ACCURACY, "margin": ACCURACY_MARGIN},
         **asdict(report),
     }
     for name, result in content["backends"].items():
         result["speed"] = report.speed(name)
-    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def surroundings() -> dict[str, Any]:
-    """Describe software and hardware, in words that name no machine."""
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # without them: all cores
-    packages = ("array-api-compat", "numpy", "scikit-learn", "matplotlib", "rich")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {
-        "commit": _commit(),
-        "versions": {"python": platform.python_version(), "xpsoftmax": xpsoftmax.__version__, **versions},
-        "hardware": {"cpu": _cpu_model(), "cores": os.cpu_count()},
-        "threads": {name: os.environ[name] for name in threads if name in os.environ},
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        root = Path(__file__).resolve().parent
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """One that says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> Parser:

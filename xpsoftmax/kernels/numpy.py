@@ -25,6 +25,8 @@ SCRATCH = 2**22
 """Bytes of scratch that all threads hold together, as far as single rows allow."""
 CHUNK = 4096
 """Bytes of a row that einsum sums at once: up to here its error is below 10 eps, and neighbours do not matter."""
+MANY = 2**16
+"""Entries of a block from which it pays to look at its labels first."""
 FEW = 64
 """Classes up to which reductions of each row are faster along the other axis."""
 
@@ -59,9 +61,7 @@ def softmax_rows(logits: Array, out: Array | None = None) -> Array:
         _by_column(np.multiply, e, 1.0 / total, e)
         shift = _outside(total, 1.0, RANGES[e.itemsize].largest)
         if shift is not None:
-            again = _gathered(z, shift, e.dtype)
-            _softmax_shifted(again)
-            e[shift] = again
+            e[shift] = _softmax_with_shift(z[shift], np.empty((shift.size, z.shape[1]), e.dtype))
 
     result = np.empty(logits.shape, logits.dtype) if out is None else out
     _each_block(compute, logits, result)
@@ -78,7 +78,7 @@ def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
         t[~np.isfinite(top)] = np.nan
 
     result = np.empty(logits.shape, logits.dtype) if out is None else out
-    _each_block(compute, logits, result, spare=True)
+    _each_block(compute, logits, result, scratch=1)
     return result
 
 
@@ -91,7 +91,9 @@ def logsumexp_rows(logits: Array) -> Array:
         _exp(z, e)
         total = _row_sums(e)
         lse = np.log(total.astype("f8", copy=False))
-        shift = _outside(total, np.e, RANGES[e.itemsize].largest)  # near 1 the log would lose what the sum has rounded away
+        shift = _outside(
+            total, np.e, RANGES[e.itemsize].largest
+        )  # near 1 the log would lose what the sum has rounded away
         if shift is not None:
             z = z[shift]
             top, loss = _largest(z, np.empty(z.shape, e.dtype), np.empty(z.shape, e.dtype))
@@ -99,7 +101,7 @@ def logsumexp_rows(logits: Array) -> Array:
             lse[shift] = np.where(np.isfinite(top), top.astype(lse.dtype) + loss, top)
         result[rows] = lse
 
-    _each_block(compute, logits, None)
+    _each_block(compute, logits, None, scratch=1)
     return result
 
 
@@ -119,43 +121,100 @@ def softmax_loss_rows(
 def _loss_of_labels(
     logits: Array, labels: Array, row_weight: Array, spec: LossSpec, losses: Array, result: Array | None
 ) -> None:
-    classes, z_loss = logits.shape[1], spec.z_loss
-    labels, row_weight = _safe(labels, row_weight, classes)
+    labels, row_weight = _safe(labels, row_weight, logits.shape[1])
+    grad, z_loss = result is not None, spec.z_loss
 
     def compute(rows: Rows, e: Array) -> None:
         z, y, w = logits[rows], labels[rows], row_weight[rows]
-        flat, hot_at = e.reshape(-1), np.arange(0, e.size, classes) + y
-        _exp(z, e)
-        hot = flat[hot_at]
-        flat[hot_at] = 0.0
-        rest = _row_sums(e)
-        total = rest + hot
-        factor = w / total
-        loss = np.log1p((rest / hot).astype("f8", copy=False))
-        shift = _outside_of_loss(total, rest, hot, factor, w, least=1.0 if z_loss == 0.0 else np.e)
-        if z_loss == 0.0:
-            dz_hot = 0.0 - rest * factor  # +0 where the weight is
-        else:
-            lse = np.log(total)
-            slope = (2.0 * z_loss) * lse
-            loss += 0.5 * slope * lse
-            dz_hot = (slope * hot - rest) * factor + 0.0
-            factor *= 1.0 + slope
-        if result is not None:
-            _by_column(np.multiply, e, factor, e)
-            flat[hot_at] = dz_hot
-        loss *= w
-        if shift is not None:
-            again = _gathered(z, shift, e.dtype)
-            if z_loss == 0.0:
-                loss[shift] = _loss_shifted(again, y[shift], w[shift])
-            else:
-                loss[shift], _ = generic.softmax_loss_rows(again, y[shift], w[shift], spec, grad=True, out=again)
-            if result is not None:
-                e[shift] = again
+        high = _surely_high(z, y) if e.size >= MANY and z_loss == 0.0 else None
+        if high is None:
+            losses[rows] = _loss_without_shift(z, e, y, w, z_loss, grad=grad)
+            return
+        # Most rows will need the shift: no use in trying without. The others get what they get elsewhere.
+        loss = _loss_with_shift(z, e, y, w, 0.0, grad=grad)
+        others = np.flatnonzero(~high)
+        if others.size:
+            loss[others] = _again(_loss_without_shift, others, z, e, y, w, z_loss, grad=grad)
         losses[rows] = loss
 
-    _each_block(compute, logits, result)
+    _each_block(compute, logits, result, scratch=0 if grad else 1)
+
+
+def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, z_loss: float, *, grad: bool) -> Array:
+    """Losses of rows of logits; the gradient goes to `e`."""
+    flat, hot_at = e.reshape(-1), np.arange(0, e.size, e.shape[1]) + labels
+    _exp(z, e)
+    hot = flat[hot_at]
+    flat[hot_at] = 0.0
+    rest = _row_sums(e)
+    total = rest + hot
+    factor = weight / total
+    loss = np.log1p((rest / hot).astype("f8", copy=False))
+    if z_loss == 0.0:
+        unsafe = _outside_of_loss(total, rest, hot, factor, weight, least=1.0)
+        dz_hot = 0.0 - rest * factor  # +0 where the weight is
+    else:
+        unsafe = _outside_of_loss(total, rest, hot, factor, weight, least=np.e)
+        lse = np.log(total)
+        slope = (2.0 * z_loss) * lse
+        loss += 0.5 * slope * lse
+        dz_hot = (slope * hot - rest) * factor + 0.0
+        factor *= 1.0 + slope
+    loss *= weight
+    if grad:
+        _by_column(np.multiply, e, factor, e)
+        flat[hot_at] = dz_hot
+    if unsafe is not None:
+        further = _loss_with_shift if z_loss == 0.0 else _loss_with_care
+        loss[unsafe] = _again(further, unsafe, z, e, labels, weight, z_loss, grad=grad)
+    return loss
+
+
+def _loss_with_shift(z: Array, e: Array, labels: Array, weight: Array, z_loss: float, *, grad: bool) -> Array:
+    """The same, without z-loss, with each row shifted by its largest logit."""
+    block = _working(z, e)
+    flat, hot_at = e.reshape(-1), np.arange(0, e.size, e.shape[1]) + labels
+    top = _row_max(block)
+    behind = top.astype("f8") - block.reshape(-1)[hot_at]
+    _by_column(np.subtract, block, top, e)
+    np.exp(e, out=e)
+    hot = flat[hot_at]
+    flat[hot_at] = 0.0
+    rest = _row_sums(e)
+    total = rest + hot
+    factor = weight / total
+    wide = rest.astype("f8", copy=False)
+    loss = np.where(behind == 0.0, np.log1p(wide), np.log(wide + hot) + behind) * weight
+    if grad:
+        _by_column(np.multiply, e, factor, e)
+        flat[hot_at] = 0.0 - rest * factor
+    # nan, infinities, and others so small that their digits are lost
+    tiny, least_rest, _, _ = RANGES[e.itemsize]
+    safe = (rest >= least_rest) & (total < np.inf) & ((factor >= tiny) | (weight == 0.0))
+    if not safe.all():
+        unsafe = np.flatnonzero(~safe)
+        loss[unsafe] = _again(_loss_with_care, unsafe, z, e, labels, weight, z_loss, grad=grad)
+    return loss
+
+
+def _loss_with_care(z: Array, e: Array, labels: Array, weight: Array, z_loss: float, *, grad: bool) -> Array:
+    """The same for rows of any kind, by the generic text."""
+    z = z.astype(e.dtype, copy=False)
+    loss, dz = generic.softmax_loss_rows(z, labels, weight, LossSpec(z_loss=z_loss), grad=grad)
+    if grad:
+        e[...] = dz
+    return loss
+
+
+def _again(
+    compute: Callable[..., Array], rows: Array, z: Array, e: Array, labels: Array, weight: Array, *rest: Any, grad: bool
+) -> Array:
+    """Do some rows of a block anew."""
+    part = np.empty((rows.size, e.shape[1]), e.dtype)
+    loss = compute(z[rows], part, labels[rows], weight[rows], *rest, grad=grad)
+    if grad:
+        e[rows] = part
+    return loss
 
 
 def _loss_in_general(
@@ -166,10 +225,11 @@ def _loss_in_general(
     def compute(rows: Rows) -> None:
         target = None if result is None else result[rows]
         losses[rows], _ = generic.softmax_loss_rows(
-            logits[rows], targets[rows], row_weight[rows], spec, grad=result is not None, out=target
+            logits[rows], targets[rows], row_weight[rows], spec, grad=target is not None, out=target
         )
 
-    _each_block(compute, logits, None, here=False)
+    held = generic.scratch_arrays(soft=True, z_loss=True)
+    _each_block(compute, logits, None, held=held)
 
 
 def _safe(labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:
@@ -210,13 +270,23 @@ def _outside_of_loss(
     return None if safe.all() else np.flatnonzero(~safe)
 
 
-def _softmax_shifted(z: Array) -> None:
-    """Replace rows of logits by their softmax."""
-    top = _row_max(z)
-    _by_column(np.subtract, z, top, z)
-    np.exp(z, out=z)
-    _by_column(np.multiply, z, 1.0 / _row_sums(z), z)
-    z[~np.isfinite(top)] = np.nan
+def _surely_high(z: Array, labels: Array) -> Array | None:
+    """Which rows have a sum above the range because the label's term alone is; None unless most have."""
+    limit = np.log(RANGES[4 if z.dtype == np.float16 else z.itemsize].largest) + 1e-3  # more than exp may be wrong
+    if not z[0, labels[0]] > limit:
+        return None
+    high = z[np.arange(z.shape[0]), labels] > limit
+    return high if 2 * np.count_nonzero(high) > high.size else None
+
+
+def _softmax_with_shift(z: Array, e: Array) -> Array:
+    block = _working(z, e)
+    top = _row_max(block)
+    _by_column(np.subtract, block, top, e)
+    np.exp(e, out=e)
+    _by_column(np.multiply, e, 1.0 / _row_sums(e), e)
+    e[~np.isfinite(top)] = np.nan
+    return e
 
 
 def _largest(z: Array, t: Array, e: Array) -> tuple[Array, Array]:
@@ -242,41 +312,8 @@ def _largest(z: Array, t: Array, e: Array) -> tuple[Array, Array]:
     loss = np.log1p(rest.astype("f8", copy=False))
     faint = np.flatnonzero(rest < RANGES[rest.itemsize].rest)
     if faint.size:
-        loss[faint] = -generic.log_softmax_rows(_gathered(z, faint, rest.dtype)).max(axis=1)
+        loss[faint] = -generic.log_softmax_rows(z[faint].astype(rest.dtype, copy=False)).max(axis=1)
     return top, loss.astype(rest.dtype, copy=False)
-
-
-def _loss_shifted(z: Array, labels: Array, weight: Array) -> Array:
-    """Replace rows of logits by the gradient of their losses, which are returned; see `generic._against`."""
-    flat, hot_at = z.reshape(-1), labels + np.arange(0, z.size, z.shape[1])
-    hot = flat[hot_at].astype("f8")
-    flat[hot_at] = -np.inf
-    top = _row_max(z)
-    top = np.where(top == -np.inf, hot.astype(z.dtype), top)  # no other class is possible: nothing to shift
-    _by_column(np.subtract, z, top, z)
-    np.exp(z, out=z)
-    rest = _row_sums(z).astype("f8", copy=False)
-
-    top = top.astype("f8")
-    behind = top - hot
-    back = behind - top
-    lost = (top - (behind - back)) - (hot + back)  # by D. E. Knuth's TwoSum
-    lost[~np.isfinite(behind)] = 0.0
-    lead, lost_lead = np.minimum(behind, 0.0), np.where(behind < 0.0, lost, 0.0)
-    scale, half = np.exp(lead) * (1.0 + lost_lead), np.exp(0.5 * lead) * (1.0 + 0.5 * lost_lead)
-    rest = np.where(scale >= RANGES[8].tiny, scale * rest, half * rest * half)
-    e_hot = np.where(behind > 0.0, np.exp(-np.abs(behind)) * (1.0 - lost), 1.0)
-    total = rest + e_hot
-    loss = np.where(behind > 0.0, (np.log(total) + lost) + behind, np.log1p(rest)) * weight
-    _by_column(np.multiply, z, (scale / total * weight).astype(z.dtype), z)
-    flat[hot_at] = -(rest / total) * weight
-
-    counts = weight != 0.0
-    numbers = np.isfinite(top) & (hot < np.inf)
-    for rows, value in ((counts & ~numbers, np.nan), (~counts, 0.0)):
-        if rows.any():
-            z[rows], loss[rows] = value, value
-    return loss
 
 
 # --- rows of a C-contiguous block -------------------------------------------------------------------------------------
@@ -292,13 +329,6 @@ def _working(z: Array, buffer: Array) -> Array:
 
 def _exp(z: Array, e: Array) -> None:
     np.exp(_working(z, e), out=e)
-
-
-def _gathered(z: Array, rows: Array, dtype: np.dtype[Any]) -> Array:
-    """Copy of some rows, C-contiguous in the working precision."""
-    result = np.empty((rows.size, z.shape[1]), dtype)
-    result[...] = z if rows.size == z.shape[0] else z[rows]
-    return result
 
 
 def _row_sums(e: Array) -> Array:
@@ -331,52 +361,44 @@ def _row_max(z: Array) -> Array:
 
 
 def _each_block(
-    compute: Callable[..., None],
-    logits: Array,
-    result: Array | None,
-    *,
-    here: bool = True,
-    spare: bool = False,
+    compute: Callable[..., None], logits: Array, result: Array | None, *, scratch: int = 0, held: int = 1
 ) -> None:
     """Call `compute` for blocks of rows that together cover all, in several threads if that pays.
 
-    It gets the rows, with `here` a C-contiguous block in the working precision for what `result` is to hold of them, and
-    with `spare` another one for its own use. The block is part of the result where that can be: not where it overwrites
-    logits, which may be read again.
+    It gets the rows and C-contiguous blocks in the working precision: one for what `result` (if there is one) is to
+    hold of these rows, and so many for its own use. The first is part of the result where it can be: not where it
+    overwrites logits, which may be read again. `held` is how many such blocks `compute` needs in the cache.
     """
     dtype = np.dtype("f4") if logits.dtype == np.float16 else logits.dtype
     direct = (
-        result is not None
-        and result.dtype == dtype
-        and result.flags.carray
-        and not np.may_share_memory(logits, result)
+        result is not None and result.dtype == dtype and result.flags.carray and not np.may_share_memory(logits, result)
     )
     rows, columns = logits.shape
+    count = scratch + (result is not None and not direct)
 
     def worker(blocks: Iterator[Rows]) -> None:
         buffers: list[Array] = []
         for block in blocks:
-            count = block.stop - block.start
-            if not buffers or buffers[0].shape[0] < count:
-                buffers = [np.empty((count, columns), dtype) for _ in range((here and not direct) + spare)]
-            arrays = [buffer[:count] for buffer in buffers]
-            if here and direct:
-                arrays.insert(0, result[block])
-            compute(block, *arrays)
-            if here and result is not None and not direct:
-                result[block] = arrays[0]
+            size = block.stop - block.start
+            if not buffers or buffers[0].shape[0] < size:
+                buffers = [np.empty((size, columns), dtype) for _ in range(count)]
+            arrays = [buffer[:size] for buffer in buffers]
+            if direct:
+                compute(block, result[block], *arrays)  # type: ignore[index]
+            else:
+                compute(block, *arrays)
+                if result is not None:
+                    result[block] = arrays[0]
 
     size = rows * columns * dtype.itemsize
     threads = min(rows, size // SHARE)
     if threads > 1:
         threads = min(threads, allowed())
-    if size <= BLOCK // 2 and threads <= 1:
-        worker(iter((slice(0, rows),)) if rows else iter(()))
-    elif threads > 1:
-        block = min(BLOCK, SCRATCH // threads)
+    if threads > 1:
+        block = min(BLOCK, SCRATCH // threads) // held
         share(worker, _slices(rows, threads * -(-size // (threads * block))), threads)
     else:
-        worker(iter(_slices(rows, -(-2 * size // BLOCK))))  # one core has half the cache
+        worker(iter(_slices(rows, -(-2 * held * size // BLOCK))))  # one core has half the cache
 
 
 def _slices(rows: int, count: int) -> list[Rows]:
