@@ -22,6 +22,7 @@ from xpsoftmax import _threads
 from xpsoftmax.kernels import numpy as kernels
 
 CORES = 4
+BLOCK, SHARE = kernels.BLOCK, kernels.SHARE
 LONG = 30  # seconds: nothing here takes that long unless it hangs
 
 
@@ -59,8 +60,12 @@ class Crew:
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch):
-    """A pool of its own for every test, of as many threads as four cores have, wherever it runs; and many blocks."""
-    monkeypatch.setattr(kernels, "BLOCK", 2**17)
+    """A pool of its own for every test, of as many threads as four cores have, wherever it runs.
+
+    And work for them in small arrays: one test below has arrays of the true size.
+    """
+    monkeypatch.setattr(kernels, "BLOCK", 2**15)
+    monkeypatch.setattr(kernels, "SHARE", 2**15)
     monkeypatch.setattr(_threads, "_cores", lambda: CORES)
     monkeypatch.setattr(os, "cpu_count", lambda: CORES)
     state = _threads._State()
@@ -111,9 +116,11 @@ def smoothed(z, y, **options):
 CALLS = (softmax, log_softmax, logsumexp, loss, loss_and_grad, smoothed)
 every_call = pytest.mark.parametrize("call", CALLS)
 WRITING = (softmax, log_softmax, loss_and_grad, smoothed)
-# Each has a share for four threads. None is a multiple of a block of rows; 1030: a remainder of a chunk of 4096 bytes.
-SHAPE = (1301, 333)
-SHAPES = pytest.mark.parametrize("shape", [(40009, 10), SHAPE, (419, 1030)])
+# Each has work for four threads, and no number of rows is a multiple of that of a block. 1030: a remainder of a chunk of
+# 4096 bytes.
+SHAPE = (211, 333)
+SHAPES = pytest.mark.parametrize("shape", [(4001, 10), SHAPE, (53, 1030)], ids=str)
+LARGE = (1301, 333)
 
 
 def problem(rng, shape, dtype="float32", *, plain=False):
@@ -150,6 +157,19 @@ def test_many_threads_give_the_bits_of_one(rng, hire, call, shape, dtype, plain)
     assert len(crew.seen) == CORES
 
 
+@every_call
+def test_many_threads_give_the_bits_of_one_where_the_work_pays(rng, hire, monkeypatch, call, dtype):
+    """With blocks and shares as they are, and a few more than four shares."""
+    monkeypatch.setattr(kernels, "BLOCK", BLOCK)
+    monkeypatch.setattr(kernels, "SHARE", SHARE)
+    z, y = problem(rng, LARGE, dtype)
+    with xs.threads(1):
+        desired = call(z, y)
+    crew = hire(least=CORES)
+    assert_all_same(call(z, y), desired)
+    assert len(crew.seen) == CORES
+
+
 @pytest.mark.parametrize("call", WRITING)
 def test_many_threads_give_the_bits_of_one_in_place(rng, hire, call, dtype):
     z, y = problem(rng, SHAPE, dtype)
@@ -172,9 +192,10 @@ def test_any_number_of_threads_gives_the_bits_of_one(rng, hire, call, n):
     assert len(crew.seen) == min(n, CORES)
 
 
-def test_small_arrays_use_no_other_thread(rng, hire):
+def test_less_than_two_shares_use_no_other_thread(rng, hire, monkeypatch):
+    monkeypatch.setattr(kernels, "SHARE", SHARE)
+    z, y = problem(rng, (2 * SHARE // (333 * 4), 333))
     crew = hire()
-    z, y = problem(rng, (50, 333))
     for call in CALLS:
         call(z, y)
     assert crew.calls == 0
@@ -587,9 +608,7 @@ def test_where_no_more_threads_can_be_started_nothing_is_left_undone(monkeypatch
 # --- warnings and NumPy's settings ------------------------------------------------------------------------------------
 
 # On both sides of where the kernels set the buffer size.
-SETTINGS = pytest.mark.parametrize(
-    "shape", [(40009, 10), (3301, 127), (3301, 128), SHAPE, (51, 8191), (51, 8192)], ids=str
-)
+SETTINGS = pytest.mark.parametrize("shape", [(4001, 10), (401, 127), (401, 128), SHAPE, (9, 8191), (9, 8192)], ids=str)
 
 
 def extremes(rng, shape):
@@ -604,7 +623,7 @@ def extremes(rng, shape):
 def test_no_thread_warns_or_raises(rng, hire, shape):
     crew = hire(least=CORES)
     z, y = extremes(rng, shape)
-    narrow = z.astype(np.float16)
+    narrow = np.clip(z, -65504, 65504).astype(np.float16)
     with np.errstate(all="raise"), warnings.catch_warnings():
         warnings.simplefilter("error")
         for call in CALLS:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,7 +30,7 @@ _limits: list[int] = []  # of the `threads` blocks that are open now
 
 
 def _after_fork() -> None:
-    global _state  # noqa: PLW0603
+    global _state
     _state = _State()
 
 
@@ -90,7 +90,7 @@ def allowed() -> int:
 
 def _cores() -> int:
     if hasattr(os, "process_cpu_count"):  # Python 3.13; it also knows -X cpu_count
-        return os.process_cpu_count() or 1  # type: ignore[no-any-return]
+        return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -130,11 +130,10 @@ def _start(state: _State, futures: list[Any], helpers: int, task: Callable[[], N
             from concurrent.futures import ThreadPoolExecutor  # not before it is needed: its import takes a while
 
             state.pool = ThreadPoolExecutor(os.cpu_count(), "xpsoftmax")
-    try:
-        for _ in range(helpers):
+    # While the interpreter shuts down, or when no thread can be started, the caller does it all.
+    with suppress(RuntimeError):
+        while len(futures) < helpers:
             futures.append(state.pool.submit(task))
-    except RuntimeError:  # the interpreter is shutting down, or no thread can be started: the caller does it all
-        pass
 
 
 def _help(worker: Callable[[Iterator[Item]], None], queue: deque[Item]) -> None:

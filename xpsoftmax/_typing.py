@@ -35,7 +35,7 @@ SIXTEEN_BIT = ("float16", "bfloat16")
 
 def dtype_name(dtype: DType) -> str:
     """Return the standard's name of a dtype, whatever the library: "float32", also for a non-native byte order."""
-    return _dtype_name(type(dtype), dtype)
+    return _dtype_name(dtype.__class__, dtype)
 
 
 @cache  # NumPy puts the name together anew each time

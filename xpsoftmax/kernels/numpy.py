@@ -91,9 +91,8 @@ def logsumexp_rows(logits: Array) -> Array:
         _exp(z, e)
         total = _row_sums(e)
         lse = np.log(total.astype("f8", copy=False))
-        shift = _outside(
-            total, np.e, RANGES[e.itemsize].largest
-        )  # near 1 the log would lose what the sum has rounded away
+        # Near 1 the logarithm has no digits of what goes beyond 1.
+        shift = _outside(total, np.e, RANGES[e.itemsize].largest)
         if shift is not None:
             z = z[shift]
             top, loss = _largest(z, np.empty(z.shape, e.dtype), np.empty(z.shape, e.dtype))
@@ -202,7 +201,7 @@ def _loss_with_care(z: Array, e: Array, labels: Array, weight: Array, z_loss: fl
     z = z.astype(e.dtype, copy=False)
     loss, dz = generic.softmax_loss_rows(z, labels, weight, LossSpec(z_loss=z_loss), grad=grad)
     if grad:
-        e[...] = dz
+        np.add(dz, 0.0, out=e)  # +0 where the weight is
     return loss
 
 
