@@ -200,7 +200,7 @@ def _loss_with_care(z: Array, e: Array, labels: Array, weight: Array, z_loss: fl
     """The same for rows of any kind, by the generic text."""
     z = z.astype(e.dtype, copy=False)
     loss, dz = generic.softmax_loss_rows(z, labels, weight, LossSpec(z_loss=z_loss), grad=grad)
-    if grad:
+    if dz is not None:
         np.add(dz, 0.0, out=e)  # +0 where the weight is
     return loss
 
