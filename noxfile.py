@@ -79,7 +79,14 @@ def tests_peers(session: nox.Session) -> None:
 def compare(session: nox.Session) -> None:
     """Train the two-layer network on every array library here and compare them."""
     install(session, "report")
-    session.run("python", "scripts/compare_backends.py", *session.posargs, env=SAFE_PATH)
+    session.run("python", "scripts/compare_backends.py", *session.posargs)  # beside which the package does not lie
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the functions beside PyTorch, JAX, SciPy, scikit-learn and plain NumPy. Takes about half an hour."""
+    install(session, "report", "peers")
+    session.run("python", "scripts/bench.py", *session.posargs)
 
 
 @nox.session
