@@ -409,7 +409,8 @@ def _each_block(
         threads = min(threads, allowed())
     if threads > 1:
         block = min(BLOCK, SCRATCH // threads) // held
-        share(worker, _slices(rows, threads * -(-size // (threads * block))), threads)
+        # At least two blocks a thread: one that wakes late does less.
+        share(worker, _slices(rows, threads * max(2, -(-size // (threads * block)))), threads)
     else:
         worker(iter(_slices(rows, -(-2 * held * size // BLOCK))))  # one core has half the cache
 
