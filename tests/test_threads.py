@@ -522,7 +522,6 @@ def test_an_error_in_a_kernel_reaches_the_caller(rng, hire, monkeypatch, error):
     assert len(crew.seen) == CORES
 
 
-@pytest.mark.xfail(reason="an interrupt while the caller waits for its helpers leaves them running, and counted")
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill")
 def test_an_interrupt_while_waiting_for_the_helpers():
     """Ctrl-C most often meets a caller that waits: the helpers must have ended when it is raised, and be free again."""
@@ -565,7 +564,6 @@ def test_where_no_thread_can_be_started_the_caller_does_all(rng, monkeypatch):
     assert _threads._state.running == 0
 
 
-@pytest.mark.xfail(reason="a task whose thread cannot be started stays in the pool's queue, and is not waited for")
 def test_where_no_more_threads_can_be_started_nothing_is_left_undone(monkeypatch):
     """The pool's only thread works for another caller, and takes up what it could not start a thread for."""
     begun, free = threading.Event(), threading.Event()
@@ -821,7 +819,6 @@ def test_a_child_keeps_the_limit_it_was_forked_in():
 
 
 @needs_fork
-@pytest.mark.xfail(reason="the limits of threads that the child does not have stay in force there for ever")
 def test_a_child_has_no_limit_of_a_thread_that_it_lacks():
     out = run(
         """
@@ -927,15 +924,12 @@ def test_a_process_may_compute_at_its_exit():
     assert out == "True\n"
 
 
-@pytest.mark.xfail(reason="concurrent.futures cannot be imported any more when the interpreter shuts down")
 def test_a_process_may_compute_for_the_first_time_at_its_exit():
     """The pool cannot be made any more."""
     assert run("atexit.register(lambda: print(is_right()))") == "True\n"
 
 
-@pytest.mark.parametrize(
-    "used", [True, pytest.param(False, marks=pytest.mark.xfail(reason="as above"))], ids=["pool", "no pool"]
-)
+@pytest.mark.parametrize("used", [True, False], ids=["pool", "no pool"])
 def test_a_thread_that_outlives_the_main_thread_may_compute(used):
     out = run(
         f"""

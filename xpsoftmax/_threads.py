@@ -26,12 +26,14 @@ class _State:
 
 
 _state = _State()
-_limits: list[int] = []  # of the `threads` blocks that are open now
+_limits: list[tuple[int, int]] = []  # of the `threads` blocks that are open now: thread, limit
 
 
 def _after_fork() -> None:
     global _state
     _state = _State()
+    here = threading.get_ident()
+    _limits[:] = [limit for limit in _limits if limit[0] == here]  # the child has no other thread
 
 
 if hasattr(os, "register_at_fork"):
@@ -74,18 +76,19 @@ def threads(n: int, /) -> Iterator[None]:
     n = check.as_integer("n", n)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}.")
+    limit = (threading.get_ident(), n)
     with _state.lock:
-        _limits.append(n)
+        _limits.append(limit)
     try:
         yield
     finally:
         with _state.lock:
-            _limits.remove(n)
+            _limits.remove(limit)
 
 
 def allowed() -> int:
     """How many threads may run: the cores of this process, or less inside `threads`."""
-    return min([_cores(), *_limits])
+    return min([_cores(), *(n for _, n in _limits)])
 
 
 def _cores() -> int:
@@ -102,52 +105,84 @@ def share(worker: Callable[[Iterator[Item]], None], items: Iterable[Item], most:
     Every item goes to one of them, the next to who asks first. All have ended when this returns or raises; what a
     helper raises is raised here. The caller never waits for a helper to start: where none is free it does all itself.
     """
-    queue = deque(items)
-    state = _state
+    job, state = _Job(worker, deque(items)), _state
     with state.lock:
-        helpers = max(0, min(most, len(queue), allowed() - state.running) - 1)
+        helpers = max(0, min(most, len(job.queue), allowed() - state.running) - 1)
         state.running += 1 + helpers
-    futures: list[Any] = []
     try:
         if helpers > 0:
-            _start(state, futures, helpers, lambda: _help(worker, queue))
-        worker(_rest_of(queue))
+            _call_for_help(state, job, helpers)
+        worker(job.rest())
     finally:
-        queue.clear()  # after an error here nobody goes on
-        for future in futures:
-            future.cancel()
-        errors = [future.exception() for future in futures if not future.cancelled()]
-        with state.lock:
-            state.running -= 1 + helpers
-    for error in errors:
-        if error is not None:
-            raise error
+        try:
+            job.end()
+        finally:
+            with state.lock:
+                state.running -= 1 + helpers
+    if job.error is not None:
+        raise job.error
 
 
-def _start(state: _State, futures: list[Any], helpers: int, task: Callable[[], None]) -> None:
-    with state.lock:
+def _call_for_help(state: _State, job: _Job, helpers: int) -> None:
+    # While the interpreter shuts down, or when no thread can be started, the caller does it all.
+    with suppress(RuntimeError):
         if state.pool is None:
             from concurrent.futures import ThreadPoolExecutor  # not before it is needed: its import takes a while
 
-            state.pool = ThreadPoolExecutor(os.cpu_count(), "xpsoftmax")
-    # While the interpreter shuts down, or when no thread can be started, the caller does it all.
-    with suppress(RuntimeError):
-        while len(futures) < helpers:
-            futures.append(state.pool.submit(task))
+            with state.lock:
+                state.pool = state.pool or ThreadPoolExecutor(os.cpu_count(), "xpsoftmax")
+        for _ in range(helpers):
+            state.pool.submit(job.help)
 
 
-def _help(worker: Callable[[Iterator[Item]], None], queue: deque[Item]) -> None:
-    with np.errstate(all="ignore"):  # threads do not inherit the caller's
+class _Job:
+    """Items for a worker, and who works on them.
+
+    It counts helpers itself: the pool may keep a task that it could not start a thread for, and start it much later.
+    """
+
+    def __init__(self, worker: Callable[[Iterator[Any]], None], queue: deque[Any]) -> None:
+        self.worker = worker
+        self.queue = queue
+        self.error: BaseException | None = None
+        self.changed = threading.Condition()
+        self.open = True
+        self.helping = 0
+
+    def rest(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield self.queue.popleft()
+            except IndexError:
+                return
+
+    def help(self) -> None:
+        with self.changed:
+            if not self.open:
+                return
+            self.helping += 1
         try:
-            worker(_rest_of(queue))
-        except BaseException:
-            queue.clear()
-            raise
+            with np.errstate(all="ignore"):  # threads do not inherit the caller's
+                self.worker(self.rest())
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller
+            self.queue.clear()
+            self.error = error
+        finally:
+            with self.changed:
+                self.helping -= 1
+                self.changed.notify_all()
 
-
-def _rest_of(queue: deque[Item]) -> Iterator[Item]:
-    while True:
-        try:
-            yield queue.popleft()
-        except IndexError:
-            return
+    def end(self) -> None:
+        """Let nobody begin, and wait for those who have: they write into the caller's arrays."""
+        interrupt: BaseException | None = None
+        self.queue.clear()
+        while True:
+            try:
+                with self.changed:
+                    self.open = False
+                    self.changed.wait_for(lambda: self.helping == 0)
+                break
+            except BaseException as error:  # noqa: BLE001 - raised when they have ended
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt

@@ -97,8 +97,9 @@ def logsumexp_rows(logits: Array) -> Array:
         # Near 1 the logarithm has no digits of what goes beyond 1.
         shift = _outside(total, np.e, RANGES[e.itemsize].largest)
         if shift is not None:
-            z = z[shift]
-            top, loss = _largest(z, np.empty(z.shape, e.dtype), np.empty(z.shape, e.dtype))
+            if shift.size < e.shape[0]:
+                z, e = z[shift], e[: shift.size]
+            top, loss = _largest(z, e, e)
             # An infinity is the sum itself: log(0) = -inf, log(inf) = inf.
             lse[shift] = np.where(np.isfinite(top), top.astype(lse.dtype) + loss, top)
         result[rows] = lse
@@ -190,9 +191,9 @@ def _loss_with_shift(z: Array, e: Array, labels: Array, weight: Array, z_loss: f
     if grad:
         _by_column(np.multiply, e, factor, e)
         flat[hot_at] = 0.0 - rest * factor
-    # nan, infinities, and others so small that their digits are lost
+    # Not: nan, infinities, and others so small that their digits are lost.
     tiny, least_rest, _, _ = RANGES[e.itemsize]
-    safe = (rest >= least_rest) & (total < np.inf) & ((factor >= tiny) | (weight == 0.0))
+    safe = (rest >= least_rest) & (behind < np.inf) & ((factor >= tiny) | (weight == 0.0))
     if not safe.all():
         unsafe = np.flatnonzero(~safe)
         loss[unsafe] = _again(_loss_with_care, unsafe, z, e, labels, weight, z_loss, grad=grad)
@@ -292,7 +293,10 @@ def _softmax_with_shift(z: Array, e: Array) -> Array:
 
 
 def _largest(z: Array, t: Array, e: Array) -> tuple[Array, Array]:
-    """Largest logit of each row and -log of its probability; z minus the former goes to `t`, `e` is scratch."""
+    """Largest logit of each row and -log of its probability.
+
+    z minus the former goes to `t`; `e` is scratch, and may be `t` if that is of no interest.
+    """
     if z.shape[1] <= FEW:
         columns = np.array(z.T, t.dtype, order="C")  # its rows are long
         top = columns.max(axis=0)
