@@ -263,7 +263,7 @@ def test_many_subnormal_terms_count_in_a_normal_sum(classes, second, shift):
 SEARCHED = (1, 2, 3, 5, 10, 33, 64, 65, 100, 500, 1000, 1025, 3000)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("classes", SEARCHED)
 def test_random_logits_keep_the_bound(dtype, classes, seed):
     rng = np.random.default_rng([classes, seed])
@@ -392,7 +392,7 @@ def test_an_ignored_row_adds_nothing_and_has_a_gradient_of_plus_zero(dtype, row,
 
 # --- memory layouts ---------------------------------------------------------------------------------------------------
 
-ROWS = 42
+ROWS = 24
 
 
 def unaligned(z):
@@ -497,15 +497,14 @@ WRITING = (softmax, log_softmax, mean, hard, with_z_loss, all_options, soft)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 every_call = pytest.mark.parametrize("call", [*WRITING, logsumexp])
 every_writing_call = pytest.mark.parametrize("call", WRITING)
-FEW_AND_MANY = pytest.mark.parametrize("classes", [5, 70])  # two ways to find the largest
-MORE = 70
+FEW, MORE = 5, 70  # classes: there are two ways to find the largest
 
 
 @pytest.fixture
 def cut(monkeypatch):
     """Arrays as small as those below, cut into blocks that two threads share; test_bits.py has them in one."""
-    monkeypatch.setattr(kernels, "BLOCK", 2**13)
-    monkeypatch.setattr(kernels, "SHARE", 2**8)
+    monkeypatch.setattr(kernels, "BLOCK", 2**12)
+    monkeypatch.setattr(kernels, "SHARE", 2**7)
 
 
 def assert_all_same(results, desired):
@@ -519,22 +518,22 @@ def native(x):
 
 
 @every_dtype
-@FEW_AND_MANY
 @every_layout
 @every_call
-def test_logits_may_lie_in_any_way(rng, cut, dtype, classes, layout, call):
+def test_logits_may_lie_in_any_way(rng, cut, dtype, layout, call):
     """And may be read-only."""
-    z, y = mixed(rng, (ROWS, classes), dtype)
-    given = layout(z)
-    given.flags.writeable = False
-    assert_all_same(call(given, y), call(z, y))
+    for classes in (FEW, MORE):
+        z, y = mixed(rng, (ROWS, classes), dtype)
+        given = layout(z)
+        given.flags.writeable = False
+        assert_all_same(call(given, y), call(z, y))
 
 
 @every_dtype
 @every_layout
 @every_writing_call
 def test_out_may_lie_in_any_way(rng, cut, dtype, layout, call):
-    z, y = mixed(rng, (ROWS, MORE), dtype)
+    z, y = mixed(rng, (ROWS, FEW), dtype)
     out = layout(np.full_like(z, 7.0))
     results = call(z, y, out=out)
     assert results[-1] is out
@@ -603,7 +602,7 @@ SHAPE = (1024, 32000)  # 125 MiB in float32
 
 @pytest.fixture(scope="module")
 def plenty():
-    return np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
+    return np.tile(np.random.default_rng(0).standard_normal((64, SHAPE[1]), dtype=np.float32), (SHAPE[0] // 64, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -656,7 +655,7 @@ def test_a_result_in_place_takes_little_memory(plenty, where, call):
     assert measured(call, z, out=z) < LIMIT
 
 
-@WHERE
+@pytest.mark.parametrize("where", ["window", "shift"])
 @pytest.mark.parametrize("call", [softmax, log_softmax, mean])
 def test_a_new_result_takes_little_memory_beside_its_own(plenty, where, call):
     z = placed(plenty[:300], where)

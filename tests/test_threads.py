@@ -64,7 +64,7 @@ def four_cores(monkeypatch):
 
     And work for them in small arrays: one test below has arrays of the true size.
     """
-    monkeypatch.setattr(kernels, "BLOCK", 2**15)
+    monkeypatch.setattr(kernels, "BLOCK", 2**18)
     monkeypatch.setattr(kernels, "SHARE", 2**15)
     monkeypatch.setattr(_threads, "_cores", lambda: CORES)
     monkeypatch.setattr(os, "cpu_count", lambda: CORES)

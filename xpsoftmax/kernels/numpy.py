@@ -9,6 +9,7 @@ neither on its neighbours nor on blocks and threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,6 +46,8 @@ RANGES = {  # by the bytes of a number
     8: _Range(2.0**-1022, 1e-290, 1e-170, float(np.exp(300.0))),
 }
 
+LEAST_SMOOTHING = 1e-6
+"""Below, the terms of smoothing no longer cover what is lost of the smallest probabilities."""
 LOWEST = np.nextafter(np.float32(np.log(RANGES[4].tiny)), np.float32(0))
 """The next number above the logarithm of the smallest normal float32."""
 
@@ -115,7 +118,7 @@ def softmax_loss_rows(
     losses = np.empty(logits.shape[0], row_weight.dtype)
     result = (np.empty(logits.shape, logits.dtype) if out is None else out) if grad else None
     if targets.ndim == 2 or spec.label_smoothing != 0.0:
-        _loss_in_general(logits, targets, row_weight, spec, losses, result)
+        _loss_of_masses(logits, targets, row_weight, spec, losses, result)
     else:
         _loss_of_labels(logits, targets, row_weight, spec, losses, result)
     return losses, result
@@ -134,10 +137,10 @@ def _loss_of_labels(
             losses[rows] = _loss_without_shift(z, e, y, w, z_loss, grad=grad)
             return
         # Most rows will need the shift: no use in trying without. The others get what they get elsewhere.
-        loss = _loss_with_shift(z, e, y, w, 0.0, grad=grad)
+        loss = _loss_with_shift(z, e, y, w, grad=grad)
         others = np.flatnonzero(~high)
         if others.size:
-            loss[others] = _again(_loss_without_shift, others, z, e, y, w, z_loss, grad=grad)
+            loss[others] = _again(_loss_without_shift, others, z, e, y, w, 0.0, grad=grad)
         losses[rows] = loss
 
     _each_block(compute, logits, result, scratch=0 if grad else 1)
@@ -168,44 +171,56 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, z_loss
         _by_column(np.multiply, e, factor, e)
         flat[hot_at] = dz_hot
     if unsafe is not None:
-        further = _loss_with_shift if z_loss == 0.0 else _loss_with_care
-        loss[unsafe] = _again(further, unsafe, z, e, labels, weight, z_loss, grad=grad)
+        if z_loss == 0.0:
+            loss[unsafe] = _again(_loss_with_shift, unsafe, z, e, labels, weight, grad=grad)
+        else:
+            spec = LossSpec(z_loss=z_loss)
+            loss[unsafe] = _again(_loss_with_care, unsafe, z, e, labels, weight, spec, grad=grad)
     return loss
 
 
-def _loss_with_shift(z: Array, e: Array, labels: Array, weight: Array, z_loss: float, *, grad: bool) -> Array:
-    """The same, without z-loss, with each row shifted by its largest logit."""
-    block = _working(z, e)
+def _loss_with_shift(z: Array, e: Array, labels: Array, weight: Array, *, grad: bool) -> Array:
+    """The same, without z-loss, for rows of any kind: `generic._against` in few passes."""
     flat, hot_at = e.reshape(-1), np.arange(0, e.size, e.shape[1]) + labels
-    top = _row_max(block)
-    behind = top.astype("f8") - block.reshape(-1)[hot_at]
-    _by_column(np.subtract, block, top, e)
+    np.copyto(e, z)
+    hot = flat[hot_at].astype("f8", copy=False)
+    flat[hot_at] = -np.inf
+    top = _row_max(e)
+    top = np.where(top == -np.inf, hot.astype(e.dtype), top)  # no other class is possible: nothing to shift
+    flat[hot_at] = top
+    _by_column(np.subtract, e, top, e)
     _exp_shifted(e, e)
-    hot = flat[hot_at]
     flat[hot_at] = 0.0
-    rest = _row_sums(e)
-    total = rest + hot
-    factor = weight / total
-    wide = rest.astype("f8", copy=False)
-    loss = np.where(behind == 0.0, np.log1p(wide), np.log(wide + hot) + behind) * weight
+    rest = _row_sums(e).astype("f8", copy=False)
+
+    top = top.astype("f8", copy=False)
+    behind = top - hot  # negative where the hot class leads
+    gap = np.exp(-np.abs(behind))
+    leads = behind < 0.0
+    lost: Any = 0.0
+    if e.itemsize == 8:  # else the difference is exact enough
+        back = behind - top
+        lost = (top - (behind - back)) - (hot + back)  # by D. E. Knuth's TwoSum
+        lost[~np.isfinite(behind)] = 0.0
+        half = np.exp(-0.5 * np.abs(behind)) * (1.0 + 0.5 * lost)
+        gap *= 1.0 + np.where(leads, lost, -lost)
+        rest = np.where(leads, np.where(gap >= RANGES[8].tiny, gap * rest, half * rest * half), rest)
+    else:
+        rest = np.where(leads, gap * rest, rest)
+    total = rest + np.where(behind > 0.0, gap, 1.0)
+    # Behind: total is at least 1, and both terms are positive.
+    loss = np.log1p(np.where(behind > 0.0, total - 1.0, rest)) + np.where(behind > 0.0, behind + lost, 0.0)
+    loss *= weight
     if grad:
-        _by_column(np.multiply, e, factor, e)
-        flat[hot_at] = 0.0 - rest * factor
-    # Not: nan, infinities, and others so small that their digits are lost.
-    tiny, least_rest, _, _ = RANGES[e.itemsize]
-    safe = (rest >= least_rest) & (behind < np.inf) & ((factor >= tiny) | (weight == 0.0))
-    if not safe.all():
-        unsafe = np.flatnonzero(~safe)
-        loss[unsafe] = _again(_loss_with_care, unsafe, z, e, labels, weight, z_loss, grad=grad)
-    return loss
+        factor = np.where(leads, gap, 1.0) / total * weight
+        _by_column(np.multiply, e, factor.astype(e.dtype, copy=False), e)
+        flat[hot_at] = 0.0 - rest / total * weight
 
-
-def _loss_with_care(z: Array, e: Array, labels: Array, weight: Array, z_loss: float, *, grad: bool) -> Array:
-    """The same for rows of any kind, by the generic text."""
-    z = z.astype(e.dtype, copy=False)
-    loss, dz = generic.softmax_loss_rows(z, labels, weight, LossSpec(z_loss=z_loss), grad=grad)
-    if dz is not None:
-        np.add(dz, 0.0, out=e)  # +0 where the weight is
+    counts = weight != 0.0
+    numbers = np.isfinite(top) & (hot < np.inf)
+    for rows, value in ((counts & ~numbers, np.nan), (~counts, 0.0)):
+        if rows.any():
+            e[rows], loss[rows] = value, value
     return loss
 
 
@@ -213,6 +228,8 @@ def _again(
     compute: Callable[..., Array], rows: Array, z: Array, e: Array, labels: Array, weight: Array, *rest: Any, grad: bool
 ) -> Array:
     """Do some rows of a block anew."""
+    if rows.size == e.shape[0]:
+        return compute(z, e, labels, weight, *rest, grad=grad)
     part = np.empty((rows.size, e.shape[1]), e.dtype)
     loss = compute(z[rows], part, labels[rows], weight[rows], *rest, grad=grad)
     if grad:
@@ -220,19 +237,110 @@ def _again(
     return loss
 
 
-def _loss_in_general(
+def _loss_of_masses(
     logits: Array, targets: Array, row_weight: Array, spec: LossSpec, losses: Array, result: Array | None
 ) -> None:
-    """Soft targets and label smoothing: the generic text, on blocks that stay in the cache."""
+    """Soft targets and label smoothing."""
+    grad = result is not None
+    if spec.z_loss != 0.0 or spec.class_weight is not None or 0.0 < spec.label_smoothing < LEAST_SMOOTHING:
+        way: Callable[..., tuple[Array, Array]] | None = None
+    elif targets.ndim == 1:
+        way = partial(_loss_smoothed, smoothing=spec.label_smoothing)
+        targets, row_weight = _safe(targets, row_weight, logits.shape[1])
+    else:
+        way = _loss_soft if spec.label_smoothing == 0.0 else None
 
-    def compute(rows: Rows) -> None:
-        target = None if result is None else result[rows]
-        losses[rows], _ = generic.softmax_loss_rows(
-            logits[rows], targets[rows], row_weight[rows], spec, grad=target is not None, out=target
-        )
+    def compute(rows: Rows, e: Array, *scratch: Array) -> None:
+        z, q, w = logits[rows], targets[rows], row_weight[rows]
+        if way is None:
+            losses[rows] = _loss_with_care(z, e, q, w, spec, grad=grad)
+            return
+        loss, safe = way(z, e, *scratch, q, w, grad=grad)
+        if not safe.all():
+            unsafe = np.flatnonzero(~safe)
+            loss[unsafe] = _again(_loss_with_care, unsafe, z, e, q, w, spec, grad=grad)
+        losses[rows] = loss
 
-    held = generic.scratch_arrays(soft=True, z_loss=True)
-    _each_block(compute, logits, None, held=held)
+    scratch, held = (1, 4) if targets.ndim == 2 else (0, 1)
+    _each_block(compute, logits, result, scratch=scratch + (not grad), held=8 if way is None else held)
+
+
+def _loss_smoothed(
+    z: Array, e: Array, labels: Array, weight: Array, *, smoothing: float, grad: bool
+) -> tuple[Array, Array]:
+    """Losses of rows of logits, and which of them are not safe; the gradient goes to `e`.
+
+    Q = 1, q[j] = eps/C but at the label; sum of q[j] (log(total) - t[j]) from the sum of t, none of which is positive.
+    """
+    classes = e.shape[1]
+    share = smoothing / classes
+    block = _working(z, e)
+    flat, hot_at = e.reshape(-1), np.arange(0, e.size, classes) + labels
+    top = _row_max(block)
+    behind = top.astype("f8") - block.reshape(-1)[hot_at]
+    _by_column(np.subtract, block, top, e)
+    away = -_row_sums(e).astype("f8", copy=False)
+    _exp_shifted(e, e)
+    hot = flat[hot_at]
+    flat[hot_at] = 0.0
+    rest = _row_sums(e)
+    wide = rest.astype("f8", copy=False)
+    log_total = np.where(behind == 0.0, np.log1p(wide), np.log(wide + hot))
+    loss = (1.0 - smoothing) * (log_total + behind) + share * (classes * log_total + away)
+    factor = weight / (rest + hot)
+    if grad:
+        _by_column(np.multiply, e, factor, e)
+        _by_column(np.subtract, e, share * weight, e)
+        q_hot, q_rest = 1.0 - smoothing + share, share * (classes - 1)
+        flat[hot_at] = (q_rest * hot - q_hot * rest) * factor + 0.0
+    return loss * weight, _counted_on(rest, factor, weight) & np.isfinite(loss)
+
+
+def _loss_soft(z: Array, e: Array, q: Array, targets: Array, weight: Array, *, grad: bool) -> tuple[Array, Array]:
+    """The same for soft targets; `q` is scratch."""
+    flat, first = e.reshape(-1), np.arange(0, e.size, e.shape[1])
+    np.copyto(q, targets)
+    positive = q.min(axis=1) >= 0.0
+    hot_at = first + q.argmax(axis=1)
+    q_hot = q.reshape(-1)[hot_at]
+    block = _working(z, e)
+    top_at = first + block.argmax(axis=1)
+    top = block.reshape(-1)[top_at]
+    _by_column(np.subtract, block, top, e)
+    away = -_row_sums(q, e).astype("f8", copy=False)
+    q.reshape(-1)[hot_at] = 0.0
+    q_rest = _row_sums(q)
+    np.exp(e, out=e)
+    flat[top_at] = 0.0
+    rest = _row_sums(e)  # beside the largest
+    flat[top_at] = 1.0
+    loss = (q_rest + q_hot) * np.log1p(rest.astype("f8", copy=False)) + away
+    total = rest + 1.0
+    factor = weight / total
+    if grad:
+        hot = flat[hot_at]
+        beside_hot = np.where(hot_at == top_at, rest, total - hot)  # a hot class that is not the largest is below half
+        _by_column(np.multiply, e, (q_rest + q_hot) * factor, e)
+        _by_column(np.multiply, q, weight, q)
+        np.subtract(e, q, out=e)
+        flat[hot_at] = (q_rest * hot - q_hot * beside_hot) * factor + 0.0
+    # Targets of a sum above 1 make normal numbers of subnormal probabilities.
+    safe = positive & (q_rest + q_hot <= 1.0 + 1e-4) & np.isfinite(loss) & _counted_on(rest, factor, weight)
+    return loss * weight, safe
+
+
+def _counted_on(rest: Array, factor: Array, weight: Array) -> Array:
+    """Which shifted rows have no nan and all digits: the others so small that their digits are lost have not."""
+    tiny, least_rest, _, _ = RANGES[rest.itemsize]
+    return (rest >= least_rest) & ((factor >= tiny) | (weight == 0.0))
+
+
+def _loss_with_care(z: Array, e: Array, targets: Array, weight: Array, spec: LossSpec, *, grad: bool) -> Array:
+    """The same for rows and options of any kind, by the generic text."""
+    loss, dz = generic.softmax_loss_rows(z.astype(e.dtype, copy=False), targets, weight, spec, grad=grad)
+    if dz is not None:
+        np.add(dz, 0.0, out=e)  # +0 where the weight is
+    return loss
 
 
 def _safe(labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:
@@ -348,14 +456,16 @@ def _exp_shifted(t: Array, e: Array) -> None:
     np.multiply(e, normal, out=e)
 
 
-def _row_sums(e: Array) -> Array:
-    rows, columns = e.shape
-    width = CHUNK // e.itemsize
+def _row_sums(*factors: Array) -> Array:
+    """Sum of each row, or of each row of a product."""
+    rows, columns = factors[0].shape
+    width = CHUNK // factors[0].itemsize
     if columns <= width:
-        return np.einsum("ij->i", e)
+        return np.einsum(",".join(["ij"] * len(factors)) + "->i", *factors)
     chunks = columns // width
-    whole = np.einsum("ijk->ij", e[:, : chunks * width].reshape(rows, chunks, width))
-    return generic.row_sum(np, whole) + np.einsum("ij->i", e[:, chunks * width :])
+    whole = [x[:, : chunks * width].reshape(rows, chunks, width) for x in factors]
+    sums = np.einsum(",".join(["ijk"] * len(factors)) + "->ij", *whole)
+    return generic.row_sum(np, sums) + _row_sums(*(x[:, chunks * width :] for x in factors))
 
 
 def _by_column(operation: np.ufunc, block: Array, column: Array, out: Array) -> None:
