@@ -424,7 +424,7 @@ def _largest(z: Array, t: Array, e: Array) -> tuple[Array, Array]:
         e.reshape(-1)[at] = 0.0
         rest = _row_sums(e)
     loss = np.log1p(rest.astype("f8", copy=False))
-    faint = np.flatnonzero(rest < RANGES[rest.itemsize].rest)
+    faint = np.flatnonzero(rest < RANGES[rest.itemsize].hot)  # that far above what may have been set to 0
     if faint.size:
         loss[faint] = -generic.log_softmax_rows(z[faint].astype(rest.dtype, copy=False)).max(axis=1)
     return top, loss.astype(rest.dtype, copy=False)
