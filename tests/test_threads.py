@@ -19,6 +19,7 @@ from _assert import assert_same_bits
 
 import xpsoftmax as xs
 from xpsoftmax import _threads
+from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import numpy as kernels
 
 CORES = 4
@@ -324,6 +325,15 @@ def test_the_cores_are_those_of_the_process():
     assert out == "1\n"
 
 
+def test_importing_makes_no_pool():
+    """Nor imports what makes one: most programs need none."""
+    module = "concurrent.futures.thread"
+    code = f"import sys, numpy, array_api_compat; before = {module!r} in sys.modules; "
+    code += f"import xpsoftmax; print(xpsoftmax._threads._state.pool, ({module!r} in sys.modules) == before)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True).stdout
+    assert out == "None True\n"
+
+
 # --- several callers --------------------------------------------------------------------------------------------------
 
 
@@ -360,10 +370,10 @@ def test_callers_at_once_have_no_more_helpers_than_one(rng, monkeypatch):
         helping.calls = True
         return softmax(*job)[0]
 
-    share = _threads.share
-    monkeypatch.setattr(kernels, "share", lambda worker, items, most: share(counted(worker), items, most))
     z, y = problem(rng, SHAPE, plain=True)
     desired = xs.softmax(z)
+    share = _threads.share
+    monkeypatch.setattr(kernels, "share", lambda worker, items, most: share(counted(worker), items, most))
     with ThreadPoolExecutor(8) as executor:
         for result in executor.map(call, [(z, y)] * 48):
             assert_same_bits(result, desired)
@@ -459,13 +469,13 @@ def failing(helper):
 def test_an_error_in_a_helper_reaches_the_caller():
     worker, _ = failing(helper=True)
     with pytest.raises(BrokenError, match="item"):
-        _threads.share(worker, range(1000), 2)
+        _threads.share(worker, range(40), 2)
 
 
 def test_after_an_error_in_a_helper_nobody_goes_on():
     worker, events = failing(helper=True)
     with pytest.raises(BrokenError):
-        _threads.share(worker, range(1000), 2)
+        _threads.share(worker, range(40), 2)
     assert events.count("done") <= 1
 
 
@@ -483,7 +493,7 @@ def test_an_error_in_the_caller_waits_for_the_helpers():
             ended.append(True)
 
     with pytest.raises(BrokenError):
-        _threads.share(worker, range(1000), 2)
+        _threads.share(worker, range(40), 2)
     assert ended == [True]
 
 
@@ -492,7 +502,7 @@ def test_after_an_error_all_threads_are_there_again(helper):
     for _ in range(2 * CORES):
         worker, _ = failing(helper)
         with pytest.raises(BrokenError):
-            _threads.share(worker, range(1000), CORES)
+            _threads.share(worker, range(40), CORES)
         assert _threads._state.running == 0
     crew = Crew(least=CORES)
     crew(lambda items: [None for _ in items], range(100), CORES)
@@ -677,6 +687,18 @@ def test_settings_are_left_as_they_were_after_an_error(rng, monkeypatch, limit):
     assert sizes
     assert before[1] not in sizes
     assert (np.geterr(), np.getbufsize()) == before
+
+
+@pytest.mark.parametrize("limit", [1, CORES])
+def test_a_kernel_resets_the_buffer_size_by_itself(rng, limit):
+    """Not only with all that surrounds it: what follows in the same call has NumPy's own."""
+    z, y = problem(rng, SHAPE)
+    with np.errstate(all="ignore"), xs.threads(limit):
+        before = np.geterr(), np.getbufsize()
+        kernels.softmax_rows(z)
+        kernels.log_softmax_rows(z)
+        kernels.softmax_loss_rows(z, y, np.ones(len(z), z.dtype), LossSpec(), grad=True)
+        assert (np.geterr(), np.getbufsize()) == before
 
 
 @every_call
