@@ -195,19 +195,80 @@ def test_little_in_the_label_keeps_the_bound(rng, watch, dtype, classes, z_loss)
     watch.assert_both()
 
 
+def check_masses(z, targets, *, dtype, **options):
+    """Loss and gradient of soft targets, or of smoothed labels, keep the bound wherever it speaks of them."""
+    desired = exact.softmax_loss(z, targets, reduction="none", **options)
+    least = int(desired.loss.where.sum()), int(desired.grad.where.sum())
+    assert least >= (z.shape[0] // 2, z.shape[0])
+    return check_loss(z, targets, dtype=dtype, least=least, **options)
+
+
+@pytest.mark.parametrize("smoothing", [1e-8, 9e-7, 1.1e-6, 1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("classes", CLASSES)
+def test_smoothed_losses_of_any_sums_keep_the_bound(rng, dtype, classes, smoothing):
+    z = with_sums(rng, [*everywhere(dtype, 8), 0.0, 1.0], classes, dtype)
+    for y in (z.argmax(axis=1), z.argmin(axis=1)):
+        check_masses(z, y, dtype=dtype, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("smoothing", [1.1e-6, 0.1])
+@pytest.mark.parametrize("classes", CLASSES[1:])
+def test_smoothed_losses_beside_little_or_much_keep_the_bound(rng, dtype, classes, smoothing):
+    """The other classes from where they are nothing to where the label is nothing."""
+    rest = [*around(window(dtype).rest), *everywhere(dtype, 12)]
+    z, y = against(rng, [0.0] * len(rest), rest, classes, dtype)
+    check_masses(z, y, dtype=dtype, label_smoothing=smoothing)
+
+
+SOFT = {
+    "any": lambda q: q,
+    "sparse": lambda q: np.where(q < 0.7, 0, q),
+    "one": lambda q: np.where(q == q.max(axis=1, keepdims=True), 1, 0),
+    "two alike": lambda q: np.where(q >= np.sort(q, axis=1)[:, -2:][:, :1], 0.5, 0),
+    "all alike": lambda q: np.full_like(q, 1 / q.shape[1]),
+    "small sum": lambda q: 1e-9 * q,
+    "large sum": lambda q: 1e9 * q,
+    "nearly one": lambda q: q / q.sum(axis=1, keepdims=True) * 1.0001,
+}
+
+
+@pytest.mark.parametrize("kind", SOFT.values(), ids=SOFT)
+@pytest.mark.parametrize("classes", [2, 5, 65, 300])
+def test_losses_of_soft_targets_of_any_sums_keep_the_bound(rng, dtype, classes, kind):
+    z = with_sums(rng, [*everywhere(dtype, 6), 0.0, 1.0, 50.0], classes, dtype)
+    check_masses(z, kind(rng.random(z.shape)).astype(dtype), dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", SOFT.values(), ids=SOFT)
+@pytest.mark.parametrize("classes", [2, 5, 65, 300])
+def test_losses_of_soft_targets_at_the_top_or_elsewhere_keep_the_bound(rng, dtype, classes, kind):
+    """The class of the largest mass leads by far, or is far behind; a sum above 1 lifts what is subnormal."""
+    gaps = [*around(window(dtype).rest, window(dtype).hot), *everywhere(dtype, 8)]
+    z, y = against(rng, [0.0] * len(gaps), gaps, classes, dtype)
+    q = kind(rng.random(z.shape)).astype(dtype)
+    first = q.argmax(axis=1)[:, None]
+    largest = np.take_along_axis(q, first, axis=1)
+    np.put_along_axis(q, first, np.take_along_axis(q, y[:, None], axis=1), axis=1)
+    np.put_along_axis(q, y[:, None], largest, axis=1)
+    check_masses(z, q, dtype=dtype)
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 def test_weights_at_the_least_normal_quotient_keep_the_bound(rng, watch, dtype, z_loss, reduction):
     """Weight over sum just below and above the least normal number: the weight itself is one, and so are results."""
-    z = with_sums(rng, np.linspace(1.1, 30, 25), 10, dtype)
-    total = np.exp(np.asarray(z, np.longdouble)).sum(axis=1)
-    for near in (0.25, 0.5, 0.99, 1.0, 1.01, 2.0, 1e3):
-        weight = (near * TINY[dtype] * total).astype(dtype)
-        for y in (z.argmax(axis=1), z.argmin(axis=1)):
-            desired = exact.softmax_loss(z, y, sample_weight=weight, z_loss=z_loss, reduction="none")
-            least = int(desired.loss.where.sum()), int(desired.grad.where.sum())
-            assert least[1] >= z.shape[0]  # of which `where` speaks
-            check_loss(z, y, dtype=dtype, sample_weight=weight, z_loss=z_loss, reduction=reduction, least=least)
+    for shift in (0.0, 1000.0):
+        z = with_sums(rng, np.linspace(1.1, 30, 25), 40, dtype)
+        top = z.max(axis=1, keepdims=True) if shift else 0.0
+        total = np.exp(np.asarray(z, np.longdouble) - top).sum(axis=1)
+        z += np.dtype(dtype).type(shift)
+        for near in (0.25, 0.5, 0.99, 1.0, 1.01, 2.0, 1e3):
+            weight = (near * TINY[dtype] * total).astype(dtype)
+            for y in (z.argmax(axis=1), z.argmin(axis=1)):
+                desired = exact.softmax_loss(z, y, sample_weight=weight, z_loss=z_loss, reduction="none")
+                least = int(desired.loss.where.sum()), int(desired.grad.where.sum())
+                assert least[1] >= z.shape[0] // 10  # of which `where` speaks
+                check_loss(z, y, dtype=dtype, sample_weight=weight, z_loss=z_loss, reduction=reduction, least=least)
     watch.assert_both()
 
 
@@ -260,6 +321,18 @@ def test_many_subnormal_terms_count_in_a_normal_sum(classes, second, shift):
     check_loss(z, np.array([0]), dtype="float32", least=(1, 2))
 
 
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+@pytest.mark.parametrize("lead", [93.0, 95.0])
+@pytest.mark.parametrize("classes", [5000, 50257])
+def test_a_normal_sum_of_equal_subnormal_terms_keeps_its_digits(classes, lead, shift):
+    """Each term has four digits or less, and is rounded as all others are."""
+    z = np.full((1, classes), shift - lead, np.float32)
+    z[0, 7] = shift
+    for function in FUNCTIONS:
+        check(function, z, dtype="float32")
+    check_loss(z, np.array([7]), dtype="float32", least=(1, 1))
+
+
 SEARCHED = (1, 2, 3, 5, 10, 33, 64, 65, 100, 500, 1000, 1025, 3000)
 
 
@@ -277,6 +350,11 @@ def test_random_logits_keep_the_bound(dtype, classes, seed):
     y = np.choose(rng.integers(3, size=rows), [z.argmax(axis=1), z.argmin(axis=1), some])
     for z_loss in (0.0, 10 ** rng.uniform(-4, 0)):
         check_loss(z, y, dtype=dtype, z_loss=z_loss)
+    smoothing = rng.choice([1e-5, 0.1, 1.0])
+    for targets, share in ((y, smoothing), (rng.dirichlet(np.ones(classes), size=rows).astype(dtype), 0.0)):
+        desired = exact.softmax_loss(z, targets, label_smoothing=share, reduction="none")
+        least = int(desired.loss.where.sum()), int(desired.grad.where.sum())
+        check_loss(z, targets, dtype=dtype, label_smoothing=share, least=least)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 8])
@@ -321,7 +399,7 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(rng, dtype, classes):
     rows = max(20, 30_000 // classes)
     z, y = mixed(rng, (rows, classes), dtype)
     order = rng.permutation(rows)
-    for call in (softmax, log_softmax, logsumexp, hard, with_z_loss):
+    for call in (softmax, log_softmax, logsumexp, hard, with_z_loss, smoothing, soft):
         whole, parts = call(z, y), call(z[order], y[order])
         assert_all_same(parts, [x[order] for x in whole])
         few = [call(z[i : i + 3], y[i : i + 3]) for i in range(0, rows, max(1, rows // 5))]
@@ -367,24 +445,38 @@ ZERO = {
 }
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-@pytest.mark.parametrize("row", ZERO.values(), ids=ZERO)
-def test_a_row_of_weight_zero_adds_nothing_and_has_a_gradient_of_plus_zero(dtype, row, z_loss):
+WAYS = pytest.mark.parametrize("options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.1}], ids=str)
+every_row = pytest.mark.parametrize("row", ZERO.values(), ids=ZERO)
+
+
+@WAYS
+@every_row
+def test_a_row_of_weight_zero_adds_nothing_and_has_a_gradient_of_plus_zero(dtype, row, options):
     """Minus zero would be equal, but not the same bits in and out of the window."""
-    z = np.array([row, [0.0, 1.0, 2.0]], dtype)
+    z, weight = np.array([row, [0.0, 1.0, 2.0]], dtype), np.array([0, 1], dtype)
     loss, grad = xs.softmax_loss_and_grad(
-        z, np.zeros(2, int), sample_weight=np.array([0, 1], dtype), z_loss=z_loss, reduction="none", impl="kernel"
+        z, np.zeros(2, int), sample_weight=weight, reduction="none", impl="kernel", **options
     )
     assert_same_bits(loss[0], np.zeros((), dtype))
     assert_same_bits(grad[0], np.zeros(3, dtype))
     assert loss[1] != 0.0
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-@pytest.mark.parametrize("row", ZERO.values(), ids=ZERO)
-def test_an_ignored_row_adds_nothing_and_has_a_gradient_of_plus_zero(dtype, row, z_loss):
+@every_row
+def test_a_row_of_soft_targets_of_weight_zero_adds_nothing_and_has_a_gradient_of_plus_zero(dtype, row):
+    z, weight = np.array([row, [0.0, 1.0, 2.0]], dtype), np.array([0, 1], dtype)
+    q = np.array([[0.5, 0.2, 0.3], [0.0, 0.0, 1.0]], dtype)
+    loss, grad = xs.softmax_loss_and_grad(z, q, sample_weight=weight, reduction="none", impl="kernel")
+    assert_same_bits(loss[0], np.zeros((), dtype))
+    assert_same_bits(grad[0], np.zeros(3, dtype))
+    assert loss[1] != 0.0
+
+
+@WAYS
+@every_row
+def test_an_ignored_row_adds_nothing_and_has_a_gradient_of_plus_zero(dtype, row, options):
     z = np.array([row, [0.0, 1.0, 2.0]], dtype)
-    loss, grad = xs.softmax_loss_and_grad(z, np.array([-1, 1]), ignore_index=-1, z_loss=z_loss, impl="kernel")
+    loss, grad = xs.softmax_loss_and_grad(z, np.array([-1, 1]), ignore_index=-1, impl="kernel", **options)
     assert_same_bits(grad[0], np.zeros(3, dtype))
     assert grad[1].all()
     assert np.isfinite(loss)
@@ -475,6 +567,10 @@ def with_z_loss(z, y, **options):
     return xs.softmax_loss_and_grad(z, y, z_loss=0.01, reduction="none", **options)
 
 
+def smoothing(z, y, **options):
+    return xs.softmax_loss_and_grad(z, y, label_smoothing=0.1, reduction="none", **options)
+
+
 def all_options(z, y, **options):
     return xs.softmax_loss_and_grad(
         z,
@@ -489,11 +585,12 @@ def all_options(z, y, **options):
 
 
 def soft(z, y, **options):
-    q = np.random.default_rng(0).random(z.shape)
+    q = 1.0 + np.sin(7.3 * y[:, None] + 1.7 * np.arange(z.shape[1]))  # that depend on nothing but the label
+    q = (q / q.sum(axis=1, keepdims=True)).astype("f4")
     return xs.softmax_loss_and_grad(z, q, reduction="none", **options)
 
 
-WRITING = (softmax, log_softmax, mean, hard, with_z_loss, all_options, soft)
+WRITING = (softmax, log_softmax, mean, hard, with_z_loss, smoothing, soft, all_options)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 every_call = pytest.mark.parametrize("call", [*WRITING, logsumexp])
 every_writing_call = pytest.mark.parametrize("call", WRITING)
