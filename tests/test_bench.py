@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,14 @@ def run(script, monkeypatch, tmp_path, capsys):
 
 def test_a_run_of_the_command_succeeds_and_writes_its_files(tmp_path):
     argv = [*QUICK, "--competitor", "xpsoftmax", "--competitor", "NumPy", "--json", "a/b.json", "--plot", "c.png"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports _report
     process = subprocess.run(
-        [sys.executable, str(SCRIPT), *argv], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, str(SCRIPT), *argv],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
