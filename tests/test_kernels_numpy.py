@@ -203,7 +203,7 @@ def check_masses(z, targets, *, dtype, **options):
     return check_loss(z, targets, dtype=dtype, least=least, **options)
 
 
-@pytest.mark.parametrize("smoothing", [1e-8, 9e-7, 1.1e-6, 1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("smoothing", [1e-36, 9e-7, 1.1e-6, 1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("classes", CLASSES)
 def test_smoothed_losses_of_any_sums_keep_the_bound(rng, dtype, classes, smoothing):
     z = with_sums(rng, [*everywhere(dtype, 8), 0.0, 1.0], classes, dtype)
@@ -228,6 +228,7 @@ SOFT = {
     "all alike": lambda q: np.full_like(q, 1 / q.shape[1]),
     "small sum": lambda q: 1e-9 * q,
     "large sum": lambda q: 1e9 * q,
+    "large one": lambda q: np.where(q == q.max(axis=1, keepdims=True), 1e9, 0),
     "nearly one": lambda q: q / q.sum(axis=1, keepdims=True) * 1.0001,
 }
 
@@ -253,23 +254,41 @@ def test_losses_of_soft_targets_at_the_top_or_elsewhere_keep_the_bound(rng, dtyp
     check_masses(z, q, dtype=dtype)
 
 
+def least_weights(rng, dtype, shift):
+    """Logits, and weights that are normal numbers; weight over sum is one too, or not."""
+    z = with_sums(rng, np.linspace(1.1, 30, 12), 300, dtype)
+    top = z.max(axis=1, keepdims=True) if shift else 0.0
+    total = np.exp(np.asarray(z, np.longdouble) - top).sum(axis=1)
+    weight = TINY[dtype] * total * rng.choice([0.006, 0.02, 0.1, 0.5, 0.99, 1.0, 1.01, 1e3], size=total.size)
+    return z + np.dtype(dtype).type(shift), np.maximum(weight, 1.5 * TINY[dtype]).astype(dtype)
+
+
+def where_of(z, targets, **options):
+    """How many entries of loss and gradient the bound speaks of."""
+    desired = exact.softmax_loss(z, targets, reduction="none", **options)
+    return int(desired.loss.where.sum()), int(desired.grad.where.sum())
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
-def test_weights_at_the_least_normal_quotient_keep_the_bound(rng, watch, dtype, z_loss, reduction):
-    """Weight over sum just below and above the least normal number: the weight itself is one, and so are results."""
-    for shift in (0.0, 1000.0):
-        z = with_sums(rng, np.linspace(1.1, 30, 25), 40, dtype)
-        top = z.max(axis=1, keepdims=True) if shift else 0.0
-        total = np.exp(np.asarray(z, np.longdouble) - top).sum(axis=1)
-        z += np.dtype(dtype).type(shift)
-        for near in (0.25, 0.5, 0.99, 1.0, 1.01, 2.0, 1e3):
-            weight = (near * TINY[dtype] * total).astype(dtype)
-            for y in (z.argmax(axis=1), z.argmin(axis=1)):
-                desired = exact.softmax_loss(z, y, sample_weight=weight, z_loss=z_loss, reduction="none")
-                least = int(desired.loss.where.sum()), int(desired.grad.where.sum())
-                assert least[1] >= z.shape[0] // 10  # of which `where` speaks
-                check_loss(z, y, dtype=dtype, sample_weight=weight, z_loss=z_loss, reduction=reduction, least=least)
-    watch.assert_both()
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_weights_at_the_least_normal_quotient_keep_the_bound(rng, watch, dtype, shift, z_loss, reduction):
+    z, weight = least_weights(rng, dtype, shift)
+    for y in (z.argmax(axis=1), z.argmin(axis=1)):
+        least = where_of(z, y, sample_weight=weight, z_loss=z_loss)
+        assert least[1] >= z.shape[0] // 10
+        check_loss(z, y, dtype=dtype, sample_weight=weight, z_loss=z_loss, reduction=reduction, least=least)
+    assert watch.shifted > 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_weights_of_masses_at_the_least_normal_quotient_keep_the_bound(rng, dtype, shift):
+    z, weight = least_weights(rng, dtype, shift)
+    one = (z == z.max(axis=1, keepdims=True)).astype(dtype)
+    for targets, smoothing in ((z.argmax(axis=1), 0.1), (z.argmin(axis=1), 1e-4), (one / one.sum(axis=1)[:, None], 0)):
+        least = where_of(z, targets, sample_weight=weight, label_smoothing=smoothing)
+        assert least[1] >= z.shape[0] // 10
+        check_loss(z, targets, dtype=dtype, sample_weight=weight, label_smoothing=smoothing, least=least)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
@@ -318,7 +337,8 @@ def test_many_subnormal_terms_count_in_a_normal_sum(classes, second, shift):
     z = (z + shift).astype(np.float32)
     for function in ("log_softmax", "logsumexp"):
         check(function, z, dtype="float32")
-    check_loss(z, np.array([0]), dtype="float32", least=(1, 2))
+    for smoothing in (0.0, 1e-36):
+        check_loss(z, np.array([0]), dtype="float32", label_smoothing=smoothing, least=(1, 2))
 
 
 @pytest.mark.parametrize("shift", [0.0, 100.0])
@@ -331,6 +351,16 @@ def test_a_normal_sum_of_equal_subnormal_terms_keeps_its_digits(classes, lead, s
     for function in FUNCTIONS:
         check(function, z, dtype="float32")
     check_loss(z, np.array([7]), dtype="float32", least=(1, 1))
+    check_loss(z, (z == shift).astype(np.float32), dtype="float32", least=(1, 1))
+
+
+@pytest.mark.parametrize("lead", [711.0, 716.0])
+def test_the_rounding_of_the_gap_to_the_label_is_not_lost_in_float64(rng, lead):
+    """As in test_loss.py for float32: each other exp is subnormal, T is zero, and their sum a normal number."""
+    classes = 50257
+    z = np.repeat(-lead - rng.random((6, 1)), classes, axis=1)
+    z[:, 7] = rng.random(6)
+    check_loss(z, np.full(6, 7), dtype="float64", least=(6, 6))
 
 
 SEARCHED = (1, 2, 3, 5, 10, 33, 64, 65, 100, 500, 1000, 1025, 3000)

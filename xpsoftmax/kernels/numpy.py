@@ -20,7 +20,7 @@ from xpsoftmax.kernels import generic
 
 BLOCK = 2**20
 """Bytes of a block of rows at most. Measured on two CPUs: 0.5 to 2 MiB are alike, less costs calls."""
-SHARE = 3 * 2**18
+SHARE = 3 * 2**17
 """Bytes that a thread must have to do: waking one takes about a tenth of a millisecond."""
 SCRATCH = 2**22
 """Bytes of scratch that all threads hold together, as far as single rows allow."""
