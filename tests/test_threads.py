@@ -21,16 +21,17 @@ import xpsoftmax as xs
 from xpsoftmax import _threads
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import numpy as kernels
+from xpsoftmax.kernels import numpy_blocks as blocks
 
 CORES = 4
-BLOCK, SHARE = kernels.BLOCK, kernels.SHARE
+BLOCK, SHARE = blocks.BLOCK, blocks.SHARE
 LONG = 30  # seconds: nothing here takes that long unless it hangs
 
 
 class Crew:
     """Stands in for `share`: notes which threads work, and lets none go on before `least` of them have come."""
 
-    def __init__(self, least=1, share=kernels.share):
+    def __init__(self, least=1, share=blocks.share):
         self.least, self.share = least, share
         self.seen, self.busy, self.most, self.calls = set(), 0, 0, 0
         self.changed = threading.Condition()
@@ -65,8 +66,8 @@ def four_cores(monkeypatch):
 
     And work for them in small arrays: one test below has arrays of the true size.
     """
-    monkeypatch.setattr(kernels, "BLOCK", 2**18)
-    monkeypatch.setattr(kernels, "SHARE", 2**15)
+    monkeypatch.setattr(blocks, "BLOCK", 2**18)
+    monkeypatch.setattr(blocks, "SHARE", 2**15)
     monkeypatch.setattr(_threads, "_cores", lambda: CORES)
     monkeypatch.setattr(os, "cpu_count", lambda: CORES)
     state = _threads._State()
@@ -84,7 +85,7 @@ def hire(monkeypatch):
 
     def hired(least=1):
         crew = Crew(least)
-        monkeypatch.setattr(kernels, "share", crew)
+        monkeypatch.setattr(blocks, "share", crew)
         return crew
 
     return hired
@@ -120,7 +121,7 @@ WRITING = (softmax, log_softmax, loss_and_grad, smoothed)
 # Each has work for four threads, and no number of rows is a multiple of that of a block. 1030: a remainder of a chunk.
 SHAPE = (211, 333)
 SHAPES = pytest.mark.parametrize("shape", [(4001, 10), SHAPE, (53, 1030)], ids=str)
-LARGE = (1301, 333)
+LARGE = (6501, 333)
 
 
 def problem(rng, shape, dtype="float32", *, plain=False):
@@ -160,8 +161,8 @@ def test_many_threads_give_the_bits_of_one(rng, hire, call, shape, dtype, plain)
 @every_call
 def test_many_threads_give_the_bits_of_one_where_the_work_pays(rng, hire, monkeypatch, call, dtype):
     """With blocks and shares as they are, and a few more than four shares."""
-    monkeypatch.setattr(kernels, "BLOCK", BLOCK)
-    monkeypatch.setattr(kernels, "SHARE", SHARE)
+    monkeypatch.setattr(blocks, "BLOCK", BLOCK)
+    monkeypatch.setattr(blocks, "SHARE", SHARE)
     z, y = problem(rng, LARGE, dtype)
     with xs.threads(1):
         desired = call(z, y)
@@ -193,7 +194,7 @@ def test_any_number_of_threads_gives_the_bits_of_one(rng, hire, call, n):
 
 
 def test_less_than_two_shares_use_no_other_thread(rng, hire, monkeypatch):
-    monkeypatch.setattr(kernels, "SHARE", SHARE)
+    monkeypatch.setattr(blocks, "SHARE", SHARE)
     z, y = problem(rng, (2 * SHARE // (333 * 4), 333))
     crew = hire()
     for call in CALLS:
@@ -373,7 +374,7 @@ def test_callers_at_once_have_no_more_helpers_than_one(rng, monkeypatch):
     z, y = problem(rng, SHAPE, plain=True)
     desired = xs.softmax(z)
     share = _threads.share
-    monkeypatch.setattr(kernels, "share", lambda worker, items, most: share(counted(worker), items, most))
+    monkeypatch.setattr(blocks, "share", lambda worker, items, most: share(counted(worker), items, most))
     with ThreadPoolExecutor(8) as executor:
         for result in executor.map(call, [(z, y)] * 48):
             assert_same_bits(result, desired)
@@ -514,16 +515,16 @@ def test_an_error_in_a_kernel_reaches_the_caller(rng, hire, monkeypatch, error):
     """Whatever it is: an interrupt in a helper must not end the pool's thread silently either."""
     z, y = problem(rng, SHAPE)
     desired = softmax(z, y)
-    caller, exp = threading.get_ident(), kernels._exp
+    caller, working = threading.get_ident(), kernels.working
 
     def fails(z, e):
         if threading.get_ident() != caller:
             raise error("in a helper")
-        exp(z, e)
+        return working(z, e)
 
     hire(least=2)
     with monkeypatch.context() as context:
-        context.setattr(kernels, "_exp", fails)
+        context.setattr(kernels, "working", fails)
         with pytest.raises(error, match=r"^in a helper$"):
             softmax(z, y)
     assert _threads._state.running == 0
@@ -720,8 +721,10 @@ import numpy as np
 import xpsoftmax as xs
 from xpsoftmax import _threads
 from xpsoftmax.kernels import numpy as kernels
+from xpsoftmax.kernels import numpy_blocks as blocks
 
 _threads._cores = os.cpu_count = lambda: {CORES}
+blocks.BLOCK, blocks.SHARE = 2**18, 2**15
 
 {inspect.getsource(Crew)}
 
@@ -734,8 +737,8 @@ def is_right():
     return bool((xs.softmax(z) == desired).all())
 
 def is_right_with_threads():
-    kernels.share = Crew(least={CORES}, share=_threads.share)
-    return is_right() and len(kernels.share.seen) == {CORES}
+    blocks.share = Crew(least={CORES}, share=_threads.share)
+    return is_right() and len(blocks.share.seen) == {CORES}
 
 def status_of(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -869,8 +872,10 @@ import multiprocessing, os, sys, hashlib
 import numpy as np
 import xpsoftmax as xs
 from xpsoftmax import _threads
+from xpsoftmax.kernels import numpy_blocks
 
 _threads._cores = os.cpu_count = lambda: 4
+numpy_blocks.SHARE = 2**18
 
 def work(seed):
     z = np.random.default_rng(seed).standard_normal((1301, 333), dtype="f4")
@@ -922,12 +927,12 @@ def test_a_process_ends_after_an_error_in_a_kernel():
         """
         def fails(z, e):
             raise ValueError("in a kernel")
-        exp, kernels._exp = kernels._exp, fails
+        working, kernels.working = kernels.working, fails
         try:
             xs.softmax(z)
         except ValueError as error:
             assert str(error) == "in a kernel"
-        kernels._exp = exp
+        kernels.working = working
         assert is_right_with_threads()
         sys.exit(3)
         """,
@@ -940,7 +945,7 @@ def test_a_process_may_compute_at_its_exit():
         """
         atexit.register(lambda: print(is_right()))
         assert is_right_with_threads()
-        kernels.share = _threads.share
+        blocks.share = _threads.share
         """
     )
     assert out == "True\n"
@@ -957,7 +962,7 @@ def test_a_thread_that_outlives_the_main_thread_may_compute(used):
         f"""
         if {used}:
             assert is_right_with_threads()
-            kernels.share = _threads.share
+            blocks.share = _threads.share
         main = threading.main_thread()
         def later():
             main.join()

@@ -202,7 +202,7 @@ class LossOptions(NamedTuple):
     validate: bool = True
 
     def none_given(self) -> bool:
-        """Whether every option has its default."""
+        """Whether every option has its default, but for `validate`."""
         return (
             self.class_weight is None
             and self.sample_weight is None
@@ -210,7 +210,7 @@ class LossOptions(NamedTuple):
             and (type(self.label_smoothing) is float and self.label_smoothing == 0.0)
             and (type(self.z_loss) is float and self.z_loss == 0.0)
             and (type(self.reduction) is str and self.reduction == "mean")
-            and self.validate is True
+            and (self.validate is True or self.validate is False)
         )
 
 
@@ -227,16 +227,14 @@ def _compute(
     logits: Array, targets: Array, out: Array | None, options: LossOptions, *, axis: int, impl: Impl, grad: bool
 ) -> tuple[Array, Array]:
     check.check_impl(impl)
-    plain = _at_a_glance(logits, targets, out, options, axis)
-    if plain is not None:
-        array, frame = logits, plain
-    else:
-        array, frame = check.as_logits(logits, axis)
-        others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
-        check_out(out, logits, frame, others)
+    if _at_a_glance(logits, targets, out, options, axis):
+        return _plain_mean(logits, targets, out, impl, grad=grad)
+    array, frame = check.as_logits(logits, axis)
+    others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
+    check_out(out, logits, frame, others)
     xp = frame.xp
     with quiet(xp, frame.device):
-        problem = prepare(targets, frame, options) if plain is None else _plain_mean(targets, frame)
+        problem = prepare(targets, frame, options)
         kernel = select("softmax_loss_rows", array, impl)
         losses, dlogits = kernel(
             in_rows(array, frame, out),
@@ -250,40 +248,37 @@ def _compute(
         return loss, deliver(xp, dlogits, frame, out) if grad else None
 
 
-_PLAIN = LossSpec()
-_FLOAT32, _FLOAT64, _INT64 = np.dtype("f4"), np.dtype("f8"), np.dtype("i8")
+_PLAIN, _INT64 = LossSpec(), np.dtype("i8")
 
 
-def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis: Any) -> check.Frame | None:
-    """Return the frame of arguments as plain as almost always, on which no check would find anything; else None.
+def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis: Any) -> bool:
+    """Whether the arguments are as plain as almost always, so that no check would find anything.
 
     NumPy rows, labels that are classes, and no option: all checks together take longer than a small loss itself.
     """
-    if (
-        type(logits) is not np.ndarray
-        or type(targets) is not np.ndarray
-        or (logits.dtype != _FLOAT32 and logits.dtype != _FLOAT64)
-        or targets.dtype != _INT64
-        or logits.ndim != 2
-        or logits.size == 0
-        or targets.shape != logits.shape[:1]
-        or type(axis) is not int
-        or (axis != -1 and axis != 1)
-        or not options.none_given()
-        or (out is not None and not fits_plainly(out, logits, targets))
+    if not (
+        check.is_plain(logits, axis)
+        and type(targets) is np.ndarray
+        and targets.dtype == _INT64
+        and targets.shape == logits.shape[:1]
+        and options.none_given()
+        and (out is None or fits_plainly(out, logits, targets))
     ):
-        return None
+        return False
+    if not options.validate:
+        return True
     unsigned = targets.view(np.uint64)  # negative ones are huge
-    if unsigned[unsigned.argmax()] >= logits.shape[1]:
-        return None
-    return check.Frame(check.numpy_namespace(), "cpu", logits.shape, 1, logits.dtype)
+    return unsigned.item(unsigned.argmax()) < logits.shape[1]
 
 
-def _plain_mean(labels: Array, frame: check.Frame) -> Problem:
-    rows = labels.shape[0]
-    row_weight = np.empty(rows, frame.working)
+def _plain_mean(logits: Array, labels: Array, out: Array | None, impl: Impl, *, grad: bool) -> tuple[Array, Array]:
+    rows = logits.shape[0]
+    row_weight = np.empty(rows, logits.dtype)
     row_weight.fill(1.0 / rows)
-    return Problem(labels, row_weight, float(rows), _PLAIN)
+    kernel = select("softmax_loss_rows", logits, impl)
+    with np.errstate(all="ignore"):
+        losses, dlogits = kernel(logits, labels, row_weight, _PLAIN, grad=grad, out=out)
+        return summed(np, losses), dlogits
 
 
 def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem:

@@ -44,15 +44,19 @@ def check_out(out: object, logits: object, frame: Frame, others: dict[str, objec
 
 def fits_plainly(out: object, logits: object, *others: object) -> bool:
     """Whether out is seen at a glance to fit, as almost always; if not, `check_out` finds out why, or that it does."""
-    return (
-        type(out) is np.ndarray
-        and type(logits) is np.ndarray
-        and out.dtype == logits.dtype
-        and out.shape == logits.shape
-        and out.flags.carray
-        and (out is logits or not np.may_share_memory(out, logits))
-        and not any(type(x) is not np.ndarray or np.may_share_memory(out, x) for x in others if x is not None)
-    )
+    if (
+        type(out) is not np.ndarray
+        or type(logits) is not np.ndarray
+        or out.dtype != logits.dtype
+        or out.shape != logits.shape
+        or not out.flags.carray
+        or (out is not logits and np.may_share_memory(out, logits))
+    ):
+        return False
+    for other in others:
+        if other is not None and (type(other) is not np.ndarray or np.may_share_memory(out, other)):
+            return False
+    return True
 
 
 def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:

@@ -101,6 +101,21 @@ def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
     return xp, array
 
 
+_PLAIN = (np.dtype("f4"), np.dtype("f8"))
+
+
+def is_plain(logits: Any, axis: object) -> bool:
+    """Whether `as_logits` would find nothing: rows of a NumPy array, as almost always."""
+    return (
+        type(logits) is np.ndarray
+        and logits.dtype in _PLAIN
+        and logits.ndim == 2
+        and logits.size > 0
+        and type(axis) is int
+        and (axis == -1 or axis == 1)
+    )
+
+
 def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
     """Check the logits and the class axis."""
     xp, array = as_floating("logits", logits)

@@ -40,16 +40,16 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     NotImplementedError
         With `impl="kernel"` where no kernel takes these logits.
     """
-    if is_dask_array(logits):
-        from xpsoftmax.kernels.blocks import by_blocks  # imports dask: not before the caller has
-
-        return by_blocks(operation, select(operation, logits._meta, impl))
     if impl != "generic":
         for backend in BACKENDS:
             if backend.takes(logits):
                 kernel = getattr(backend.load(), operation, None)
                 if kernel is not None:
                     return kernel  # type: ignore[no-any-return]
+    if is_dask_array(logits):
+        from xpsoftmax.kernels.blocks import by_blocks  # imports dask: not before the caller has
+
+        return by_blocks(operation, select(operation, logits._meta, impl))
     if impl == "kernel":
         kind = f"{type(logits).__module__.partition('.')[0]} arrays of {logits.dtype}"
         names = ", ".join(backend.name for backend in BACKENDS) or "none"

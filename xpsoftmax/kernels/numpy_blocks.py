@@ -1,0 +1,202 @@
+"""Blocks of rows for the NumPy kernels: how they are cut and shared by threads, and what is done to all rows of one.
+
+All that is done to a row is elementwise, or a sum over a C-contiguous row: its bits depend neither on its neighbours
+nor on blocks and threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpsoftmax._threads import allowed, share
+from xpsoftmax._typing import Array
+from xpsoftmax.kernels.generic import row_sum
+
+BLOCK = 2**21
+"""Bytes of a block of rows at most. Measured on three CPUs: 1 to 4 MiB are alike, less costs calls."""
+SHARE = 2**21
+"""Bytes that a thread must have to do: waking one, and waiting for it, takes about a tenth of a millisecond."""
+SCRATCH = 2**22
+"""Bytes of scratch that all threads hold together, as far as single rows allow."""
+PART = 2**18
+"""Bytes of a block that are done again at once."""
+CHUNK = 4096
+"""Bytes of a row that einsum sums at once: up to here its error is below 10 eps, and neighbours do not matter."""
+SHORT = 16
+"""Classes up to which calls cost more than numbers: `add.reduceat` is faster than einsum, and float64 than a shift."""
+FEW_ROWS = 1024
+"""Rows up to which it is kept where they begin: to make that anew takes a thirtieth of a small loss."""
+LOWEST = np.nextafter(np.log(np.finfo("f4").smallest_normal), np.float32(0))
+"""The next number above the logarithm of the smallest normal float32."""
+
+
+class _Range(NamedTuple):
+    """Between which sizes a row's sums of exp(z), not shifted, give its result with all digits."""
+
+    tiny: float  # the smallest normal number
+    rest: float  # least sum of the others: so far above `tiny` that subnormal terms do not matter
+    hot: float  # least exp(z) of the hot class: rest / hot must not overflow. Shifted: least sum of the others
+    largest: float  # whole sum, which must also be at least 1: else a normal entry could come from a subnormal number
+
+
+RANGES = {  # by the bytes of a number
+    4: _Range(2.0**-126, 1e-30, 1e-20, float(np.exp(40.0))),
+    8: _Range(2.0**-1022, 1e-290, 1e-170, float(np.exp(300.0))),
+}
+
+
+def each_block(
+    compute: Callable[..., None],
+    logits: Array,
+    result: Array | None,
+    *per_row: Array,
+    scratch: int = 0,
+    held: int = 1,
+) -> None:
+    """Call `compute` for blocks of rows that together cover all, in several threads if that pays.
+
+    It gets rows of the logits, and C-contiguous blocks of that size in the working precision: one for what `result` (if
+    there is one) is to hold of them, and so many for its own use; then the entries of `per_row` that belong to them.
+    The first is part of the result where it can be: not where it overwrites logits, which may be read again. `held` is
+    how many such blocks `compute` needs in the cache.
+    """
+    rows, columns = logits.shape
+    dtype = logits.dtype if logits.itemsize >= 4 else np.dtype("f4")
+    direct = (
+        result is not None and result.dtype == dtype and result.flags.carray and not np.may_share_memory(logits, result)
+    )
+    count = scratch + (result is not None and not direct)
+    size = rows * columns * dtype.itemsize
+    if direct and count == 0 and 0 < size <= BLOCK // held and size < 2 * SHARE:  # the usual way of small arrays
+        compute(logits, result, *per_row)
+        return
+
+    def worker(blocks: Iterator[slice]) -> None:
+        buffers: list[Array] = []
+        for block in blocks:
+            length = block.stop - block.start
+            if not buffers or buffers[0].shape[0] < length:
+                buffers = [np.empty((length, columns), dtype) for _ in range(count)]
+            arrays = [buffer[:length] for buffer in buffers]
+            if direct:
+                arrays.insert(0, result[block])  # type: ignore[index]
+            compute(logits[block], *arrays, *[array[block] for array in per_row])
+            if result is not None and not direct:
+                result[block] = arrays[0]
+
+    threads = min(rows, size // SHARE)
+    if threads > 1:
+        threads = min(threads, allowed())
+    block = min(BLOCK, SCRATCH // max(1, threads)) // held
+    if threads > 1:
+        # At least two blocks a thread: one that wakes late does less.
+        share(worker, _slices(rows, threads * max(2, -(-size // (threads * block)))), threads)
+    else:
+        worker(iter(_slices(rows, -(-size // block))))
+
+
+def _slices(rows: int, count: int) -> list[slice]:
+    """Cut rows into about `count` equal parts."""
+    step = max(1, -(-rows // max(1, count)))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def working(z: Array, buffer: Array) -> Array:
+    """Logits as a C-contiguous block in the working precision: themselves or copied to `buffer`."""
+    if z.dtype == buffer.dtype and z.flags.c_contiguous and z.flags.aligned:
+        return z
+    np.copyto(buffer, z)
+    return buffer
+
+
+def exponentials(t: Array, e: Array) -> None:
+    """Exponentials of numbers that are not positive; those that would be subnormal may become 0."""
+    if e.itemsize == 8 or not _slow_where_subnormal():
+        np.exp(t, out=e)
+        return
+    normal = t >= LOWEST
+    np.clip(t, LOWEST, np.float32(0), out=e)
+    np.exp(e, out=e)
+    np.multiply(e, normal, out=e)
+
+
+@cache
+def _slow_where_subnormal() -> bool:
+    """Whether NumPy's float32 exp takes three times as long for a vector that holds one subnormal result.
+
+    Not with the instructions of AVX-512 (x86-64-v4).
+    """
+    try:
+        from numpy.lib import introspect  # since NumPy 2.1
+
+        (target,) = introspect.opt_func_info(func_name="^exp$", signature="^float32$")["exp"].values()
+        return not ("X86_V4" in target["current"] or "AVX512" in target["current"])
+    except (ImportError, KeyError, ValueError):
+        return True
+
+
+def places(block: Array, columns: Array) -> Array:
+    """Where in the flat block one column of each row lies."""
+    return starts(*block.shape) + columns
+
+
+def starts(rows: int, columns: int) -> Array:
+    """Where in a flat block the rows begin."""
+    if rows > FEW_ROWS:
+        return np.arange(0, rows * columns, columns)
+    return _starts(rows, columns)
+
+
+@lru_cache(maxsize=16)
+def _starts(rows: int, columns: int) -> Array:
+    result = np.arange(0, rows * columns, columns)
+    result.flags.writeable = False
+    return result
+
+
+def row_max(block: Array) -> Array:
+    """Largest entry of each row, nan if one is: `argmax` is several times faster than `max`."""
+    return block.reshape(-1)[places(block, block.argmax(axis=1))]
+
+
+def row_sums(*factors: Array) -> Array:
+    """Sum of each row, or of each row of a product."""
+    rows, columns = factors[0].shape
+    if columns <= SHORT and len(factors) == 1:
+        return np.add.reduceat(factors[0].reshape(-1), starts(rows, columns))
+    width = CHUNK // factors[0].itemsize
+    if columns <= width:
+        return np.einsum(",".join(["ij"] * len(factors)) + "->i", *factors)
+    chunks = columns // width
+    whole = [x[:, : chunks * width].reshape(rows, chunks, width) for x in factors]
+    sums = row_sum(np, np.einsum(",".join(["ijk"] * len(factors)) + "->ij", *whole))
+    if columns == chunks * width:
+        return sums
+    return sums + row_sums(*[x[:, chunks * width :] for x in factors])
+
+
+def by_column(operation: np.ufunc, block: Array, column: Array, out: Array) -> None:
+    """Combine each row of a block with its number."""
+    if 128 <= block.shape[1] < 8192:
+        with np.errstate():  # restores the buffer size; with the usual one NumPy copies the column again and again
+            np.setbufsize(16)
+            operation(block, column[:, None], out=out)
+    else:
+        operation(block, column[:, None], out=out)
+
+
+def again(compute: Callable[..., Any], rows: Array, z: Array, e: Array, *per_row: Array, **options: Any) -> Any:
+    """Do some rows of a block anew, a few at a time: what `compute` returns for them."""
+    if rows.size == e.shape[0]:
+        return compute(z, e, *per_row, **options)
+    results = []
+    for few in _slices(rows.size, 1 + rows.size * e.strides[0] // PART):
+        some = rows[few]
+        part = np.empty((some.size, e.shape[1]), e.dtype)
+        results.append(compute(z[some], part, *[array[some] for array in per_row], **options))
+        e[some] = part
+    return results[0] if len(results) == 1 or results[0] is None else np.concatenate(results)
