@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
@@ -80,12 +81,15 @@ def test_a_reader_finds_the_formula_in_two_steps():
         assert inspect.isfunction(getattr(generic, operation))
 
 
-def test_importing_costs_little():
-    """At most 1.3 times what NumPy and array-api-compat cost; the best of several, alternating."""
+def test_importing_costs_little(tmp_path):
+    """At most 1.3 times what NumPy and array-api-compat cost, once compiled; the best of several, alternating."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
 
     def seconds(statement):
         code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
-        return float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+        command = [sys.executable, "-c", code]
+        return float(subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout)
 
     pairs = [(seconds("import numpy, array_api_compat"), seconds("import xpsoftmax")) for _ in range(9)]
     assert min(b for _, b in pairs) < 1.3 * min(a for a, _ in pairs)

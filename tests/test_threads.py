@@ -121,7 +121,7 @@ WRITING = (softmax, log_softmax, loss_and_grad, smoothed)
 # Each has work for four threads, and no number of rows is a multiple of that of a block. 1030: a remainder of a chunk.
 SHAPE = (211, 333)
 SHAPES = pytest.mark.parametrize("shape", [(4001, 10), SHAPE, (53, 1030)], ids=str)
-LARGE = (6501, 333)
+LARGE = (9501, 333)
 
 
 def problem(rng, shape, dtype="float32", *, plain=False):
@@ -195,7 +195,7 @@ def test_any_number_of_threads_gives_the_bits_of_one(rng, hire, call, n):
 
 def test_less_than_two_shares_use_no_other_thread(rng, hire, monkeypatch):
     monkeypatch.setattr(blocks, "SHARE", SHARE)
-    z, y = problem(rng, (2 * SHARE // (333 * 4), 333))
+    z, y = problem(rng, (2 * SHARE // (333 * 4 + blocks.ROW) - 1, 333))
     crew = hire()
     for call in CALLS:
         call(z, y)

@@ -268,7 +268,7 @@ def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis
     if not options.validate:
         return True
     unsigned = targets.view(np.uint64)  # negative ones are huge
-    return unsigned.item(unsigned.argmax()) < logits.shape[1]
+    return bool(unsigned.item(unsigned.argmax()) < logits.shape[1])
 
 
 def _plain_mean(logits: Array, labels: Array, out: Array | None, impl: Impl, *, grad: bool) -> tuple[Array, Array]:

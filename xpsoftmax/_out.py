@@ -14,6 +14,7 @@ from array_api_compat import (
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
 from xpsoftmax._validate import Frame, as_companion, library
+from xpsoftmax.kernels.numpy_blocks import apart
 
 
 def check_out(out: object, logits: object, frame: Frame, others: dict[str, object]) -> None:
@@ -50,11 +51,11 @@ def fits_plainly(out: object, logits: object, *others: object) -> bool:
         or out.dtype != logits.dtype
         or out.shape != logits.shape
         or not out.flags.carray
-        or (out is not logits and np.may_share_memory(out, logits))
+        or not (out is logits or apart(out, logits))
     ):
         return False
-    for other in others:
-        if other is not None and (type(other) is not np.ndarray or np.may_share_memory(out, other)):
+    for other in others:  # noqa: SIM110 - a generator takes longer than all the rest
+        if other is not None and not (type(other) is np.ndarray and apart(out, other)):
             return False
     return True
 

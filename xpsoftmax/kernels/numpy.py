@@ -21,6 +21,7 @@ from xpsoftmax.kernels.numpy_blocks import (
     by_column,
     each_block,
     exponentials,
+    finite,
     places,
     row_max,
     row_sums,
@@ -28,7 +29,7 @@ from xpsoftmax.kernels.numpy_blocks import (
 )
 from xpsoftmax.kernels.numpy_soft import loss_by_generic, loss_of_masses
 
-FEW = 64
+FEW = 32
 """Classes up to which log_softmax looks at rows from their largest logit at once: to tell where not to takes longer."""
 MANY = 2**14
 """Entries of a block from which it pays to look at its first row first."""
@@ -72,17 +73,14 @@ def _softmax_with_shift(z: Array, e: Array, top: Array | None = None) -> None:
     by_column(np.subtract, block, top, e)
     exponentials(e, e)
     by_column(np.multiply, e, 1.0 / row_sums(e), e)
-    if not np.isfinite(top).all():
+    if not finite(top):
         e[~np.isfinite(top)] = np.nan
 
 
 def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
     """See `xpsoftmax.log_softmax`."""
     result = np.empty(logits.shape, logits.dtype) if out is None else out
-    if logits.shape[1] <= FEW:
-        each_block(_log_softmax_from_largest, logits, result, scratch=1)
-    else:
-        each_block(_log_softmax, logits, result)
+    each_block(_log_softmax_of_few if logits.shape[1] <= FEW else _log_softmax, logits, result)
     return result
 
 
@@ -97,15 +95,33 @@ def _log_softmax(z: Array, t: Array) -> None:
     # Every entry is at least lse - top: the error of the sum (3 eps) takes 3 eps of it at most, the rounding of lse 4.
     safe = (lse - top >= 1.0 + np.abs(lse) / 8) & (total >= 1.0) & (total <= RANGES[t.itemsize].largest)
     if not safe.all():
-        rows = np.flatnonzero(~safe)
-        again(_log_softmax_from_largest, rows, z, t)
+        again(_log_softmax_from_largest, np.flatnonzero(~safe), z, t)
 
 
-def _log_softmax_from_largest(z: Array, t: Array, e: Array | None = None) -> None:
-    top, loss = _largest(z, t, np.empty_like(t) if e is None else e)
+def _log_softmax_from_largest(z: Array, t: Array) -> None:
+    top, loss = _largest(z, t, np.empty_like(t))
     by_column(np.subtract, t, loss, t)
-    if not np.isfinite(top).all():
+    if not finite(top):
         t[~np.isfinite(top)] = np.nan
+
+
+def _log_softmax_of_few(z: Array, t: Array) -> None:
+    """From the largest logit, class by class: rows of few classes are too short to be worked on."""
+    if z.shape[0] == 1:
+        z = np.concatenate([z, z])  # else NumPy would add up the classes in another order
+    columns = np.array(z.T, t.dtype, order="C")
+    top = columns.max(axis=0)
+    columns -= top
+    e = np.empty_like(columns)
+    exponentials(columns, e)
+    whole = np.add.reduce(e, axis=0)
+    e *= columns != 0.0
+    rest = np.add.reduce(e, axis=0)
+    rest += np.rint(whole - rest) - 1.0  # of the largest, if there are several, all but one are others
+    columns -= _minus_log(rest, z)
+    if not finite(top):
+        columns[:, ~np.isfinite(top)] = np.nan
+    np.copyto(t, columns.T[: t.shape[0]])
 
 
 def _largest(z: Array, t: Array, e: Array) -> tuple[Array, Array]:
@@ -119,12 +135,17 @@ def _largest(z: Array, t: Array, e: Array) -> tuple[Array, Array]:
     by_column(np.subtract, block, top, t)
     exponentials(t, e)
     e.reshape(-1)[at] = 0.0
-    rest = row_sums(e)
+    return top, _minus_log(row_sums(e), z)
+
+
+def _minus_log(rest: Array, z: Array) -> Array:
+    """Return -log of the largest probability of each row, from the sum over the others of exp(z - largest)."""
     loss = np.log1p(rest.astype("f8", copy=False))
-    if not rest[rest.argmin()] >= RANGES[rest.itemsize].hot:  # that far above what may be missing
-        faint = np.flatnonzero(rest < RANGES[rest.itemsize].hot)
+    least = RANGES[rest.itemsize].hot  # that far above what may be missing
+    if not rest.item(rest.argmin()) >= least:
+        faint = np.flatnonzero(rest < least)
         loss[faint] = -generic.log_softmax_rows(z[faint].astype(rest.dtype, copy=False)).max(axis=1)
-    return top, loss.astype(rest.dtype, copy=False)
+    return loss.astype(rest.dtype, copy=False)
 
 
 def logsumexp_rows(logits: Array) -> Array:

@@ -18,8 +18,10 @@ from xpsoftmax.kernels.generic import row_sum
 
 BLOCK = 2**21
 """Bytes of a block of rows at most. Measured on three CPUs: 1 to 4 MiB are alike, less costs calls."""
-SHARE = 2**21
+SHARE = 3 * 2**20
 """Bytes that a thread must have to do: waking one, and waiting for it, takes about a tenth of a millisecond."""
+ROW = 96
+"""Bytes that take as long as what is done once a row."""
 SCRATCH = 2**22
 """Bytes of scratch that all threads hold together, as far as single rows allow."""
 PART = 2**18
@@ -27,7 +29,7 @@ PART = 2**18
 CHUNK = 4096
 """Bytes of a row that einsum sums at once: up to here its error is below 10 eps, and neighbours do not matter."""
 SHORT = 16
-"""Classes up to which calls cost more than numbers: `add.reduceat` is faster than einsum, and float64 than a shift."""
+"""Classes up to which float32 rows that need a shift take less time in float64, where most need none."""
 FEW_ROWS = 1024
 """Rows up to which it is kept where they begin: to make that anew takes a thirtieth of a small loss."""
 LOWEST = np.nextafter(np.log(np.finfo("f4").smallest_normal), np.float32(0))
@@ -66,12 +68,11 @@ def each_block(
     """
     rows, columns = logits.shape
     dtype = logits.dtype if logits.itemsize >= 4 else np.dtype("f4")
-    direct = (
-        result is not None and result.dtype == dtype and result.flags.carray and not np.may_share_memory(logits, result)
-    )
+    direct = result is not None and result.dtype == dtype and result.flags.carray and apart(result, logits)
     count = scratch + (result is not None and not direct)
     size = rows * columns * dtype.itemsize
-    if direct and count == 0 and 0 < size <= BLOCK // held and size < 2 * SHARE:  # the usual way of small arrays
+    threads = min(rows, (size + rows * ROW) // SHARE)
+    if direct and count == 0 and threads <= 1 and 0 < size <= BLOCK // held:  # the usual way of small arrays
         compute(logits, result, *per_row)
         return
 
@@ -88,7 +89,6 @@ def each_block(
             if result is not None and not direct:
                 result[block] = arrays[0]
 
-    threads = min(rows, size // SHARE)
     if threads > 1:
         threads = min(threads, allowed())
     block = min(BLOCK, SCRATCH // max(1, threads)) // held
@@ -97,6 +97,11 @@ def each_block(
         share(worker, _slices(rows, threads * max(2, -(-size // (threads * block)))), threads)
     else:
         worker(iter(_slices(rows, -(-size // block))))
+
+
+def apart(a: Array, b: Array) -> bool:
+    """Whether two arrays surely share no memory."""
+    return bool(a is not b and ((a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)))
 
 
 def _slices(rows: int, count: int) -> list[slice]:
@@ -163,11 +168,14 @@ def row_max(block: Array) -> Array:
     return block.reshape(-1)[places(block, block.argmax(axis=1))]
 
 
+def finite(x: Array) -> bool:
+    """Whether all numbers are, and none is nan, which is where `argmin` and `argmax` stop."""
+    return bool(x.item(x.argmin()) > -np.inf and x.item(x.argmax()) < np.inf)
+
+
 def row_sums(*factors: Array) -> Array:
     """Sum of each row, or of each row of a product."""
     rows, columns = factors[0].shape
-    if columns <= SHORT and len(factors) == 1:
-        return np.add.reduceat(factors[0].reshape(-1), starts(rows, columns))
     width = CHUNK // factors[0].itemsize
     if columns <= width:
         return np.einsum(",".join(["ij"] * len(factors)) + "->i", *factors)
