@@ -80,7 +80,7 @@ def _softmax_with_shift(z: Array, e: Array, top: Array | None = None) -> None:
 def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
     """See `xpsoftmax.log_softmax`."""
     result = np.empty(logits.shape, logits.dtype) if out is None else out
-    each_block(_log_softmax_of_few if logits.shape[1] <= FEW else _log_softmax, logits, result)
+    each_block(_log_softmax_of_few if logits.shape[1] <= FEW else _log_softmax, logits, result, held=2)
     return result
 
 
