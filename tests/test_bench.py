@@ -28,6 +28,7 @@ def script(monkeypatch):
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "SAMPLE", 1e-4)
     monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(module, "WARM", 1e-4)
     return module
 
 
