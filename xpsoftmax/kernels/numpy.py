@@ -186,7 +186,8 @@ def softmax_loss_rows(
         targets, row_weight = _only_classes(targets, row_weight, logits.shape[1])
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         compute = partial(_loss, z_loss=spec.z_loss, grad=grad)
-        each_block(compute, logits, result, targets, row_weight, losses, scratch=0 if grad else 1)
+        held = 4 if logits.shape[1] <= SHORT else 1  # it may be done in float64
+        each_block(compute, logits, result, targets, row_weight, losses, scratch=0 if grad else 1, held=held)
     else:
         loss_of_masses(logits, targets, row_weight, spec, losses, result)
     return losses, result
