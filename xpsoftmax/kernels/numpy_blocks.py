@@ -179,12 +179,22 @@ def row_sums(*factors: Array) -> Array:
     width = CHUNK // factors[0].itemsize
     if columns <= width:
         return np.einsum(",".join(["ij"] * len(factors)) + "->i", *factors)
-    chunks = columns // width
+    chunks, width = _chunks(columns, width)
     whole = [x[:, : chunks * width].reshape(rows, chunks, width) for x in factors]
     sums = row_sum(np, np.einsum(",".join(["ijk"] * len(factors)) + "->ij", *whole))
     if columns == chunks * width:
         return sums
     return sums + row_sums(*[x[:, chunks * width :] for x in factors])
+
+
+@lru_cache
+def _chunks(columns: int, width: int) -> tuple[int, int]:
+    """Number and length of the chunks of a row: if that can be without a remainder, which would take calls of its own."""
+    least = -(-columns // width)
+    for chunks in range(least, 2 * least):
+        if columns % chunks == 0:
+            return chunks, columns // chunks
+    return columns // width, width
 
 
 def by_column(operation: np.ufunc, block: Array, column: Array, out: Array) -> None:
