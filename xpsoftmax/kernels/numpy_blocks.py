@@ -189,7 +189,7 @@ def row_sums(*factors: Array) -> Array:
 
 @lru_cache
 def _chunks(columns: int, width: int) -> tuple[int, int]:
-    """Number and length of the chunks of a row: if that can be without a remainder, which would take calls of its own."""
+    """Number and length of the chunks of a row; if possible without a remainder, which would take calls of its own."""
     least = -(-columns // width)
     for chunks in range(least, 2 * least):
         if columns % chunks == 0:
