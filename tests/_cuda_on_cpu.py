@@ -22,7 +22,16 @@ from xpsoftmax.kernels import plan
 HERE = Path(__file__).parent / "cuda_on_cpu"
 KERNELS = Path(plan.__file__).parent / "cuda"
 # -O1 compiles fastest; no contraction, as on the GPU; the kernels read numbers of one type as another, as CUDA allows.
-FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas")
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+)
 ENTRY = """
 template <class... A, size_t... I>
 void call_with(void (*kernel)(A...), void** params, std::index_sequence<I...>) {{
@@ -42,7 +51,7 @@ extern "C" int parameter_bytes(int i) {{
 """
 
 
-class KernelFailure(Exception):
+class KernelError(Exception):
     """What a GPU would have answered with an error, a hang or a wrong address."""
 
 
@@ -73,7 +82,10 @@ def _compiled(text: str, *more: str) -> Path:
             part = Path(folder, "part.cpp")
             part.write_text(text, "utf-8")
             done = subprocess.run(
-                ["g++", *FLAGS, str(part), "-o", f"{folder}/part.so", *more], capture_output=True, text=True, check=False
+                ["g++", *FLAGS, str(part), "-o", f"{folder}/part.so", *more],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode:
                 raise SyntaxError(done.stderr[:4000])
@@ -109,14 +121,14 @@ def run(launch: plan.Launch, *, schedule: int = 0, change: tuple[str, str] | Non
     library = kernel(launch.kernel, launch.defines, change)
     sizes = [library.parameter_bytes(i) for i in range(len(launch.arguments) + 1)]
     if sizes != [argument.itemsize for argument in launch.arguments] + [0]:
-        raise KernelFailure(f"{launch.kernel} takes parameters of {sizes} bytes, not {launch.arguments}")
+        raise KernelError(f"{launch.kernel} takes parameters of {sizes} bytes, not {launch.arguments}")
     cells = [np.array(argument) for argument in launch.arguments]
     params = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
     cluster = int(dict(launch.defines).get("BLOCKS", "1"))
     _, runtime = fibers()
     body = ctypes.cast(library.body, ctypes.c_void_p)
     if runtime.run_kernel(body, params, launch.grid, launch.block, cluster, schedule):
-        raise KernelFailure(runtime.failure().decode())
+        raise KernelError(runtime.failure().decode())
 
 
 class Placed:
@@ -125,7 +137,7 @@ class Placed:
     FILL = 0xFF  # nan in every dtype, and no label
 
     def __init__(self, values: np.ndarray, dtype: str, *, offset: int = 0, gap: int = 0) -> None:
-        """Values (R, C) as bits of `dtype`, `offset` elements behind a 16-byte boundary, `gap` elements between rows."""
+        """Values (R, C) in `dtype`, `offset` elements behind a 16-byte boundary, with `gap` elements between rows."""
         rows, classes = values.shape
         self.dtype, self.shape, itemsize = dtype, values.shape, values.itemsize
         self.stride = classes + gap

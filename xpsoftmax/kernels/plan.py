@@ -1,7 +1,7 @@
 """What the CUDA backend launches: source text, specialisation, grid, arguments. Pure functions, no CuPy.
 
-`cuda.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py). Why the classes are
-what they are: docs/adr/0009-cuda-kernels.md.
+`cuda.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
+docs/adr/0009-cuda-kernels.md says why the size classes are what they are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ HELD = (
     SizeClass(256, 4, resident=3),
     SizeClass(512, 4),
 )
-CLUSTERED = tuple(SizeClass(512, 4, blocks) for blocks in (2, 4, 8)) + (SizeClass(512, 8, 8, 1),)
+CLUSTERED = (SizeClass(512, 4, 2), SizeClass(512, 4, 4), SizeClass(512, 4, 8), SizeClass(512, 8, 8, resident=1))
 STREAMED = SizeClass(512, 0)
 SIZE_CLASSES = (*HELD, *CLUSTERED, STREAMED)
 """Smallest first; a row gets the first that covers it."""
@@ -124,18 +124,17 @@ def rows_launch(
 
 def loss_launch(
     logits: Matrix,
-    labels: int,
-    label_dtype: str,
+    labels: tuple[int, str],
     weights: int,
     losses: int,
     result: Matrix | None,
     capability: int,
     kind: SizeClass | None = None,
 ) -> Launch:
-    """Launch of the loss of labels; labels, weights and losses are addresses of contiguous (R,)."""
+    """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,)."""
 
     def arguments(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
-        given = (np.uint64(labels), _label_bytes(label_dtype), np.uint64(weights), np.uint64(losses))
+        given = (np.uint64(labels[0]), _label_bytes(labels[1]), np.uint64(weights), np.uint64(losses))
         return (*_input(logits), *given, *_output(logits, result), *sizes)
 
     return _launch("softmax_loss", logits, capability, kind, arguments)
@@ -162,7 +161,7 @@ def masses_launch(
     threads = mass_threads(logits.classes)
     return Launch(
         "softmax_loss_of_masses",
-        (("SCALAR", SCALARS[logits.dtype]), ("THREADS", str(threads)), ("RESIDENT", "2")),
+        mass_defines(threads, logits.dtype),
         _grid(logits.rows),
         threads,
         (
@@ -200,9 +199,14 @@ def defines(kind: SizeClass, dtype: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def options(launch: Launch) -> tuple[str, ...]:
-    """Compiler options of a launch."""
-    return (*COMPILER_OPTIONS, *(f"-D{name}={value}" for name, value in launch.defines))
+def mass_defines(threads: int, dtype: str) -> tuple[tuple[str, str], ...]:
+    """The specialisation of the kernel for target masses."""
+    return (("SCALAR", SCALARS[dtype]), ("THREADS", str(threads)), ("RESIDENT", "2"))
+
+
+def options(specialisation: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Compiler options of a specialisation."""
+    return (*COMPILER_OPTIONS, *(f"-D{name}={value}" for name, value in specialisation))
 
 
 @cache
