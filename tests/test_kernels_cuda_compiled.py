@@ -13,7 +13,7 @@ import pytest
 
 from xpsoftmax.kernels import plan
 
-nvrtc = pytest.importorskip("cupy.cuda.nvrtc", reason="NVRTC comes with CuPy")
+nvrtc = pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda.nvrtc
 
 pytestmark = pytest.mark.kernels
 

@@ -51,19 +51,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         from xpsoftmax.kernels.blocks import by_blocks  # imports dask: not before the caller has
 
         return by_blocks(operation, select(operation, logits._meta, impl))
-    reason = (
-        f"no kernel offers {operation} for them (kernels: {', '.join(backend.name for backend in BACKENDS) or 'none'})"
-    )
-    if impl != "generic":
-        for backend in BACKENDS:
-            if backend.takes(logits):
-                module = backend.load()
-                kernel = getattr(module, operation, None)
-                refusal = module.refusal(logits) if hasattr(module, "refusal") else None
-                if kernel is not None and refusal is None:
-                    return kernel  # type: ignore[no-any-return]
-                if refusal is not None:
-                    if impl == "generic":
+    if impl == "generic":
         return getattr(generic, operation)  # type: ignore[no-any-return]
     kernel, reason = _offer(operation, logits)
     if kernel is not None:
