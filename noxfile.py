@@ -9,7 +9,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "compare", "build"]
+nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "kernels", "compare", "build"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
@@ -73,6 +73,15 @@ def tests_peers(session: nox.Session) -> None:
     install(session, "test", "report", "peers")
     backends = ("--require-backend=torch", "--require-backend=jax", "--backend=torch", "--backend=jax")
     session.run("pytest", "-n", "auto", *backends, *session.posargs, env=SAFE_PATH)
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """Compile the CUDA kernels for every architecture and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
+    install(session, "test", "kernels")
+    session.run("python", "-c", "import cupy.cuda.nvrtc", env=SAFE_PATH)
+    files = sorted(str(path) for path in Path("tests").glob("test_*cuda*.py"))
+    session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=SAFE_PATH)
 
 
 @nox.session
