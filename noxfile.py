@@ -79,7 +79,7 @@ def tests_peers(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """Compile the CUDA kernels for every architecture and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
     install(session, "test", "kernels")
-    session.run("python", "-c", "import cupy.cuda.nvrtc", env=SAFE_PATH)
+    session.run("python", "-c", "from cupy.cuda import nvrtc; nvrtc.getVersion()", env=SAFE_PATH)
     files = sorted(str(path) for path in Path("tests").glob("test_*cuda*.py"))
     session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=SAFE_PATH)
 
@@ -109,6 +109,7 @@ def build(session: nox.Session) -> None:
     (wheel,) = target.glob("*.whl")
     session.install("--force-reinstall", str(wheel))
     session.run("python", "-c", "import numpy, xpsoftmax as xs; print(xs.softmax(numpy.zeros(4)))", env=SAFE_PATH)
+    session.run("python", "-c", "from xpsoftmax.kernels import plan; plan.source('softmax_loss')", env=SAFE_PATH)
 
 
 if __name__ == "__main__":
