@@ -9,7 +9,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "compare", "build"]
+nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "kernels", "compare", "build"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
@@ -76,6 +76,15 @@ def tests_peers(session: nox.Session) -> None:
 
 
 @nox.session
+def kernels(session: nox.Session) -> None:
+    """Compile the CUDA kernels for every architecture and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
+    install(session, "test", "kernels")
+    session.run("python", "-c", "from cupy.cuda import nvrtc; nvrtc.getVersion()", env=SAFE_PATH)
+    files = sorted(str(path) for path in Path("tests").glob("test_*cuda*.py"))
+    session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=SAFE_PATH)
+
+
+@nox.session
 def compare(session: nox.Session) -> None:
     """Train the two-layer network on every array library here and compare them."""
     install(session, "report")
@@ -100,6 +109,7 @@ def build(session: nox.Session) -> None:
     (wheel,) = target.glob("*.whl")
     session.install("--force-reinstall", str(wheel))
     session.run("python", "-c", "import numpy, xpsoftmax as xs; print(xs.softmax(numpy.zeros(4)))", env=SAFE_PATH)
+    session.run("python", "-c", "from xpsoftmax.kernels import plan; plan.source('softmax_loss')", env=SAFE_PATH)
 
 
 if __name__ == "__main__":

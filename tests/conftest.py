@@ -22,6 +22,7 @@ def pytest_addoption(parser):
         choices=NAMES,
         help="fail, instead of skipping, if this backend cannot be used (may be repeated)",
     )
+    parser.addoption("--kernels", action="store_true", help="compile the CUDA kernels, and run them on the CPU")
 
 
 def pytest_configure(config):
@@ -29,6 +30,14 @@ def pytest_configure(config):
         reason = unusable(name)
         if reason is not None:
             raise pytest.UsageError(f"--require-backend={name}: {reason}")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--kernels"):
+        skip = pytest.mark.skip(reason="compiles CUDA kernels: nox -s kernels, or pytest --kernels")
+        for item in items:
+            if item.get_closest_marker("kernels"):
+                item.add_marker(skip)
 
 
 def pytest_generate_tests(metafunc):

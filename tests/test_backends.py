@@ -327,6 +327,16 @@ def test_no_kernel_names_those_there_are(fake):
         xs.softmax(np.zeros((ROWS, CLASSES), dtype="f4"), impl="kernel")
 
 
+def test_a_backend_that_refuses_says_why(fake):
+    fake.refusal = lambda logits: "it is too late in the day"
+    z = np.zeros((ROWS, CLASSES))
+    np.testing.assert_allclose(xs.softmax(z), 0.2, rtol=1e-15)  # impl="auto": the generic text serves
+    with pytest.raises(NotImplementedError, match=r'got "kernel": the fake backend refuses them: it is too late in'):
+        xs.softmax(z, impl="kernel")
+    fake.refusal = lambda logits: None
+    np.testing.assert_allclose(xs.softmax(z, impl="kernel"), 42.0, rtol=0)
+
+
 @pytest.mark.backends("numpy", "array_api_strict")
 def test_kernels_write_into_the_callers_out(backend, monkeypatch):
     """A matrix with its classes last is passed on; anything else is copied by the package."""

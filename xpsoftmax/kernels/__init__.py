@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
-from array_api_compat import is_dask_array, is_numpy_array
+from array_api_compat import is_cupy_array, is_dask_array, is_numpy_array
 
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
@@ -18,7 +19,10 @@ OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_los
 
 
 class Backend(NamedTuple):
-    """A module of kernels: it is imported by `load`, and only for arrays that `takes` it."""
+    """A module of kernels: it is imported by `load`, and only for arrays that `takes` it.
+
+    It may have a function `refusal(logits)` that says in words why it cannot take some after all, or None.
+    """
 
     name: str
     takes: Callable[[Array], bool]
@@ -26,7 +30,10 @@ class Backend(NamedTuple):
 
 
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
-BACKENDS: tuple[Backend, ...] = (Backend("numpy", is_numpy_array, lambda: numpy_kernels),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend("numpy", is_numpy_array, lambda: numpy_kernels),
+    Backend("cupy", is_cupy_array, lambda: import_module("xpsoftmax.kernels.cuda")),
+)
 
 
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
@@ -41,11 +48,9 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         With `impl="kernel"` where no kernel takes these logits.
     """
     if impl != "generic":
-        for backend in BACKENDS:
-            if backend.takes(logits):
-                kernel = getattr(backend.load(), operation, None)
-                if kernel is not None:
-                    return kernel  # type: ignore[no-any-return]
+        kernel, refusal = _offer(operation, logits)
+        if kernel is not None:
+            return kernel
     if is_dask_array(logits):
         from xpsoftmax.kernels.blocks import by_blocks  # imports dask: not before the caller has
 
@@ -53,8 +58,22 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     if impl == "kernel":
         kind = f"{type(logits).__module__.partition('.')[0]} arrays of {logits.dtype}"
         names = ", ".join(backend.name for backend in BACKENDS) or "none"
-        raise NotImplementedError(
-            f'impl must be "auto" or "generic" for {kind}, got "kernel": '
-            f"no kernel offers {operation} for them (kernels: {names})."
-        )
+        reason = refusal or f"no kernel offers {operation} for them (kernels: {names})"
+        raise NotImplementedError(f'impl must be "auto" or "generic" for {kind}, got "kernel": {reason}.')
     return getattr(generic, operation)  # type: ignore[no-any-return]
+
+
+def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:
+    """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words."""
+    reason = None
+    for backend in BACKENDS:
+        if not backend.takes(logits):
+            continue
+        module = backend.load()
+        kernel = getattr(module, operation, None)
+        refusal = module.refusal(logits) if hasattr(module, "refusal") else None
+        if kernel is not None and refusal is None:
+            return kernel, None
+        if refusal is not None:
+            reason = f"the {backend.name} backend refuses them: {refusal}"
+    return None, reason

@@ -1,0 +1,184 @@
+"""The CUDA kernels on a CPU: the launches of `xpsoftmax.kernels.plan`, compiled with g++ and run fiber by fiber.
+
+Arrays are NumPy arrays with ml_dtypes-free bfloat16: 16-bit logits are arrays of uint16, with the dtype named beside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpsoftmax.kernels import plan
+
+HERE = Path(__file__).parent / "cuda_on_cpu"
+KERNELS = Path(plan.__file__).parent / "cuda"
+# -O1 compiles fastest; no contraction, as on the GPU; the kernels read numbers of one type as another, as CUDA allows.
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+)
+ENTRY = """
+template <class... A, size_t... I>
+void call_with(void (*kernel)(A...), void** params, std::index_sequence<I...>) {{
+    kernel(*(A*)params[I]...);
+}}
+template <class... A>
+void call(void (*kernel)(A...), void** params) {{
+    call_with(kernel, params, std::index_sequence_for<A...>());
+}}
+extern "C" void body(void** params) {{ call({kernel}, params); }}
+extern "C" int parameter_bytes(int i) {{
+    return []<class... A>(void (*)(A...), int i) {{
+        const int sizes[] = {{(int)sizeof(A)...}};
+        return i < (int)sizeof...(A) ? sizes[i] : 0;
+    }}({kernel}, i);
+}}
+"""
+
+
+class KernelError(Exception):
+    """What a GPU would have answered with an error, a hang or a wrong address."""
+
+
+def unusable() -> str | None:
+    """Why kernels cannot be run on this CPU, or None."""
+    if os.uname().machine != "x86_64":
+        return f"switching fibers is written for x86-64, not {os.uname().machine}"
+    return None if shutil.which("g++") else "there is no g++"
+
+
+@cache
+def store() -> Path:
+    """Folder of compiled kernels, named by their text: processes share it, and so do runs."""
+    path = Path(tempfile.gettempdir()) / f"xpsoftmax-kernels-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def read(name: str) -> str:
+    return (HERE / "ptx.h" if name == "ptx.cuh" else KERNELS / name).read_text("utf-8")
+
+
+def _compiled(text: str, *more: str) -> Path:
+    name = hashlib.sha256("\0".join((text, *FLAGS, *more)).encode()).hexdigest()[:24]
+    library = store() / f"lib{name}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=store()) as folder:
+            part = Path(folder, "part.cpp")
+            part.write_text(text, "utf-8")
+            done = subprocess.run(
+                ["g++", *FLAGS, str(part), "-o", f"{folder}/part.so", *more],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise SyntaxError(done.stderr[:4000])
+            Path(folder, "part.so").replace(library)
+    return library
+
+
+@cache
+def fibers() -> tuple[Path, ctypes.CDLL]:
+    path = _compiled((HERE / "fibers.cpp").read_text("utf-8"), "-O2")
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library.failure.restype = ctypes.c_char_p
+    return path, library
+
+
+@cache
+def kernel(name: str, defines: tuple[tuple[str, str], ...], change: tuple[str, str] | None = None) -> ctypes.CDLL:
+    """The kernel compiled for this CPU; with `change`, some of its text is replaced by other text."""
+    text = plan.with_headers(f"{name}.cu", read)
+    if change is not None:
+        if text.count(change[0]) != 1:
+            raise ValueError(f"the text to change must be there once, not {text.count(change[0])} times: {change[0]}")
+        text = text.replace(*change)
+    head = "".join(f"#define {key} {value}\n" for key, value in defines) + "#include <utility>\n"
+    path, _ = fibers()
+    return ctypes.CDLL(str(_compiled(head + text + ENTRY.format(kernel=name), str(path))))
+
+
+def run(launch: plan.Launch, *, schedule: int = 0, change: tuple[str, str] | None = None) -> None:
+    """Run a launch as CuPy would: the arguments must have the types of the parameters."""
+    if launch.grid == 0:
+        return
+    library = kernel(launch.kernel, launch.defines, change)
+    sizes = [library.parameter_bytes(i) for i in range(len(launch.arguments) + 1)]
+    if sizes != [argument.itemsize for argument in launch.arguments] + [0]:
+        raise KernelError(f"{launch.kernel} takes parameters of {sizes} bytes, not {launch.arguments}")
+    cells = [np.array(argument) for argument in launch.arguments]
+    params = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
+    cluster = int(dict(launch.defines).get("BLOCKS", "1"))
+    _, runtime = fibers()
+    body = ctypes.cast(library.body, ctypes.c_void_p)
+    if runtime.run_kernel(body, params, launch.grid, launch.block, cluster, schedule):
+        raise KernelError(runtime.failure().decode())
+
+
+class Placed:
+    """Rows in memory that hold more: before, between and behind the rows lies what must be neither read nor written."""
+
+    FILL = 0xFF  # nan in every dtype, and no label
+
+    def __init__(self, values: np.ndarray, dtype: str, *, offset: int = 0, gap: int = 0) -> None:
+        """Values (R, C) in `dtype`, `offset` elements behind a 16-byte boundary, with `gap` elements between rows."""
+        rows, classes = values.shape
+        self.dtype, self.shape, itemsize = dtype, values.shape, values.itemsize
+        self.stride = classes + gap
+        held = (rows * self.stride + offset) * itemsize
+        self.memory = np.full(held + 96, self.FILL, np.uint8)
+        start = -self.memory.ctypes.data % 16 + 32 + offset * itemsize
+        flat = self.memory[start : start + rows * self.stride * itemsize].view(values.dtype)
+        self.rows = flat.reshape(rows, self.stride)[:, :classes]
+        self.rows[:] = values
+
+    @property
+    def matrix(self) -> plan.Matrix:
+        return plan.Matrix(self.rows.ctypes.data, *self.shape, self.stride, self.dtype)
+
+    def assert_only_rows_changed(self) -> None:
+        values = self.rows.copy()
+        self.rows.view(f"u{values.itemsize}")[:] = 2 ** (8 * values.itemsize) - 1
+        untouched = bool((self.memory == self.FILL).all())
+        self.rows[:] = values
+        assert untouched, "written outside the rows"
+
+
+def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Round to a dtype; bfloat16 as uint16."""
+    if dtype != "bfloat16":
+        return values.astype(dtype)
+    bits = values.astype("f4").view("u4").astype("u8")
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype("u2")
+
+
+def from_bits(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """The values in the working precision."""
+    if dtype == "bfloat16":
+        return (bits.astype("u4") << 16).view("f4")
+    return bits.astype("f8" if dtype == "float64" else "f4")
+
+
+def address(array: np.ndarray | None) -> int:
+    return 0 if array is None else array.ctypes.data
+
+
+def working(dtype: str) -> Any:
+    return np.float64 if dtype == "float64" else np.float32

@@ -1,0 +1,85 @@
+"""As much of CuPy as kernels/cuda.py uses, on NumPy arrays; kernels run on the CPU (_cuda_on_cpu.py)."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from contextlib import AbstractContextManager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import _cuda_on_cpu as cpu
+import numpy as np
+
+from xpsoftmax.kernels import plan
+
+
+class Device(AbstractContextManager):
+    """The device 1, current only within `with`."""
+
+    id, current = 1, 0
+
+    def __enter__(self) -> Device:
+        Device.current += 1
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        Device.current -= 1
+
+
+class Array(np.ndarray):
+    """An array whose memory is asked for as CuPy's is."""
+
+    device = Device()
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def array(values: Any) -> Array:
+    return np.asarray(values).view(Array)
+
+
+class Recorder:
+    """A module of the name cupy; `launches` are those it was asked for."""
+
+    def __init__(self, capability: int) -> None:
+        self.launches: list[plan.Launch] = []
+        self.compiled: list[str] = []
+        self.module = ModuleType("cupy")
+        runtime = SimpleNamespace(is_hip=False, getDevice=lambda: Device.current)
+        device = lambda number: SimpleNamespace(compute_capability=str(capability))  # noqa: E731
+        self.module.__dict__.update(
+            cuda=SimpleNamespace(runtime=runtime, Device=device),
+            empty=lambda shape, dtype: np.full(shape, 123, dtype).view(Array),
+            ascontiguousarray=lambda x: np.ascontiguousarray(x).view(Array),
+            RawModule=self._raw_module,
+        )
+
+    def _raw_module(self, *, code: str, options: tuple[str, ...], backend: str) -> Any:
+        assert backend == "nvrtc"
+        assert options[: len(plan.COMPILER_OPTIONS)] == plan.COMPILER_OPTIONS
+        defines = tuple(tuple(option[2:].split("=")) for option in options[len(plan.COMPILER_OPTIONS) :])
+
+        def get_function(name: str) -> Any:
+            assert code == plan.source(name)
+            self.compiled.append(name)
+
+            def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+                assert Device.current == 1, "launched while another device is current"
+                self.launches.append(plan.Launch(name, defines, *grid, *block, arguments))
+                cpu.run(self.launches[-1], schedule=2)
+
+            return launch
+
+        return SimpleNamespace(get_function=get_function)
+
+    def backend(self, monkeypatch: Any) -> ModuleType:
+        """kernels/cuda.py, which takes this module for CuPy."""
+        monkeypatch.setitem(sys.modules, "cupy", self.module)
+        path = plan.Path(plan.__file__).with_name("cuda.py")
+        spec = importlib.util.spec_from_file_location("cuda_on_fake_cupy", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module

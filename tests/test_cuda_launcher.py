@@ -1,0 +1,141 @@
+"""kernels/cuda.py on a fake CuPy: every layout and option goes into the right launch, whose kernel runs on the CPU.
+
+With --kernels only (nox -s kernels). The generic text is the reference: that the kernels keep the contract is tested in
+test_kernels_cuda.py.
+"""
+
+from __future__ import annotations
+
+import _cuda_on_cpu as cpu
+import numpy as np
+import pytest
+from _fake_cupy import Recorder, array
+
+from xpsoftmax._typing import LossSpec
+from xpsoftmax.kernels import generic, plan
+
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(cpu.unusable() is not None, reason=f"CUDA cannot be run on this CPU: {cpu.unusable()}"),
+]
+
+ROWS, CLASSES = 5, 37
+ROWWISE = ("softmax_rows", "log_softmax_rows")
+LAYOUTS = {
+    "c-order": lambda z: z,
+    "fortran": np.asfortranarray,
+    "strided": lambda z: np.repeat(z, 2, axis=1)[:, ::2],
+    "rows apart": lambda z: np.repeat(z, 2, axis=0)[::2],
+    "reversed": lambda z: z[::-1, ::-1].copy()[::-1, ::-1],
+    "rows backwards": lambda z: z[::-1].copy()[::-1],
+    "part of a wider one": lambda z: np.pad(z, ((1, 1), (3, 5)))[1:-1, 3:-5],
+    "one row again and again": lambda z: np.broadcast_to(z[:1], z.shape),
+}
+EPS = {"float16": 2.0**-10, "float32": 2.0**-18, "float64": 2.0**-47}
+
+
+@pytest.fixture(params=[75, 90])
+def recorder(request):
+    return Recorder(request.param)
+
+
+@pytest.fixture
+def cuda(recorder, monkeypatch):
+    return recorder.backend(monkeypatch)
+
+
+def close(actual, desired):
+    assert actual.dtype == desired.dtype
+    assert actual.shape == desired.shape
+    np.testing.assert_allclose(np.asarray(actual), desired, rtol=EPS[str(desired.dtype)], atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_layout(cuda, rng, layout, dtype):
+    z = array(LAYOUTS[layout](rng.normal(size=(ROWS, CLASSES)).astype(dtype)))
+    plain = np.array(z)
+    for operation in ROWWISE:
+        close(getattr(cuda, operation)(z), getattr(generic, operation)(plain))
+    close(cuda.logsumexp_rows(z), generic.logsumexp_rows(plain))
+    y, w = rng.integers(CLASSES, size=ROWS), rng.uniform(0.5, 2, ROWS).astype(cpu.working(dtype))
+    for actual, desired in zip(
+        cuda.softmax_loss_rows(z, array(y), array(w), LossSpec(), grad=True),
+        generic.softmax_loss_rows(plain, y, w, LossSpec(), grad=True),
+        strict=True,
+    ):
+        close(actual, desired)
+    np.testing.assert_array_equal(z, plain)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "again" not in name])
+@pytest.mark.parametrize("which", ["logits themselves", "another", "a wider type"])
+def test_out(cuda, rng, layout, which):
+    dtype = "float16" if which == "a wider type" else "float32"
+    z = array(LAYOUTS[layout](rng.normal(size=(ROWS, CLASSES)).astype(dtype)))
+    plain, y, w = np.array(z), rng.integers(CLASSES, size=ROWS), np.ones(ROWS, "f4")
+    out = z if which == "logits themselves" else array(LAYOUTS[layout](np.zeros(z.shape, "f4")))
+    _, dlogits = cuda.softmax_loss_rows(z, array(y), array(w), LossSpec(), grad=True, out=out)
+    assert dlogits is out
+    close(out, generic.softmax_loss_rows(plain.astype("f4"), y, w, LossSpec(), grad=True)[1])
+    z[...] = plain
+    assert cuda.softmax_rows(z, out=out) is out
+    close(out, generic.softmax_rows(plain.astype("f4")))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"class_weight": True, "label_smoothing": 0.3}]
+)
+def test_options_reach_the_kernel(cuda, recorder, rng, soft, options):
+    z, w = rng.normal(size=(ROWS, CLASSES)), rng.uniform(0.5, 2, ROWS)
+    q = rng.dirichlet(np.ones(CLASSES), ROWS) if soft else rng.integers(CLASSES, size=ROWS)
+    per_class = rng.uniform(0.5, 2, CLASSES)
+    spec = LossSpec(**{**options, **({"class_weight": per_class} if "class_weight" in options else {})})
+    given = spec if spec.class_weight is None else LossSpec(array(per_class), spec.label_smoothing, spec.z_loss)
+    losses, dlogits = cuda.softmax_loss_rows(array(z), array(q), array(w), given, grad=True)
+    desired = generic.softmax_loss_rows(z, q, w, spec, grad=True)
+    close(losses, desired[0])
+    np.testing.assert_allclose(np.asarray(dlogits), desired[1], rtol=1e-12, atol=1e-15)  # sums of terms of any sign
+    assert recorder.launches[-1].kernel == ("softmax_loss_of_masses" if soft or options else "softmax_loss")
+    assert cuda.softmax_loss_rows(array(z), array(q), array(w), given, grad=False)[1] is None
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_labels_are_read_in_their_own_type(cuda, rng, dtype):
+    z, y, w = rng.normal(size=(ROWS, CLASSES)), rng.integers(CLASSES, size=ROWS), np.ones(ROWS)
+    losses, _ = cuda.softmax_loss_rows(array(z), array(y.astype(dtype)), array(w), LossSpec(), grad=False)
+    close(losses, generic.softmax_loss_rows(z, y, w, LossSpec(), grad=False)[0])
+
+
+def test_no_rows_need_no_launch(cuda, recorder):
+    z = array(np.zeros((0, 3), "f4"))
+    assert cuda.softmax_rows(z).shape == (0, 3)
+    assert cuda.logsumexp_rows(z).shape == (0,)
+    losses, dlogits = cuda.softmax_loss_rows(
+        z, array(np.zeros(0, "i8")), array(np.zeros(0, "f4")), LossSpec(), grad=True
+    )
+    assert (losses.shape, dlogits.shape) == ((0,), (0, 3))
+    assert recorder.launches == []
+
+
+def test_a_specialisation_is_compiled_once(cuda, recorder):
+    for _ in range(3):
+        cuda.softmax_rows(array(np.zeros((2, 5), "f4")))
+    assert recorder.compiled == ["softmax"]
+    assert len(recorder.launches) == 3
+
+
+def test_what_is_refused(cuda, recorder):
+    z = array(np.zeros((2, 5), "f4"))
+    assert cuda.refusal(z) is None
+    many = np.broadcast_to(np.zeros(1, "i1"), (1, plan.MOST_CLASSES + 1))
+    assert cuda.refusal(array(many)) == "its kernels take at most 2147483631 classes"
+    recorder.module.cuda.runtime.is_hip = True
+    assert cuda.refusal(z) == "its kernels are written for NVIDIA GPUs"
+
+
+def test_an_old_gpu_is_refused(monkeypatch):
+    cuda = Recorder(61).backend(monkeypatch)
+    reason = "its kernels need compute capability 7.0, and the device has 6.1"
+    assert cuda.refusal(array(np.zeros((2, 5), "f4"))) == reason

@@ -1,0 +1,169 @@
+"""What tests the CUDA kernels is tested itself: kernels with a fault put in must be caught.
+
+With --kernels only (nox -s kernels). A fault counts as caught only if the kernel still compiles, and then a number is
+wrong, a thread waits forever or memory is touched that must not be.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import _cuda_on_cpu as cpu
+import numpy as np
+import pytest
+import test_kernels_cuda as kernels
+from _grid import labels
+
+from xpsoftmax.kernels import plan
+
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(cpu.unusable() is not None, reason=f"CUDA cannot be run on this CPU: {cpu.unusable()}"),
+]
+
+LANES, HELD = plan.SizeClass(8, 2), plan.SizeClass(128, 4)
+CLUSTER, STREAMED = plan.SizeClass(128, 2, 4), plan.STREAMED
+
+
+class Fault(NamedTuple):
+    """Text of a kernel, what stands in its place, and the size class that must not get away with it."""
+
+    text: str
+    instead: str
+    kind: plan.SizeClass
+    dtype: str = "float32"
+
+
+FAULTS = {
+    "no barrier after the values of the warps": Fault(
+        "of_warp[warp] = value;\n        __syncthreads();", "of_warp[warp] = value;", HELD
+    ),
+    "a barrier that half of the threads reach": Fault(
+        "of_warp[warp] = value;\n        __syncthreads();",
+        "of_warp[warp] = value;\n        if (warp % 2) __syncthreads();",
+        HELD,
+    ),
+    "no waiting for the blocks of the cluster to run": Fault("if constexpr (SLOT == 0) cluster_wait();", ";", CLUSTER),
+    "no barrier before what other blocks sent is read": Fault(
+        "        cluster_arrive();\n        cluster_wait();\n", "", CLUSTER
+    ),
+    "sent to the wrong block": Fault("words[i], threadIdx.x,", "words[i], 0,", CLUSTER),
+    "a shuffle too few": Fault(
+        "x += __shfl_xor_sync(ALL_LANES, x, step);", "x += step > 1 ? __shfl_xor_sync(ALL_LANES, x, step) : 0;", LANES
+    ),
+    "a shuffle that some lanes leave out": Fault(
+        "x = larger(x, __shfl_xor_sync(ALL_LANES, x, step));",
+        "x = threadIdx.x % 32 < 16 ? x : larger(x, __shfl_xor_sync(ALL_LANES, x, step));",
+        HELD,
+    ),
+    "the last vector read whole": Fault("position + PER_VECTOR<T> <= end;", "position < end;", HELD),
+    "rows off a boundary read as if on it": Fault("(int)((Word)first % 16 / sizeof(T))", "0", HELD),
+    "an output off a boundary written as if on it": Fault(" && (Word)place % 16 == 0", "", HELD),
+    "one element too many": Fault(
+        "position >= shift && position < end;", "position >= shift && position <= end;", HELD
+    ),
+    "one element too few": Fault("position >= shift && position < end;", "position > shift && position < end;", HELD),
+    "the label counted among the others": Fault(
+        "if (position + i == hot) set_element", "if (false) set_element", LANES
+    ),
+    "the gradient at the label forgotten": Fault(
+        "if (position + i == hot) values[i] = value;", "if (false) values[i] = value;", HELD
+    ),
+    "p - 1 at the label": Fault("0 - odds.rest / odds.total * share", "(odds.e_hot / odds.total - 1) * share", HELD),
+    "log of the total where the label leads": Fault("log_of_one_and(odds.rest)", "logarithm(odds.total)", HELD),
+    "a subnormal factor taken at once": Fault("half * sum * half;\n}", "exponential(lead.rounded) * sum;\n}", HELD),
+    "warps not brought to the same shift": Fault("? sum : sum * exponential(top - new_top);", "? sum : sum;", HELD),
+    "a warp's factor left out of the gradient": Fault("factor *= exponential(top - row_top);", ";", HELD),
+    "the stream's shift moved without its sum": Fault("sum.scale(exponential(top - highest));", ";", STREAMED),
+    "half of the stream": Fault(
+        "p += STEP) {\n            Vector v", "p += 2 * STEP) {\n            Vector v", STREAMED
+    ),
+    "weights left out": Fault("? weight : Limits<Real>::nan();", "? 1 : Limits<Real>::nan();", LANES),
+    "the wrong row's weight": Fault("inside ? weights[r] : 0;", "inside ? weights[0] : 0;", LANES),
+    "bfloat16 cut off instead of rounded": Fault("bits + 0x7fffu + (bits >> 16 & 1u)", "bits", LANES, "bfloat16"),
+    "halves of a word exchanged": Fault(
+        "T{(unsigned short)(v.words[i / 2] >> (i % 2 * 16))}",
+        "T{(unsigned short)(v.words[i / 2] >> (16 - i % 2 * 16))}",
+        LANES,
+        "float16",
+    ),
+}
+
+
+def failure(fault: Fault, change: tuple[str, str] | None) -> str | None:
+    """What goes wrong with this change in the cases that a kernel is tested on, or None."""
+    rng = np.random.default_rng(0)
+    for number, setting in enumerate((*kernels.SETTINGS, kernels.Setting(offset=1, gap=1, apart=2, schedule=3))):
+        classes = kernels.classes_of(fault.kind, fault.dtype, setting, number)
+        for z in inputs(rng, classes):
+            x = cpu.to_bits(z, fault.dtype)
+            z = cpu.from_bits(x, fault.dtype)
+            y, weights = labels(rng, z), rng.uniform(0.5, 2, len(z)).astype("f4")
+            exact = kernels.oracle.softmax_loss(z, y, sample_weight=weights, reduction="none")
+            try:
+                losses, grad = kernels.loss(x, fault.dtype, y, weights, kind=fault.kind, setting=setting, change=change)
+                kernels.within(losses, exact.loss, 0, [])
+                kernels.within(grad, exact.grad, 0, [])
+            except (AssertionError, cpu.KernelError) as error:
+                return f"{type(error).__name__}: {error}"
+    return None
+
+
+def inputs(rng: np.random.Generator, classes: int):
+    """Rows that a fault may show on: any, sure ones, steadily rising ones, nearly equal ones."""
+    yield rng.normal(size=(3, classes)) * 10
+    for lead in (20, 92):
+        sure = np.full((3, classes), -float(lead))
+        sure[:, classes // 2] = 0
+        yield sure
+    yield np.linspace(0, 60, classes) + np.zeros((3, 1))
+    yield 1e-2 * rng.uniform(size=(3, classes))
+
+
+@pytest.mark.parametrize("kind", [LANES, HELD, CLUSTER, STREAMED], ids=["lanes", "block", "cluster", "streamed"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_without_a_fault_nothing_fails(kind, dtype):
+    assert failure(Fault("", "", kind, dtype), None) is None
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_caught(name, record_property):
+    fault = FAULTS[name]
+    cpu.kernel("softmax_loss", plan.defines(fault.kind, fault.dtype), (fault.text, fault.instead))  # it compiles
+    reason = failure(fault, (fault.text, fault.instead))
+    assert reason is not None
+    record_property("caught", reason)
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_what_the_additions_of_a_long_stream_lose(carried, record_property):
+    """Two thousand additions in each thread, each rounded the same way."""
+    change = None if carried else ("return value + lost;", "return value;")
+    z = np.full((1, 2**22 + 1), -0.3, "f4")
+    z[0, :8192] = 0  # the first that each thread adds: the others are shifted by it
+    exact = kernels.oracle.softmax_loss(z, np.array([5]), reduction="none")
+    _, grad = kernels.loss(z, "float32", np.array([5]), change=change)
+    ratio = float((np.abs(grad - exact.grad.value) / exact.grad.bound).max())
+    record_property("ratio", ratio)
+    assert (ratio <= 1) == carried
+
+
+def test_a_fault_that_does_not_compile_is_not_caught():
+    fault = Fault("cluster_wait();  // every block runs", "cluster_wait(", CLUSTER)
+    with pytest.raises(SyntaxError):
+        failure(fault, (fault.text, fault.instead))
+
+
+def test_a_change_of_text_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="once, not 0 times"):
+        failure(Fault("no such text", "", LANES), ("no such text", ""))
+
+
+def test_arguments_of_the_wrong_type_are_an_error():
+    x = cpu.Placed(np.zeros((1, 3), "f4"), "float32")
+    launch = plan.rows_launch("softmax", x.matrix, x.matrix, 90)
+    wrong = launch._replace(arguments=(*launch.arguments[:-1], np.int32(3)))
+    with pytest.raises(cpu.KernelError, match="parameters of"):
+        cpu.run(wrong)
+    with pytest.raises(cpu.KernelError, match="parameters of"):
+        cpu.run(launch._replace(arguments=launch.arguments[:-1]))

@@ -1,0 +1,112 @@
+"""What the CUDA backend launches: size classes, arguments, source text; and CuPy without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xpsoftmax.kernels import plan
+
+MATRIX = plan.Matrix(1024, 10, 1000, 1000, "float32")
+
+
+@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("capability", [75, 90])
+def test_every_row_is_covered_by_the_smallest_class(dtype, capability):
+    size = plan.ITEMSIZES[dtype]
+    edges = {kind.capacity // size + step for kind in plan.SIZE_CLASSES for step in range(-9, 10)}
+    for classes in sorted(edge for edge in edges if edge > 0):
+        for address in (1024, 1024 + size):
+            logits = plan.Matrix(address, 10, classes, classes, dtype)
+            kind = plan.size_class(logits, capability)
+            need = logits.first_bytes + classes * size
+            assert kind.vectors == 0 or need <= kind.capacity
+            allowed = plan.HELD + (plan.CLUSTERED if capability == 90 else ())
+            smaller = [k for k in allowed if need <= k.capacity < (kind.capacity or 2**63)]
+            assert not smaller, f"{need} bytes would fit {smaller}, not {kind}"
+
+
+def test_classes_are_tried_from_the_smallest():
+    capacities = [kind.capacity for kind in (*plan.HELD, *plan.CLUSTERED)]
+    assert capacities == sorted(capacities)
+
+
+@pytest.mark.parametrize("kind", plan.SIZE_CLASSES)
+def test_a_class_is_something_that_can_be_launched(kind):
+    assert kind.threads % 32 == 0
+    assert kind.threads <= 1024
+    assert kind.blocks <= 8
+    assert kind.lanes in (4, 8, 16, 32) or kind.lanes == kind.threads
+
+
+def test_clusters_only_where_there_are_any():
+    logits = MATRIX._replace(classes=20_000, stride=20_000)
+    assert plan.size_class(logits, 90).blocks > 1
+    assert plan.size_class(logits, 89) == plan.STREAMED
+
+
+@pytest.mark.parametrize(
+    ("change", "first_bytes"),
+    [
+        ({}, 0),
+        ({"address": 1028}, 12),
+        ({"classes": 999, "stride": 999}, 12),
+        ({"classes": 999, "stride": 999, "rows": 1}, 0),
+        ({"classes": 999}, 0),
+        ({"stride": -1000}, 0),
+        ({"dtype": "float64", "classes": 1001, "stride": 1001}, 8),
+        ({"dtype": "bfloat16", "stride": 1001}, 14),
+    ],
+)
+def test_how_far_rows_begin_behind_a_boundary(change, first_bytes):
+    assert MATRIX._replace(**change).first_bytes == first_bytes
+
+
+def test_a_class_that_does_not_cover_the_row_is_refused():
+    with pytest.raises(ValueError, match=r"^kind must cover rows of 4000 bytes, got SizeClass\(lanes=4"):
+        plan.rows_launch("softmax", MATRIX, MATRIX, 90, plan.HELD[0])
+
+
+def test_too_many_classes_or_blocks_are_refused():
+    with pytest.raises(NotImplementedError, match=r"^logits must have at most 2147483631 classes here, got 2147483632"):
+        plan.rows_launch("softmax", MATRIX._replace(classes=plan.MOST_CLASSES + 1, rows=1), MATRIX, 90)
+    with pytest.raises(NotImplementedError, match=r"^logits must need at most 2147483647 blocks here, got"):
+        plan.rows_launch("softmax", MATRIX._replace(rows=2**33), MATRIX, 90)
+
+
+def test_the_grid_has_every_row():
+    for rows, grid in ((1, 1), (32, 1), (33, 2)):
+        logits = plan.Matrix(1024, rows, 4, 4, "float32")
+        assert plan.rows_launch("softmax", logits, logits, 90).grid == grid
+    clustered = plan.Matrix(1024, 5, 30_000, 30_000, "float32")
+    launch = plan.rows_launch("softmax", clustered, clustered, 90)
+    assert launch.grid == 5 * int(dict(launch.defines)["BLOCKS"])
+
+
+@pytest.mark.parametrize("kernel", ["softmax_loss", "softmax", "log_softmax", "logsumexp", "softmax_loss_of_masses"])
+def test_the_source_needs_no_other_file(kernel):
+    """CuPy's cache on disk knows a kernel by its text: a header elsewhere could change unseen."""
+    text = plan.source(kernel)
+    assert "#include" not in text
+    assert "#pragma once" not in text
+    assert len(re.findall(r'#line 1 "rows.cuh"', text)) == 1
+
+
+def test_labels_of_every_type_are_described():
+    signed = {8: 1, 16: 2, 32: 4, 64: 8}
+    for bits, size in signed.items():
+        for prefix, sign in (("int", 1), ("uint", -1)):
+            launch = plan.loss_launch(MATRIX, (64, f"{prefix}{bits}"), 128, 192, None, 90)
+            assert launch.arguments[3] == np.int32(sign * size)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="cupy is not installed")
+def test_the_backend_can_be_imported_where_there_is_no_gpu():
+    code = "from xpsoftmax.kernels import OPERATIONS, cuda; print(all(hasattr(cuda, name) for name in OPERATIONS))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

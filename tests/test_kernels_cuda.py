@@ -1,0 +1,429 @@
+"""The CUDA kernels, run on the CPU: every operation, dtype and size class keeps the contract of docs/numerics.md.
+
+With --kernels only (nox -s kernels). A launch is what the backend itself plans; what runs it is in _cuda_on_cpu.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import _cuda_on_cpu as cpu
+import _oracle as oracle
+import numpy as np
+import pytest
+from _assert import assert_same_bits, assert_within
+from _grid import KINDS, labels, logits, near_the_top
+
+from xpsoftmax.kernels import plan
+
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(cpu.unusable() is not None, reason=f"CUDA cannot be run on this CPU: {cpu.unusable()}"),
+]
+
+DTYPES = tuple(plan.SCALARS)
+CLASS_IDS = [f"{k.lanes}x{k.vectors}x{k.blocks}" if k.vectors else "streamed" for k in plan.SIZE_CLASSES]
+LABEL_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+ROWS = 3
+STREAMED_CLASSES = 20_011  # odd; several steps of each thread
+
+every_class = pytest.mark.parametrize("kind", plan.SIZE_CLASSES, ids=CLASS_IDS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+class Setting(NamedTuple):
+    """How a case lies in memory, and the order in which threads run."""
+
+    offset: int = 0  # elements behind a 16-byte boundary
+    gap: int = 0  # elements between rows
+    apart: int = 0  # how much further the output is off
+    in_place: bool = False
+    schedule: int = 0
+
+
+PLAIN = Setting()
+SETTINGS = (
+    PLAIN,
+    Setting(offset=1, schedule=1),
+    Setting(gap=3, in_place=True, schedule=2),
+    Setting(offset=1, gap=1, apart=1, schedule=3),
+    Setting(in_place=True, schedule=1),
+)
+
+
+def classes_of(kind: plan.SizeClass, dtype: str, setting: Setting, number: int) -> int:
+    """As many classes as this size class covers; every other time about half of them, or one."""
+    if kind.vectors == 0:
+        return (STREAMED_CLASSES, 511, 1)[number % 3]
+    size = plan.ITEMSIZES[dtype]
+    most = kind.capacity // size
+    # Rows not all on a boundary may begin up to a vector behind one.
+    unaligned = setting.offset or (most + setting.gap) * size % plan.VECTOR
+    most -= plan.VECTOR // size - 1 if unaligned else 0
+    return max((most, most // 2 + 1, most, min(3, most))[number % 4], 1)
+
+
+def place(x: np.ndarray, dtype: str, setting: Setting, *, wide: bool = False) -> tuple[cpu.Placed, cpu.Placed]:
+    """Logits in memory, and where the result goes."""
+    given = cpu.Placed(x, dtype, offset=setting.offset, gap=setting.gap)
+    if setting.in_place and not wide:
+        return given, given
+    kind = cpu.working(dtype) if wide else x.dtype
+    name = np.dtype(kind).name if wide else dtype
+    blank = np.zeros(x.shape, kind)
+    return given, cpu.Placed(blank, name, offset=setting.offset + setting.apart, gap=setting.gap)
+
+
+def in_working_precision(launch_into: Any, x: np.ndarray, dtype: str, setting: Setting) -> np.ndarray:
+    """Results before rounding to 16 bits, which is then checked to be done once."""
+    given, out = place(x, dtype, setting)
+    launch_into(given, out)
+    out.assert_only_rows_changed()
+    if dtype not in ("float16", "bfloat16"):
+        return out.rows.copy()
+    given, wide = place(x, dtype, setting, wide=True)
+    launch_into(given, wide)
+    wide.assert_only_rows_changed()
+    assert_same_bits(out.rows, cpu.to_bits(wide.rows, dtype).view(out.rows.dtype))
+    return wide.rows.copy()
+
+
+def loss(
+    x: np.ndarray,
+    dtype: str,
+    y: np.ndarray,
+    weights: Any = None,
+    *,
+    kind=None,
+    setting=PLAIN,
+    grad=True,
+    change=None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Losses and gradient of labels, by the kernel."""
+    real = cpu.working(dtype)
+    weights = np.ones(len(x), real) if weights is None else np.asarray(weights, real)
+    losses = np.full(len(x), -7, real)
+
+    def launch_into(given: cpu.Placed, out: cpu.Placed | None) -> None:
+        at = (cpu.address(y), y.dtype.name), cpu.address(weights), cpu.address(losses)
+        launch = plan.loss_launch(given.matrix, *at, None if out is None else out.matrix, 90, kind)
+        cpu.run(launch, schedule=setting.schedule, change=change)
+
+    if not grad:
+        launch_into(place(x, dtype, setting)[0], None)
+        return losses, None
+    return losses, in_working_precision(launch_into, x, dtype, setting)
+
+
+def elementwise(operation: str, x: np.ndarray, dtype: str, *, kind=None, setting=PLAIN) -> np.ndarray:
+    def launch_into(given: cpu.Placed, out: cpu.Placed) -> None:
+        cpu.run(plan.rows_launch(operation, given.matrix, out.matrix, 90, kind), schedule=setting.schedule)
+
+    return in_working_precision(launch_into, x, dtype, setting)
+
+
+def logsumexp(x: np.ndarray, dtype: str, *, kind=None, setting=PLAIN) -> np.ndarray:
+    given, _ = place(x, dtype, setting)
+    sums = np.zeros(len(x), x.dtype)
+    cpu.run(plan.rows_launch("logsumexp", given.matrix, cpu.address(sums), 90, kind), schedule=setting.schedule)
+    return sums
+
+
+def cases(rng, kind: plan.SizeClass, dtype: str):
+    """Each kind of logits in one of the settings: bits, the same in the working precision, setting."""
+    for number, name in enumerate(KINDS):
+        setting = SETTINGS[number % len(SETTINGS)]
+        classes = classes_of(kind, dtype, setting, number)
+        z = logits(rng, name, classes, "float64", ROWS)
+        x = cpu.to_bits(z, dtype)
+        yield x, cpu.from_bits(x, dtype), setting, LABEL_TYPES[number % len(LABEL_TYPES)]
+
+
+def within(actual: np.ndarray, exact: oracle.Exact, least: int, entries: list[int]) -> None:
+    compared = assert_within(actual, exact.value, bound=exact.bound, where=exact.where)
+    assert compared >= least, f"only {compared} entries were compared, not {least}"
+    entries.append(compared)
+
+
+@every_class
+@every_dtype
+def test_loss_and_gradient(rng, kind, dtype, record_property):
+    entries: list[int] = []
+    for x, z, setting, label_type in cases(rng, kind, dtype):
+        y = labels(rng, z)
+        if z.shape[1] > np.iinfo(label_type).max:
+            y = np.minimum(y, np.iinfo(label_type).max)
+        y = y.astype(label_type)
+        weights = rng.uniform(0.5, 2, ROWS)
+        weights[1] = 0
+        weights = weights.astype(cpu.working(dtype))
+        exact = oracle.softmax_loss(z, y.astype("i8"), sample_weight=weights, reduction="none")
+        losses, grad = loss(x, dtype, y, weights, kind=kind, setting=setting)
+        within(losses, exact.loss, 1, entries)
+        within(grad, exact.grad, near_the_top(z) // 2, entries)
+        assert (grad[1] == 0).all()
+        assert_same_bits(loss(x, dtype, y, weights, kind=kind, setting=setting, grad=False)[0], losses)
+    record_property("compared", sum(entries))
+
+
+@every_class
+@every_dtype
+@pytest.mark.parametrize("operation", ["softmax", "log_softmax"])
+def test_softmax_and_its_logarithm(rng, kind, dtype, operation, record_property):
+    entries: list[int] = []
+    for x, z, setting, _ in cases(rng, kind, dtype):
+        within(
+            elementwise(operation, x, dtype, kind=kind, setting=setting),
+            getattr(oracle, operation)(z),
+            near_the_top(z) // 2,
+            entries,
+        )
+    record_property("compared", sum(entries))
+
+
+@every_class
+@every_dtype
+def test_logsumexp(rng, kind, dtype, record_property):
+    entries: list[int] = []
+    for x, z, setting, _ in cases(rng, kind, dtype):
+        exact = oracle.logsumexp(z)
+        sums = logsumexp(x, dtype, kind=kind, setting=setting)
+        if dtype in ("float16", "bfloat16"):  # rounded to what the logits are: half a unit of these more
+            exact = exact._replace(bound=exact.bound + 2.0 ** (-11 if dtype == "float16" else -8) * np.abs(exact.value))
+        within(cpu.from_bits(sums, dtype), exact, 1, entries)
+    record_property("compared", sum(entries))
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "smoothing": {"label_smoothing": 0.1},
+    "smoothing all": {"label_smoothing": 1.0},
+    "class weights": {"label_smoothing": 0.2, "class_weight": True},
+    "z-loss": {"z_loss": 0.5},
+    "soft": {"soft": True},
+    "soft, class weights": {"soft": True, "class_weight": True},
+    "everything": {"soft": True, "label_smoothing": 0.3, "class_weight": True, "z_loss": 0.01},
+    "labels, everything": {"label_smoothing": 0.3, "class_weight": True, "z_loss": 0.01},
+}
+
+
+def loss_of_masses(
+    x, dtype, targets, weights=None, *, class_weight=None, label_smoothing=0.0, z_loss=0.0, setting=PLAIN, grad=True
+):
+    real = cpu.working(dtype)
+    weights = np.ones(len(x), real) if weights is None else np.asarray(weights, real)
+    losses = np.full(len(x), -7, real)
+    soft = None if targets.ndim == 1 else cpu.Placed(targets, np.dtype(real).name, gap=setting.gap)
+
+    def launch_into(given: cpu.Placed, out: cpu.Placed | None) -> None:
+        launch = plan.masses_launch(
+            given.matrix,
+            (cpu.address(targets), targets.dtype.name) if soft is None else soft.matrix,
+            cpu.address(weights),
+            cpu.address(losses),
+            None if out is None else out.matrix,
+            class_weights=cpu.address(class_weight),
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+        cpu.run(launch, schedule=setting.schedule)
+
+    if not grad:
+        launch_into(place(x, dtype, setting)[0], None)
+        return losses, None
+    return losses, in_working_precision(launch_into, x, dtype, setting)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("classes", [1, 3, 117, 509, 5003])
+@every_dtype
+def test_options(rng, dtype, classes, option, record_property):
+    entries: list[int] = []
+    real = cpu.working(dtype)
+    given = dict(OPTIONS[option])
+    soft, weighted = given.pop("soft", False), given.pop("class_weight", False)
+    for number, name in enumerate(KINDS):
+        if name == "minus-inf" and (given.get("label_smoothing") or soft):
+            continue  # an infinite loss: test_rows_without_numbers
+        setting = SETTINGS[number % len(SETTINGS)]
+        x = cpu.to_bits(logits(rng, name, classes, "float64", ROWS), dtype)
+        z = cpu.from_bits(x, dtype)
+        targets = rng.dirichlet(np.ones(classes), ROWS).astype(real) * 1.5 if soft else labels(rng, z).astype("i4")
+        weights = rng.uniform(0.5, 2, ROWS).astype(real)
+        class_weight = rng.uniform(0, 2, classes).astype(real) if weighted else None
+        exact = oracle.softmax_loss(
+            z, targets, sample_weight=weights, class_weight=class_weight, reduction="none", **given
+        )
+        losses, grad = loss_of_masses(x, dtype, targets, weights, class_weight=class_weight, setting=setting, **given)
+        within(losses, exact.loss, 1, entries)
+        within(grad, exact.grad, near_the_top(z) // 2, entries)
+        without = loss_of_masses(
+            x, dtype, targets, weights, class_weight=class_weight, setting=setting, grad=False, **given
+        )[0]
+        assert_same_bits(without, losses)
+    record_property("compared", sum(entries))
+
+
+# --- rows without numbers, rows that do not count ---------------------------------------------------------------------
+
+INF, NAN = np.inf, np.nan
+ROUTES = {  # a size class of each kind, and the kernel for masses
+    "lanes": plan.HELD[0],
+    "block": plan.SizeClass(128, 4),
+    "cluster": plan.SizeClass(512, 4, 2),
+    "streamed": plan.STREAMED,
+    "masses": None,
+}
+every_route = pytest.mark.parametrize("route", ROUTES)
+
+
+def loss_by(route: str, x: np.ndarray, dtype: str, y: np.ndarray, weights: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    if ROUTES[route] is None:
+        return loss_of_masses(x, dtype, y, weights)
+    return loss(x, dtype, y, weights, kind=ROUTES[route])
+
+
+@every_route
+@every_dtype
+def test_rows_without_numbers(route, dtype):
+    z = np.array(
+        [[NAN, 0, 1], [0, INF, 1], [-INF, -INF, -INF], [INF, INF, 0], [1, 2, -INF], [1, 2, -INF], [-INF, 5, -INF]]
+    )
+    x = cpu.to_bits(z, dtype)
+    losses, grad = loss_by(route, x, dtype, np.array([1, 0, 0, 0, 0, 2, 1]))
+    p = 1 / (1 + np.exp(np.longdouble(1)))
+    np.testing.assert_allclose(losses[:6], [NAN, NAN, NAN, NAN, -np.log(p), INF], rtol=1e-6)
+    assert losses[6] == 0
+    assert np.isnan(grad[:4]).all()
+    np.testing.assert_allclose(grad[4:], [[p - 1, 1 - p, 0], [p, 1 - p, -1], [0, 0, 0]], rtol=1e-6)
+    assert (grad[4, 2], *grad[6]) == (0, 0, 0, 0)
+
+
+@every_route
+@every_dtype
+def test_bad_labels_are_read_nowhere(route, dtype):
+    """Their rows are nan, but for weight 0; a label far away would end the process if it were read."""
+    bad = (-1, -100, 3, 2**40, -(2**40), 2**63 - 1, -(2**63))
+    x = cpu.to_bits(np.tile([1.0, 2.0, 3.0], (len(bad) + 2, 1)), dtype)
+    weights = np.ones(len(x))
+    weights[-1] = 0
+    losses, grad = loss_by(route, x, dtype, np.array([*bad, 1, 77]), weights)
+    assert np.isnan(losses[: len(bad)]).all()
+    assert np.isnan(grad[: len(bad)]).all()
+    assert np.isfinite(losses[len(bad) :]).all()
+    assert np.isfinite(grad[len(bad) :]).all()
+    assert losses[-1] == 0
+    assert (grad[-1] == 0).all()
+
+
+@every_route
+def test_unsigned_labels_beyond_int64_are_bad(route):
+    x = np.zeros((2, 3), "f4")
+    losses, grad = loss_by(route, x, "float32", np.array([2**64 - 1, 2], "u8"))
+    assert np.isnan(losses[0])
+    assert np.isnan(grad[0]).all()
+    assert np.isfinite(losses[1])
+
+
+@every_route
+@every_dtype
+def test_rows_of_weight_zero_may_hold_anything(route, dtype):
+    x = cpu.to_bits(np.array([[NAN, INF, -INF], [-INF, -INF, -INF], [0, 1, 2]]), dtype)
+    losses, grad = loss_by(route, x, dtype, np.array([0, 1, 2]), [0, 0, 1])
+    assert (losses[:2] == 0).all()
+    assert (grad[:2] == 0).all()
+    assert np.isfinite(grad[2]).all()
+
+
+@pytest.mark.parametrize("route", ["lanes", "block", "cluster", "streamed"])
+@every_dtype
+def test_softmax_of_rows_without_numbers(route, dtype):
+    kind = ROUTES[route]
+    z = np.array([[NAN, 0, 1], [0, INF, 1], [INF, INF, 0], [INF, NAN, 0], [-INF, -INF, -INF], [-INF, 3, -INF]])
+    x = cpu.to_bits(z, dtype)
+    p = elementwise("softmax", x, dtype, kind=kind)
+    assert np.isnan(p[:5]).all()
+    np.testing.assert_array_equal(p[5], [0, 1, 0])
+    log_p = elementwise("log_softmax", x, dtype, kind=kind)
+    assert np.isnan(log_p[:5]).all()
+    np.testing.assert_array_equal(log_p[5], [-INF, 0, -INF])
+    sums = cpu.from_bits(logsumexp(x, dtype, kind=kind), dtype)
+    np.testing.assert_array_equal(sums, [NAN, INF, INF, NAN, -INF, 3])
+
+
+@pytest.mark.parametrize("bad", [-1.0, NAN, INF])
+def test_a_bad_soft_target_makes_its_row_nan(bad):
+    q = np.array([[0.5, bad, 0.5], [0.2, 0.3, 0.5]], "f4")
+    losses, grad = loss_of_masses(np.zeros((2, 3), "f4"), "float32", q)
+    assert np.isnan(losses[0])
+    assert np.isnan(grad[0]).all()
+    assert np.isfinite(losses[1])
+    assert np.isfinite(grad[1]).all()
+
+
+def test_mass_on_an_impossible_class_is_an_infinite_loss():
+    z = np.array([[0.0, -INF, 1.0], [0.0, -INF, 1.0]], "f4")
+    q = np.array([[0.5, 0.5, 0], [0.5, 0, 0.5]], "f4")
+    losses, grad = loss_of_masses(z, "float32", q)
+    assert losses[0] == INF
+    assert np.isfinite(losses[1])
+    np.testing.assert_array_equal(grad[:, 1], [-0.5, 0])
+    assert loss_of_masses(z, "float32", np.array([0, 2]), label_smoothing=0.1)[0].tolist() == [INF, INF]
+
+
+# --- long and sure rows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["rising", "falling", "nearly equal", "staircase"])
+@every_dtype
+def test_half_a_million_classes(rng, dtype, shape, record_property):
+    """Streamed: the shift moves with a rising row, and thousands of terms are added by each thread."""
+    classes = 524_309 + 2 * plan.CLUSTERED[-1].capacity // 16
+    steps = np.arange(classes) / classes
+    z = {"rising": 60 * steps, "falling": -60 * steps, "nearly equal": 1e-3 * steps, "staircase": np.floor(steps * 40)}
+    x = cpu.to_bits(np.stack([z[shape], rng.permutation(z[shape])]), dtype)
+    z = cpu.from_bits(x, dtype)
+    y = labels(rng, z)
+    exact = oracle.softmax_loss(z, y, reduction="none")
+    losses, grad = loss(x, dtype, y, setting=Setting(offset=1))
+    entries: list[int] = []
+    within(losses, exact.loss, 2, entries)
+    within(grad, exact.grad, near_the_top(z) // 2, entries)
+    record_property("compared", sum(entries))
+
+
+@pytest.mark.parametrize("kind", [plan.SizeClass(512, 4, 8), plan.STREAMED], ids=["cluster", "streamed"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sure_rows_keep_the_sum_of_the_others(dtype, kind):
+    """Each of the others is subnormal beside the label, their sum is not (docs/adr/0001)."""
+    classes, lead = (50_257, 95) if dtype == "float32" else (30_001, 716)
+    x = np.full((2, classes), -lead, dtype)
+    x[:, 7] = 0
+    exact = oracle.softmax_loss(x, np.array([7, 7]), reduction="none")
+    losses, grad = loss(x, dtype, np.array([7, 7]), kind=kind)
+    entries: list[int] = []
+    within(losses, exact.loss, 2, entries)
+    within(grad, exact.grad, 2, entries)
+    assert (losses > 0).all()
+    assert (grad[:, 7] < 0).all()
+    within(elementwise("log_softmax", x, dtype, kind=kind), oracle.log_softmax(x), 2 * classes, entries)
+
+
+# --- bits -------------------------------------------------------------------------------------------------------------
+
+
+@every_class
+def test_a_rows_bits_are_its_own(rng, kind):
+    """Whatever the other rows are, and in whatever order threads run: the same bits (at the same address modulo 16)."""
+    classes = classes_of(kind, "float32", Setting(), 0)
+    x = rng.normal(size=(5, classes)).astype("f4") * 10
+    y = labels(rng, x)
+    losses, grad = loss(x, "float32", y, kind=kind)
+    for schedule in (1, 2, 3):
+        again = loss(x[3:4], "float32", y[3:4], kind=kind, setting=Setting(schedule=schedule))
+        if (classes * 4) % 16 == 0:
+            assert_same_bits(again[0], losses[3:4])
+            assert_same_bits(again[1], grad[3:4])
+        x[[0, 1, 2, 4]] = np.nan
+        assert_same_bits(loss(x, "float32", y, kind=kind, setting=Setting(schedule=schedule))[1][3], grad[3])

@@ -1,0 +1,80 @@
+"""Every CUDA kernel and specialisation compiles for every architecture, within its registers and without spills.
+
+With --kernels only (nox -s kernels): NVRTC compiles without a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from xpsoftmax.kernels import plan
+
+nvrtc = pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda.nvrtc
+
+pytestmark = pytest.mark.kernels
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+OPERATIONS = ("softmax_loss", "softmax", "log_softmax", "logsumexp")
+LIMITS = json.loads((Path(__file__).parent / "data" / "cuda_registers.json").read_text("utf-8"))
+REGISTERS_OF_A_MULTIPROCESSOR = 65_536
+
+
+def compiled(kernel: str, defines: tuple[tuple[str, str], ...], arch: int) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it spills."""
+    program = nvrtc.createProgram(plan.source(kernel), f"{kernel}.cu", (), ())
+    try:
+        options = (*plan.options(defines), f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v")
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError:
+            pytest.fail(f"{kernel} {defines} for sm_{arch}:\n{nvrtc.getProgramLog(program)}")
+        log = nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+    assert "warning" not in log, log
+    (registers,) = re.findall(r"Used (\d+) registers", log)
+    (spilled,) = re.findall(r"(\d+) bytes spill stores", log)
+    return int(registers), int(spilled)
+
+
+def specialisations(arch: int, dtype: str):
+    """Name, kernel, defines and size class of everything that the launcher can ask for on this architecture."""
+    kinds = [*plan.HELD, *(plan.CLUSTERED if arch >= plan.CLUSTERS_FROM else ()), plan.STREAMED]
+    for kernel in OPERATIONS:
+        for kind in kinds:
+            yield f"{kernel} {kind.lanes}x{kind.vectors}x{kind.blocks}", kernel, plan.defines(kind, dtype)
+    for threads in plan.MASS_THREADS:
+        yield f"softmax_loss_of_masses {threads}", "softmax_loss_of_masses", plan.mass_defines(threads, dtype)
+
+
+@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_compiles_within_its_registers(arch, dtype, record_property):
+    over, count = [], 0
+    for name, kernel, defines in specialisations(arch, dtype):
+        registers, spilled = compiled(kernel, defines, arch)
+        most_registers, most_spilled = LIMITS[name][dtype]
+        if registers > most_registers or spilled > most_spilled:
+            over.append(
+                f"{name}: {registers} registers, {spilled} bytes spilled; {most_registers}, {most_spilled} allowed"
+            )
+        count += 1
+    assert not over, f"sm_{arch}, {dtype}:\n" + "\n".join(over)
+    assert count >= (4 * 11 + 3 if arch < plan.CLUSTERS_FROM else 4 * 15 + 3)
+    record_property("compiled", count)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_recorded_registers_let_as_many_blocks_run_as_planned(name):
+    kernel, _, kind = name.partition(" ")
+    if kernel == "softmax_loss_of_masses":
+        threads, resident = int(kind), 2
+    else:
+        (size_class,) = (k for k in plan.SIZE_CLASSES if f"{k.lanes}x{k.vectors}x{k.blocks}" == kind)
+        threads, resident = size_class.threads, size_class.resident
+    for registers, _ in LIMITS[name].values():
+        assert registers * threads * resident <= REGISTERS_OF_A_MULTIPROCESSOR

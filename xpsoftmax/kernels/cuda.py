@@ -1,0 +1,160 @@
+"""Row operations on CuPy arrays: launches of kernels/cuda/*.cu. The only file that imports CuPy.
+
+Everything happens on the current stream of the device that holds the logits, and nothing is waited for. `plan.py`
+decides what is launched.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import cupy
+
+from xpsoftmax._typing import Array, LossSpec, dtype_name
+from xpsoftmax.kernels import plan
+
+
+def refusal(logits: Array) -> str | None:
+    """Why the kernels cannot take these logits, or None."""
+    if cupy.cuda.runtime.is_hip:
+        return "its kernels are written for NVIDIA GPUs"
+    if logits.shape[-1] > plan.MOST_CLASSES:
+        return f"its kernels take at most {plan.MOST_CLASSES} classes"
+    capability = _capability(logits.device.id)
+    if capability < plan.LEAST_CAPABILITY:
+        return f"its kernels need compute capability 7.0, and the device has {capability / 10}"
+    return None
+
+
+def softmax_rows(logits: Array, out: Array | None = None) -> Array:
+    """See `xpsoftmax.softmax`."""
+    return _elementwise("softmax", logits, out)
+
+
+def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
+    """See `xpsoftmax.log_softmax`."""
+    return _elementwise("log_softmax", logits, out)
+
+
+def logsumexp_rows(logits: Array) -> Array:
+    """See `xpsoftmax.logsumexp`."""
+    with logits.device:
+        rows = _in_rows(logits)
+        sums = cupy.empty(rows.shape[0], rows.dtype)
+        if sums.size:
+            _run(plan.rows_launch("logsumexp", _matrix(rows), _address(sums), _capability(rows.device.id)))
+        return sums
+
+
+def softmax_loss_rows(
+    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_rows`."""
+    with logits.device:
+        # Copies, where they are needed; they must live until the launch.
+        rows, weights = _in_rows(logits), cupy.ascontiguousarray(row_weight)
+        targets = _in_rows(targets) if targets.ndim == 2 else cupy.ascontiguousarray(targets)
+        class_weight = None if spec.class_weight is None else cupy.ascontiguousarray(spec.class_weight)
+        losses = cupy.empty(rows.shape[0], weights.dtype)
+        result = _result(rows, out) if grad else None
+        if losses.size:
+            _run(_loss_launch(rows, targets, weights, class_weight, spec, losses, result))
+        return losses, None if result is None else _delivered(result, out)
+
+
+def _loss_launch(
+    rows: Array,
+    targets: Array,
+    weights: Array,
+    class_weight: Array | None,
+    spec: LossSpec,
+    losses: Array,
+    result: Array | None,
+) -> plan.Launch:
+    matrix, written = _matrix(rows), None if result is None else _matrix(result)
+    vectors = _address(weights), _address(losses)
+    labels = (_address(targets), targets.dtype.name)
+    if targets.ndim == 1 and class_weight is None and spec.label_smoothing == 0.0 == spec.z_loss:
+        return plan.loss_launch(matrix, labels, *vectors, written, _capability(rows.device.id))
+    return plan.masses_launch(
+        matrix,
+        _matrix(targets) if targets.ndim == 2 else labels,
+        *vectors,
+        written,
+        class_weights=0 if class_weight is None else _address(class_weight),
+        label_smoothing=spec.label_smoothing,
+        z_loss=spec.z_loss,
+    )
+
+
+def _elementwise(operation: str, logits: Array, out: Array | None) -> Array:
+    with logits.device:
+        rows = _in_rows(logits)
+        result = _result(rows, out)
+        if rows.size:
+            _run(plan.rows_launch(operation, _matrix(rows), _matrix(result), _capability(rows.device.id)))
+        return _delivered(result, out)
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _lies_in_rows(array: Array) -> bool:
+    """Whether neighbouring classes are neighbours in memory: a kernel can read or write it in place."""
+    size = array.itemsize
+    adjacent = array.shape[1] <= 1 or array.strides[1] == size
+    return bool(adjacent and array.strides[0] % size == 0 and _address(array) % size == 0)
+
+
+def _in_rows(array: Array) -> Array:
+    """The array, or a copy where its classes lie apart: one more read and write, less than the generic text takes."""
+    return array if _lies_in_rows(array) else cupy.ascontiguousarray(array)
+
+
+def _result(rows: Array, out: Array | None) -> Array:
+    """Where a kernel writes: `out`, or a new array."""
+    if out is not None and _lies_in_rows(out):
+        return out
+    return cupy.empty(rows.shape, rows.dtype if out is None else out.dtype)
+
+
+def _delivered(result: Array, out: Array | None) -> Array:
+    if out is None or out is result:
+        return result
+    out[...] = result
+    return out
+
+
+def _address(array: Array) -> int:
+    return array.data.ptr  # type: ignore[no-any-return]
+
+
+def _matrix(array: Array) -> plan.Matrix:
+    rows, classes = array.shape
+    return plan.Matrix(_address(array), rows, classes, array.strides[0] // array.itemsize, dtype_name(array.dtype))
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+def _run(launch: plan.Launch) -> None:
+    """Launch on the current device and stream; raises what CUDA raises, and waits for nothing."""
+    function = _function(launch.kernel, launch.defines, cupy.cuda.runtime.getDevice())
+    function((launch.grid,), (launch.block,), launch.arguments)
+
+
+@cache
+def _function(kernel: str, defines: tuple[tuple[str, str], ...], device: int) -> Any:  # noqa: ARG001 - one a device
+    """The kernel compiled for the current device; CuPy keeps it on disk, too."""
+    module = cupy.RawModule(code=plan.source(kernel), options=plan.options(defines), backend="nvrtc")
+    return module.get_function(kernel)
+
+
+@cache
+def _capability(device: int) -> int:
+    """Compute capability of a device, as 90 for 9.0."""
+    return int(cupy.cuda.Device(device).compute_capability)
+
+
+__all__ = ["log_softmax_rows", "logsumexp_rows", "refusal", "softmax_loss_rows", "softmax_rows"]

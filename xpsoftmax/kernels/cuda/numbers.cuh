@@ -1,0 +1,102 @@
+// The dtypes, what they are computed in, and the elementary functions.
+//
+// 16-bit numbers are carried as bits and computed in float; float and double are computed in themselves. expf, exp, log
+// and log1p are the accurate ones (CUDA documents at most 1 or 2 ulp; nothing here is compiled with fast-math).
+// ex2.approx of x * log2(e) is not enough: rounding that product is a relative error of T/2 eps (T = |x|), on top of the
+// T/2 eps of rounding z - max z, which is all that the contract has room for (docs/numerics.md).
+#pragma once
+#include "ptx.cuh"
+
+struct Half {
+    unsigned short bits;
+};
+struct Bfloat {
+    unsigned short bits;
+};
+
+template <class T>
+struct Working {
+    using Type = float;
+};
+template <>
+struct Working<double> {
+    using Type = double;
+};
+
+DEVICE float widened(float x) { return x; }
+DEVICE double widened(double x) { return x; }
+DEVICE float widened(Half x) { return half_to_float(x.bits); }
+DEVICE float widened(Bfloat x) { return __uint_as_float((unsigned)x.bits << 16); }
+
+template <class T>
+DEVICE T narrowed(typename Working<T>::Type x) {
+    return x;
+}
+template <>
+DEVICE Half narrowed<Half>(float x) {
+    return Half{float_to_half(x)};
+}
+// Round to nearest even in integers: every architecture has these instructions.
+template <>
+DEVICE Bfloat narrowed<Bfloat>(float x) {
+    const unsigned bits = __float_as_uint(x);
+    const unsigned rounded = x == x ? bits + 0x7fffu + (bits >> 16 & 1u) : 0x7fc00000u;
+    return Bfloat{(unsigned short)(rounded >> 16)};
+}
+
+// What is known of a working precision: its infinity, its nan, its smallest normal number.
+template <class Real>
+struct Limits;
+template <>
+struct Limits<float> {
+    static DEVICE float infinity() { return __uint_as_float(0x7f800000u); }
+    static DEVICE float nan() { return __uint_as_float(0x7fc00000u); }
+    static DEVICE float tiny() { return __uint_as_float(0x00800000u); }
+};
+template <>
+struct Limits<double> {
+    static DEVICE double infinity() { return __longlong_as_double(0x7ff0000000000000ll); }
+    static DEVICE double nan() { return __longlong_as_double(0x7ff8000000000000ll); }
+    static DEVICE double tiny() { return __longlong_as_double(0x0010000000000000ll); }
+};
+
+DEVICE float exponential(float x) { return expf(x); }
+DEVICE double exponential(double x) { return exp(x); }
+DEVICE float logarithm(float x) { return logf(x); }
+DEVICE double logarithm(double x) { return log(x); }
+DEVICE float log_of_one_and(float x) { return log1pf(x); }
+DEVICE double log_of_one_and(double x) { return log1p(x); }
+
+// The larger of two numbers; a nan loses against any number.
+DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+DEVICE double larger(double a, double b) { return fmax(a, b); }
+
+template <class Real>
+DEVICE bool is_finite(Real x) {
+    return x - x == 0;
+}
+
+// a - b is `rounded + lost` exactly (D. E. Knuth's TwoSum); only for finite differences.
+template <class Real>
+struct Difference {
+    Real rounded, lost;
+};
+template <class Real>
+DEVICE Difference<Real> difference(Real a, Real b) {
+    const Real d = a - b, back = d - a;
+    const Real lost = (a - (d - back)) - (b + back);
+    return {d, is_finite(d) ? lost : 0};
+}
+
+// A sum that carries what its additions lose: for the thousands of terms of one thread of a streamed row.
+template <class Real>
+struct LongSum {
+    Real value = 0, lost = 0;
+    DEVICE void add(Real x) {
+        const Real sum = value + x, back = sum - value;
+        lost += (value - (sum - back)) + (x - back);
+        value = sum;
+    }
+    DEVICE void scale(Real factor) { value *= factor, lost *= factor; }
+    DEVICE Real total() const { return value + lost; }
+};

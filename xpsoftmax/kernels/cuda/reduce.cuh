@@ -1,0 +1,122 @@
+// One value for all threads of a row: over the lanes of a warp, the warps of a block, the blocks of a cluster.
+//
+// A value is a small struct with `none()` and `over_lanes<width>()`, which merges neighbouring lanes by xor-shuffles. All
+// lanes get the same bits, because every merge is symmetric (which is why kernels are compiled without fused
+// multiply-add). The order of the additions is fixed by the size class: no atomics, the same bits in every run.
+#pragma once
+#include "numbers.cuh"
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+template <int WIDTH, class Real>
+DEVICE Real largest_of_lanes(Real x) {
+#pragma unroll
+    for (int step = WIDTH / 2; step > 0; step /= 2) x = larger(x, __shfl_xor_sync(ALL_LANES, x, step));
+    return x;
+}
+
+template <int WIDTH, class Real>
+DEVICE Real sum_of_lanes(Real x) {
+#pragma unroll
+    for (int step = WIDTH / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+// A sum of exp(z - top), top being about the largest of the z: -inf and 0 for no terms.
+template <class Real>
+struct Exponentials {
+    Real top, sum;
+    static DEVICE Exponentials none() { return {-Limits<Real>::infinity(), 0}; }
+
+    // A sum without a top is 0, or nan because of a nan among its terms: it stays as it is.
+    DEVICE Real brought_to(Real new_top) const {
+        return top == new_top || top == -Limits<Real>::infinity() ? sum : sum * exponential(top - new_top);
+    }
+    template <int WIDTH>
+    DEVICE Exponentials over_lanes() const {
+        const Real new_top = largest_of_lanes<WIDTH>(top);
+        return {new_top, sum_of_lanes<WIDTH>(brought_to(new_top))};
+    }
+};
+
+// The largest of some numbers and the first place where it is. A nan is larger than any number.
+template <class Real>
+struct Largest {
+    Real value;
+    int index;
+    static DEVICE Largest none() { return {-Limits<Real>::infinity(), 0x7fffffff}; }
+
+    DEVICE Largest or_else(Largest other) const {
+        const bool mine_nan = value != value, other_nan = other.value != other.value;
+        if (mine_nan != other_nan) return mine_nan ? *this : other;
+        if (value > other.value || (!(value < other.value) && index < other.index)) return *this;
+        return other;
+    }
+    template <int WIDTH>
+    DEVICE Largest over_lanes() const {
+        Largest best = *this;
+#pragma unroll
+        for (int step = WIDTH / 2; step > 0; step /= 2)
+            best = best.or_else({__shfl_xor_sync(ALL_LANES, best.value, step),
+                                 __shfl_xor_sync(ALL_LANES, best.index, step)});
+        return best;
+    }
+};
+
+// The threads of one row. Each SLOT is used once in a kernel: nothing has to be waited for before it is written.
+template <int ROW_LANES, int ROW_BLOCKS>
+struct Team {
+    // Blocks of a cluster say that they run; others must not write into their shared memory before.
+    static DEVICE void begin() {
+        if constexpr (ROW_BLOCKS > 1) cluster_arrive();
+    }
+
+    // Merge what is already the same in all lanes of a warp.
+    template <int SLOT, class Value>
+    static DEVICE Value over_warps(Value value) {
+        if constexpr (ROW_LANES > 32) value = over_block<SLOT>(value);
+        if constexpr (ROW_BLOCKS > 1) value = over_cluster<SLOT>(value);
+        // Lanes of one warp only: what they have read is read before one of them writes in its place.
+        if constexpr (ROW_LANES <= 32) __syncwarp();
+        return value;
+    }
+
+    template <int SLOT, class Value>
+    static DEVICE Value over_all(Value value) {
+        return over_warps<SLOT>(value.template over_lanes<(ROW_LANES < 32 ? ROW_LANES : 32)>());
+    }
+
+  private:
+    template <int SLOT, class Value>
+    static DEVICE Value over_block(Value value) {
+        constexpr int WARPS = ROW_LANES / 32;
+        SHARED_ARRAY(Value, of_warp, WARPS);
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        if (lane == 0) of_warp[warp] = value;
+        __syncthreads();
+        value = lane < WARPS ? of_warp[lane] : Value::none();
+        return value.template over_lanes<32>();
+    }
+
+    template <int SLOT, class Value>
+    static DEVICE Value over_cluster(Value value) {
+        constexpr int WORDS = (sizeof(Value) + 7) / 8;
+        union Message {
+            Word words[WORDS];
+            Value value;
+        };
+        SHARED_ARRAY(Message, of_block, ROW_BLOCKS);
+        if constexpr (SLOT == 0) cluster_wait();  // every block runs
+        if (threadIdx.x < ROW_BLOCKS) {
+            Message message;
+            message.value = value;
+            for (int i = 0; i < WORDS; ++i)
+                store_remote(&of_block[cluster_rank()].words[i], threadIdx.x, message.words[i]);
+        }
+        cluster_arrive();
+        cluster_wait();
+        const int lane = threadIdx.x % 32;
+        value = lane < ROW_BLOCKS ? of_block[lane].value : Value::none();
+        return value.template over_lanes<32>();
+    }
+};

@@ -1,0 +1,145 @@
+// Softmax loss and gradient for target masses: soft targets, label smoothing, class weights within a row, z-loss.
+//
+//   q[j] = class_weight[j] * ((1 - eps) * target[j] + eps / C)     Q = sum of q     slope = 2 z_loss c lse
+//   loss[r] = weight[r] * (sum of q[j] * -log p[j] + z_loss c lse^2)     c = class weight of the label, if there is one
+//   dlogits[r, j] = weight[r] * ((Q + slope) p[j] - q[j])
+//
+// Two classes are set apart: the largest logit, whose -log p is a log1p, and `hot`, which has the largest q and whose
+// gradient is (Q - q) p - q (1 - p), formed without a difference from 1. What the others need is one sum each.
+//
+// Layout   logits, dlogits as in softmax_loss.cu; targets: labels (R,), or masses (R, C) of the working precision.
+// Launch   one block of THREADS a row, as many blocks as rows; every step reads the row again.
+// Limits   C < 2^31 - 16.
+// Traffic  three reads, one write; while the rows that run at once fit the second-level cache, memory sees one read.
+#include "labels.cuh"
+#define LANES THREADS
+#define VECTORS 0
+#define BLOCKS 1
+#include "rows.cuh"
+
+struct Masses {
+    const Real* soft;  // this row's targets; null for a label
+    Long label;
+    const Real* class_weights;  // null: all 1
+    Real kept, share;           // 1 - eps, eps / C
+
+    DEVICE Real target(Long j) const { return soft ? soft[j] : Real(j == label); }
+    DEVICE Real operator()(Long j) const {
+        const Real q = kept * target(j) + share;
+        return class_weights ? q * class_weights[j] : q;
+    }
+};
+
+// What the first reading finds.
+struct Survey {
+    Largest<Real> logit, mass;
+    Real targets;  // their sum: not finite if one is not
+    int negative;  // whether a target is
+    static DEVICE Survey none() { return {Largest<Real>::none(), Largest<Real>::none(), 0, 0}; }
+    template <int WIDTH>
+    DEVICE Survey over_lanes() const {
+        return {logit.over_lanes<WIDTH>(), mass.over_lanes<WIDTH>(), sum_of_lanes<WIDTH>(targets),
+                sum_of_lanes<WIDTH>(negative)};
+    }
+};
+
+// What the second one sums: over all but the largest logit and the hot class, and over all.
+struct Sums {
+    Exponentials<Real> others;
+    Real mass;  // of all but the hot class
+    Real away;  // of q[j] * (top - z[j]), over all: no term is negative
+    static DEVICE Sums none() { return {Exponentials<Real>::none(), 0, 0}; }
+    template <int WIDTH>
+    DEVICE Sums over_lanes() const {
+        return {others.over_lanes<WIDTH>(), sum_of_lanes<WIDTH>(mass), sum_of_lanes<WIDTH>(away)};
+    }
+};
+
+DEVICE Survey survey(const Scalar* z, const Masses& masses, Long classes) {
+    Survey found = Survey::none();
+    for (Long j = threadIdx.x; j < classes; j += THREADS) {
+        found.logit = found.logit.or_else({widened(z[j]), (int)j});
+        found.mass = found.mass.or_else({masses(j), (int)j});
+        found.targets += masses.target(j);
+        found.negative |= masses.target(j) < 0;
+    }
+    return RowTeam::over_all<0>(found);
+}
+
+DEVICE Sums sums(const Scalar* z, const Masses& masses, Long classes, const Survey& found) {
+    Real top = -Limits<Real>::infinity();
+    LongSum<Real> others, mass, away;
+    for (Long j = threadIdx.x; j < classes; j += THREADS) {
+        const Real x = widened(z[j]), q = masses(j);
+        if (j != found.mass.index) mass.add(q);
+        if (q != 0) away.add(q * (found.logit.value - x));
+        if (j == found.logit.index || j == found.mass.index) continue;
+        if (x > top + StreamedRow::SLACK) {
+            others.scale(exponential(top - x));
+            top = x;
+        }
+        others.add(exponential(x - shift_of(top)));
+    }
+    // Not away.total(): what an infinite sum has lost is nan.
+    const Real sum_away = is_finite(away.value) ? away.total() : away.value;
+    return RowTeam::over_all<1>(Sums{{top, others.total()}, mass.total(), sum_away});
+}
+
+// x * exp(z - top) with all its digits also where the exponential is subnormal and the product is not.
+DEVICE Real times_exponential(Real x, Real z, Real top) {
+    const Difference<Real> t = difference(z, top);
+    if (t.rounded < -1000) return 0;  // in every precision
+    const Real e = exponential(t.rounded), half = exponential(Real(0.5) * t.rounded);
+    x *= 1 + t.lost;
+    return e >= Limits<Real>::tiny() ? x * e : (half * x) * half;
+}
+
+KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
+    const Scalar* logits, Long logits_stride, const void* labels, int label_bytes, const Real* soft, Long soft_stride,
+    const Real* class_weights, const Real* weights, Real* losses, void* dlogits, Long dlogits_stride, int wide,
+    Long classes, Real kept, Real share_of_class, Real z_loss) {
+    const Long r = blockIdx.x;
+    const Scalar* const z = logits + r * logits_stride;
+    const Long label = labels ? Labels{labels, label_bytes}[r] : 0;
+    const bool is_class = label >= 0 && label < classes;
+    const Masses masses{soft ? soft + r * soft_stride : nullptr, label, class_weights, kept, share_of_class};
+    const Output<Scalar> out(dlogits, r, dlogits_stride, wide);
+    const Real weight = weights[r];
+    if (weight == 0) {  // the whole block agrees
+        if (threadIdx.x == 0) losses[r] = 0;
+        for (Long j = threadIdx.x; dlogits && j < classes; j += THREADS) out.store_one(j, 0);
+        return;
+    }
+
+    const Survey found = survey(z, masses, classes);
+    const int top_index = found.logit.index, hot = found.mass.index;
+    const bool one = hot == top_index;
+    const Real top = found.logit.value;
+    const Real z_hot = hot < classes ? widened(z[hot]) : Limits<Real>::nan();  // before any thread writes in its place
+    const Sums sum = sums(z, masses, classes, found);
+
+    // exp(z - top): of the others, of the hot class, and all of it.
+    const Odds<Real> odds = against(sum.others, top);
+    const Real e_hot = one ? 1 : times_exponential(1, z_hot, top);
+    const Real beside_top = one ? odds.rest : odds.rest + e_hot;
+    const Real beside_hot = one ? odds.rest : odds.rest + 1;
+    const Real total = beside_top + 1;
+    const Real loss_of_top = log_of_one_and(beside_top);
+
+    const Real lse = top + loss_of_top;
+    const Real c = labels && class_weights && is_class ? class_weights[label] : 1;
+    const Real slope = 2 * z_loss * c * lse;
+    const Real q_hot = hot < classes ? masses(hot) : 0;
+    const bool usable = is_usable(sum.others, top) && is_class && is_finite(found.targets) && !found.negative;
+    const Real share = usable ? weight : Limits<Real>::nan();
+    if (threadIdx.x == 0)
+        losses[r] = (sum.away + (sum.mass + q_hot) * loss_of_top + (z_loss != 0 ? Real(0.5) * slope * lse : 0)) * share;
+
+    if (dlogits == nullptr) return;
+    const Real pull = ((q_hot + sum.mass) + slope) / total;
+    const Real of_hot = (sum.mass + slope) * (e_hot / total) - q_hot * (beside_hot / total);
+    for (Long j = threadIdx.x; j < classes; j += THREADS) {
+        const Real value = times_exponential(pull, widened(z[j]), top) - masses(j);
+        out.store_one(j, (j == hot ? of_hot : value) * share);
+    }
+}

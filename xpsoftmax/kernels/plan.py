@@ -1,0 +1,279 @@
+"""What the CUDA backend launches: source text, specialisation, grid, arguments. Pure functions, no CuPy.
+
+`cuda.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
+docs/adr/0009-cuda-kernels.md says why the size classes are what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+VECTOR = 16
+"""Bytes that a thread reads at once."""
+MOST_CLASSES = 2**31 - 17
+"""Largest number of classes: positions within a vector beyond the row must fit 32 bits."""
+MOST_BLOCKS = 2**31 - 1
+"""Largest grid that CUDA launches."""
+CLUSTERS_FROM = 90
+"""Compute capability from which blocks can form clusters."""
+LEAST_CAPABILITY = 70
+"""Compute capability below which nothing has been compiled: 7.0, Volta."""
+SCALARS = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
+ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+COMPILER_OPTIONS = ("-std=c++17", "--fmad=false")
+"""Without fused multiply-add the merges of partial sums are symmetric, and the text means what a CPU makes of it."""
+
+
+class SizeClass(NamedTuple):
+    """How a row is laid on threads (kernels/cuda/rows.cuh)."""
+
+    lanes: int  # threads of a row in each block
+    vectors: int  # 16-byte vectors that each holds; 0: the row is streamed
+    blocks: int = 1  # of a row: more than one form a cluster
+    resident: int = 2  # blocks that shall fit on a multiprocessor at once
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return max(self.lanes, 128)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return self.threads // self.lanes
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of a row that it covers, counted from the 16-byte boundary before it."""
+        return self.lanes * self.vectors * self.blocks * VECTOR
+
+
+HELD = (
+    SizeClass(4, 1, resident=8),
+    SizeClass(4, 2, resident=8),
+    SizeClass(8, 2, resident=8),
+    SizeClass(16, 2, resident=8),
+    SizeClass(32, 2, resident=8),
+    SizeClass(32, 4, resident=6),
+    SizeClass(32, 8, resident=4),
+    SizeClass(128, 4, resident=6),
+    SizeClass(256, 4, resident=3),
+    SizeClass(512, 4),
+)
+CLUSTERED = (SizeClass(512, 4, 2), SizeClass(512, 4, 4), SizeClass(512, 4, 8), SizeClass(512, 8, 8, resident=1))
+STREAMED = SizeClass(512, 0)
+SIZE_CLASSES = (*HELD, *CLUSTERED, STREAMED)
+"""Smallest first; a row gets the first that covers it."""
+
+
+class Matrix(NamedTuple):
+    """Rows of an array in device memory: neighbouring classes are neighbours there."""
+
+    address: int
+    rows: int
+    classes: int
+    stride: int  # elements from one row to the next
+    dtype: str
+
+    @property
+    def first_bytes(self) -> int:
+        """Most bytes that a row begins behind a 16-byte boundary."""
+        itemsize = ITEMSIZES[self.dtype]
+        apart = self.stride * itemsize if self.rows > 1 else 0
+        aligned = self.address % VECTOR == 0 and apart % VECTOR == 0
+        return 0 if aligned else VECTOR - itemsize
+
+
+class Launch(NamedTuple):
+    """One kernel launch."""
+
+    kernel: str  # name of the kernel and of its file
+    defines: tuple[tuple[str, str], ...]
+    grid: int
+    block: int
+    arguments: tuple[Any, ...]  # NumPy scalars of exactly the types of the kernel's parameters
+
+
+def size_class(logits: Matrix, capability: int) -> SizeClass:
+    """Return the class of rows like these on a device of this compute capability (as 90 for 9.0)."""
+    need = logits.first_bytes + logits.classes * ITEMSIZES[logits.dtype]
+    candidates = HELD + (CLUSTERED if capability >= CLUSTERS_FROM else ())
+    return next((kind for kind in candidates if covers(kind, need)), STREAMED)
+
+
+def covers(kind: SizeClass, need: int) -> bool:
+    """Whether a class covers rows of so many bytes; what it did not cover would silently be left out."""
+    return kind.vectors == 0 or kind.capacity >= need
+
+
+def rows_launch(
+    operation: str, logits: Matrix, result: Matrix | int, capability: int, kind: SizeClass | None = None
+) -> Launch:
+    """Launch of `softmax` or `log_softmax` (result (R, C)), or `logsumexp` (the address of (R,))."""
+    if isinstance(result, Matrix):
+        outputs: tuple[Any, ...] = _output(logits, result)
+    else:
+        outputs = (np.uint64(result),)
+    return _launch(operation, logits, capability, kind, lambda sizes: (*_input(logits), *outputs, *sizes))
+
+
+def loss_launch(
+    logits: Matrix,
+    labels: tuple[int, str],
+    weights: int,
+    losses: int,
+    result: Matrix | None,
+    capability: int,
+    kind: SizeClass | None = None,
+) -> Launch:
+    """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,)."""
+
+    def arguments(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+        given = (np.uint64(labels[0]), _label_bytes(labels[1]), np.uint64(weights), np.uint64(losses))
+        return (*_input(logits), *given, *_output(logits, result), *sizes)
+
+    return _launch("softmax_loss", logits, capability, kind, arguments)
+
+
+def masses_launch(
+    logits: Matrix,
+    targets: Matrix | tuple[int, str],
+    weights: int,
+    losses: int,
+    result: Matrix | None,
+    *,
+    class_weights: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> Launch:
+    """Launch of the loss with options; targets are masses (R, C), or the address and dtype of labels (R,)."""
+    if isinstance(targets, Matrix):
+        target_arguments = (np.uint64(0), np.int32(8), np.uint64(targets.address), np.int64(targets.stride))
+    else:
+        address, dtype = targets
+        target_arguments = (np.uint64(address), _label_bytes(dtype), np.uint64(0), np.int64(0))
+    real = np.float64 if logits.dtype == "float64" else np.float32
+    threads = mass_threads(logits.classes)
+    return Launch(
+        "softmax_loss_of_masses",
+        mass_defines(threads, logits.dtype),
+        _grid(logits.rows),
+        threads,
+        (
+            *_input(logits),
+            *target_arguments,
+            np.uint64(class_weights),
+            np.uint64(weights),
+            np.uint64(losses),
+            *_output(logits, result),
+            np.int64(_classes(logits)),
+            real(1.0 - label_smoothing),
+            real(label_smoothing / logits.classes),
+            real(z_loss),
+        ),
+    )
+
+
+MASS_THREADS = (32, 128, 512)
+
+
+def mass_threads(classes: int) -> int:
+    """Threads for a row with target masses: at least four classes each, if there are so many."""
+    return next((threads for threads in MASS_THREADS if classes <= 4 * threads), MASS_THREADS[-1])
+
+
+def defines(kind: SizeClass, dtype: str) -> tuple[tuple[str, str], ...]:
+    """The specialisation that rows.cuh asks for."""
+    return (
+        ("SCALAR", SCALARS[dtype]),
+        ("LANES", str(kind.lanes)),
+        ("VECTORS", str(kind.vectors)),
+        ("BLOCKS", str(kind.blocks)),
+        ("THREADS", str(kind.threads)),
+        ("RESIDENT", str(kind.resident)),
+    )
+
+
+def mass_defines(threads: int, dtype: str) -> tuple[tuple[str, str], ...]:
+    """The specialisation of the kernel for target masses."""
+    return (("SCALAR", SCALARS[dtype]), ("THREADS", str(threads)), ("RESIDENT", "2"))
+
+
+def options(specialisation: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Compiler options of a specialisation."""
+    return (*COMPILER_OPTIONS, *(f"-D{name}={value}" for name, value in specialisation))
+
+
+@cache
+def source(kernel: str) -> str:
+    """Text of a kernel with its headers in place: CuPy's cache of compiled kernels knows only this text."""
+    return with_headers(f"{kernel}.cu", lambda name: (Path(__file__).parent / "cuda" / name).read_text("utf-8"))
+
+
+def with_headers(name: str, read: Callable[[str], str]) -> str:
+    """Text of a file in which each `#include "..."` is replaced, once, by the file it names."""
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        lines = [f'#line 1 "{name}"']
+        for number, line in enumerate(read(name).splitlines(), 1):
+            if line.startswith('#include "'):
+                lines += [text(line.split('"')[1]), f'#line {number + 1} "{name}"']
+            elif line != "#pragma once":
+                lines.append(line)
+            else:
+                lines.append("")
+        return "\n".join(lines)
+
+    return text(name) + "\n"
+
+
+def _launch(
+    kernel: str,
+    logits: Matrix,
+    capability: int,
+    kind: SizeClass | None,
+    arguments: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+) -> Launch:
+    kind = size_class(logits, capability) if kind is None else kind
+    need = logits.first_bytes + logits.classes * ITEMSIZES[logits.dtype]
+    if not covers(kind, need):
+        raise ValueError(f"kind must cover rows of {need} bytes, got {kind} for {kind.capacity}.")
+    sizes = (np.int64(logits.rows), np.int64(_classes(logits)))
+    grid = _grid(-(-logits.rows // kind.rows) * kind.blocks)
+    return Launch(kernel, defines(kind, logits.dtype), grid, kind.threads, arguments(sizes))
+
+
+def _input(logits: Matrix) -> tuple[Any, ...]:
+    return np.uint64(logits.address), np.int64(logits.stride)
+
+
+def _output(logits: Matrix, result: Matrix | None) -> tuple[Any, ...]:
+    if result is None:
+        return np.uint64(0), np.int64(0), np.int32(0)
+    return np.uint64(result.address), np.int64(result.stride), np.int32(result.dtype != logits.dtype)
+
+
+def _label_bytes(dtype: str) -> np.int32:
+    kind = np.dtype(dtype)
+    return np.int32(kind.itemsize if kind.kind == "i" else -kind.itemsize)
+
+
+def _classes(logits: Matrix) -> int:
+    if logits.classes > MOST_CLASSES:
+        raise NotImplementedError(f"logits must have at most {MOST_CLASSES} classes here, got {logits.classes}.")
+    return logits.classes
+
+
+def _grid(blocks: int) -> int:
+    if blocks > MOST_BLOCKS:
+        raise NotImplementedError(f"logits must need at most {MOST_BLOCKS} blocks here, got {blocks}.")
+    return blocks
