@@ -21,7 +21,13 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "x
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
-    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if name != "xpsoftmax.kernels.cuda" or error.name != "cupy":
+            raise
+        pytest.skip("needs CuPy")
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0
 
 
