@@ -1,5 +1,6 @@
 """The kernels for NumPy arrays: where they need no shift and where they do, layouts, memory, and the short way in."""
 
+import functools
 import tracemalloc
 
 import _oracle as exact
@@ -426,6 +427,58 @@ def test_sums_of_equal_terms_keep_the_bound(rng, dtype, classes):
     check_loss(z, rng.integers(classes, size=50), dtype=dtype)
 
 
+LEVELS = pytest.mark.parametrize("classes", [64, 100, 256, 257, 400, 500, 512, 513, 900, 1000, 1024, 1025, 2000])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@LEVELS
+def test_sums_of_few_levels_keep_the_bound(rng, dtype, classes, offset):
+    """As equal terms, and more of them in a row are rounded the same way."""
+    rows = 300
+    z = np.repeat(rng.uniform(20, 40, size=(rows, 1)) + offset, classes, axis=1)
+    for _ in range(2):
+        below = np.arange(classes) >= rng.integers(1, classes, size=(rows, 1))
+        z -= np.where(below, rng.uniform(0, 2.5, size=(rows, 1)), 0)
+    z = z.astype(dtype)
+    for function in FUNCTIONS:
+        check(function, z, dtype=dtype)
+    for y in (np.zeros(rows, int), rng.integers(classes, size=rows)):
+        check_loss(z, y, dtype=dtype)
+
+
+@pytest.mark.parametrize("limit", [np.e, float(np.exp(40.0))])
+@pytest.mark.parametrize("together", [False, True])
+def test_sums_that_are_a_limit_rounded_to_float32(limit, together):
+    """Where a limit compares with a sum as a number of float64, and rounded to float32, is not the same."""
+    tops = np.arange(np.log(limit) - 1.5, np.log(limit), 2e-4)
+    found = []
+    for top in tops.astype(np.float32):
+        rest = np.float32(np.log(limit - np.exp(float(top))))
+        for second in (np.nextafter(rest, np.float32(-np.inf)), rest, np.nextafter(rest, np.float32(np.inf))):
+            row = np.array([top, second], np.float32)
+            if np.einsum("i->", np.exp(row)) == np.float32(limit):
+                found.append(row)
+    assert len(found) > 20
+    for z in [np.array(found)] if together else [row[None] for row in found]:
+        for function in FUNCTIONS:
+            check(function, z, dtype="float32")
+
+
+def test_a_steep_z_loss_keeps_the_digits_of_subnormal_exponentials(dtype):
+    low = np.linspace(*((-87.0, -102.0) if dtype == "float32" else (-708.0, -740.0)), 40)
+    z = np.stack([np.full(40, 2.0), np.full(40, 1.0), low], axis=1).astype(dtype)
+    for z_loss in (2.0, 40.0, 200.0, 1e4):
+        desired = exact.softmax_loss(z, np.zeros(40, int), z_loss=z_loss, reduction="none")
+        least = int(desired.loss.where.sum()), int(desired.grad.where.sum())
+        assert least[1] > 80  # all of two columns, and some whose exponential is subnormal
+        check_loss(z, np.zeros(40, int), dtype=dtype, z_loss=z_loss, least=least)
+
+
+def test_a_huge_z_loss_does_not_overflow_on_the_way(dtype):
+    z = np.array([[39.0, 0.0, 1.0]], dtype)
+    check_loss(z, np.array([0]), dtype=dtype, z_loss=1e20, least=(1, 3))
+
+
 def test_no_probability_is_above_one(rng, dtype):
     z = np.concatenate([rng.uniform(-30, 30, (20_000, 1)), np.full((20_000, 2), -80.0)], axis=1).astype(dtype)
     assert xs.softmax(z[:, :1], impl="kernel").max() <= 1.0
@@ -770,6 +823,21 @@ def peak(function):
 
 
 WHERE = pytest.mark.parametrize("where", ["window", "shift", "both"])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"z_loss": 1e-4}, {"label_smoothing": 0.1}], ids=["plain", "z-loss", "smoothing"]
+)
+@pytest.mark.parametrize("spared", [0, 64], ids=["all", "nearly all"])
+def test_rows_that_need_care_take_little_memory(plenty, options, spared):
+    """The label leads by so far that no row, or only one in 64, is served by a shift; and one class is impossible."""
+    z, y = plenty[:300].copy(), np.arange(300)
+    rows = y % spared != 0 if spared else slice(None)
+    z[rows, y[rows]] += 100
+    z[rows, 31_999] = -np.inf
+    call = functools.partial(xs.softmax_loss_and_grad, impl="kernel", **options)
+    call(z[:2].copy(), y[:2])
+    assert peak(lambda: call(z, y, out=z)) < LIMIT
 
 
 def placed(z, where):

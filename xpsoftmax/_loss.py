@@ -341,7 +341,7 @@ def _reduced(losses: Array, problem: Problem, frame: check.Frame, reduction: Red
 def mean_or_nan(xp: Namespace, loss: Array, total: Array | float) -> Array:
     """Return nan for the mean over no row."""
     if type(total) is float:
-        return loss if total > 0.0 else loss + float("nan")
+        return loss if total > 0.0 else xp.full_like(loss, float("nan"))
     return xp.where(total == 0.0, float("nan"), loss)
 
 

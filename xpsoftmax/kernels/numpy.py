@@ -216,26 +216,32 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
     total = rest + hot
     factor = weight / total
     unsafe = _outside_of_loss(total, rest, hot, factor, weight, least=1.0 if z_loss == 0.0 else np.e)
-    shifted = _loss_with_shift if z_loss == 0.0 else partial(loss_by_generic, spec=LossSpec(z_loss=z_loss))
+    if z_loss == 0.0:
+        shifted, held = _loss_with_shift, 1
+    else:
+        shifted, held = partial(loss_by_generic, spec=LossSpec(z_loss=z_loss)), 8
     if unsafe is not None and unsafe.size == total.size:
-        return shifted(z, e, labels, weight, grad=grad)
+        return again(shifted, unsafe, z, e, labels, weight, held=held, grad=grad)
     loss = np.log1p((rest / hot).astype("f8", copy=False))
     if z_loss == 0.0:
         dz_hot = -rest * factor
     else:
         lse = np.log(total)
         slope = (2.0 * z_loss) * lse
+        if not slope.item(slope.argmax()) <= np.e:  # or nan. Above the total it makes normal numbers of subnormal ones
+            steep = np.flatnonzero(slope > total)
+            unsafe = steep if unsafe is None else np.union1d(unsafe, steep)
         loss += 0.5 * slope * lse
-        dz_hot = (slope * hot - rest) * factor
+        dz_hot = slope * (hot * factor) - rest * factor
         factor *= 1.0 + slope
     loss *= weight
     if grad:
         by_column(np.multiply, e, factor, e)
         flat[hot_at] = dz_hot
     if unsafe is not None:
-        flat[hot_at[weight == 0.0]] = 0.0  # not -0
+        e[weight == 0.0] = 0.0  # not -0
         if unsafe.size:
-            loss[unsafe] = again(shifted, unsafe, z, e, labels, weight, grad=grad)
+            loss[unsafe] = again(shifted, unsafe, z, e, labels, weight, held=held, grad=grad)
     return loss
 
 
@@ -351,7 +357,9 @@ def _outside(total: Array, least: float, largest: float) -> Array | None:
     """Which sums are not from `least` to `largest`, nan included; None if all are."""
     if total.item(total.argmin()) >= least and total.item(total.argmax()) <= largest:
         return None
-    return np.flatnonzero(~((total >= least) & (total <= largest)))
+    # The masks compare with the limits rounded to the dtype: there may be none after all.
+    rows = np.flatnonzero(~((total >= least) & (total <= largest)))
+    return rows if rows.size else None
 
 
 def _outside_of_loss(total: Array, rest: Array, hot: Array, factor: Array, weight: Array, least: float) -> Array | None:

@@ -26,8 +26,8 @@ SCRATCH = 2**22
 """Bytes of scratch that all threads hold together, as far as single rows allow."""
 PART = 2**18
 """Bytes of a block that are done again at once."""
-CHUNK = 4096
-"""Bytes of a row that einsum sums at once: up to here its error is below 10 eps, and neighbours do not matter."""
+CHUNK = 2048
+"""Bytes of a row that einsum sums at once. Twice that and rows of a few levels break the bound, by up to half of it."""
 SHORT = 16
 """Classes up to which float32 rows that need a shift take less time in float64, where most need none."""
 FEW_ROWS = 1024
@@ -207,12 +207,15 @@ def by_column(operation: np.ufunc, block: Array, column: Array, out: Array) -> N
         operation(block, column[:, None], out=out)
 
 
-def again(compute: Callable[..., Any], rows: Array, z: Array, e: Array, *per_row: Array, **options: Any) -> Any:
-    """Do some rows of a block anew, a few at a time: what `compute` returns for them."""
-    if rows.size == e.shape[0]:
-        return compute(z, e, *per_row, **options)
+def again(
+    compute: Callable[..., Any], rows: Array, z: Array, e: Array, *per_row: Array, held: int = 1, **options: Any
+) -> Any:
+    """Do some rows of a block anew, a few at a time: what `compute` returns for them. `held` as for `each_block`."""
     results = []
-    for few in _slices(rows.size, 1 + rows.size * e.strides[0] // PART):
+    for few in _slices(rows.size, 1 + rows.size * e.strides[0] * held // PART):
+        if rows.size == e.shape[0]:
+            results.append(compute(z[few], e[few], *[array[few] for array in per_row], **options))
+            continue
         some = rows[few]
         part = np.empty((some.size, e.shape[1]), e.dtype)
         results.append(compute(z[some], part, *[array[some] for array in per_row], **options))

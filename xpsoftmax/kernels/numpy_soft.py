@@ -46,7 +46,7 @@ def loss_of_masses(
         loss, safe = way(z, e, *scratch, q, w, grad=grad)
         if not safe.all():
             unsafe = np.flatnonzero(~safe)
-            loss[unsafe] = again(care, unsafe, z, e, q, w)
+            loss[unsafe] = again(care, unsafe, z, e, q, w, held=8)
         out[...] = loss
 
     scratch = (not hard) + (not grad)
