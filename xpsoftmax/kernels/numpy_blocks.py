@@ -211,8 +211,11 @@ def again(
     compute: Callable[..., Any], rows: Array, z: Array, e: Array, *per_row: Array, held: int = 1, **options: Any
 ) -> Any:
     """Do some rows of a block anew, a few at a time: what `compute` returns for them. `held` as for `each_block`."""
+    parts = 1 + rows.size * e.strides[0] * held // PART
+    if parts == 1 and rows.size == e.shape[0]:
+        return compute(z, e, *per_row, **options)
     results = []
-    for few in _slices(rows.size, 1 + rows.size * e.strides[0] * held // PART):
+    for few in _slices(rows.size, parts):
         if rows.size == e.shape[0]:
             results.append(compute(z[few], e[few], *[array[few] for array in per_row], **options))
             continue
