@@ -313,7 +313,7 @@ NO_KERNEL = r'^impl must be "auto" or "generic" for {}, got "kernel": no kernel 
         (lambda z, y: xs.logsumexp(z, impl="kernel"), "logsumexp_rows"),
         (lambda z, y: xs.softmax_loss(z, y, impl="kernel"), "softmax_loss_rows"),
         (lambda z, y: xs.softmax_loss_and_grad(z, y, impl="kernel"), "softmax_loss_rows"),
-        (lambda z, y: xs.mlp_loss((xs.Layer(z.T, z[:, 0]),), z, y, impl="kernel"), "softmax_loss_rows"),
+        (lambda z, y: xs.mlp_loss((xs.Layer(z.T, z[:, 0]),), z, y, impl="kernel"), "bias_activation"),
     ],
 )
 def test_no_kernel_says_so(backend, monkeypatch, call, operation):

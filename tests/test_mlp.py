@@ -99,11 +99,14 @@ def test_no_argument_is_modified(backend, problem):
         np.testing.assert_array_equal(backend.to_numpy(array), original)
 
 
-@pytest.mark.parametrize("function", [xs.mlp_logits, xs.mlp_predict])
-def test_kernels_are_not_promised_where_there_are_none(function, problem):
-    params, X, _ = problem
-    with pytest.raises(NotImplementedError, match=r'impl must be "auto" or "generic" for numpy arrays .* got "kernel"'):
-        function(params, X, impl="kernel")
+@pytest.mark.backends("array_api_strict")
+@pytest.mark.parametrize("function", [xs.mlp_logits, xs.mlp_predict, xs.mlp_loss, xs.mlp_loss_and_grad])
+def test_kernels_are_not_promised_where_there_are_none(function, backend, problem):
+    params, X, y = problem
+    arguments = [backend.asarray(X), backend.asarray(y)][: 2 if "loss" in function.__name__ else 1]
+    message = r'impl must be "auto" or "generic" for array_api_strict arrays .* got "kernel"'
+    with pytest.raises(NotImplementedError, match=message):
+        function(moved(backend, params, "float64"), *arguments, impl="kernel")
 
 
 # --- regularisation and reductions ------------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ def test_chunks_add_up(budget, reduction, soft, backend, problem, rng):
     expected_loss, expected = xs.mlp_loss_and_grad(
         params, X, targets, sample_weight=weight, reduction=reduction, reg=0.1
     )
-    least = least_memory(params, X, targets)
+    least = least_memory(params, X, targets, sample_weight=weight)
     held = moved(backend, params, "float64"), backend.asarray(X), backend.asarray(targets)
     options = {"sample_weight": backend.asarray(weight), "reduction": reduction, "reg": 0.1}
     max_memory = least if budget == "least" else least * N // 2
@@ -223,12 +226,12 @@ def test_chunks_add_up(budget, reduction, soft, backend, problem, rng):
     assert_grads(backend, grads, expected, dtype="float64", eps=EPS["float64"])
 
 
-def least_memory(params, X, targets):
+def least_memory(params, X, targets, **options):
     """What the error says that one row needs."""
     with pytest.raises(
         ValueError, match=r"max_memory must be at least \d+ bytes, what one row needs, got 1\."
     ) as error:
-        xs.mlp_loss(params, X, targets, max_memory=1)
+        xs.mlp_loss(params, X, targets, max_memory=1, **options)
     return int(str(error.value).split("least ")[1].split()[0])
 
 

@@ -1,7 +1,7 @@
-"""Activation functions by name, each with its derivative.
+"""Activation functions by name, each with its slope: the derivative at the same pre-activation.
 
-Both are written from exponentials that cannot overflow, and no derivative subtracts nearly equal numbers: a saturated
-unit passes on a small gradient, not zero.
+All are written from exponentials that cannot overflow, and no slope subtracts nearly equal numbers: a saturated unit
+passes on a small gradient, not zero.
 """
 
 from __future__ import annotations
@@ -15,59 +15,63 @@ from xpsoftmax._typing import Array, Namespace
 
 
 class Activation(NamedTuple):
-    """A function of the pre-activation and its derivative, both called with the namespace first."""
+    """A function of the pre-activation; and both it and its slope, which share their exponentials.
+
+    Instead of a slope there may be None (it is 1), or the value itself (it is 1 where that is positive, else 0).
+    """
 
     function: Callable[[Namespace, Array], Array]
-    derivative: Callable[[Namespace, Array], Array]
+    with_slope: Callable[[Namespace, Array], tuple[Array, Array | None]]
 
 
-def activation_named(name: str) -> Activation:
-    """Look up an activation; ValueError with the names there are."""
+def check_activation(name: str) -> None:
+    """ValueError with the names there are."""
     check.check_choice("activation", name, tuple(ACTIVATIONS))
-    return ACTIVATIONS[name]
 
 
 def _identity(xp: Namespace, z: Array) -> Array:  # noqa: ARG001
     return z
 
 
-def _one(xp: Namespace, z: Array) -> Array:
-    return xp.ones_like(z)
+def _identity_with_slope(xp: Namespace, z: Array) -> tuple[Array, None]:  # noqa: ARG001
+    return z, None
 
 
 def _relu(xp: Namespace, z: Array) -> Array:
     return xp.where(z < 0.0, 0.0, z)  # nan stays nan
 
 
-def _step(xp: Namespace, z: Array) -> Array:
-    return xp.astype(z > 0.0, z.dtype)  # 0 at the kink
+def _relu_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
+    value = _relu(xp, z)
+    return value, value
 
 
 def _tanh(xp: Namespace, z: Array) -> Array:
     return xp.tanh(z)
 
 
-def _tanh_derivative(xp: Namespace, z: Array) -> Array:
+def _tanh_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
     e = xp.exp(-2.0 * xp.abs(z))
-    return 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 - tanh**2
+    return xp.tanh(z), 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 - tanh**2
 
 
 def _logistic(xp: Namespace, z: Array) -> Array:
-    e = xp.exp(-xp.abs(z))
-    return xp.where(z < 0.0, e, 1.0) / (1.0 + e)
+    return _logistic_with_slope(xp, z)[0]
 
 
-def _logistic_derivative(xp: Namespace, z: Array) -> Array:
+def _logistic_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
     e = xp.exp(-xp.abs(z))
-    return e / ((1.0 + e) * (1.0 + e))  # s * (1 - s)
+    above = 1.0 + e
+    return xp.where(z < 0.0, e, 1.0) / above, e / (above * above)  # s, s * (1 - s)
 
 
 def _silu(xp: Namespace, z: Array) -> Array:
     return z * _logistic(xp, z)
 
 
-def _silu_derivative(xp: Namespace, z: Array) -> Array:
-    return _logistic(xp, z) + z * _logistic_derivative(xp, z)
+def _silu_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
+    s, ds = _logistic_with_slope(xp, z)
+    return z * s, s + z * ds
 
 
 # GELU in its tanh form, z/2 (1 + tanh(u)), is z * logistic(2 u): without the 1 + tanh that cancels for negative z.
@@ -79,18 +83,17 @@ def _gelu(xp: Namespace, z: Array) -> Array:
     return z * _logistic(xp, _GELU_SLOPE * (z + _GELU_CUBIC * z * z * z))
 
 
-def _gelu_derivative(xp: Namespace, z: Array) -> Array:
-    z = xp.clip(z, -100.0, 100.0)  # beyond, it is 0 or 1, and z * z must not overflow
-    u = _GELU_SLOPE * (z + _GELU_CUBIC * z * z * z)
-    slope = _GELU_SLOPE * (1.0 + 3.0 * _GELU_CUBIC * z * z)
-    return _logistic(xp, u) + z * slope * _logistic_derivative(xp, u)
+def _gelu_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
+    near = xp.clip(z, -100.0, 100.0)  # beyond, s is 0 or 1, and z * z must not overflow
+    s, ds = _logistic_with_slope(xp, _GELU_SLOPE * (near + _GELU_CUBIC * near * near * near))
+    return z * s, s + near * (_GELU_SLOPE * (1.0 + 3.0 * _GELU_CUBIC * near * near)) * ds
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "identity": Activation(_identity, _one),
-    "relu": Activation(_relu, _step),
-    "tanh": Activation(_tanh, _tanh_derivative),
-    "logistic": Activation(_logistic, _logistic_derivative),
-    "silu": Activation(_silu, _silu_derivative),
-    "gelu": Activation(_gelu, _gelu_derivative),
+    "identity": Activation(_identity, _identity_with_slope),
+    "relu": Activation(_relu, _relu_with_slope),
+    "tanh": Activation(_tanh, _tanh_with_slope),
+    "logistic": Activation(_logistic, _logistic_with_slope),
+    "silu": Activation(_silu, _silu_with_slope),
+    "gelu": Activation(_gelu, _gelu_with_slope),
 }

@@ -8,16 +8,18 @@ delta[l-1] = (delta[l] W[l]^T) * activation'(z[l-1])
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device, is_dask_array, is_jax_array
 
 from xpsoftmax import _validate as check
-from xpsoftmax._activations import Activation, activation_named
+from xpsoftmax._activations import check_activation
 from xpsoftmax._loss import LossOptions, Problem, mean_or_nan, prepare
 from xpsoftmax._softmax import quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Namespace
-from xpsoftmax.kernels import select
+from xpsoftmax.kernels import generic, select
 from xpsoftmax.kernels.generic import narrowed, scratch_arrays
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
@@ -119,13 +121,21 @@ def _check_alike(name: str, layers: Params, sums: Params) -> None:
         check.as_companion(name, layer.weight, frame)
 
 
+class Sums(NamedTuple):
+    """What becomes `PartialSums`, or loss and gradients."""
+
+    loss: Array
+    weight: Array | float
+    grads: Params
+
+
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
 class Network(NamedTuple):
     xp: Namespace
     layers: Params  # in the working precision
-    activation: Activation
+    activation: str
     dtype: DType  # of the parameters
     working: DType  # of everything that is computed
     frame: check.Frame  # of the first weight: library and device
@@ -137,9 +147,13 @@ class Network(NamedTuple):
 
 def as_network(params: Params, activation: str) -> Network:
     """Check the parameters: one library, device and dtype, and each layer fitting the one before."""
-    function = activation_named(activation)
+    check_activation(activation)
     if not isinstance(params, (tuple, list)) or not params:
         raise TypeError(f"params must be a non-empty sequence of (weight, bias) pairs, got {params!r:.60}.")
+    if _plain_layers(params):
+        dtype = params[0].weight.dtype
+        frame = _plain_frame(dtype)
+        return Network(frame.xp, tuple(params), activation, dtype, dtype, frame)
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
@@ -152,7 +166,38 @@ def as_network(params: Params, activation: str) -> Network:
     for i, layer in enumerate(pairs):
         weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
         layers.append(Layer(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
-    return Network(xp, tuple(layers), function, dtype, working, frame)
+    return Network(xp, tuple(layers), activation, dtype, working, frame)
+
+
+@cache
+def _plain_frame(dtype: DType) -> check.Frame:
+    return check.Frame(check.numpy_namespace(), "cpu", (), 0, dtype, "params[0].weight")
+
+
+def _plain_layers(params: Sequence[Any]) -> bool:
+    """Whether NumPy layers are seen at a glance to fit each other: all checks together take longer than a small net."""
+    dtype, before = None, None
+    for layer in params:
+        if type(layer) is not Layer:
+            return False
+        weight, bias = layer
+        if type(weight) is not np.ndarray or type(bias) is not np.ndarray:
+            return False
+        if dtype is None:
+            dtype, before = weight.dtype, weight.shape[:1]
+            if not check.is_plain(weight, 1):
+                return False
+        if (
+            weight.dtype != dtype
+            or bias.dtype != dtype
+            or weight.ndim != 2
+            or weight.shape[:1] != before
+            or weight.shape[1:] != bias.shape
+            or bias.size == 0
+        ):
+            return False
+        before = bias.shape
+    return True
 
 
 def _layer(i: int, layer: Sequence[Array], frame: check.Frame, dtype: DType, fan_in: int | None) -> tuple[Array, Array]:
@@ -181,55 +226,116 @@ def _layer(i: int, layer: Sequence[Array], frame: check.Frame, dtype: DType, fan
 
 
 def as_inputs(net: Network, X: Array) -> Array:
+    fan_in = net.layers[0].weight.shape[0]
+    if type(X) is np.ndarray and net.frame.xp is check.numpy_namespace():
+        if X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
+            return X
     check.as_companion("X", X, net.frame)
     _, array = check.as_floating("X", X)
     if array.dtype != net.dtype:
         raise TypeError(f"X must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them.")
-    fan_in = net.layers[0].weight.shape[0]
     if array.ndim != 2 or not check.same_shape(array.shape[1:], (fan_in,)):
         raise ValueError(f"X must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
     return array
 
 
-def forward(net: Network, X: Array) -> tuple[list[Array], list[Array], Array]:
-    """Return the inputs of every layer, the pre-activations of the hidden ones, and the logits."""
-    xp = net.xp
-    inputs, pre = [X], []
-    for layer in net.layers[:-1]:
-        z = xp.matmul(inputs[-1], layer.weight) + layer.bias
-        pre.append(z)
-        inputs.append(net.activation.function(xp, z))
-    last = net.layers[-1]
-    return inputs, pre, xp.matmul(inputs[-1], last.weight) + last.bias
+class Buffers:
+    """Arrays that a chunk of rows leaves to the next one, and a call to the next of the same shapes, by name.
+
+    Memory that is new to a process has to be brought in page by page, which takes as long as the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[Any, Array] = {}
+
+    def take(self, name: tuple[str, int], rows: int, columns: int, dtype: DType) -> Array:
+        """An array (rows, columns) of anything."""
+        array = self._arrays.get(name)
+        if array is None or array.shape[0] < rows or array.shape[1] != columns or array.dtype != dtype:
+            array = self._arrays[name] = np.empty((rows, columns), dtype)
+        return array if array.shape[0] == rows else array[:rows]
+
+
+def _product(xp: Namespace, left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
+    if buffers is None:
+        return xp.matmul(left, right)
+    return np.matmul(left, right, out=buffers.take(name, left.shape[0], right.shape[1], left.dtype))
+
+
+def forward(
+    net: Network, X: Array, impl: Impl, *, grad: bool = False, buffers: Buffers | None = None
+) -> tuple[list[Array], list[Array | None], Array]:
+    """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits."""
+    inputs: list[Array] = [X]
+    slopes: list[Array | None] = []
+    last = len(net.layers) - 1
+    for i, layer in enumerate(net.layers):
+        z = _product(net.xp, inputs[-1], layer.weight, buffers, ("z", i))
+        bias_activation = select("bias_activation", z, impl)
+        if i == last:
+            z, _ = bias_activation(z, layer.bias, "identity", grad=False)
+            return inputs, slopes, z
+        out = buffers.take(("slope", i), *z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
+        value, slope = bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
+        inputs.append(value)
+        slopes.append(slope)
+    raise AssertionError  # there is a last layer
+
+
+def _has_slopes(activation: str) -> bool:
+    return activation not in ("identity", "relu")
 
 
 def _backward(
-    net: Network, inputs: list[Array], pre: list[Array], delta: Array, grads: list[Layer | None], spare: int
+    net: Network,
+    inputs: list[Array],
+    slopes: list[Array | None],
+    delta: Array,
+    sums: list[Layer | None],
+    spare: int,
+    impl: Impl,
+    buffers: Buffers | None,
+    grads: Params | None,
 ) -> None:
-    """Add the gradients of a chunk to `grads`, given the gradient of its logits."""
+    """Add the gradients of a chunk to `sums`, given the gradient of its logits; the first go to `grads` if given."""
     xp = net.xp
     for i in reversed(range(len(net.layers))):
-        before = grads[i]
-        weight = _add_product(xp, None if before is None else before.weight, inputs[i], delta, spare)
-        bias = xp.sum(delta, axis=0)
-        grads[i] = Layer(weight, bias if before is None else before.bias + bias)
+        before, into = sums[i], None if grads is None else grads[i]
+        if before is None:
+            sums[i] = _first_sums(xp, inputs[i], delta, into)
+        else:
+            weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
+            sums[i] = Layer(weight, before.bias + xp.sum(delta, axis=0))
         if i > 0:
-            delta = xp.matmul(delta, xp.matrix_transpose(net.layers[i].weight))
-            delta = delta * net.activation.derivative(xp, pre[i - 1])
+            delta = _product(xp, delta, net.layers[i].weight.T, buffers, ("delta", i))
+            delta = select("activation_backward", delta, impl)(delta, slopes[i - 1], net.activation)
 
 
-def _add_product(xp: Namespace, total: Array | None, left: Array, right: Array, spare: int) -> Array:
+def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) -> Layer:
+    if type(delta) is np.ndarray:  # the same without the wrappers
+        if into is None:
+            return Layer(np.matmul(left.T, delta), np.add.reduce(delta, axis=0))
+        return Layer(np.matmul(left.T, delta, out=into.weight), np.add.reduce(delta, axis=0, out=into.bias))
+    return Layer(xp.matmul(xp.matrix_transpose(left), delta), xp.sum(delta, axis=0))
+
+
+def _add_product(
+    xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None
+) -> Array:
     """Return total + left^T right; where `total` can be written to, in place and by columns of `spare` bytes."""
-    left = xp.matrix_transpose(left)
-    if total is None:
-        return xp.matmul(left, right)
-    if is_jax_array(total) or is_dask_array(total):
-        return total + xp.matmul(left, right)
-    columns = right.shape[1]
-    step = max(1, spare // max(1, left.shape[0] * _itemsize(xp, total.dtype)))
+    if not is_writable(total):
+        return total + xp.matmul(xp.matrix_transpose(left), right)
+    rows, columns = total.shape
+    step = max(1, spare // max(1, rows * _itemsize(xp, total.dtype)))
     for part in _slices(columns, step):
-        total[:, part] += xp.matmul(left, right[:, part])
+        product = _product(xp, left.T, right[:, part], buffers, ("product", columns - part.start >= step))
+        total[:, part] += product
     return total
+
+
+def is_writable(array: Array) -> bool:
+    """Whether arrays of this library can be written to."""
+    return not (is_jax_array(array) or is_dask_array(array))
 
 
 def _slices(length: int, step: int) -> list[slice]:
@@ -250,7 +356,7 @@ def add_up(
     impl: Impl,
     *,
     grad: bool,
-) -> tuple[Network, PartialSums, float]:
+) -> tuple[Network, Sums, float]:
     """Check everything and add up all chunks; with the reduction "mean" the sums are already divided by the weight."""
     check.check_impl(impl)
     check.check_choice("reduction", options.reduction, ("mean", "sum"))
@@ -260,20 +366,36 @@ def add_up(
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
         problem = prepare(targets, net.frame._replace(shape=(X.shape[0], classes), axis=1, owner="X"), options)
-        weighted = any(x is not None for x in (options.class_weight, options.sample_weight, options.ignore_index))
-        plan = _plan(net, X, problem, max_memory)
-        loss: Any = None
-        grads: list[Layer | None] = [None] * len(net.layers)
-        for rows in plan.chunks:
-            part = _chunk(net, X, problem, rows, grads if grad else None, plan.spare, impl, weighted=weighted)
-            loss = part if loss is None else loss + part
+        plan = plan_chunks(net, X.shape[0], problem, max_memory, impl)
+        loss, grads = add_rows(net, X, problem, plan, impl, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
-        total = problem.total
-        if type(total) is float:
-            total = xp.asarray(total, dtype=net.working, device=net.frame.device)
-        result = PartialSums(xp.asarray(loss), xp.asarray(total), tuple(layer for layer in grads if layer))
-    return net, result, reg
+    return net, Sums(loss, problem.total, grads), reg
+
+
+def add_rows(
+    net: Network,
+    X: Array,
+    problem: Problem,
+    plan: Plan,
+    impl: Impl,
+    *,
+    grad: bool,
+    buffers: Buffers | None = None,
+    out: Params | None = None,
+) -> tuple[Array, Params]:
+    """Sums of the weighted losses of all rows and of their gradients; on NumPy in `buffers`, and `out`, if given."""
+    if buffers is None and len(plan.chunks) > 1 and type(X) is np.ndarray:
+        buffers = Buffers()
+    loss: Any = None
+    sums: list[Layer | None] = [None] * len(net.layers)
+    for rows in plan.chunks:
+        part, inputs, slopes, delta = _chunk(net, X, problem, rows, impl, grad=grad, buffers=buffers)
+        loss = part if loss is None else loss + part
+        if grad:
+            _backward(net, inputs, slopes, delta, sums, plan.spare, impl, buffers, out)
+        del inputs, slopes, delta
+    return loss, tuple(layer for layer in sums if layer)
 
 
 def _chunk(
@@ -281,62 +403,77 @@ def _chunk(
     X: Array,
     problem: Problem,
     rows: slice | None,
-    grads: list[Layer | None] | None,
-    spare: int,
     impl: Impl,
     *,
-    weighted: bool,
-) -> Array:
-    """Return the loss of a chunk of rows, after adding its gradients to `grads`."""
+    grad: bool,
+    buffers: Buffers | None,
+) -> tuple[Array, list[Array], list[Array | None], Array]:
+    """Loss of a chunk of rows, and with `grad` what `_backward` needs."""
     xp = net.xp
     targets, row_weight = problem.targets, problem.row_weight
     if rows is not None:
         X, targets, row_weight = X[rows, :], targets[rows, ...], row_weight[rows]
-    X = xp.astype(X, net.working, copy=False)
-    if weighted:  # a row that does not count may hold anything: 0 * nan must not reach the weights
+    if X.dtype != net.working:
+        X = xp.astype(X, net.working)
+    if problem.weighted:  # a row that does not count may hold anything: 0 * nan must not reach the weights
         X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
-    inputs, pre, logits = forward(net, X)
+    inputs, slopes, logits = forward(net, X, impl, grad=grad, buffers=buffers)
     kernel = select("softmax_loss_rows", logits, impl)
-    losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grads is not None)
-    del logits
-    if grads is not None:
-        _backward(net, inputs, pre, delta, grads, spare)
-    return summed(xp, losses)
+    out = None
+    if grad and kernel is not generic.softmax_loss_rows:
+        if type(logits) is not np.ndarray or logits.nbytes > SMALL:
+            out = logits
+        elif buffers is not None:
+            out = buffers.take(("dlogits", 0), *logits.shape, logits.dtype)
+    losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
+    return summed(xp, losses), inputs, slopes, delta
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     chunks: Sequence[slice | None]
     spare: int  # bytes for the product that is added to a weight gradient
 
 
-def _plan(net: Network, X: Array, problem: Problem, max_memory: int | None) -> _Plan:
-    """Cut the rows so that the temporaries of a chunk stay within `max_memory`."""
+SMALL = 2**20
+"""Bytes of NumPy logits up to which their gradient gets an array of its own: the kernel is faster then."""
+IN_PLACE = 8 * 2**20
+"""Bytes that the kernels hold at most beside logits that they overwrite."""
+MOST_HELD = 16
+"""Numbers that are held for a unit of a row at most, in any layer."""
+
+
+def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | None, impl: Impl) -> Plan:
+    """Cut the rows so that the temporaries of a chunk stay within `max_memory`; small problems are seen at a glance."""
     if max_memory is not None:
         max_memory = check.as_integer("max_memory", max_memory)
-    if is_dask_array(X):
-        return _Plan([None], 0)
-    features, hidden, classes = X.shape[1], net.hidden, net.layers[-1].bias.shape[0]
-    held = features + 2 * sum(hidden) + classes  # numbers a row: its inputs, z and a of every layer, dlogits
-    soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
-    softmax = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
-    backward = 3 * max(hidden, default=0)
+    widths = net.layers[0].weight.shape[0] + sum(net.hidden) + net.layers[-1].bias.shape[0]
+    if is_dask_array(net.layers[0].weight) or (
+        max_memory is None and rows * widths * MOST_HELD * 8 <= DEFAULT_MAX_MEMORY
+    ):
+        return Plan([None], 0)
     itemsize = _itemsize(net.xp, net.working)
-    column = max(layer.weight.shape[0] for layer in net.layers)
-    least = itemsize * (held + max(softmax, backward + column))
+    soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
+    hidden, classes = net.hidden, net.layers[-1].bias.shape[0]
+    features = net.layers[0].weight.shape[0] if problem.weighted or net.dtype != net.working else 0
+    column = itemsize * max(layer.weight.shape[0] for layer in net.layers)
+
+    # Numbers a row, forward and back: inputs, activations and slopes, then the logits with what the loss takes.
+    held = features + 2 * sum(hidden)
+    forward = held + classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
+    backward = held + classes + 3 * max(hidden, default=0)
+    least = max(itemsize * forward, itemsize * backward + column)
     if max_memory is None:
         max_memory = max(DEFAULT_MAX_MEMORY, least)
     if max_memory < least:
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {max_memory}.")
-    rows = X.shape[0]
-    step = min(
-        max(rows, 1),
-        max_memory // (itemsize * (held + softmax)),
-        (max_memory - itemsize * column) // (itemsize * (held + backward)),
-    )
-    spare = max_memory - step * itemsize * (held + backward)
+    spare = max(column, max_memory // 8)
+    step = min(max_memory // (itemsize * forward), (max_memory - spare) // (itemsize * backward))
+    if select("softmax_loss_rows", net.layers[-1].weight, impl) is not generic.softmax_loss_rows:
+        step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
+    step = max(1, step)
     if step >= rows:
-        return _Plan([None], spare)
-    return _Plan(_slices(rows, step), spare)
+        return Plan([None], spare)
+    return Plan(_slices(rows, step), spare)
 
 
 def _itemsize(xp: Namespace, dtype: DType) -> int:
@@ -356,6 +493,8 @@ def penalised(net: Network, loss: Array, reg: float) -> Array:
 
 def finished(net: Network, loss: Array, grads: Params, reg: float) -> tuple[Array, Params]:
     """Add the penalty and its gradient; return the gradients in the dtype of the parameters."""
+    if reg == 0.0 and net.dtype == net.working:
+        return loss, grads
     xp = net.xp
     finished = []
     for layer, grad in zip(net.layers, grads, strict=True):

@@ -221,6 +221,8 @@ class Problem(NamedTuple):
     row_weight: Array  # (R,): all that multiplies a row; 0 where it must not count
     total: Array | float  # 0-d: the sum of the counting weights; a number where it is known without them
     spec: LossSpec
+    counting: Array | None = None  # (R,): counting weights; None where every row counts 1
+    weighted: bool = False  # whether some rows may not count
 
 
 def _compute(
@@ -256,34 +258,50 @@ def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis
 
     NumPy rows, labels that are classes, and no option: all checks together take longer than a small loss itself.
     """
-    if not (
+    return bool(
         check.is_plain(logits, axis)
-        and type(targets) is np.ndarray
-        and targets.dtype == _INT64
-        and targets.shape == logits.shape[:1]
-        and options.none_given()
+        and _plain_labels(targets, logits.shape, options)
         and (out is None or fits_plainly(out, logits, targets))
+    )
+
+
+def _plain_labels(targets: Any, shape: tuple[int, ...], options: LossOptions) -> bool:
+    """Whether NumPy labels, and options, for rows of logits (R, C) are seen at a glance to be good and plain."""
+    if not (
+        type(targets) is np.ndarray
+        and targets.dtype == _INT64
+        and len(shape) == 2
+        and targets.shape == shape[:1]
+        and targets.size > 0
+        and options.none_given()
     ):
         return False
     if not options.validate:
         return True
     unsigned = targets.view(np.uint64)  # negative ones are huge
-    return bool(unsigned.item(unsigned.argmax()) < logits.shape[1])
+    return bool(unsigned.item(unsigned.argmax()) < shape[1])
 
 
 def _plain_mean(logits: Array, labels: Array, out: Array | None, impl: Impl, *, grad: bool) -> tuple[Array, Array]:
-    rows = logits.shape[0]
-    row_weight = np.empty(rows, logits.dtype)
-    row_weight.fill(1.0 / rows)
+    row_weight = _filled(labels.size, 1.0 / labels.size, logits.dtype)
     kernel = select("softmax_loss_rows", logits, impl)
     with np.errstate(all="ignore"):
         losses, dlogits = kernel(logits, labels, row_weight, _PLAIN, grad=grad, out=out)
         return summed(np, losses), dlogits
 
 
+def _filled(rows: int, value: float, dtype: Any) -> Array:
+    array = np.empty(rows, dtype)
+    array.fill(value)
+    return array
+
+
 def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem:
     """Check targets, weights and options; lay the targets out as rows and weigh each row."""
     xp = frame.xp
+    if xp is check.numpy_namespace() and frame.axis == 1 and _plain_labels(targets, frame.shape, options):
+        rows = frame.shape[0]
+        return Problem(targets, _filled(rows, 1.0 / rows, frame.working), float(rows), _PLAIN)
     check.check_choice("reduction", options.reduction, ("mean", "sum", "none"))
     check.check_flag("validate", options.validate)
     smoothing = check.as_number("label_smoothing", options.label_smoothing, high=1.0)
@@ -319,7 +337,10 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
     total = float(rows.shape[0]) if alike and isinstance(rows.shape[0], int) else xp.sum(counting)
     if options.reduction == "mean":
         row_weight = _divided(xp, row_weight, total)
-    return Problem(rows, row_weight, total, LossSpec(class_weight, smoothing, z_loss))
+    weighted = any(x is not None for x in (sample_weight, ignored, options.class_weight))
+    return Problem(
+        rows, row_weight, total, LossSpec(class_weight, smoothing, z_loss), None if alike else counting, weighted
+    )
 
 
 def _divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:

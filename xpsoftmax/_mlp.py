@@ -31,7 +31,6 @@ from xpsoftmax._backprop import (
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._softmax import quiet
 from xpsoftmax._typing import Array, Device, DType, Impl, Namespace, Reduction
-from xpsoftmax.kernels import select
 from xpsoftmax.kernels.generic import narrowed
 
 
@@ -156,10 +155,8 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     check.check_impl(impl)
     net = as_network(params, activation)
     X = as_inputs(net, X)
-    if impl == "kernel":
-        select("bias_activation", X, impl)  # raises with the reason: no backend has one
     with quiet(net.xp, net.frame.device):
-        _, _, logits = forward(net, net.xp.astype(X, net.working, copy=False))
+        _, _, logits = forward(net, net.xp.astype(X, net.working, copy=False), impl)
         return narrowed(net.xp, logits, net.dtype)
 
 
@@ -386,5 +383,7 @@ def mlp_partial_sums(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, "sum", validate)
-    _, total, _ = add_up(params, X, targets, activation, 0.0, max_memory, options, impl, grad=True)
-    return total
+    net, total, _ = add_up(params, X, targets, activation, 0.0, max_memory, options, impl, grad=True)
+    placement = {"dtype": net.working, "device": net.frame.device}
+    weight = net.xp.asarray(total.weight, **placement) if type(total.weight) is float else total.weight
+    return PartialSums(total.loss, weight, total.grads)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import is_cupy_array, is_dask_array, is_numpy_array
 
 from xpsoftmax._typing import Array, Impl
@@ -15,7 +16,14 @@ from xpsoftmax.kernels import numpy as numpy_kernels
 __all__ = ["OPERATIONS", "select"]
 
 # What a backend may offer: one that lacks an operation leaves it to `generic`.
-OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows")
+OPERATIONS = (
+    "softmax_rows",
+    "log_softmax_rows",
+    "logsumexp_rows",
+    "softmax_loss_rows",
+    "bias_activation",
+    "activation_backward",
+)
 
 
 class Backend(NamedTuple):
@@ -31,7 +39,7 @@ class Backend(NamedTuple):
 
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
-    Backend("numpy", is_numpy_array, lambda: numpy_kernels),
+    Backend("numpy", lambda array: type(array) is np.ndarray or is_numpy_array(array), lambda: numpy_kernels),
     Backend("cupy", is_cupy_array, lambda: import_module("xpsoftmax.kernels.cuda")),
 )
 

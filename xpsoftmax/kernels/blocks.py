@@ -16,12 +16,13 @@ from array_api_compat import array_namespace
 from dask.array.utils import meta_from_array
 
 from xpsoftmax._typing import Array, LossSpec
+from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.generic import narrowed
 
 
 def by_blocks(operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the row operation for dask arrays, given that for their blocks."""
-    return _OPERATIONS[operation](kernel)
+    """Return the row operation for dask arrays, given that for their blocks; what is elementwise needs no help."""
+    return _OPERATIONS[operation](kernel) if operation in _OPERATIONS else getattr(generic, operation)
 
 
 def _same_shape(kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
+from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._typing import SIXTEEN_BIT, Array, DType, LossSpec, Namespace, dtype_name
 
 NAN = float("nan")
@@ -118,6 +119,31 @@ def softmax_jacobian_rows(logits: Array) -> Array:
     index = xp.arange(p.shape[1], device=device(p))
     diagonal = (index[:, None] == index[None, :])[None, :, :]
     return xp.where(diagonal, (p * others)[:, :, None], -p[:, :, None] * p[:, None, :])
+
+
+def bias_activation(
+    z: Array, bias: Array, activation: str, *, grad: bool, out: Array | None = None  # noqa: ARG001
+) -> tuple[Array, Array | None]:
+    """Activation of z + bias (R, H) and, with `grad`, what `activation_backward` is to know of its derivative.
+
+    A kernel may overwrite z, which nobody else holds, and write the derivative into `out`.
+    """
+    xp = array_namespace(z)
+    z = z + bias
+    f = ACTIVATIONS[activation]
+    return f.with_slope(xp, z) if grad else (f.function(xp, z), None)
+
+
+def activation_backward(delta: Array, slope: Array | None, activation: str) -> Array:
+    """Gradient with respect to z of what has the gradient `delta` with respect to its activation; (R, H).
+
+    A kernel may overwrite `delta`.
+    """
+    if slope is None:
+        return delta
+    if activation == "relu":  # the value stands for its slope
+        slope = array_namespace(delta).astype(slope > 0.0, delta.dtype)
+    return delta * slope
 
 
 def scratch_arrays(*, soft: bool, z_loss: bool) -> int:

@@ -27,7 +27,17 @@ from xpsoftmax.kernels.numpy_blocks import (
     row_sums,
     working,
 )
+from xpsoftmax.kernels.numpy_layers import activation_backward, bias_activation
 from xpsoftmax.kernels.numpy_soft import loss_by_generic, loss_of_masses
+
+__all__ = [
+    "activation_backward",
+    "bias_activation",
+    "log_softmax_rows",
+    "logsumexp_rows",
+    "softmax_loss_rows",
+    "softmax_rows",
+]
 
 FEW = 32
 """Classes up to which log_softmax looks at rows from their largest logit at once: to tell where not to takes longer."""

@@ -1,0 +1,88 @@
+"""What is done to all units of a layer, and to all parameters, on NumPy arrays: in place, in parts that stay in a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from xpsoftmax._activations import ACTIVATIONS
+from xpsoftmax._threads import share
+from xpsoftmax._typing import Array
+from xpsoftmax.kernels.numpy_blocks import SHARE
+
+PART = 2**18
+"""Bytes of the largest array of a part: several passes over it find it in the second-level cache."""
+
+
+def in_parts(compute: Callable[..., None], *arrays: Array) -> None:
+    """Call `compute` with parts of arrays that together cover all; in threads if that pays.
+
+    They are of equal lengths, and none is larger than the first.
+    """
+    size = arrays[0].nbytes
+    if size <= PART:
+        compute(*arrays)
+        return
+    length = arrays[0].shape[0]
+    step = max(1, length * PART // size)
+
+    def worker(starts: Iterator[int]) -> None:
+        for start in starts:
+            compute(*[array[start : start + step] for array in arrays])
+
+    starts = range(0, length, step)
+    threads = sum(array.nbytes for array in arrays) // SHARE
+    if threads > 1:
+        share(worker, starts, threads)
+    else:
+        worker(iter(starts))
+
+
+def bias_activation(
+    z: Array, bias: Array, activation: str, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.bias_activation`."""
+    if activation == "identity":
+        in_parts(lambda z: np.add(z, bias, out=z), z)
+        return z, None
+    if activation == "relu":
+
+        def relu(z: Array) -> None:
+            np.add(z, bias, out=z)
+            np.maximum(z, 0.0, out=z)
+
+        in_parts(relu, z)
+        return z, z if grad else None
+    f = ACTIVATIONS[activation]
+    if not grad:
+
+        def value(z: Array) -> None:
+            np.add(z, bias, out=z)
+            z[...] = f.function(np, z)
+
+        in_parts(value, z)
+        return z, None
+
+    def both(z: Array, slope: Array) -> None:
+        np.add(z, bias, out=z)
+        z[...], slope[...] = f.with_slope(np, z)
+
+    slope = np.empty_like(z) if out is None else out
+    in_parts(both, z, slope)
+    return z, slope
+
+
+def activation_backward(delta: Array, slope: Array | None, activation: str) -> Array:
+    """See `xpsoftmax.kernels.generic.activation_backward`."""
+    if slope is not None:
+        in_parts(_relu_backward if activation == "relu" else _times, delta, slope)
+    return delta
+
+
+def _relu_backward(delta: Array, value: Array) -> None:
+    np.multiply(delta, value > 0.0, out=delta)
+
+
+def _times(delta: Array, slope: Array) -> None:
+    np.multiply(delta, slope, out=delta)
