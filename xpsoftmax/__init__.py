@@ -11,14 +11,22 @@ from xpsoftmax._mlp import (
     mlp_partial_sums,
     mlp_predict,
 )
+from xpsoftmax._optim import adam, adamw, sgd
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
 from xpsoftmax._threads import threads
+from xpsoftmax._training import TrainingDiverged, TrainResult, TrainState, TrainStep, train
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Layer",
     "PartialSums",
+    "TrainResult",
+    "TrainState",
+    "TrainStep",
+    "TrainingDiverged",
+    "adam",
+    "adamw",
     "check_grad",
     "init_params",
     "log_softmax",
@@ -29,10 +37,12 @@ __all__ = [
     "mlp_partial_sums",
     "mlp_predict",
     "numerical_grad",
+    "sgd",
     "softmax",
     "softmax_jacobian",
     "softmax_jvp",
     "softmax_loss",
     "softmax_loss_and_grad",
     "threads",
+    "train",
 ]

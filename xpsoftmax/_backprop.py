@@ -68,7 +68,7 @@ class PartialSums(NamedTuple):
         """Sums over the rows of both."""
         if not isinstance(other, PartialSums):
             return NotImplemented
-        _check_alike("other", other.grads, self.grads)
+        check_alike("other", other.grads, self.grads)
         grads = tuple(Layer(a.weight + b.weight, a.bias + b.bias) for a, b in zip(self.grads, other.grads, strict=True))
         return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
 
@@ -99,7 +99,7 @@ class PartialSums(NamedTuple):
             If `params` or `reg` does not fit.
         """
         net = as_network(params, "identity")
-        _check_alike("params", net.layers, self.grads)
+        check_alike("params", net.layers, self.grads)
         reg = check.as_number("reg", reg)
         xp = net.xp
         with quiet(xp, net.frame.device):
@@ -110,14 +110,16 @@ class PartialSums(NamedTuple):
             return finished(net, loss, grads, reg)
 
 
-def _check_alike(name: str, layers: Params, sums: Params) -> None:
-    """Check that layers have the shapes, library and device of the sums that they meet: broadcasting hides mistakes."""
-    shapes, wanted = ([tuple(layer.weight.shape) for layer in x] for x in (layers, sums))
+def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
+    """Check that layers have the shapes, library and device of those that they meet: broadcasting hides mistakes."""
+    shapes, wanted = ([tuple(layer.weight.shape) for layer in x] for x in (layers, own))
     if shapes != wanted:
-        raise ValueError(f"{name} must have weights of the shapes of the sums, {wanted}, got {shapes}.")
-    for layer, own in zip(layers, sums, strict=True):
-        xp, weight = check.as_array("sums", own.weight)
-        frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, "the sums")
+        raise ValueError(f"{name} must have weights of the shapes of {owner}, {wanted}, got {shapes}.")
+    for layer, like in zip(layers, own, strict=True):
+        if type(layer.weight) is np.ndarray and type(like.weight) is np.ndarray:
+            continue
+        xp, weight = check.as_array(owner, like.weight)
+        frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, owner)
         check.as_companion(name, layer.weight, frame)
 
 
@@ -225,17 +227,19 @@ def _layer(i: int, layer: Sequence[Array], frame: check.Frame, dtype: DType, fan
     return weight, bias
 
 
-def as_inputs(net: Network, X: Array) -> Array:
+def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
     fan_in = net.layers[0].weight.shape[0]
     if type(X) is np.ndarray and net.frame.xp is check.numpy_namespace():
         if X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
             return X
-    check.as_companion("X", X, net.frame)
-    _, array = check.as_floating("X", X)
+    check.as_companion(name, X, net.frame)
+    _, array = check.as_floating(name, X)
     if array.dtype != net.dtype:
-        raise TypeError(f"X must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them.")
+        raise TypeError(
+            f"{name} must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them."
+        )
     if array.ndim != 2 or not check.same_shape(array.shape[1:], (fan_in,)):
-        raise ValueError(f"X must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
+        raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
     return array
 
 
@@ -275,7 +279,9 @@ def forward(
         if i == last:
             z, _ = bias_activation(z, layer.bias, "identity", grad=False)
             return inputs, slopes, z
-        out = buffers.take(("slope", i), *z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
+        out = (
+            buffers.take(("slope", i), *z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
+        )
         value, slope = bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
         inputs.append(value)
         slopes.append(slope)
@@ -319,9 +325,7 @@ def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) ->
     return Layer(xp.matmul(xp.matrix_transpose(left), delta), xp.sum(delta, axis=0))
 
 
-def _add_product(
-    xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None
-) -> Array:
+def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
     """Return total + left^T right; where `total` can be written to, in place and by columns of `spare` bytes."""
     if not is_writable(total):
         return total + xp.matmul(xp.matrix_transpose(left), right)
@@ -415,7 +419,8 @@ def _chunk(
         X, targets, row_weight = X[rows, :], targets[rows, ...], row_weight[rows]
     if X.dtype != net.working:
         X = xp.astype(X, net.working)
-    if problem.weighted:  # a row that does not count may hold anything: 0 * nan must not reach the weights
+    if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
+        # A row that does not count may hold anything: 0 * nan must not reach the weights.
         X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
     inputs, slopes, logits = forward(net, X, impl, grad=grad, buffers=buffers)
     kernel = select("softmax_loss_rows", logits, impl)

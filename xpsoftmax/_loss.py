@@ -283,14 +283,15 @@ def _plain_labels(targets: Any, shape: tuple[int, ...], options: LossOptions) ->
 
 
 def _plain_mean(logits: Array, labels: Array, out: Array | None, impl: Impl, *, grad: bool) -> tuple[Array, Array]:
-    row_weight = _filled(labels.size, 1.0 / labels.size, logits.dtype)
+    row_weight = filled(labels.size, 1.0 / labels.size, logits.dtype)
     kernel = select("softmax_loss_rows", logits, impl)
     with np.errstate(all="ignore"):
         losses, dlogits = kernel(logits, labels, row_weight, _PLAIN, grad=grad, out=out)
         return summed(np, losses), dlogits
 
 
-def _filled(rows: int, value: float, dtype: Any) -> Array:
+def filled(rows: int, value: float, dtype: Any) -> Array:
+    """A NumPy array (rows,) of one value."""
     array = np.empty(rows, dtype)
     array.fill(value)
     return array
@@ -301,7 +302,7 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
     xp = frame.xp
     if xp is check.numpy_namespace() and frame.axis == 1 and _plain_labels(targets, frame.shape, options):
         rows = frame.shape[0]
-        return Problem(targets, _filled(rows, 1.0 / rows, frame.working), float(rows), _PLAIN)
+        return Problem(targets, filled(rows, 1.0 / rows, frame.working), float(rows), _PLAIN)
     check.check_choice("reduction", options.reduction, ("mean", "sum", "none"))
     check.check_flag("validate", options.validate)
     smoothing = check.as_number("label_smoothing", options.label_smoothing, high=1.0)
@@ -336,14 +337,14 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
     # Arrays of unknown length have to count their rows.
     total = float(rows.shape[0]) if alike and isinstance(rows.shape[0], int) else xp.sum(counting)
     if options.reduction == "mean":
-        row_weight = _divided(xp, row_weight, total)
+        row_weight = divided(xp, row_weight, total)
     weighted = any(x is not None for x in (sample_weight, ignored, options.class_weight))
     return Problem(
         rows, row_weight, total, LossSpec(class_weight, smoothing, z_loss), None if alike else counting, weighted
     )
 
 
-def _divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
+def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
     """Weights of a mean: zero where there is nothing to take a mean of, nan where the sum overflowed."""
     if type(total) is float:  # not a NumPy scalar, which is one too
         return row_weight / (total or 1.0)

@@ -305,14 +305,17 @@ def _is_traced(array: Array) -> bool:
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-def as_integer(name: str, value: object) -> int:
-    """Check for an integer (not a bool)."""
+def as_integer(name: str, value: object, low: int | None = None) -> int:
+    """Check for an integer (not a bool), at least `low`."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got {value}.")
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}.") from None
+    if low is not None and number < low:
+        raise ValueError(f"{name} must be at least {low}, got {number}.")
+    return number
 
 
 def as_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> float:

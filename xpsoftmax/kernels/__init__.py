@@ -23,6 +23,7 @@ OPERATIONS = (
     "softmax_loss_rows",
     "bias_activation",
     "activation_backward",
+    "parameter_update",
 )
 
 

@@ -10,6 +10,7 @@ target). The other classes are summed without it, so nothing is ever subtracted 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
@@ -122,7 +123,12 @@ def softmax_jacobian_rows(logits: Array) -> Array:
 
 
 def bias_activation(
-    z: Array, bias: Array, activation: str, *, grad: bool, out: Array | None = None  # noqa: ARG001
+    z: Array,
+    bias: Array,
+    activation: str,
+    *,
+    grad: bool,
+    out: Array | None = None,  # noqa: ARG001
 ) -> tuple[Array, Array | None]:
     """Activation of z + bias (R, H) and, with `grad`, what `activation_backward` is to know of its derivative.
 
@@ -144,6 +150,26 @@ def activation_backward(delta: Array, slope: Array | None, activation: str) -> A
     if activation == "relu":  # the value stands for its slope
         slope = array_namespace(delta).astype(slope > 0.0, delta.dtype)
     return delta * slope
+
+
+def parameter_update(
+    rule: Callable[..., tuple[Array, ...]],
+    arrays: Sequence[Array],
+    grad: Array,
+    numbers: tuple[float, ...],
+    *,
+    ok: Array | None = None,
+    in_place: bool = False,  # noqa: ARG001
+) -> tuple[Array, ...]:
+    """A parameter and what is kept of it, after the rule of an optimiser; as before where `ok`, 0-d, is false.
+
+    With `in_place` a kernel may overwrite `arrays`.
+    """
+    after = rule(*arrays, grad, *numbers)
+    if ok is None:
+        return after
+    xp = array_namespace(grad)
+    return tuple(xp.where(ok, new, old) for new, old in zip(after, arrays, strict=True))
 
 
 def scratch_arrays(*, soft: bool, z_loss: bool) -> int:

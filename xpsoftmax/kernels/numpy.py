@@ -27,7 +27,7 @@ from xpsoftmax.kernels.numpy_blocks import (
     row_sums,
     working,
 )
-from xpsoftmax.kernels.numpy_layers import activation_backward, bias_activation
+from xpsoftmax.kernels.numpy_layers import activation_backward, bias_activation, parameter_update
 from xpsoftmax.kernels.numpy_soft import loss_by_generic, loss_of_masses
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "bias_activation",
     "log_softmax_rows",
     "logsumexp_rows",
+    "parameter_update",
     "softmax_loss_rows",
     "softmax_rows",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._threads import share
 from xpsoftmax._typing import Array
+from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.numpy_blocks import SHARE
 
 PART = 2**18
@@ -86,3 +87,28 @@ def _relu_backward(delta: Array, value: Array) -> None:
 
 def _times(delta: Array, slope: Array) -> None:
     np.multiply(delta, slope, out=delta)
+
+
+def parameter_update(
+    rule: Callable[..., tuple[Array, ...]],
+    arrays: Sequence[Array],
+    grad: Array,
+    numbers: tuple[float, ...],
+    *,
+    ok: Array | None = None,
+    in_place: bool = False,
+) -> tuple[Array, ...]:
+    """See `xpsoftmax.kernels.generic.parameter_update`; not with `ok`: a NumPy program can look at its numbers."""
+    if ok is not None:
+        return generic.parameter_update(rule, arrays, grad, numbers, ok=ok)
+    if grad.nbytes <= PART:
+        return rule(*arrays, grad, *numbers)
+    after = arrays if in_place else [np.empty_like(array) for array in arrays]
+    count = len(arrays)
+
+    def update(*parts: Array) -> None:
+        for result, value in zip(parts[count + 1 :], rule(*parts[: count + 1], *numbers), strict=True):
+            result[...] = value
+
+    in_parts(update, *arrays, grad, *after)
+    return tuple(after)

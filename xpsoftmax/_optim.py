@@ -1,0 +1,345 @@
+"""Optimisers: rules that make new parameters, and a new state, of parameters, gradients and a state."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from array_api_compat import array_namespace
+
+from xpsoftmax import _validate as check
+from xpsoftmax._backprop import Layer, Params, as_network, check_alike
+from xpsoftmax._softmax import quiet
+from xpsoftmax._typing import Array
+from xpsoftmax.kernels import select
+
+LearningRate: TypeAlias = float | Callable[[int], float]
+State: TypeAlias = tuple[Any, ...]
+"""The number of updates made, then a tuple of layers for each array that is kept of every parameter."""
+
+
+class Optimizer(ABC):
+    """What `sgd`, `adam` and `adamw` return. It never changes: what does is in the parameters and the state."""
+
+    learning_rate: LearningRate
+
+    def init(self, params: Params) -> State:
+        """State before the first update.
+
+        Parameters
+        ----------
+        params : sequence of Layer
+
+        Returns
+        -------
+        tuple
+            The number of updates, 0, then tuples of layers shaped like `params` and zero, in float32 or wider.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `params` is not a network.
+        """
+        net = as_network(params, "identity")
+        zeros = [tuple(Layer(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)]
+        return (0, *zeros)
+
+    def update(self, params: Params, grads: Params, state: State) -> tuple[Params, State]:
+        """Parameters and state after one step. No argument is modified.
+
+        Parameters
+        ----------
+        params, grads : sequence of Layer
+            As `mlp_loss_and_grad` takes and returns them.
+        state : tuple
+            As `init` and `update` return it.
+
+        Returns
+        -------
+        params : tuple of Layer
+            In the dtype of `params`; 16-bit ones are computed in float32.
+        state : tuple
+
+        Raises
+        ------
+        TypeError, ValueError
+            If gradients or state do not fit the parameters, or a learning rate is not a number from 0 on.
+        """
+        net = as_network(params, "identity")
+        slopes = as_network(grads, "identity").layers
+        check_alike("grads", slopes, net.layers, "params")
+        if type(state) is not tuple or len(state) != 1 + self.kept or type(state[0]) is not int:
+            raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.")
+        for kept in state[1:]:
+            check_alike("state", kept, net.layers, "params")
+        with quiet(net.xp, net.frame.device):
+            layers, state = self.step(net.layers, slopes, state)
+            if net.dtype != net.working:
+                layers = tuple(Layer(*(net.xp.astype(array, net.dtype) for array in layer)) for layer in layers)
+        return layers, state
+
+    def step(
+        self, params: Params, grads: Params, state: State, *, ok: Array | None = None, in_place: bool = False
+    ) -> tuple[Params, State]:
+        """`update` without checks; where `ok`, 0-d, is false nothing changes but the number of updates.
+
+        With `in_place` parameters and state may be overwritten.
+        """
+        count, *kept = state
+        rate = self.learning_rate
+        if callable(rate):
+            rate = check.as_number(f"learning_rate({count})", rate(count))
+        rule, numbers = self.rule(rate, count + 1)
+        update = select("parameter_update", params[0].weight, "auto")
+        after: list[tuple[Layer, ...]] = []
+        for layer, slopes, *more in zip(params, grads, *kept, strict=True):
+            pairs = [
+                update(rule, [array, *arrays], slope, numbers, ok=ok, in_place=in_place)
+                for array, slope, *arrays in zip(layer, slopes, *more, strict=True)
+            ]
+            after.append(tuple(Layer(*pair) for pair in zip(*pairs, strict=True)))
+        layers, *kept = zip(*after, strict=True)
+        return layers, (count + 1, *kept)
+
+    @property
+    @abstractmethod
+    def kept(self) -> int:
+        """How many arrays are kept of each parameter."""
+
+    @abstractmethod
+    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+        """The rule of the `step`-th update, counted from 1, and its numbers.
+
+        It is called with a parameter, what is kept of it, its gradient and the numbers, and returns all but the
+        latter two anew.
+        """
+
+
+@dataclass(frozen=True)
+class Sgd(Optimizer):
+    learning_rate: LearningRate
+    momentum: float
+    nesterov: bool
+
+    @property
+    def kept(self) -> int:
+        return int(self.momentum > 0.0)
+
+    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:  # noqa: ARG002
+        if not self.kept:
+            return sgd_rule, (rate,)
+        return nesterov_rule if self.nesterov else momentum_rule, (rate, self.momentum)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    learning_rate: LearningRate
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+    @property
+    def kept(self) -> int:
+        return 2
+
+    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+        b1, b2 = self.betas
+        # The corrections of the two means, which begin at 0.
+        rate_of_m, root_of_v = rate / (1.0 - b1**step), 1.0 / math.sqrt(1.0 - b2**step)
+        numbers = (rate_of_m, root_of_v, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
+        if self.weight_decay == 0.0:
+            return adam_rule, numbers
+        return adamw_rule, (1.0 - rate * self.weight_decay, *numbers)
+
+
+def sgd_rule(p: Array, g: Array, rate: float) -> tuple[Array]:
+    return (p - rate * g,)
+
+
+def momentum_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
+    v = momentum * v + g
+    return p - rate * v, v
+
+
+def nesterov_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
+    v = momentum * v + g
+    return p - rate * (g + momentum * v), v
+
+
+def adam_rule(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    rate: float,
+    root: float,
+    b1: float,
+    rest1: float,
+    b2: float,
+    rest2: float,
+    eps: float,
+) -> tuple[Array, Array, Array]:
+    m = b1 * m + rest1 * g
+    v = b2 * v + rest2 * (g * g)
+    return p - (rate * m) / (root * array_namespace(v).sqrt(v) + eps), m, v
+
+
+def adamw_rule(p: Array, m: Array, v: Array, g: Array, shrink: float, *numbers: float) -> tuple[Array, Array, Array]:
+    return adam_rule(shrink * p, m, v, g, *numbers)
+
+
+def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:  # noqa: FBT001, FBT002
+    r"""Gradient descent, with momentum if asked.
+
+    .. math:: v \leftarrow \mu v + g, \qquad p \leftarrow p - \eta v \quad
+              (\text{Nesterov: } p \leftarrow p - \eta (g + \mu v))
+
+    Parameters
+    ----------
+    learning_rate : float or function of int
+        :math:`\eta`; a function is called with the number of updates made so far: 0 for the first.
+    momentum : float
+        :math:`\mu`, usually below 1.
+    nesterov : bool
+
+    Returns
+    -------
+    Optimizer
+        With ``init(params)`` and ``update(params, grads, state)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is not a number from 0 on; if `nesterov` comes without momentum.
+
+    Notes
+    -----
+    Step by step that of ``torch.optim.SGD`` (``tests/test_optim.py``).
+
+    References
+    ----------
+    B. T. Polyak, USSR Computational Mathematics and Mathematical Physics 4 (1964), doi:10.1016/0041-5553(64)90137-5;
+    Nesterov's in the form of I. Sutskever et al., "On the importance of initialization and momentum in deep learning",
+    ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> params = (xs.Layer(np.ones((1, 2)), np.zeros(2)),)
+    >>> optimizer = xs.sgd(0.5)
+    >>> params, state = optimizer.update(params, params, optimizer.init(params))
+    >>> params[0].weight
+    array([[0.5, 0.5]])
+    """
+    momentum = check.as_number("momentum", momentum)
+    check.check_flag("nesterov", nesterov)
+    if nesterov and momentum == 0.0:
+        raise ValueError("momentum must be positive for nesterov=True, got 0.0.")
+    return Sgd(_as_rate(learning_rate), momentum, bool(nesterov))
+
+
+def adam(learning_rate: LearningRate, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
+    r"""Adam: steps of a size that does not depend on that of the gradients.
+
+    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+              p \leftarrow p - \eta \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    Parameters
+    ----------
+    learning_rate : float or function of int
+        As for `sgd`.
+    betas : (float, float), from 0 to below 1
+    eps : float
+
+    Returns
+    -------
+    Optimizer
+        As `sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is not a number in its range.
+
+    Notes
+    -----
+    Step by step that of ``torch.optim.Adam`` (``tests/test_optim.py``).
+
+    References
+    ----------
+    D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, arXiv:1412.6980.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> params = (xs.Layer(np.ones((1, 2)), np.zeros(2)),)
+    >>> optimizer = xs.adam(0.25)
+    >>> params, state = optimizer.update(params, params, optimizer.init(params))
+    >>> params[0].weight.round(6)
+    array([[0.75, 0.75]])
+    """
+    return _adam(learning_rate, betas, eps, 0.0)
+
+
+def adamw(
+    learning_rate: LearningRate,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    r"""Adam with weight decay that is no part of the gradient: p shrinks by :math:`1 - \eta \lambda` before each step.
+
+    Parameters
+    ----------
+    learning_rate, betas, eps
+        As for `adam`.
+    weight_decay : float
+        :math:`\lambda`, for weights and biases alike.
+
+    Returns
+    -------
+    Optimizer
+        As `sgd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `adam`.
+
+    Notes
+    -----
+    Step by step that of ``torch.optim.AdamW`` (``tests/test_optim.py``).
+
+    References
+    ----------
+    I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019, arXiv:1711.05101.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> params = (xs.Layer(np.ones((1, 2)), np.zeros(2)),)
+    >>> optimizer = xs.adamw(0.25, weight_decay=0.4)
+    >>> params, state = optimizer.update(params, params, optimizer.init(params))
+    >>> params[0].weight.round(6)
+    array([[0.65, 0.65]])
+    """
+    return _adam(learning_rate, betas, eps, check.as_number("weight_decay", weight_decay))
+
+
+def _adam(learning_rate: LearningRate, betas: tuple[float, float], eps: float, weight_decay: float) -> Optimizer:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"betas must be two numbers, got {betas!r}.")
+    first, second = (
+        check.as_number(f"betas[{i}]", beta, high=math.nextafter(1.0, 0.0)) for i, beta in enumerate(betas)
+    )
+    return Adam(_as_rate(learning_rate), (first, second), check.as_number("eps", eps), weight_decay)
+
+
+def _as_rate(learning_rate: LearningRate) -> LearningRate:
+    return learning_rate if callable(learning_rate) else check.as_number("learning_rate", learning_rate)

@@ -1,0 +1,569 @@
+"""Training: minibatches, history, early stopping, interruption and resumption."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from array_api_compat import is_dask_array
+
+from xpsoftmax import _validate as check
+from xpsoftmax._backprop import (
+    Buffers,
+    Layer,
+    Network,
+    Params,
+    Plan,
+    add_rows,
+    as_inputs,
+    as_network,
+    check_alike,
+    finished,
+    forward,
+    plan_chunks,
+)
+from xpsoftmax._loss import LossOptions, Problem, divided, filled, prepare
+from xpsoftmax._optim import Optimizer, State
+from xpsoftmax._softmax import quiet, summed
+from xpsoftmax._typing import Array, DType, Impl, Reduction
+from xpsoftmax.kernels import select
+from xpsoftmax.kernels.generic import narrowed
+
+History = dict[str, list[float]]
+
+
+class TrainState(NamedTuple):
+    """All that a call of `train` needs to go on where another one ended.
+
+    Plain tuples, dicts, numbers and arrays: it can be pickled, or looked at.
+
+    Attributes
+    ----------
+    params : tuple of Layer
+        The last parameters, in float32 or wider; those that `train` returns may be earlier and better ones.
+    optimizer : tuple
+        State of the optimiser.
+    rng : dict
+        State of the random generator at the beginning of the epoch.
+    epoch, step : int
+        Epochs completed, and steps made of the one that has begun.
+    best : tuple or None
+        (validation loss, epoch, parameters) of the best epoch so far, where `patience` is given.
+    history : dict of lists
+    """
+
+    params: Params
+    optimizer: State
+    rng: dict[str, Any]
+    epoch: int
+    step: int
+    best: tuple[float, int, Params] | None
+    history: History
+
+
+class TrainResult(NamedTuple):
+    """What `train` returns.
+
+    Attributes
+    ----------
+    params : tuple of Layer
+        With `patience` those of the epoch with the least validation loss, otherwise the last ones.
+    history : dict of lists
+        "loss": of each step, penalty included; nan for a batch without a row that counts. With validation data, for
+        each epoch: "validation_loss", without the penalty, and "validation_accuracy".
+    state : TrainState
+        To go on from, by ``train(..., resume=state)``.
+    """
+
+    params: Params
+    history: History
+    state: TrainState
+
+
+class TrainStep:
+    """What a callback of `train` sees after each step.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Counted from 0; `step` goes on from epoch to epoch.
+    loss : array, 0-d, or float
+        On a GPU it is still there: ``float(loss)`` waits for it.
+    params : tuple of Layer
+        A copy, made when it is asked for.
+    """
+
+    def __init__(self, epoch: int, step: int, loss: Any, copy: Callable[[], Params]) -> None:
+        self.epoch, self.step, self.loss, self._copy = epoch, step, loss, copy
+
+    @property
+    def params(self) -> Params:
+        """The parameters after the step."""
+        return self._copy()
+
+    def __repr__(self) -> str:
+        return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"
+
+
+class TrainingDiverged(FloatingPointError):
+    """A loss that is not finite ended a training.
+
+    Attributes
+    ----------
+    step : int
+        The step, counted from 0.
+    result : TrainResult
+        As it was before that step.
+    """
+
+    def __init__(self, step: int, loss: float, result: TrainResult) -> None:
+        super().__init__(
+            f"loss must be finite in training, got {loss} at step {step}. "
+            "A smaller learning rate may help; the error's `result` has the parameters from before it."
+        )
+        self.step = step
+        self.result = result
+
+
+def train(
+    params: Params,
+    X: Array,
+    targets: Array,
+    /,
+    *,
+    optimizer: Optimizer,
+    epochs: int,
+    batch_size: int,
+    rng: Any,
+    activation: str = "relu",
+    reg: float = 0.0,
+    validation: tuple[Array, Array] | None = None,
+    patience: int | None = None,
+    resume: TrainState | None = None,
+    progress: bool = False,
+    callback: Callable[[TrainStep], object] | None = None,
+    max_memory: int | None = None,
+    class_weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> TrainResult:
+    """Train a network by minibatches.
+
+    Every epoch goes through all rows in a new random order; the last batch may be shorter. A batch of all rows is
+    taken as it is.
+
+    Parameters
+    ----------
+    params, X, targets, activation, reg, max_memory
+        As for `mlp_loss_and_grad`. The arguments are not modified. 16-bit parameters are trained in float32 and
+        rounded at the end. `X` may be a memory map: only the rows of a batch are read.
+    optimizer : Optimizer
+        `sgd`, `adam` or `adamw`.
+    epochs : int
+        Epochs in all, those before `resume` included.
+    batch_size : int
+    rng : None, int, numpy.random.Generator, ...
+        Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
+    validation : (X, targets), optional
+        Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
+        for after each epoch.
+    patience : int, optional
+        Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
+    resume : TrainState, optional
+        State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
+        must be as they were.
+    progress : bool
+        Show a progress bar; needs tqdm.
+    callback : function, optional
+        Called with a `TrainStep` after each step; if it returns something true, training stops.
+    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
+        As for `mlp_loss_and_grad`. Labels and weights are looked at once, before the first step.
+
+    Returns
+    -------
+    TrainResult
+        params, history and state.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `mlp_loss_and_grad`, and if an option does not fit.
+    TrainingDiverged
+        A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
+        is looked at once an epoch; no update is made from that step on.
+    ImportError
+        If `progress` is asked for without tqdm.
+
+    Notes
+    -----
+    A batch in which no row counts makes no update; its loss is recorded as nan. An interrupt (Ctrl-C) ends the step
+    that is being made, and what was learnt so far is returned; a second one is raised. A training that was stopped and
+    resumed ends, on NumPy, with the same bits as one that was not (``tests/test_training.py``).
+
+    References
+    ----------
+    L. Bottou, F. E. Curtis, J. Nocedal, "Optimization methods for large-scale machine learning", SIAM Review 60
+    (2018); early stopping: L. Prechelt, "Early stopping - but when?", 1998.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((300, 2))
+    >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)  # a checkerboard: no linear classifier can tell
+    >>> params = xs.init_params((2, 16, 2), rng=rng)
+    >>> result = xs.train(params, X, y, optimizer=xs.adam(0.02), epochs=60, batch_size=50, rng=rng)
+    >>> bool((xs.mlp_predict(result.params, X) == y).mean() > 0.95)
+    True
+    """
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
+    check.check_impl(impl)
+    check.check_choice("reduction", reduction, ("mean", "sum"))
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be made by sgd, adam or adamw, got {optimizer!r:.60}.")
+    check.check_flag("progress", progress)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function, got {callback!r:.60}.")
+    epochs = check.as_integer("epochs", epochs, low=1)
+    batch_size = check.as_integer("batch_size", batch_size, low=1)
+    if patience is not None:
+        patience = check.as_integer("patience", patience, low=1)
+        if validation is None:
+            raise ValueError(f"patience must be None without validation data, got {patience}.")
+    net = as_network(params, activation)
+    if is_dask_array(net.layers[0].weight):
+        raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
+    reg = check.as_number("reg", reg)
+    data = _as_data(net, "X", X, targets, options)
+    held_out = None
+    if validation is not None:
+        if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+            raise TypeError(f"validation must be a pair (X, targets), got {validation!r:.60}.")
+        held_out = _as_data(net, "validation", *validation, options._replace(sample_weight=None))
+    generator = check.as_generator("rng", rng)
+    if resume is not None:
+        _check_resumable(resume, net, optimizer, generator)
+    stepper = _Stepper(net, data, reg, reduction, max_memory, impl)
+    with quiet(net.xp, net.frame.device):
+        run = _Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
+        with _progress(run.steps_left(epochs), shown=progress) as tick, _interrupts() as interrupted:
+            going = True
+            while going and run.epoch < epochs and not run.out_of_patience(patience):
+                going = run.steps_of_epoch(callback, tick, interrupted)
+                if run.step == run.batches:
+                    run.end_epoch(held_out)
+    return run.result(best=patience is not None)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class _Data(NamedTuple):
+    X: Array  # (N, D), in the dtype of the parameters
+    problem: Problem  # of all rows, with the weights of a sum
+    counts: np.ndarray | None  # (N,) on the host: which rows count; None where all do
+
+    @property
+    def rows(self) -> int:
+        return int(self.X.shape[0])
+
+
+def _as_data(net: Network, name: str, X: Array, targets: Array, options: LossOptions) -> _Data:
+    """Check inputs and targets; look at all labels and weights, once."""
+    X = as_inputs(net, X, name)
+    if X.shape[0] == 0:
+        raise ValueError(f"{name} must have at least one row, got shape {tuple(X.shape)}.")
+    frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)
+    with quiet(net.xp, net.frame.device):
+        problem = prepare(targets, frame, options._replace(reduction="sum"))
+        counts = None if problem.counting is None else np.array(_on_host(problem.counting != 0.0), bool)
+    return _Data(X, problem, None if counts is None or counts.all() else counts)
+
+
+def _on_host(x: Array) -> Any:
+    """The numbers of an array, in lists; it waits for the device."""
+    return x.tolist() if hasattr(x, "tolist") else np.from_dlpack(x).tolist()
+
+
+def _copied(net: Network, layers: Params, dtype: DType) -> Params:
+    asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
+    return tuple(Layer(*(asarray(array, **options) for array in layer)) for layer in layers)
+
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+
+
+class _Stepper:
+    """Loss and gradients of batches of rows, with arrays that are used again on NumPy."""
+
+    def __init__(
+        self, net: Network, data: _Data, reg: float, reduction: Reduction, max_memory: int | None, impl: Impl
+    ) -> None:
+        self.given = net
+        self.data, self.reg, self.reduction, self.max_memory, self.impl = data, reg, reduction, max_memory, impl
+        self.plans: dict[int, Plan] = {}
+        self.evenly: dict[int, Array] = {}
+        self.on_host = type(net.layers[0].weight) is np.ndarray
+        self.buffers = Buffers() if self.on_host else None
+        self.grads = tuple(Layer(*map(np.empty_like, layer)) for layer in net.layers) if self.on_host else None
+        self.plan(1)  # too small a budget shows at once
+
+    def plan(self, rows: int) -> Plan:
+        if rows not in self.plans:
+            self.plans[rows] = plan_chunks(self.given, rows, self.data.problem, self.max_memory, self.impl)
+        return self.plans[rows]
+
+    def loss_and_grads(self, layers: Params, rows: Array | None) -> tuple[Array, Params]:
+        """Of these rows, or of all."""
+        net = self.given._replace(layers=layers)
+        X, problem = self.batch(rows)
+        plan = self.plan(X.shape[0])
+        loss, grads = add_rows(net, X, problem, plan, self.impl, grad=True, buffers=self.buffers, out=self.grads)
+        return finished(net._replace(dtype=net.working), loss, grads, self.reg)
+
+    def batch(self, rows: Array | None) -> tuple[Array, Problem]:
+        X, problem = self.data.X, self.data.problem
+        targets, row_weight, counting = problem.targets, problem.row_weight, problem.counting
+        if rows is not None:
+            X, targets = self.taken(X, rows), self.taken(targets, rows)
+            if counting is not None:
+                counting, row_weight = self.taken(counting, rows), self.taken(row_weight, rows)
+        size = X.shape[0]
+        if counting is None:
+            share = 1.0 / size if self.reduction == "mean" else 1.0
+            if size not in self.evenly:
+                self.evenly[size] = self.given.xp.full_like(row_weight[:size], share)
+            row_weight = self.evenly[size]
+        elif self.reduction == "mean":
+            row_weight = divided(self.given.xp, row_weight, self.given.xp.sum(counting))
+        return X, problem._replace(targets=targets, row_weight=row_weight)
+
+    def taken(self, array: Array, rows: Array) -> Array:
+        if type(array) is not np.ndarray:
+            return self.given.xp.take(array, rows, axis=0)
+        if array.ndim == 1 or self.buffers is None:
+            return array.take(rows, axis=0)
+        out = self.buffers.take(("rows", id(array)), rows.shape[0], array.shape[1], array.dtype)
+        return array.take(rows, axis=0, out=out, mode="clip")  # in its default mode NumPy fills a copy of `out` first
+
+    def evaluated(self, layers: Params, data: _Data) -> tuple[float, float]:
+        """Loss, without penalty, and accuracy of other data."""
+        net = self.given._replace(layers=layers)
+        xp, problem = net.xp, data.problem
+        loss, right = 0.0, 0.0
+        counted = data.rows if data.counts is None else int(np.count_nonzero(data.counts))
+        for rows in plan_chunks(net, data.rows, problem, self.max_memory, self.impl).chunks:
+            rows = slice(0, data.rows) if rows is None else rows
+            X = xp.astype(data.X[rows, :], net.working, copy=False)
+            targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
+            _, _, logits = forward(net, X, self.impl)
+            labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
+            hits = (xp.argmax(logits, axis=1) == labels) & (row_weight != 0.0)
+            kernel = select("softmax_loss_rows", logits, self.impl)
+            losses, _ = kernel(logits, targets, row_weight, problem.spec, grad=False)
+            loss, right = loss + summed(xp, losses), right + xp.sum(xp.astype(hits, net.working))
+        if counted == 0:
+            return math.nan, math.nan
+        return float(loss / problem.total if self.reduction == "mean" else loss), float(right) / counted
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """A training between two steps: all that changes."""
+
+    def __init__(
+        self,
+        stepper: _Stepper,
+        optimizer: Optimizer,
+        generator: np.random.Generator,
+        batch_size: int,
+        resume: TrainState | None,
+    ) -> None:
+        net = stepper.given
+        self.stepper, self.optimizer, self.generator, self.batch_size = stepper, optimizer, generator, batch_size
+        self.batches = -(-stepper.data.rows // batch_size)
+        self.losses: list[Any] = []  # of this epoch's steps; on a device they stay there until it ends
+        self.sound: Array | None = None  # 0-d: whether all of them are finite
+        if resume is None:
+            self.layers = _copied(net, net.layers, net.working)
+            self.state = optimizer.init(self.layers)
+            self.epoch, self.step, self.best = 0, 0, None
+            self.history: History = {"loss": []}
+        else:
+            self.layers = _copied(net, resume.params, net.working)
+            count, *kept = resume.optimizer
+            self.state = (count, *(_copied(net, layers, net.working) for layers in kept))
+            self.epoch, self.step, self.best = resume.epoch, resume.step, resume.best
+            self.history = {name: list(values) for name, values in resume.history.items()}
+            generator.bit_generator.state = resume.rng
+        self.rng = generator.bit_generator.state  # when the epoch began
+
+    def steps_left(self, epochs: int) -> int:
+        return max(0, (epochs - self.epoch) * self.batches - self.step)
+
+    def steps_of_epoch(
+        self,
+        callback: Callable[[TrainStep], object] | None,
+        tick: Callable[[], object],
+        interrupted: Callable[[], bool],
+    ) -> bool:
+        """Make the steps that an epoch still lacks; whether to go on after them."""
+        self.rng = self.generator.bit_generator.state
+        order = self.generator.permutation(self.stepper.data.rows) if self.batches > 1 else None
+        there = order
+        if order is not None and not self.stepper.on_host:
+            net = self.stepper.given
+            there = net.xp.asarray(order, device=net.frame.device)
+        first, updates, going = self.step, self.state[0], True
+        while going and self.step < self.batches:
+            rows = slice(self.step * self.batch_size, (self.step + 1) * self.batch_size)
+            loss = math.nan
+            if self.counts(order, rows):
+                loss = self.one_step(None if there is None else there[rows])
+            self.losses.append(loss)
+            self.step += 1
+            tick()
+            if callback is not None:
+                going = not self.asked_to_stop(callback, loss)
+            going = going and not interrupted()
+        self.collect(first, updates)
+        return going
+
+    def counts(self, order: np.ndarray | None, rows: slice) -> bool:
+        """Whether a batch has a row that counts."""
+        counts = self.stepper.data.counts
+        return counts is None or bool((counts if order is None else counts[order[rows]]).any())
+
+    def one_step(self, rows: Array | None) -> Any:
+        loss, grads = self.stepper.loss_and_grads(self.layers, rows)
+        if self.stepper.on_host:
+            loss = float(loss)
+            if not math.isfinite(loss):
+                self.diverged(loss)
+        else:
+            finite = self.stepper.given.xp.isfinite(loss)
+            self.sound = finite if self.sound is None else self.sound & finite
+        self.layers, self.state = self.optimizer.step(self.layers, grads, self.state, ok=self.sound, in_place=True)
+        return loss
+
+    def asked_to_stop(self, callback: Callable[[TrainStep], object], loss: Any) -> bool:
+        step = self.epoch * self.batches + self.step - 1
+        try:
+            return bool(callback(TrainStep(self.epoch, step, loss, lambda: self.params_of(self.layers))))
+        except KeyboardInterrupt:
+            return True
+
+    def collect(self, first: int, updates: int) -> None:
+        """Bring the losses of an epoch, from its step `first` on, to the history."""
+        if self.stepper.on_host or not self.losses:
+            self.history["loss"] += self.losses
+            self.losses = []
+            return
+        made = [i for i, loss in enumerate(self.losses) if type(loss) is not float]
+        values = [math.nan] * len(self.losses)
+        if made:
+            for i, value in zip(
+                made, _on_host(self.stepper.given.xp.stack([self.losses[i] for i in made])), strict=True
+            ):
+                values[i] = value
+        bad = next((i for i in made if not math.isfinite(values[i])), None)
+        self.losses, self.sound = values[:bad], None
+        if bad is not None:
+            self.step = first + bad
+            self.state = (updates + made.index(bad), *self.state[1:])
+            self.diverged(values[bad])
+        self.history["loss"] += self.losses
+        self.losses = []
+
+    def diverged(self, loss: float) -> NoReturn:
+        self.history["loss"] += self.losses
+        raise TrainingDiverged(self.epoch * self.batches + self.step, loss, self.result(best=False))
+
+    def end_epoch(self, held_out: _Data | None) -> None:
+        self.epoch, self.step = self.epoch + 1, 0
+        self.rng = self.generator.bit_generator.state
+        if held_out is None:
+            return
+        loss, accuracy = self.stepper.evaluated(self.layers, held_out)
+        self.history.setdefault("validation_loss", []).append(loss)
+        self.history.setdefault("validation_accuracy", []).append(accuracy)
+        if self.best is None or loss < self.best[0]:
+            net = self.stepper.given
+            self.best = (loss, self.epoch, _copied(net, self.layers, net.working))
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        return patience is not None and self.best is not None and self.epoch - self.best[1] >= patience
+
+    def params_of(self, layers: Params) -> Params:
+        """A copy in the dtype that was given."""
+        net = self.stepper.given
+        narrow = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
+        return _copied(net, narrow, net.dtype)
+
+    def result(self, *, best: bool) -> TrainResult:
+        layers = self.best[2] if best and self.best is not None else self.layers
+        state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, self.history)
+        return TrainResult(self.params_of(layers), {name: list(x) for name, x in self.history.items()}, state)
+
+
+def _check_resumable(resume: object, net: Network, optimizer: Optimizer, generator: np.random.Generator) -> None:
+    if not isinstance(resume, TrainState):
+        raise TypeError(f"resume must be the state of an earlier call, got {resume!r:.60}.")
+    for layers in (resume.params, *resume.optimizer[1:]):
+        check_alike("resume", layers, net.layers, "params")
+    if len(resume.optimizer) != 1 + optimizer.kept:
+        raise ValueError(f"resume must be of a training by the same optimizer, got one that is not by {optimizer}.")
+    kind = generator.bit_generator.state["bit_generator"]
+    if resume.rng["bit_generator"] != kind:
+        raise ValueError(f"rng must be of the kind of resume, {resume.rng['bit_generator']}, got {kind}.")
+
+
+@contextmanager
+def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
+    if not shown:
+        yield lambda: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError("progress needs tqdm, which is not installed: pip install tqdm.") from None
+    with tqdm(total=steps, unit="step") as bar:
+        yield bar.update
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Let a step be ended before Ctrl-C stops the training; a second one is raised at once.
+
+    Only where the default handler would raise it, which Python calls between any two lines of the main thread.
+    """
+    asked: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if asked:
+            signal.default_int_handler(number, frame)
+        asked.append(number)
+
+    usual = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if usual:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
