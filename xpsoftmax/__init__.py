@@ -14,17 +14,17 @@ from xpsoftmax._mlp import (
 from xpsoftmax._optim import adam, adamw, sgd
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
 from xpsoftmax._threads import threads
-from xpsoftmax._training import TrainingDiverged, TrainResult, TrainState, TrainStep, train
+from xpsoftmax._training import DivergenceError, TrainResult, TrainState, TrainStep, train
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "DivergenceError",
     "Layer",
     "PartialSums",
     "TrainResult",
     "TrainState",
     "TrainStep",
-    "TrainingDiverged",
     "adam",
     "adamw",
     "check_grad",

@@ -8,6 +8,7 @@ delta[l-1] = (delta[l] W[l]^T) * activation'(z[l-1])
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from xpsoftmax._activations import check_activation
 from xpsoftmax._loss import LossOptions, Problem, mean_or_nan, prepare
 from xpsoftmax._softmax import quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Namespace
-from xpsoftmax.kernels import generic, select
+from xpsoftmax.kernels import Operations, generic, operations
 from xpsoftmax.kernels.generic import narrowed, scratch_arrays
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
@@ -134,20 +135,22 @@ class Sums(NamedTuple):
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-class Network(NamedTuple):
+@dataclass(slots=True)
+class Network:
     xp: Namespace
     layers: Params  # in the working precision
     activation: str
     dtype: DType  # of the parameters
     working: DType  # of everything that is computed
     frame: check.Frame  # of the first weight: library and device
+    kernels: Operations
 
     @property
     def hidden(self) -> list[int]:
         return [layer.bias.shape[0] for layer in self.layers[:-1]]
 
 
-def as_network(params: Params, activation: str) -> Network:
+def as_network(params: Params, activation: str, impl: Impl = "auto") -> Network:
     """Check the parameters: one library, device and dtype, and each layer fitting the one before."""
     check_activation(activation)
     if not isinstance(params, (tuple, list)) or not params:
@@ -155,7 +158,7 @@ def as_network(params: Params, activation: str) -> Network:
     if _plain_layers(params):
         dtype = params[0].weight.dtype
         frame = _plain_frame(dtype)
-        return Network(frame.xp, tuple(params), activation, dtype, dtype, frame)
+        return Network(frame.xp, tuple(params), activation, dtype, dtype, frame, operations(params[0].weight, impl))
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
@@ -168,7 +171,8 @@ def as_network(params: Params, activation: str) -> Network:
     for i, layer in enumerate(pairs):
         weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
         layers.append(Layer(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
-    return Network(xp, tuple(layers), activation, dtype, working, frame)
+    kernels = operations(layers[0].weight, impl)
+    return Network(xp, tuple(layers), activation, dtype, working, frame, kernels)
 
 
 @cache
@@ -229,9 +233,9 @@ def _layer(i: int, layer: Sequence[Array], frame: check.Frame, dtype: DType, fan
 
 def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
     fan_in = net.layers[0].weight.shape[0]
-    if type(X) is np.ndarray and net.frame.xp is check.numpy_namespace():
-        if X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
-            return X
+    seen = type(X) is np.ndarray and type(net.layers[0].weight) is np.ndarray  # at a glance
+    if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
+        return X
     check.as_companion(name, X, net.frame)
     _, array = check.as_floating(name, X)
     if array.dtype != net.dtype:
@@ -252,22 +256,24 @@ class Buffers:
     def __init__(self) -> None:
         self._arrays: dict[Any, Array] = {}
 
-    def take(self, name: tuple[str, int], rows: int, columns: int, dtype: DType) -> Array:
-        """An array (rows, columns) of anything."""
+    def take(self, name: tuple[str, int], shape: tuple[int, int], dtype: DType) -> Array:
+        """An array of this shape, of anything."""
         array = self._arrays.get(name)
-        if array is None or array.shape[0] < rows or array.shape[1] != columns or array.dtype != dtype:
-            array = self._arrays[name] = np.empty((rows, columns), dtype)
-        return array if array.shape[0] == rows else array[:rows]
+        if array is not None and array.shape == shape and array.dtype == dtype:
+            return array
+        if array is None or array.shape[0] < shape[0] or array.shape[1] != shape[1] or array.dtype != dtype:
+            array = self._arrays[name] = np.empty(shape, dtype)
+        return array[: shape[0]]
 
 
 def _product(xp: Namespace, left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
     if buffers is None:
         return xp.matmul(left, right)
-    return np.matmul(left, right, out=buffers.take(name, left.shape[0], right.shape[1], left.dtype))
+    return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 
 def forward(
-    net: Network, X: Array, impl: Impl, *, grad: bool = False, buffers: Buffers | None = None
+    net: Network, X: Array, *, grad: bool = False, buffers: Buffers | None = None
 ) -> tuple[list[Array], list[Array | None], Array]:
     """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits."""
     inputs: list[Array] = [X]
@@ -275,14 +281,11 @@ def forward(
     last = len(net.layers) - 1
     for i, layer in enumerate(net.layers):
         z = _product(net.xp, inputs[-1], layer.weight, buffers, ("z", i))
-        bias_activation = select("bias_activation", z, impl)
         if i == last:
-            z, _ = bias_activation(z, layer.bias, "identity", grad=False)
+            z, _ = net.kernels.bias_activation(z, layer.bias, "identity", grad=False)
             return inputs, slopes, z
-        out = (
-            buffers.take(("slope", i), *z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
-        )
-        value, slope = bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
+        out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
+        value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
         inputs.append(value)
         slopes.append(slope)
     raise AssertionError  # there is a last layer
@@ -299,7 +302,6 @@ def _backward(
     delta: Array,
     sums: list[Layer | None],
     spare: int,
-    impl: Impl,
     buffers: Buffers | None,
     grads: Params | None,
 ) -> None:
@@ -314,7 +316,7 @@ def _backward(
             sums[i] = Layer(weight, before.bias + xp.sum(delta, axis=0))
         if i > 0:
             delta = _product(xp, delta, net.layers[i].weight.T, buffers, ("delta", i))
-            delta = select("activation_backward", delta, impl)(delta, slopes[i - 1], net.activation)
+            delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
 
 
 def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) -> Layer:
@@ -364,14 +366,14 @@ def add_up(
     """Check everything and add up all chunks; with the reduction "mean" the sums are already divided by the weight."""
     check.check_impl(impl)
     check.check_choice("reduction", options.reduction, ("mean", "sum"))
-    net = as_network(params, activation)
+    net = as_network(params, activation, impl)
     reg = check.as_number("reg", reg)
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
         problem = prepare(targets, net.frame._replace(shape=(X.shape[0], classes), axis=1, owner="X"), options)
-        plan = plan_chunks(net, X.shape[0], problem, max_memory, impl)
-        loss, grads = add_rows(net, X, problem, plan, impl, grad=grad)
+        plan = plan_chunks(net, X.shape[0], problem, max_memory)
+        loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
     return net, Sums(loss, problem.total, grads), reg
@@ -382,7 +384,6 @@ def add_rows(
     X: Array,
     problem: Problem,
     plan: Plan,
-    impl: Impl,
     *,
     grad: bool,
     buffers: Buffers | None = None,
@@ -394,10 +395,10 @@ def add_rows(
     loss: Any = None
     sums: list[Layer | None] = [None] * len(net.layers)
     for rows in plan.chunks:
-        part, inputs, slopes, delta = _chunk(net, X, problem, rows, impl, grad=grad, buffers=buffers)
+        part, inputs, slopes, delta = _chunk(net, X, problem, rows, grad=grad, buffers=buffers)
         loss = part if loss is None else loss + part
         if grad:
-            _backward(net, inputs, slopes, delta, sums, plan.spare, impl, buffers, out)
+            _backward(net, inputs, slopes, delta, sums, plan.spare, buffers, out)
         del inputs, slopes, delta
     return loss, tuple(layer for layer in sums if layer)
 
@@ -407,7 +408,6 @@ def _chunk(
     X: Array,
     problem: Problem,
     rows: slice | None,
-    impl: Impl,
     *,
     grad: bool,
     buffers: Buffers | None,
@@ -422,14 +422,14 @@ def _chunk(
     if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
         # A row that does not count may hold anything: 0 * nan must not reach the weights.
         X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
-    inputs, slopes, logits = forward(net, X, impl, grad=grad, buffers=buffers)
-    kernel = select("softmax_loss_rows", logits, impl)
+    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers)
+    kernel = net.kernels.softmax_loss_rows
     out = None
     if grad and kernel is not generic.softmax_loss_rows:
         if type(logits) is not np.ndarray or logits.nbytes > SMALL:
             out = logits
         elif buffers is not None:
-            out = buffers.take(("dlogits", 0), *logits.shape, logits.dtype)
+            out = buffers.take(("dlogits", 0), logits.shape, logits.dtype)
     losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
     return summed(xp, losses), inputs, slopes, delta
 
@@ -447,7 +447,7 @@ MOST_HELD = 16
 """Numbers that are held for a unit of a row at most, in any layer."""
 
 
-def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | None, impl: Impl) -> Plan:
+def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | None) -> Plan:
     """Cut the rows so that the temporaries of a chunk stay within `max_memory`; small problems are seen at a glance."""
     if max_memory is not None:
         max_memory = check.as_integer("max_memory", max_memory)
@@ -473,7 +473,7 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {max_memory}.")
     spare = max(column, max_memory // 8)
     step = min(max_memory // (itemsize * forward), (max_memory - spare) // (itemsize * backward))
-    if select("softmax_loss_rows", net.layers[-1].weight, impl) is not generic.softmax_loss_rows:
+    if net.kernels.softmax_loss_rows is not generic.softmax_loss_rows:
         step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
     step = max(1, step)
     if step >= rows:

@@ -153,10 +153,10 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     (5, 3)
     """
     check.check_impl(impl)
-    net = as_network(params, activation)
+    net = as_network(params, activation, impl)
     X = as_inputs(net, X)
     with quiet(net.xp, net.frame.device):
-        _, _, logits = forward(net, net.xp.astype(X, net.working, copy=False), impl)
+        _, _, logits = forward(net, net.xp.astype(X, net.working, copy=False))
         return narrowed(net.xp, logits, net.dtype)
 
 

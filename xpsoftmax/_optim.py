@@ -14,7 +14,7 @@ from xpsoftmax import _validate as check
 from xpsoftmax._backprop import Layer, Params, as_network, check_alike
 from xpsoftmax._softmax import quiet
 from xpsoftmax._typing import Array
-from xpsoftmax.kernels import select
+from xpsoftmax.kernels import operations
 
 LearningRate: TypeAlias = float | Callable[[int], float]
 State: TypeAlias = tuple[Any, ...]
@@ -93,16 +93,15 @@ class Optimizer(ABC):
         if callable(rate):
             rate = check.as_number(f"learning_rate({count})", rate(count))
         rule, numbers = self.rule(rate, count + 1)
-        update = select("parameter_update", params[0].weight, "auto")
-        after: list[tuple[Layer, ...]] = []
-        for layer, slopes, *more in zip(params, grads, *kept, strict=True):
-            pairs = [
-                update(rule, [array, *arrays], slope, numbers, ok=ok, in_place=in_place)
-                for array, slope, *arrays in zip(layer, slopes, *more, strict=True)
-            ]
-            after.append(tuple(Layer(*pair) for pair in zip(*pairs, strict=True)))
-        layers, *kept = zip(*after, strict=True)
-        return layers, (count + 1, *kept)
+        update = operations(params[0].weight, "auto").parameter_update
+        after: list[list[Layer]] = [[] for _ in range(1 + len(kept))]
+        for i, slopes in enumerate(grads):
+            layers = [params[i], *(layers[i] for layers in kept)]
+            weights = update(rule, [x.weight for x in layers], slopes.weight, numbers, ok=ok, in_place=in_place)
+            biases = update(rule, [x.bias for x in layers], slopes.bias, numbers, ok=ok, in_place=in_place)
+            for new, weight, bias in zip(after, weights, biases, strict=True):
+                new.append(Layer(weight, bias))
+        return tuple(after[0]), (count + 1, *map(tuple, after[1:]))
 
     @property
     @abstractmethod

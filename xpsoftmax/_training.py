@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -27,11 +28,10 @@ from xpsoftmax._backprop import (
     forward,
     plan_chunks,
 )
-from xpsoftmax._loss import LossOptions, Problem, divided, filled, prepare
+from xpsoftmax._loss import LossOptions, Problem, divided, prepare
 from xpsoftmax._optim import Optimizer, State
 from xpsoftmax._softmax import quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Reduction
-from xpsoftmax.kernels import select
 from xpsoftmax.kernels.generic import narrowed
 
 History = dict[str, list[float]]
@@ -110,7 +110,7 @@ class TrainStep:
         return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"
 
 
-class TrainingDiverged(FloatingPointError):
+class DivergenceError(FloatingPointError):
     """A loss that is not finite ended a training.
 
     Attributes
@@ -198,7 +198,7 @@ def train(
     ------
     TypeError, ValueError, NotImplementedError
         As `mlp_loss_and_grad`, and if an option does not fit.
-    TrainingDiverged
+    DivergenceError
         A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
         is looked at once an epoch; no update is made from that step on.
     ImportError
@@ -230,31 +230,22 @@ def train(
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
     check.check_impl(impl)
     check.check_choice("reduction", reduction, ("mean", "sum"))
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be made by sgd, adam or adamw, got {optimizer!r:.60}.")
-    check.check_flag("progress", progress)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function, got {callback!r:.60}.")
     epochs = check.as_integer("epochs", epochs, low=1)
     batch_size = check.as_integer("batch_size", batch_size, low=1)
-    if patience is not None:
-        patience = check.as_integer("patience", patience, low=1)
-        if validation is None:
-            raise ValueError(f"patience must be None without validation data, got {patience}.")
-    net = as_network(params, activation)
+    check.check_flag("progress", progress)
+    _check_parts(optimizer, callback, patience, validation)
+    net = as_network(params, activation, impl)
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     reg = check.as_number("reg", reg)
     data = _as_data(net, "X", X, targets, options)
     held_out = None
     if validation is not None:
-        if not isinstance(validation, (tuple, list)) or len(validation) != 2:
-            raise TypeError(f"validation must be a pair (X, targets), got {validation!r:.60}.")
         held_out = _as_data(net, "validation", *validation, options._replace(sample_weight=None))
     generator = check.as_generator("rng", rng)
     if resume is not None:
         _check_resumable(resume, net, optimizer, generator)
-    stepper = _Stepper(net, data, reg, reduction, max_memory, impl)
+    stepper = _Stepper(net, data, reg, reduction, max_memory)
     with quiet(net.xp, net.frame.device):
         run = _Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
         with _progress(run.steps_left(epochs), shown=progress) as tick, _interrupts() as interrupted:
@@ -307,11 +298,10 @@ def _copied(net: Network, layers: Params, dtype: DType) -> Params:
 class _Stepper:
     """Loss and gradients of batches of rows, with arrays that are used again on NumPy."""
 
-    def __init__(
-        self, net: Network, data: _Data, reg: float, reduction: Reduction, max_memory: int | None, impl: Impl
-    ) -> None:
+    def __init__(self, net: Network, data: _Data, reg: float, reduction: Reduction, max_memory: int | None) -> None:
         self.given = net
-        self.data, self.reg, self.reduction, self.max_memory, self.impl = data, reg, reduction, max_memory, impl
+        self.net = replace(net, dtype=net.working)
+        self.data, self.reg, self.reduction, self.max_memory = data, reg, reduction, max_memory
         self.plans: dict[int, Plan] = {}
         self.evenly: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
@@ -321,16 +311,16 @@ class _Stepper:
 
     def plan(self, rows: int) -> Plan:
         if rows not in self.plans:
-            self.plans[rows] = plan_chunks(self.given, rows, self.data.problem, self.max_memory, self.impl)
+            self.plans[rows] = plan_chunks(self.given, rows, self.data.problem, self.max_memory)
         return self.plans[rows]
 
     def loss_and_grads(self, layers: Params, rows: Array | None) -> tuple[Array, Params]:
         """Of these rows, or of all."""
-        net = self.given._replace(layers=layers)
+        self.net.layers = layers
         X, problem = self.batch(rows)
         plan = self.plan(X.shape[0])
-        loss, grads = add_rows(net, X, problem, plan, self.impl, grad=True, buffers=self.buffers, out=self.grads)
-        return finished(net._replace(dtype=net.working), loss, grads, self.reg)
+        loss, grads = add_rows(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
+        return finished(self.net, loss, grads, self.reg)
 
     def batch(self, rows: Array | None) -> tuple[Array, Problem]:
         X, problem = self.data.X, self.data.problem
@@ -354,24 +344,23 @@ class _Stepper:
             return self.given.xp.take(array, rows, axis=0)
         if array.ndim == 1 or self.buffers is None:
             return array.take(rows, axis=0)
-        out = self.buffers.take(("rows", id(array)), rows.shape[0], array.shape[1], array.dtype)
+        out = self.buffers.take(("rows", id(array)), (rows.shape[0], array.shape[1]), array.dtype)
         return array.take(rows, axis=0, out=out, mode="clip")  # in its default mode NumPy fills a copy of `out` first
 
     def evaluated(self, layers: Params, data: _Data) -> tuple[float, float]:
         """Loss, without penalty, and accuracy of other data."""
-        net = self.given._replace(layers=layers)
+        net = replace(self.given, layers=layers)
         xp, problem = net.xp, data.problem
         loss, right = 0.0, 0.0
         counted = data.rows if data.counts is None else int(np.count_nonzero(data.counts))
-        for rows in plan_chunks(net, data.rows, problem, self.max_memory, self.impl).chunks:
+        for rows in plan_chunks(net, data.rows, problem, self.max_memory).chunks:
             rows = slice(0, data.rows) if rows is None else rows
             X = xp.astype(data.X[rows, :], net.working, copy=False)
             targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
-            _, _, logits = forward(net, X, self.impl)
+            _, _, logits = forward(net, X)
             labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
             hits = (xp.argmax(logits, axis=1) == labels) & (row_weight != 0.0)
-            kernel = select("softmax_loss_rows", logits, self.impl)
-            losses, _ = kernel(logits, targets, row_weight, problem.spec, grad=False)
+            losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
             loss, right = loss + summed(xp, losses), right + xp.sum(xp.astype(hits, net.working))
         if counted == 0:
             return math.nan, math.nan
@@ -409,7 +398,7 @@ class _Run:
             self.epoch, self.step, self.best = resume.epoch, resume.step, resume.best
             self.history = {name: list(values) for name, values in resume.history.items()}
             generator.bit_generator.state = resume.rng
-        self.rng = generator.bit_generator.state  # when the epoch began
+        self.rng = dict(generator.bit_generator.state)  # when the epoch began
 
     def steps_left(self, epochs: int) -> int:
         return max(0, (epochs - self.epoch) * self.batches - self.step)
@@ -421,7 +410,7 @@ class _Run:
         interrupted: Callable[[], bool],
     ) -> bool:
         """Make the steps that an epoch still lacks; whether to go on after them."""
-        self.rng = self.generator.bit_generator.state
+        self.rng = dict(self.generator.bit_generator.state)
         order = self.generator.permutation(self.stepper.data.rows) if self.batches > 1 else None
         there = order
         if order is not None and not self.stepper.on_host:
@@ -490,11 +479,11 @@ class _Run:
 
     def diverged(self, loss: float) -> NoReturn:
         self.history["loss"] += self.losses
-        raise TrainingDiverged(self.epoch * self.batches + self.step, loss, self.result(best=False))
+        raise DivergenceError(self.epoch * self.batches + self.step, loss, self.result(best=False))
 
     def end_epoch(self, held_out: _Data | None) -> None:
         self.epoch, self.step = self.epoch + 1, 0
-        self.rng = self.generator.bit_generator.state
+        self.rng = dict(self.generator.bit_generator.state)
         if held_out is None:
             return
         loss, accuracy = self.stepper.evaluated(self.layers, held_out)
@@ -517,6 +506,19 @@ class _Run:
         layers = self.best[2] if best and self.best is not None else self.layers
         state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, self.history)
         return TrainResult(self.params_of(layers), {name: list(x) for name, x in self.history.items()}, state)
+
+
+def _check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be made by sgd, adam or adamw, got {optimizer!r:.60}.")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function, got {callback!r:.60}.")
+    if validation is not None and (not isinstance(validation, (tuple, list)) or len(validation) != 2):
+        raise TypeError(f"validation must be a pair (X, targets), got {validation!r:.60}.")
+    if patience is not None:
+        check.as_integer("patience", patience, low=1)
+        if validation is None:
+            raise ValueError(f"patience must be None without validation data, got {patience}.")
 
 
 def _check_resumable(resume: object, net: Network, optimizer: Optimizer, generator: np.random.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels import numpy as numpy_kernels
 
-__all__ = ["OPERATIONS", "select"]
+__all__ = ["OPERATIONS", "Operations", "operations", "select"]
 
 # What a backend may offer: one that lacks an operation leaves it to `generic`.
 OPERATIONS = (
@@ -70,6 +71,29 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         reason = refusal or f"no kernel offers {operation} for them (kernels: {names})"
         raise NotImplementedError(f'impl must be "auto" or "generic" for {kind}, got "kernel": {reason}.')
     return getattr(generic, operation)  # type: ignore[no-any-return]
+
+
+class Operations:
+    """The row operations for arrays of one kind, as attributes: each is selected when it is first asked for."""
+
+    def __init__(self, array: Array, impl: Impl) -> None:
+        self._selected_by = array, impl
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        selected = select(operation, *self._selected_by)
+        setattr(self, operation, selected)
+        return selected
+
+
+def operations(array: Array, impl: Impl) -> Operations:
+    """Return the row operations for arrays like this one."""
+    return _of_numpy(impl, BACKENDS) if type(array) is np.ndarray else Operations(array, impl)
+
+
+@cache
+def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa: ARG001
+    """The same for all arrays, and soon to hand: small calls are felt."""
+    return Operations(np.empty((0, 1)), impl)
 
 
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:

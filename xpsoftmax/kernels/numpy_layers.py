@@ -1,4 +1,4 @@
-"""What is done to all units of a layer, and to all parameters, on NumPy arrays: in place, in parts that stay in a cache."""
+"""What is done to each unit of a layer, and to each parameter, on NumPy: in place, in parts that stay in a cache."""
 
 from __future__ import annotations
 
