@@ -140,9 +140,8 @@ def test_a_step_that_is_not_sound_changes_nothing(name, backend, rng):
     bad = tuple(xs.Layer(*(a * float("nan") for a in layer)) for layer in grads)
     for ok in (False, True):
         new, after = optimizer.step(params, bad, state, ok=backend.asarray(np.array(ok)))
-        same = [
-            np.array_equal(flat(backend, a), flat(backend, b)) for a, b in zip((new, *after[1:]), (params, *state[1:]))
-        ]
+        pairs = zip((new, *after[1:]), (params, *state[1:]), strict=True)
+        same = [np.array_equal(flat(backend, a), flat(backend, b)) for a, b in pairs]
         assert same == [not ok] * len(same)
 
 

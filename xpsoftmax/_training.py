@@ -282,9 +282,9 @@ def _as_data(net: Network, name: str, X: Array, targets: Array, options: LossOpt
     return _Data(X, problem, None if counts is None or counts.all() else counts)
 
 
-def _on_host(x: Array) -> Any:
-    """The numbers of an array, in lists; it waits for the device."""
-    return x.tolist() if hasattr(x, "tolist") else np.from_dlpack(x).tolist()
+def _on_host(x: Array) -> list[float]:
+    """The numbers of a 1-D array; it waits for the device."""
+    return list(x.tolist() if hasattr(x, "tolist") else map(float, x))
 
 
 def _copied(net: Network, layers: Params, dtype: DType) -> Params:
@@ -418,7 +418,8 @@ class _Run:
             there = net.xp.asarray(order, device=net.frame.device)
         first, updates, going = self.step, self.state[0], True
         while going and self.step < self.batches:
-            rows = slice(self.step * self.batch_size, (self.step + 1) * self.batch_size)
+            start = self.step * self.batch_size
+            rows = slice(start, min(start + self.batch_size, self.stepper.data.rows))
             loss = math.nan
             if self.counts(order, rows):
                 loss = self.one_step(None if there is None else there[rows])
