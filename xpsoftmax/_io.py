@@ -228,7 +228,7 @@ def _replace(target: Path, content: bytes) -> None:
 
 
 def to_host(name: str, array: Array) -> np.ndarray:
-    """Copy an array of any library to the host: a little-endian C-contiguous NumPy array."""
+    """Bring an array of any library to the host: a C-contiguous NumPy array."""
     xp, array = check.as_array(name, array)
     if dtype_name(array.dtype) == "bfloat16":  # which no library hands over; float32 holds every one of them
         return to_host(name, xp.astype(array, xp.float32)).astype("bfloat16")
@@ -238,8 +238,7 @@ def to_host(name: str, array: Array) -> np.ndarray:
         array = array.cpu().numpy()
     elif not (is_numpy_array(array) or is_jax_array(array) or is_dask_array(array)):
         array = np.from_dlpack(array)
-    host = np.asarray(array)
-    return host.astype(host.dtype.newbyteorder("<"), order="C", copy=False)
+    return np.asarray(array, order="C")  # safetensors would write the bytes as they lie in memory
 
 
 def to_library(host: np.ndarray, xp: Namespace, device: Device | None) -> Array:
