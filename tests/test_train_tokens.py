@@ -148,6 +148,11 @@ def test_classes_are_ranks(tiny):
     assert {"self", "(", "<newline>"} <= set(tiny.words[1:30])
 
 
+def test_equally_frequent_tokens_are_in_the_order_of_their_appearance(tree, small):
+    found = script.corpus(script.sources(tree, tests=False), small)
+    assert found.words == ["<rest>", ";", "<newline>", *(f"s{i}" for i in range(40))]
+
+
 def test_two_builds_are_the_same_and_another_seed_takes_other_files(tiny):
     paths = script.sources(Path(sysconfig.get_path("stdlib")), tests=False)
     same = script.corpus(paths, script.TINY)
@@ -156,6 +161,8 @@ def test_two_builds_are_the_same_and_another_seed_takes_other_files(tiny):
     np.testing.assert_array_equal(same.validation.stream, tiny.validation.stream)
     other = script.corpus(paths, replace(script.TINY, seed=1))
     assert other.words != tiny.words
+    assert not np.array_equal(script.embedding(script.TINY), script.embedding(replace(script.TINY, seed=1)))
+    np.testing.assert_array_equal(script.embedding(script.TINY), script.embedding(script.TINY))
 
 
 def test_contexts_are_the_tokens_before_and_end_at_a_file(tree, small):
@@ -228,16 +235,20 @@ def test_zipf_exponent_of_exact_frequencies(exponent):
     assert script.zipf_exponent(np.append(counts, 0.0)) == pytest.approx(exponent, rel=1e-9)
 
 
-def test_facts(tree, small):
-    found = script.corpus(script.sources(tree, tests=False), small)
-    known = script.facts(found, small)
-    assert (known.train_tokens, known.validation_tokens) == (27 * 83, 3 * 83)
-    assert known.unigram_token == ";"
-    assert known.unigram_accuracy == pytest.approx(40 / 83)
-    assert known.rest_share == pytest.approx(1 / 83)
-    # Per file: 40 times ";", two ends of a line, 40 names and a rest, as often in the training files.
-    entropy = (40 * math.log(83 / 40) + 2 * math.log(83 / 2) + 41 * math.log(83)) / 83
-    assert known.unigram_cross_entropy == pytest.approx(entropy)
+def part(classes, context=2):
+    """One file with tokens of these classes."""
+    return script.Part(np.array([script.START] * context + classes, np.int32), np.arange(len(classes)) + context, 1)
+
+
+def test_facts(small):
+    """The frequencies are those of the training tokens, the tokens to be named those for validation."""
+    found = script.Corpus(["<rest>", "a", "b"], part([1, 2, 1, 0, 2, 1]), part([2, 1, 2, 0]), 5)
+    known = script.facts(found, replace(small, classes=3, context=2))
+    assert (known.classes, known.train_tokens, known.validation_tokens, known.unreadable_files) == (3, 6, 4, 5)
+    assert (known.unigram_token, known.unigram_accuracy, known.rest_share) == ("a", 1 / 4, 1 / 4)
+    assert known.unigram_cross_entropy == pytest.approx(-(math.log(3 / 6) + 2 * math.log(2 / 6) + math.log(1 / 6)) / 4)
+    assert known.zipf_exponent == pytest.approx(math.log(3 / 2) / math.log(2))  # the rest has no rank
+    assert known.input_bytes == 10 * 2 * 8 * 4
 
 
 def test_the_library_follows_zipfs_law(tiny):
