@@ -2,6 +2,7 @@
 
 from xpsoftmax._backprop import Layer, PartialSums
 from xpsoftmax._gradcheck import check_grad, numerical_grad
+from xpsoftmax._io import load_params, save_params
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._mlp import (
     init_params,
@@ -29,6 +30,7 @@ __all__ = [
     "adamw",
     "check_grad",
     "init_params",
+    "load_params",
     "log_softmax",
     "logsumexp",
     "mlp_logits",
@@ -37,6 +39,7 @@ __all__ = [
     "mlp_partial_sums",
     "mlp_predict",
     "numerical_grad",
+    "save_params",
     "sgd",
     "softmax",
     "softmax_jacobian",
