@@ -488,21 +488,22 @@ def _itemsize(xp: Namespace, dtype: DType) -> int:
 # --- regularisation ---------------------------------------------------------------------------------------------------
 
 
-def penalised(net: Network, loss: Array, reg: float) -> Array:
-    if reg == 0.0:
+def penalised(net: Network, loss: Array, reg: float | Array) -> Array:
+    if type(reg) is float and reg == 0.0:  # an array is not looked at: it may be on a device
         return loss
     for layer in net.layers:
         loss = loss + 0.5 * reg * net.xp.sum(layer.weight * layer.weight)
     return net.xp.asarray(loss)
 
 
-def finished(net: Network, loss: Array, grads: Params, reg: float) -> tuple[Array, Params]:
+def finished(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
     """Add the penalty and its gradient; return the gradients in the dtype of the parameters."""
-    if reg == 0.0 and net.dtype == net.working:
+    free = type(reg) is float and reg == 0.0
+    if free and net.dtype == net.working:
         return loss, grads
     xp = net.xp
     finished = []
     for layer, grad in zip(net.layers, grads, strict=True):
-        weight = grad.weight + reg * layer.weight if reg != 0.0 else grad.weight
+        weight = grad.weight if free else grad.weight + reg * layer.weight
         finished.append(Layer(narrowed(xp, weight, net.dtype), narrowed(xp, grad.bias, net.dtype)))
     return penalised(net, loss, reg), tuple(finished)
