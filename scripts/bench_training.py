@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -69,18 +68,22 @@ class Case:
 
     @property
     def linear(self) -> bool:
+        """Whether it has no hidden layer."""
         return len(self.sizes) == 3
 
     @functools.cached_property
     def params(self) -> tuple[xs.Layer, ...]:
+        """First parameters."""
         return xs.init_params(self.sizes[1:], rng=0, dtype=np.float32)
 
     @functools.cached_property
     def X(self) -> np.ndarray:  # noqa: N802
+        """Inputs (N, D)."""
         return np.random.default_rng(1).standard_normal(self.sizes[:2], np.float32)
 
     @functools.cached_property
     def y(self) -> np.ndarray:
+        """Labels (N,)."""
         return np.random.default_rng(2).integers(0, self.sizes[-1], self.sizes[0])
 
 
@@ -100,7 +103,7 @@ class Finding:
         return self.timings[name].median / self.timings[reference].median
 
 
-# --- the competitors: from a case to a step, and a function that returns loss and gradients for verification -----------
+# --- the competitors: from a case to a step, and to a call that returns loss and gradients, for verification ----------
 
 
 def by_hand(case: Case) -> tuple[float, list[np.ndarray]]:
@@ -130,9 +133,8 @@ def package_train(case: Case) -> tuple[Call, Call]:
     stepper = _training._Stepper(net, data, 0.0, "mean", **options)
     run = _training._Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
 
-    def step() -> Any:
-        with np.errstate(all="ignore"):
-            return stepper.loss_and_grads(run.layers, None) if case.linear else run.one_step(None)
+    def step() -> Any:  # in surroundings that `train` enters once
+        return stepper.loss_and_grads(run.layers, None) if case.linear else run.one_step(None)
 
     def verify() -> Any:
         loss, grads = stepper.loss_and_grads(net.layers, None)
@@ -281,23 +283,21 @@ def torch_compiled(case: Case) -> tuple[Call, Call]:
 
 
 def torch_chunked(case: Case) -> tuple[Call, Call] | None:
-    """torch.nn.functional.linear_cross_entropy, which never holds all logits."""
+    """torch.nn.functional.linear_cross_entropy in chunks, with PyTorch's own choice of them."""
     torch, model, X, y = _torch_parts(case)
     if not case.linear:
         return None
     function = torch.nn.functional.linear_cross_entropy
     (linear,) = model
+    options = torch.nn.LinearCrossEntropyOptions()
 
     def step() -> Any:
         model.zero_grad()
-        loss = function(X, linear.weight, y, linear_bias=linear.bias, **CHUNKED)
+        loss = function(X, linear.weight, y, linear_bias=linear.bias, options=options)
         loss.backward()
         return loss.detach()
 
     return step, lambda: (step().item(), _grads_of(model))
-
-
-CHUNKED: dict[str, Any] = {}
 
 
 def jax_jit(case: Case) -> tuple[Call, Call]:
@@ -340,7 +340,7 @@ def sklearn_step(case: Case) -> tuple[Call, None] | None:
     """MLPClassifier.partial_fit with one batch of all rows; it also looks at its arguments."""
     from sklearn.neural_network import MLPClassifier
 
-    if case.linear or len(np.unique(case.y)) < case.sizes[-1] and case.sizes[-1] > 1000:
+    if case.linear or case.sizes[-1] > 1000:  # which takes it minutes
         return None
     model = MLPClassifier(case.sizes[2], solver="sgd", momentum=0.0, alpha=0.0, batch_size=len(case.y), shuffle=False)
     model.partial_fit(case.X, case.y, classes=np.arange(case.sizes[-1]))
