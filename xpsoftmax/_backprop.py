@@ -504,22 +504,23 @@ def _itemsize(xp: Namespace, dtype: DType) -> int:
 # --- regularisation ---------------------------------------------------------------------------------------------------
 
 
-def penalised(net: Network, loss: Array, reg: float | Array) -> Array:
-    if type(reg) is float and reg == 0.0:  # an array is not looked at: it may be on a device
+def penalised(net: Network, loss: Array, reg: float) -> Array:
+    if reg == 0.0:
         return loss
     for layer in net.layers:
-        loss = loss + 0.5 * reg * net.xp.sum(layer.weight * layer.weight)
+        loss = loss + net.kernels.weight_penalty(layer.weight, None, reg)[0]
     return net.xp.asarray(loss)
 
 
 def finished(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
-    """Add the penalty and its gradient; return the gradients in the dtype of the parameters."""
-    free = type(reg) is float and reg == 0.0
-    if free and net.dtype == net.working:
-        return loss, grads
-    xp = net.xp
-    finished = []
-    for layer, grad in zip(net.layers, grads, strict=True):
-        weight = grad.weight if free else grad.weight + reg * layer.weight
-        finished.append(Layer(narrowed(xp, weight, net.dtype), narrowed(xp, grad.bias, net.dtype)))
-    return penalised(net, loss, reg), tuple(finished)
+    """Add the penalty and its gradient; return the gradients, which may be overwritten, in the parameters' dtype."""
+    if not (type(reg) is float and reg == 0.0):  # an array is not looked at: it may be on a device
+        complete = []
+        for layer, grad in zip(net.layers, grads, strict=True):
+            penalty, weight = net.kernels.weight_penalty(layer.weight, grad.weight, reg)
+            loss = loss + penalty
+            complete.append(Layer(weight, grad.bias))
+        loss, grads = net.xp.asarray(loss), tuple(complete)
+    if net.dtype != net.working:
+        grads = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in grads)
+    return loss, grads

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, Self, TypeAlias
@@ -27,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import check_activation
-from xpsoftmax._backprop import DEFAULT_MAX_MEMORY, Layer, Network, Params, as_network, forward, is_writable
+from xpsoftmax._backprop import DEFAULT_MAX_MEMORY, Buffers, Layer, Network, Params, as_network, forward, is_writable
 from xpsoftmax._io import to_host, to_library
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._optim import Optimizer, State, UncorrectedAdam, VelocitySgd
@@ -67,6 +67,10 @@ NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
     "preprocessed; a smaller learning_rate_init may help, too."
 )
+IN_CACHE = 2**20
+"""Bytes of the widest layer of a chunk of NumPy rows that are predicted."""
+LEAST_ROWS = 64
+"""Rows of such a chunk at least: a product of fewer takes longer for each."""
 LEAST_RATE = 1e-6
 """An adaptive learning rate that is not above this is not divided again."""
 
@@ -386,7 +390,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not reset:
             self._check_library(X, method)
         if not is_elsewhere(X):
-            dtype: Any = self.coefs_[0].dtype if not reset else self._dtype(np, X)
+            if not reset and self._seen_to_fit(X):
+                return X
+            dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
             return validate_data(self, X, dtype=dtype, reset=reset)
         xp, array = check.as_array("X", X)
         if is_dask_array(array):
@@ -399,6 +405,20 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not bool(xp.all(xp.isfinite(array))):
             raise ValueError("X must be finite, got nan or infinity.")
         return validate_data(self, array, skip_check_array=True, reset=reset)
+
+    def _seen_to_fit(self, X: Any) -> bool:
+        """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing."""
+        if not (
+            type(X) is np.ndarray
+            and X.dtype == self.coefs_[0].dtype
+            and X.ndim == 2
+            and X.shape[0] > 0
+            and X.shape[1] == self.n_features_in_
+            and not hasattr(self, "feature_names_in_")
+        ):
+            return False
+        with np.errstate(all="ignore"):
+            return math.isfinite(np.sum(X))  # a sum that overflows is left to them
 
     def _check_library(self, X: Any, method: str) -> None:
         own, where = array_namespace(self.coefs_[0]), device(self.coefs_[0])
@@ -659,7 +679,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         NotFittedError, TypeError, ValueError
             If there is no model yet, or if `X` does not fit it.
         """
-        logits = self._logits(X, "decision_function")
+        logits = self._outputs(X, "decision_function", None)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict(self, X: Any) -> Array:
@@ -702,7 +722,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         NotFittedError, TypeError, ValueError
             As `decision_function`.
         """
-        return self._normalised(X, "predict_proba", "softmax_rows")
+        return self._outputs(X, "predict_proba", "softmax_rows")
 
     def predict_log_proba(self, X: Any) -> Array:
         """Logarithms of the probabilities: finite also where a probability is 0.
@@ -722,7 +742,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         NotFittedError, TypeError, ValueError
             As `decision_function`.
         """
-        return self._normalised(X, "predict_log_proba", "log_softmax_rows")
+        return self._outputs(X, "predict_log_proba", "log_softmax_rows")
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy: the share of the rows whose predicted label is right.
@@ -753,27 +773,40 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y = self.classes_[np.argmax(y, axis=1)]
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
-    def _logits(self, X: Any, method: str) -> Array:
+    def _outputs(self, X: Any, method: str, operation: str | None) -> Array:
+        """Logits of all rows, or what an operation on rows makes of them."""
         check_is_fitted(self)
         X = self._checked(X, method, reset=False)
         net = as_network(self.params_, self.activation)
+        finish: Any = getattr(net.kernels, operation) if operation else lambda logits, out=None: logits  # noqa: ARG005
+        result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
+        parts = []
         with quiet(net.xp, net.frame.device):
-            return forward(net, X)[2]
-
-    def _normalised(self, X: Any, method: str, operation: str) -> Array:
-        logits = self._logits(X, method)
-        net = as_network(self.params_, self.activation)
-        with quiet(net.xp, net.frame.device):
-            return getattr(net.kernels, operation)(logits, out=logits if is_writable(logits) else None)
+            for rows, logits in self._passes(net, X):
+                part = finish(logits, out=logits if is_writable(logits) else None)
+                if result is None:
+                    parts.append(part)
+                else:  # the next chunk overwrites the logits
+                    result[rows] = part
+            if result is not None:
+                return result
+            return parts[0] if len(parts) == 1 else net.xp.concat(parts)
 
     def _codes(self, net: Network, X: Array) -> Array:
-        """Places of the largest logits, of so many rows at once that memory is bounded."""
-        xp, wide = net.xp, sum(net.hidden) + len(self.classes_)
-        step = max(1, (self.max_memory or DEFAULT_MAX_MEMORY) // (2 * 8 * wide))
-        with quiet(xp, net.frame.device):
-            cuts = [*range(0, X.shape[0], step), X.shape[0]]
-            parts = [xp.argmax(forward(net, X[a:b, :])[2], axis=1) for a, b in itertools.pairwise(cuts)]
-        return parts[0] if len(parts) == 1 else xp.concat(parts)
+        """Places of the largest logits."""
+        with quiet(net.xp, net.frame.device):
+            parts = [net.xp.argmax(logits, axis=1) for _, logits in self._passes(net, X)]
+            return parts[0] if len(parts) == 1 else net.xp.concat(parts)
+
+    def _passes(self, net: Network, X: Array) -> Iterator[tuple[slice, Array]]:
+        """Chunks of rows and their logits, which are valid until the next chunk."""
+        itemsize, widths = int(net.xp.finfo(net.dtype).bits) // 8, [*net.hidden, len(self.classes_)]
+        step = max(1, (self.max_memory or DEFAULT_MAX_MEMORY) // (2 * itemsize * sum(widths)))
+        buffers = None
+        if type(X) is np.ndarray:
+            step, buffers = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(widths)))), Buffers()
+        for start, stop in itertools.pairwise([*range(0, X.shape[0], step), X.shape[0]]):
+            yield slice(start, stop), forward(net, X[start:stop, :], buffers=buffers)[2]
 
     # --- weights, and where they are ----------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ OPERATIONS = (
     "softmax_loss_rows",
     "bias_activation",
     "activation_backward",
+    "weight_penalty",
     "parameter_update",
 )
 
