@@ -17,7 +17,9 @@ from array_api_compat import array_namespace, device, is_dask_array
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
 except ImportError as error:
-    raise ImportError(f"xpsoftmax.sklearn needs scikit-learn: pip install xpsoftmax[sklearn] ({error}).") from error
+    raise ImportError(
+        f"xpsoftmax.sklearn needs scikit-learn: pip install xpsoftmax[sklearn] ({error}).", name=error.name
+    ) from error
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
