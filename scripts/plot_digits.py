@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from _report import Parser
-from matplotlib import pyplot
+from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import train_test_split
@@ -34,7 +34,7 @@ def main() -> int:
     model.fit(X_train, y_train)
     print(f"accuracy: {model.score(X_test, y_test):.4f}")
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     epochs = range(1, model[-1].n_iter_ + 1)
     left.semilogy(epochs, model[-1].loss_curve_, label="training loss")
     left.set(xlabel="epoch", ylabel="loss", title="Learning curve")

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-for module in ("sklearn", "rich", "matplotlib"):
-    pytest.importorskip(module)
+pytest.importorskip("sklearn")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
 import compare_sklearn
 
 

@@ -1,11 +1,8 @@
 """MLPClassifier: scikit-learn's checks and tools, the numbers of its classifiers, every library, what is refused."""
 
 import copy
-import os
 import pickle
 import signal
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -72,31 +69,6 @@ def expected_failures(estimator):
 )
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
-
-
-def test_scikit_learns_checks_of_array_libraries():
-    """They want an environment variable before SciPy is imported."""
-    pytest.importorskip("array_api_strict")
-    code = """
-import warnings
-warnings.simplefilter("ignore")
-from sklearn.utils.estimator_checks import estimator_checks_generator
-from unittest import SkipTest
-from xpsoftmax.sklearn import MLPClassifier
-passed = 0
-for estimator, check in estimator_checks_generator(MLPClassifier(max_iter=20)):
-    if "array_api" in repr(check):
-        try:
-            check(estimator)
-            passed += 1
-        except SkipTest:
-            pass
-print(passed)
-"""
-    environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 1
 
 
 # --- the numbers of scikit-learn --------------------------------------------------------------------------------------
