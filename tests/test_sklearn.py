@@ -12,6 +12,7 @@ from _assert import assert_like
 import xpsoftmax as xs
 
 pytest.importorskip("sklearn")
+import sklearn
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -28,8 +29,12 @@ from sklearn.utils.validation import has_fit_parameter
 from xpsoftmax.sklearn import MLPClassifier
 
 # Short fits: what they have come to is compared, not how good it is.
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:.*`disp` and `iprint`:DeprecationWarning"),  # older scikit-learn, newer SciPy
+]
 THEIRS_TAKES_WEIGHTS = has_fit_parameter(Theirs(), "sample_weight")  # from 1.7 on
+KNOWS_LABELS_ELSEWHERE = tuple(map(int, sklearn.__version__.split(".")[:2])) >= (1, 9)
 SAME = 1e-11
 """Largest difference of weights of order 1 after some hundred steps from the same weights on the same batches."""
 
@@ -68,6 +73,8 @@ def expected_failures(estimator):
     expected_failed_checks=expected_failures,
 )
 def test_scikit_learns_checks(estimator, check):
+    if "array_api" in repr(check) and not KNOWS_LABELS_ELSEWHERE:
+        pytest.skip("before 1.9 scikit-learn had an older standard checked, and wanted classes_ to be where X is")
     check(estimator)
 
 
@@ -249,7 +256,8 @@ def test_every_library_makes_the_same_fit(name, backend, dtype, iris, rng):
         atol=bound,
     )
     np.testing.assert_allclose(model.loss_curve_, expected.loss_curve_, rtol=bound)
-    assert model.validation_scores_ == pytest.approx(expected.validation_scores_, rel=1e-6)
+    if model.early_stopping:
+        np.testing.assert_allclose(model.validation_scores_, expected.validation_scores_, rtol=1e-6)
     for layer, like in zip(model.params_, expected.params_, strict=True):
         assert_like(layer.weight, backend=backend, dtype=dtype, shape=like.weight.shape)
         assert_like(layer.bias, backend=backend, dtype=dtype, shape=like.bias.shape)
