@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from _fake_cupy import Recorder, array
 
+from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic, plan
 
@@ -108,6 +109,36 @@ def test_labels_are_read_in_their_own_type(cuda, rng, dtype):
     close(losses, generic.softmax_loss_rows(z, y, w, LossSpec(), grad=False)[0])
 
 
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "again" not in name])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout, activation):
+    z, bias = LAYOUTS[layout](rng.normal(size=(ROWS, CLASSES))), rng.normal(size=2 * CLASSES)[::2]
+    value, slope = generic.bias_activation(z, bias, activation, grad=True)
+    given = array(z.copy(order="K"))
+    for out in (None, array(np.asfortranarray(np.zeros(z.shape)))):
+        given[...] = z
+        found, kept = cuda.bias_activation(given, array(bias), activation, grad=True, out=out)
+        close(found, value)
+        if slope is None:
+            assert kept is None
+        else:
+            close(kept, slope)
+            assert activation == "relu" or out is None or kept is out
+    delta = array(LAYOUTS[layout](rng.normal(size=z.shape)).copy(order="K"))
+    desired = generic.activation_backward(np.array(delta), slope, activation)
+    assert cuda.activation_backward(delta, kept, activation) is delta
+    close(delta, desired)
+    assert len(recorder.launches) == (2 if slope is None else 3)
+
+
+def test_without_a_gradient_no_slopes_are_written(cuda, recorder):
+    z = array(np.ones((ROWS, CLASSES)))
+    value, slope = cuda.bias_activation(z, array(np.ones(CLASSES)), "relu", grad=False)
+    assert value is z
+    assert slope is None
+    assert (z == 2).all()
+
+
 def test_no_rows_need_no_launch(cuda, recorder):
     z = array(np.zeros((0, 3), "f4"))
     assert cuda.softmax_rows(z).shape == (0, 3)
@@ -116,6 +147,8 @@ def test_no_rows_need_no_launch(cuda, recorder):
         z, array(np.zeros(0, "i8")), array(np.zeros(0, "f4")), LossSpec(), grad=True
     )
     assert (losses.shape, dlogits.shape) == ((0,), (0, 3))
+    value, slope = cuda.bias_activation(z, array(np.zeros(3, "f4")), "tanh", grad=True)
+    assert cuda.activation_backward(value, slope, "tanh").shape == (0, 3)
     assert recorder.launches == []
 
 

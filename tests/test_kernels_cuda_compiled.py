@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax.kernels import plan
 
 nvrtc = pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda.nvrtc
@@ -49,6 +50,12 @@ def specialisations(arch: int, dtype: str):
             yield f"{kernel} {kind.lanes}x{kind.vectors}x{kind.blocks}", kernel, plan.defines(kind, dtype)
     for threads in plan.MASS_THREADS:
         yield f"softmax_loss_of_masses {threads}", "softmax_loss_of_masses", plan.mass_defines(threads, dtype)
+    if dtype in ("float32", "float64"):  # the working precisions of a network
+        for activation in ACTIVATIONS:
+            defines = plan.unit_defines(dtype, ("ACTIVATION", activation))
+            yield f"bias_activation {activation}", "bias_activation", defines
+        for step in "01":
+            yield f"activation_backward {step}", "activation_backward", plan.unit_defines(dtype, ("STEP", step))
 
 
 @pytest.mark.parametrize("dtype", plan.SCALARS)
@@ -64,7 +71,8 @@ def test_compiles_within_its_registers(arch, dtype, record_property):
             )
         count += 1
     assert not over, f"sm_{arch}, {dtype}:\n" + "\n".join(over)
-    assert count >= (4 * 11 + 3 if arch < plan.CLUSTERS_FROM else 4 * 15 + 3)
+    least = 4 * (11 if arch < plan.CLUSTERS_FROM else 15) + 3
+    assert count >= least + (8 if dtype in ("float32", "float64") else 0)
     record_property("compiled", count)
 
 
@@ -73,6 +81,8 @@ def test_recorded_registers_let_as_many_blocks_run_as_planned(name):
     kernel, _, kind = name.partition(" ")
     if kernel == "softmax_loss_of_masses":
         threads, resident = int(kind), 2
+    elif kernel in ("bias_activation", "activation_backward"):
+        threads, resident = plan.UNIT_THREADS, 4
     else:
         (size_class,) = (k for k in plan.SIZE_CLASSES if f"{k.lanes}x{k.vectors}x{k.blocks}" == kind)
         threads, resident = size_class.threads, size_class.resident

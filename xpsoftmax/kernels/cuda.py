@@ -63,6 +63,32 @@ def softmax_loss_rows(
         return losses, None if result is None else _delivered(result, out)
 
 
+def bias_activation(
+    z: Array, bias: Array, activation: str, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.bias_activation`; in place."""
+    with z.device:
+        value, shift = _in_rows(z), cupy.ascontiguousarray(bias)
+        slope = _result(value, out) if grad and activation not in ("identity", "relu") else None
+        if value.size:
+            written = None if slope is None else _matrix(slope)
+            _run(plan.bias_activation_launch(_matrix(value), _address(shift), written, activation))
+        if grad and activation == "relu":
+            return value, value
+        return value, None if slope is None else _delivered(slope, out)
+
+
+def activation_backward(delta: Array, slope: Array | None, activation: str) -> Array:
+    """See `xpsoftmax.kernels.generic.activation_backward`; in place."""
+    if slope is None:
+        return delta
+    with delta.device:
+        rows, slopes = _in_rows(delta), _in_rows(slope)
+        if rows.size:
+            _run(plan.activation_backward_launch(_matrix(rows), _matrix(slopes), step=activation == "relu"))
+        return _delivered(rows, delta)
+
+
 def _loss_launch(
     rows: Array,
     targets: Array,
@@ -157,4 +183,12 @@ def _capability(device: int) -> int:
     return int(cupy.cuda.Device(device).compute_capability)
 
 
-__all__ = ["log_softmax_rows", "logsumexp_rows", "refusal", "softmax_loss_rows", "softmax_rows"]
+__all__ = [
+    "activation_backward",
+    "bias_activation",
+    "log_softmax_rows",
+    "logsumexp_rows",
+    "refusal",
+    "softmax_loss_rows",
+    "softmax_rows",
+]

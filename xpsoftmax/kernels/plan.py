@@ -128,7 +128,7 @@ def rows_launch(
         outputs: tuple[Any, ...] = _output(logits, result)
     else:
         outputs = (np.uint64(result),)
-    return _launch(operation, logits, capability, kind, lambda sizes: (*_input(logits), *outputs, *sizes))
+    return _launch(operation, logits, capability, kind, lambda sizes: (*_rows_of(logits), *outputs, *sizes))
 
 
 def loss_launch(
@@ -144,7 +144,7 @@ def loss_launch(
 
     def arguments(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
         given = (np.uint64(labels[0]), _label_bytes(labels[1]), np.uint64(weights), np.uint64(losses))
-        return (*_input(logits), *given, *_output(logits, result), *sizes)
+        return (*_rows_of(logits), *given, *_output(logits, result), *sizes)
 
     return _launch("softmax_loss", logits, capability, kind, arguments)
 
@@ -174,7 +174,7 @@ def masses_launch(
         _grid(logits.rows),
         threads,
         (
-            *_input(logits),
+            *_rows_of(logits),
             *target_arguments,
             np.uint64(class_weights),
             np.uint64(weights),
@@ -185,6 +185,35 @@ def masses_launch(
             real(label_smoothing / logits.classes),
             real(z_loss),
         ),
+    )
+
+
+def bias_activation_launch(z: Matrix, bias: int, slopes: Matrix | None, activation: str) -> Launch:
+    """Launch of z = f(z + bias), and of slopes = f'(z + bias); bias is the address of contiguous (H,)."""
+    return _units_launch("bias_activation", z, ("ACTIVATION", activation), (np.uint64(bias), *_rows_of(slopes)))
+
+
+def activation_backward_launch(delta: Matrix, slopes: Matrix, *, step: bool) -> Launch:
+    """Launch of delta *= slopes, or, for a `step`, of delta *= slopes > 0."""
+    return _units_launch("activation_backward", delta, ("STEP", str(int(step))), _rows_of(slopes))
+
+
+UNIT_THREADS = 256
+
+
+def unit_defines(dtype: str, *more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """The specialisation of the kernels for units of a layer (kernels/cuda/units.cuh)."""
+    return (("SCALAR", SCALARS[dtype]), ("THREADS", str(UNIT_THREADS)), *more)
+
+
+def _units_launch(kernel: str, units: Matrix, define: tuple[str, str], arguments: tuple[Any, ...]) -> Launch:
+    lane_bits = (-(-_need(units) // VECTOR) - 1).bit_length()
+    return Launch(
+        kernel,
+        unit_defines(units.dtype, define),
+        _grid(-(-(units.rows << lane_bits) // UNIT_THREADS)),
+        UNIT_THREADS,
+        (*_rows_of(units), *arguments, np.int32(lane_bits), np.int64(units.rows), np.int64(_classes(units))),
     )
 
 
@@ -262,8 +291,8 @@ def _launch(
     return Launch(kernel, defines(kind, logits.dtype), grid, kind.threads, arguments(sizes))
 
 
-def _input(logits: Matrix) -> tuple[Any, ...]:
-    return np.uint64(logits.address), np.int64(logits.stride)
+def _rows_of(matrix: Matrix | None) -> tuple[Any, ...]:
+    return (np.uint64(0), np.int64(0)) if matrix is None else (np.uint64(matrix.address), np.int64(matrix.stride))
 
 
 def _output(logits: Matrix, result: Matrix | None) -> tuple[Any, ...]:
