@@ -79,7 +79,9 @@ FAULTS = {
         "p += STEP) {\n            Vector v", "p += 2 * STEP) {\n            Vector v", STREAMED
     ),
     "weights left out": Fault("? weight : Limits<Real>::nan();", "? 1 : Limits<Real>::nan();", LANES),
-    "the wrong row's weight": Fault("inside ? weights[r] : 0;", "inside ? weights[0] : 0;", LANES),
+    "the wrong row's weight": Fault(
+        "weights ? weights[r] : weight_of_all;", "weights ? weights[0] : weight_of_all;", LANES
+    ),
     "bfloat16 cut off instead of rounded": Fault("bits + 0x7fffu + (bits >> 16 & 1u)", "bits", LANES, "bfloat16"),
     "halves of a word exchanged": Fault(
         "T{(unsigned short)(v.words[i / 2] >> (i % 2 * 16))}",

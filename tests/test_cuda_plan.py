@@ -95,7 +95,7 @@ def test_the_source_needs_no_other_file(kernel):
     text = plan.source(kernel)
     assert "#include" not in text
     assert "#pragma once" not in text
-    assert len(re.findall(r'#line 1 "vectors.cuh"', text)) == 1
+    assert len(re.findall(r'#line 1 "ptx.cuh"', text)) == 1
 
 
 def test_each_vector_of_units_has_a_thread():

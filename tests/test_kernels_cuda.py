@@ -410,6 +410,42 @@ def test_sure_rows_keep_the_sum_of_the_others(dtype, kind):
     within(elementwise("log_softmax", x, dtype, kind=kind), oracle.log_softmax(x), 2 * classes, entries)
 
 
+# --- what goes around the rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("length", [1, 31, 512, 5000, plan.TOTAL_PART, plan.TOTAL_PART + 1, 3 * plan.TOTAL_PART - 7])
+def test_totals(rng, dtype, length):
+    """Within an eps of the sum of the sizes: what is lost in a thread is carried, nine levels are left."""
+    x = (rng.normal(size=length) * 10.0 ** rng.integers(-3, 4, length)).astype(dtype)
+    sums = np.full(plan.total_parts(length), 7, dtype)
+    cpu.run(plan.total_launch(cpu.address(x), cpu.address(sums), length, dtype), schedule=length % 4)
+    for part, found in enumerate(sums):
+        terms = x[part * plan.TOTAL_PART : (part + 1) * plan.TOTAL_PART].astype(oracle.LD)
+        bound = 5 * float(np.finfo(dtype).eps) * np.abs(terms).sum()
+        assert_within(found, terms.sum(), bound=bound)
+
+
+@pytest.mark.parametrize("worst", [INF, -INF, NAN])
+def test_the_total_of_what_is_not_finite(worst):
+    x, total = np.ones(1500), np.zeros(1)
+    x[700] = worst
+    cpu.run(plan.total_launch(cpu.address(x), cpu.address(total), len(x), "float64"))
+    np.testing.assert_array_equal(total, [worst])
+
+
+@pytest.mark.parametrize("kind", LABEL_TYPES)
+@pytest.mark.parametrize("place", [0, 255, 256, 299])
+def test_bad_labels_are_found(kind, place):
+    for value in (-1, 3, 127, np.iinfo(kind).max, np.iinfo(kind).min, 2):
+        if not np.iinfo(kind).min <= value <= np.iinfo(kind).max:
+            continue
+        y, found = np.ones(300, kind), np.zeros(1, "i4")
+        y[place] = value
+        cpu.run(plan.bad_labels_launch((cpu.address(y), kind), cpu.address(found), len(y), 3))
+        assert found[0] == (not 0 <= value < 3)
+
+
 # --- bits -------------------------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,17 @@ def softmax_loss_rows(
     return loss * factor, _deliver(xp, dz * factor[:, None], logits.dtype, out)
 
 
+def are_classes(labels: Array, classes: int) -> bool:
+    """Whether all labels are from 0 to classes - 1. It waits for the answer."""
+    return not bool(array_namespace(labels).any((labels < 0) | (labels >= classes)))
+
+
+def total(x: Array) -> Array:
+    """Sum of all entries, 0-d."""
+    xp = array_namespace(x)
+    return xp.asarray(xp.sum(x))
+
+
 def softmax_jvp_rows(logits: Array, tangent: Array) -> Array:
     """See `xpsoftmax.softmax_jvp`; both (R, C) in the working precision."""
     xp = array_namespace(logits)

@@ -100,5 +100,5 @@ struct LongSum {
         value = sum;
     }
     DEVICE void scale(Real factor) { value *= factor, lost *= factor; }
-    DEVICE Real total() const { return value + lost; }
+    DEVICE Real total() const { return is_finite(value) ? value + lost : value; }  // an infinite one has lost nan
 };

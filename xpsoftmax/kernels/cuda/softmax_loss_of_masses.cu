@@ -80,9 +80,7 @@ DEVICE Sums sums(const Scalar* z, const Masses& masses, Long classes, const Surv
         }
         others.add(exponential(x - shift_of(top)));
     }
-    // Not away.total(): what an infinite sum has lost is nan.
-    const Real sum_away = is_finite(away.value) ? away.total() : away.value;
-    return RowTeam::over_all<1>(Sums{{top, others.total()}, mass.total(), sum_away});
+    return RowTeam::over_all<1>(Sums{{top, others.total()}, mass.total(), away.total()});
 }
 
 // x * exp(z - top) with all its digits also where the exponential is subnormal and the product is not.
@@ -96,15 +94,15 @@ DEVICE Real times_exponential(Real x, Real z, Real top) {
 
 KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const Scalar* logits, Long logits_stride, const void* labels, int label_bytes, const Real* soft, Long soft_stride,
-    const Real* class_weights, const Real* weights, Real* losses, void* dlogits, Long dlogits_stride, int wide,
-    Long classes, Real kept, Real share_of_class, Real z_loss) {
+    const Real* class_weights, const Real* weights, Real weight_of_all, Real* losses, void* dlogits, Long dlogits_stride,
+    int wide, Long classes, Real kept, Real share_of_class, Real z_loss) {
     const Long r = blockIdx.x;
     const Scalar* const z = logits + r * logits_stride;
     const Long label = labels ? Labels{labels, label_bytes}[r] : 0;
     const bool is_class = label >= 0 && label < classes;
     const Masses masses{soft ? soft + r * soft_stride : nullptr, label, class_weights, kept, share_of_class};
     const Output<Scalar> out(dlogits, r, dlogits_stride, wide);
-    const Real weight = weights[r];
+    const Real weight = weights ? weights[r] : weight_of_all;
     if (weight == 0) {  // the whole block agrees
         if (threadIdx.x == 0) losses[r] = 0;
         for (Long j = threadIdx.x; dlogits && j < classes; j += THREADS) out.store_one(j, 0);
