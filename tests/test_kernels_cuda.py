@@ -12,7 +12,7 @@ import _oracle as oracle
 import numpy as np
 import pytest
 from _assert import assert_same_bits, assert_within
-from _grid import KINDS, labels, logits, near_the_top
+from _grid import KINDS, far_apart, labels, logits, near_the_top
 
 from xpsoftmax.kernels import plan
 
@@ -262,6 +262,24 @@ def test_options(rng, dtype, classes, option, record_property):
             x, dtype, targets, weights, class_weight=class_weight, setting=setting, grad=False, **given
         )[0]
         assert_same_bits(without, losses)
+    record_property("compared", sum(entries))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 130])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_with_subnormal_probabilities(rng, dtype, ahead, classes, record_property):
+    """As in test_loss_options.py: a slope of the z-loss, or a large q, makes normal numbers of them."""
+    z, hot = far_apart(rng, classes, dtype, ahead=ahead)
+    q = np.zeros(z.shape)
+    size = 10 ** rng.uniform(6, 20, len(z)) if ahead else np.finfo(dtype).tiny * 10 ** rng.uniform(0, 3, len(z))
+    q[np.arange(len(z)), hot] = size
+    q, z_loss = q.astype(dtype), 0.0 if ahead else 10.0
+    exact = oracle.softmax_loss(z, q, z_loss=z_loss, reduction="none")
+    losses, grad = loss_of_masses(z, dtype, q, z_loss=z_loss)
+    entries: list[int] = []
+    within(losses, exact.loss, len(z) * 9 // 10, entries)
+    within(grad, exact.grad, z.size * 9 // 10, entries)
     record_property("compared", sum(entries))
 
 
