@@ -86,7 +86,14 @@ def test_out(cuda, rng, layout, which):
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"class_weight": True, "label_smoothing": 0.3}]
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.1},
+        {"label_smoothing": 1e-9, "z_loss": 1e-9},
+        {"z_loss": 0.1},
+        {"class_weight": True, "label_smoothing": 0.3},
+    ],
 )
 def test_options_reach_the_kernel(cuda, recorder, rng, soft, options):
     z, w = rng.normal(size=(ROWS, CLASSES)), rng.uniform(0.5, 2, ROWS)
@@ -98,7 +105,9 @@ def test_options_reach_the_kernel(cuda, recorder, rng, soft, options):
     desired = generic.softmax_loss_rows(z, q, w, spec, grad=True)
     close(losses, desired[0])
     np.testing.assert_allclose(np.asarray(dlogits), desired[1], rtol=1e-12, atol=1e-15)  # sums of terms of any sign
-    assert recorder.launches[-1].kernel == ("softmax_loss_of_masses" if soft or options else "softmax_loss")
+    plain = "softmax_loss_smoothed" if options == {"label_smoothing": 0.1} else "softmax_loss"
+    masses = soft or "z_loss" in options or "class_weight" in options
+    assert recorder.launches[-1].kernel == ("softmax_loss_of_masses" if masses else plain)
     assert cuda.softmax_loss_rows(array(z), array(q), array(w), given, grad=False)[1] is None
 
 

@@ -19,7 +19,7 @@ nvrtc = pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda.nvrtc
 pytestmark = pytest.mark.kernels
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-OPERATIONS = ("softmax_loss", "softmax", "log_softmax", "logsumexp")
+OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
 LIMITS = json.loads((Path(__file__).parent / "data" / "cuda_registers.json").read_text("utf-8"))
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
 
@@ -73,7 +73,7 @@ def test_compiles_within_its_registers(arch, dtype, record_property):
             )
         count += 1
     assert not over, f"sm_{arch}, {dtype}:\n" + "\n".join(over)
-    least = 4 * (11 if arch < plan.CLUSTERS_FROM else 15) + 4
+    least = 5 * (11 if arch < plan.CLUSTERS_FROM else 15) + 4
     assert count >= least + (9 if dtype in ("float32", "float64") else 0)
     record_property("compiled", count)
 

@@ -80,16 +80,19 @@ def _loss_launch(
     matrix, written = _matrix(rows), None if result is None else _matrix(result)
     vectors = _address(weights), _address(losses)
     labels = (_address(targets), dtype_name(targets.dtype))
-    if targets.ndim == 1 and class_weight is None and spec.label_smoothing == 0.0 == spec.z_loss:
+    smoothing = spec.label_smoothing
+    if targets.ndim == 1 and class_weight is None and spec.z_loss == 0.0 and not 0.0 < smoothing < plan.LEAST_SMOOTHING:
         capability = _capability(rows.device.id)
-        return plan.loss_launch(matrix, labels, *vectors, written, capability, weight_of_all=weight_of_all)
+        return plan.loss_launch(
+            matrix, labels, *vectors, written, capability, weight_of_all=weight_of_all, label_smoothing=smoothing
+        )
     return plan.masses_launch(
         matrix,
         _matrix(targets) if targets.ndim == 2 else labels,
         *vectors,
         written,
         class_weights=_address(class_weight),
-        label_smoothing=spec.label_smoothing,
+        label_smoothing=smoothing,
         z_loss=spec.z_loss,
         weight_of_all=weight_of_all,
     )

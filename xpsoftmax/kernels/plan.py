@@ -31,6 +31,10 @@ COMPILER_OPTIONS = ("-std=c++17", "--fmad=false")
 """Without fused multiply-add the merges of partial sums are symmetric, and the text means what a CPU makes of it."""
 
 
+LEAST_SMOOTHING = 1e-6
+"""Below, the terms of smoothing no longer cover what is lost of probabilities that are subnormal."""
+
+
 class SizeClass(NamedTuple):
     """How a row is laid on threads (kernels/cuda/rows.cuh)."""
 
@@ -135,20 +139,25 @@ def loss_launch(
     kind: SizeClass | None = None,
     *,
     weight_of_all: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Launch:
     """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,).
 
-    For weights 0 all rows have the same.
+    For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`.
     """
+    real = REALS[logits.dtype]
     arguments = (
         np.uint64(labels[0]),
         _label_bytes(labels[1]),
         np.uint64(weights),
-        REALS[logits.dtype](weight_of_all),
+        real(weight_of_all),
         np.uint64(losses),
         *_output(logits, result),
     )
-    return _launch("softmax_loss", logits, capability, kind, arguments)
+    if label_smoothing == 0.0:
+        return _launch("softmax_loss", logits, capability, kind, arguments)
+    shares = real(1.0 - label_smoothing), real(label_smoothing / logits.classes)
+    return _launch("softmax_loss_smoothed", logits, capability, kind, (*arguments, *shares))
 
 
 def masses_launch(
