@@ -120,7 +120,8 @@ def is_plain(logits: Any, axis: object) -> bool:
 def is_plain_on_gpu(logits: Any, labels: Any, axis: object) -> bool:
     """Whether `as_logits` and `as_targets` would find nothing: rows and labels of CuPy, adjacent and on one device."""
     return (
-        is_cupy_array(logits)
+        type(logits) is not np.ndarray
+        and is_cupy_array(logits)
         and type(labels) is type(logits)
         and logits.ndim == 2
         and logits.size > 0
