@@ -9,8 +9,10 @@ from __future__ import annotations
 import _cuda_on_cpu as cpu
 import numpy as np
 import pytest
+from _assert import assert_same_bits
 from _fake_cupy import Recorder, array
 
+import xpsoftmax as xs
 from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic, plan
@@ -146,6 +148,43 @@ def test_without_a_gradient_no_slopes_are_written(cuda, recorder):
     assert value is z
     assert slope is None
     assert (z == 2).all()
+
+
+@pytest.mark.parametrize("flag", [None, True, False])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
+    optimizer = {
+        "sgd": xs.sgd(0.1),
+        "momentum": xs.sgd(0.1, 0.9),
+        "nesterov": xs.sgd(0.1, 0.9, nesterov=True),
+        "adam": xs.adam(0.1),
+        "adamw": xs.adamw(0.1),
+    }[name]
+    rule, numbers = optimizer.rule(0.1, 3)
+    for dtype, order in (("float32", "C"), ("float64", "C"), ("float32", "F")):
+        values = rng.normal(size=(2 + optimizer.kept, 7, 41)).astype(dtype)
+        values[2 if optimizer.kept == 2 else 0] **= 2
+        *arrays, grad = (array(np.asarray(a, order=order)) for a in values)
+        ok = None if flag is None else array(np.array(flag))
+        desired = generic.parameter_update(rule, list(values[:-1]), values[-1], numbers, ok=flag)
+        found = cuda.parameter_update(rule, arrays, grad, numbers, ok=ok, in_place=in_place)
+        for got, wanted, given, value in zip(found, desired, arrays, values, strict=False):
+            assert_same_bits(np.asarray(got), wanted)
+            assert (got is given) == (in_place and order == "C")
+            if not in_place:
+                assert_same_bits(np.asarray(given), value)
+        assert_same_bits(np.asarray(grad), values[-1])
+    assert [launch.kernel for launch in recorder.launches] == ["parameter_update"] * 3
+
+
+def test_a_rule_without_a_kernel_is_computed_by_the_generic_text(cuda, recorder):
+    def own_rule(p, g, rate):
+        return (p + rate * g,)
+
+    (found,) = cuda.parameter_update(own_rule, [array(np.ones(3))], array(np.ones(3)), (0.5,))
+    assert (np.asarray(found) == 1.5).all()
+    assert recorder.launches == []
 
 
 def test_no_rows_need_no_launch(cuda, recorder):

@@ -56,6 +56,8 @@ def specialisations(arch: int, dtype: str):
         for activation in ACTIVATIONS:
             defines = plan.unit_defines(dtype, ("ACTIVATION", activation))
             yield f"bias_activation {activation}", "bias_activation", defines
+        for rule in plan.RULES:
+            yield f"parameter_update {rule}", "parameter_update", plan.unit_defines(dtype, ("RULE", rule))
         for step in "01":
             yield f"activation_backward {step}", "activation_backward", plan.unit_defines(dtype, ("STEP", step))
 
@@ -74,7 +76,7 @@ def test_compiles_within_its_registers(arch, dtype, record_property):
         count += 1
     assert not over, f"sm_{arch}, {dtype}:\n" + "\n".join(over)
     least = 5 * (11 if arch < plan.CLUSTERS_FROM else 15) + 4
-    assert count >= least + (9 if dtype in ("float32", "float64") else 0)
+    assert count >= least + (9 + len(plan.RULES) if dtype in ("float32", "float64") else 0)
     record_property("compiled", count)
 
 
@@ -83,7 +85,7 @@ def test_recorded_registers_let_as_many_blocks_run_as_planned(name):
     kernel, _, kind = name.partition(" ")
     if kernel == "softmax_loss_of_masses":
         threads, resident = int(kind), 2
-    elif kernel in ("bias_activation", "activation_backward"):
+    elif kernel in ("bias_activation", "activation_backward", "parameter_update"):
         threads, resident = plan.UNIT_THREADS, 4
     elif kernel in ("total", "bad_labels"):
         threads, resident = plan.TOTAL_THREADS, 2

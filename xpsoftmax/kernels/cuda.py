@@ -6,13 +6,14 @@ decides what is launched.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import cupy
 
 from xpsoftmax._typing import Array, LossSpec, dtype_name
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels import generic, plan
 
 
 def refusal(logits: Array) -> str | None:
@@ -152,6 +153,32 @@ def activation_backward(delta: Array, slope: Array | None, activation: str) -> A
         return _delivered(rows, delta)
 
 
+def parameter_update(
+    rule: Callable[..., tuple[Array, ...]],
+    arrays: Sequence[Array],
+    grad: Array,
+    numbers: tuple[float, ...],
+    *,
+    ok: Array | None = None,
+    in_place: bool = False,
+) -> tuple[Array, ...]:
+    """See `xpsoftmax.kernels.generic.parameter_update`."""
+    if rule.__name__ not in plan.RULES:
+        return generic.parameter_update(rule, arrays, grad, numbers, ok=ok)
+    with grad.device:
+        after = tuple(cupy.ascontiguousarray(array) if in_place else array.copy(order="C") for array in arrays)
+        slopes = cupy.ascontiguousarray(grad)
+        if slopes.size:
+            addresses = tuple(_address(array) for array in after)
+            dtype = dtype_name(slopes.dtype)
+            _run(
+                plan.update_launch(
+                    rule.__name__, addresses, _address(slopes), _address(ok), slopes.size, dtype, numbers
+                )
+            )
+        return after
+
+
 def _elementwise(operation: str, logits: Array, out: Array | None) -> Array:
     with logits.device:
         rows = _in_rows(logits)
@@ -227,6 +254,7 @@ __all__ = [
     "bias_activation",
     "log_softmax_rows",
     "logsumexp_rows",
+    "parameter_update",
     "refusal",
     "softmax_loss_rows",
     "softmax_rows",

@@ -214,6 +214,31 @@ def activation_backward_launch(delta: Matrix, slopes: Matrix, *, step: bool) -> 
     return _units_launch("activation_backward", delta, ("STEP", str(int(step))), _rows_of(slopes))
 
 
+RULES = ("sgd_rule", "momentum_rule", "nesterov_rule", "adam_rule", "adamw_rule")
+"""The functions of _optim.py that kernels/cuda/rules.cuh says again."""
+RULE_NUMBERS = 8
+"""How many numbers a rule takes at most."""
+
+
+def update_launch(
+    rule: str, arrays: tuple[int, ...], grad: int, ok: int, length: int, dtype: str, numbers: tuple[float, ...]
+) -> Launch:
+    """Launch of a rule: of a parameter and what is kept of it (at most two more), and its gradient; all addresses."""
+    kept = (*arrays, *(0,) * (3 - len(arrays)))
+    rest = (0.0,) * (RULE_NUMBERS - len(numbers))
+    return Launch(
+        "parameter_update",
+        unit_defines(dtype, ("RULE", rule)),
+        _grid(-(-length // UNIT_THREADS)),
+        UNIT_THREADS,
+        (
+            *(np.uint64(address) for address in (*kept, grad, ok)),
+            np.int64(length),
+            *(REALS[dtype](number) for number in (*numbers, *rest)),
+        ),
+    )
+
+
 TOTAL_PART = 16_384
 TOTAL_THREADS = 512
 

@@ -69,6 +69,10 @@ DEVICE double log_of_one_and(double x) { return log1p(x); }
 DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
 DEVICE double hyperbolic_tangent(double x) { return tanh(x); }
 
+// Rounded correctly, as every square root here.
+DEVICE float square_root(float x) { return sqrtf(x); }
+DEVICE double square_root(double x) { return sqrt(x); }
+
 // The larger of two numbers; a nan loses against any number.
 DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 DEVICE double larger(double a, double b) { return fmax(a, b); }
