@@ -91,9 +91,7 @@ FAULTS = {
     "distances from another largest logit": Fault(
         "? sum : sum + count * (new_top - top);", "? sum : sum;", HELD, smoothing=0.5
     ),
-    "distances of what is no class": Fault(
-        "const bool held = span.holds(position + i);", "const bool held = true;", HELD, smoothing=0.5
-    ),
+    "distances of what is no class": Fault("i >= from && i < upto ?", "i >= from ?", HELD, smoothing=0.5),
     "distances of a stream from its first largest logit": Fault(
         "if (below.count > 0) sum.add(below.count * (highest - below.top));", "", STREAMED, smoothing=0.5
     ),
