@@ -91,9 +91,7 @@ FAULTS = {
     "distances from another largest logit": Fault(
         "? sum : sum + count * (new_top - top);", "? sum : sum;", HELD, smoothing=0.5
     ),
-    "distances of what is no class": Fault(
-        "const bool held = span.holds(position + i);", "const bool held = true;", HELD, smoothing=0.5
-    ),
+    "distances of what is no class": Fault("i >= from && i < upto ?", "i >= from ?", HELD, smoothing=0.5),
     "distances of a stream from its first largest logit": Fault(
         "if (below.count > 0) sum.add(below.count * (highest - below.top));", "", STREAMED, smoothing=0.5
     ),
@@ -159,6 +157,44 @@ def test_faults_are_caught(name, record_property):
     reason = failure(fault, (fault.text, fault.instead))
     assert reason is not None
     record_property("caught", reason)
+
+
+def wrong_total(change: tuple[str, str] | None) -> bool:
+    """Whether the total of a vector amid nan is wrong."""
+    memory, sums = np.full(3 * plan.TOTAL_PART, np.nan, "f4"), np.zeros(2, "f4")
+    x = memory[64 : 64 + plan.TOTAL_PART + 700]
+    x[:] = np.arange(x.size) % 7
+    cpu.run(plan.total_launch(cpu.address(x), cpu.address(sums), x.size, "float32"), change=change)
+    return sums.tolist() != [x[: plan.TOTAL_PART].sum(), x[plan.TOTAL_PART :].sum()]
+
+
+def wrong_look_at_labels(change: tuple[str, str] | None) -> bool:
+    """Whether a bad label is not found, or a good one is."""
+    for place, value in ((0, 2), (299, 3), (5, -1), (299, -1), (256, 2**40)):
+        y, found = np.ones(300, "i8"), np.zeros(1, "i4")
+        y[place] = value
+        cpu.run(plan.bad_labels_launch((cpu.address(y), "int64"), cpu.address(found), 300, 3), change=change)
+        if found[0] != (not 0 <= value < 3):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "change"),
+    [
+        (wrong_total, ("first + PART < length ? first + PART : length", "first + PART")),
+        (wrong_total, ("(Long)blockIdx.x * PART", "0")),
+        (wrong_total, ("first + threadIdx.x", "first + threadIdx.x + 1")),
+        (wrong_total, ("sums[blockIdx.x]", "sums[0]")),
+        (wrong_look_at_labels, ("label < 0 || ", "")),
+        (wrong_look_at_labels, ("label >= classes", "label > classes")),
+        (wrong_look_at_labels, ("r >= rows", "r >= rows - 1")),
+        (wrong_look_at_labels, ("(Long)blockIdx.x * THREADS + threadIdx.x", "(Long)threadIdx.x")),
+    ],
+)
+def test_faults_around_the_rows_are_caught(wrong, change):
+    assert not wrong(None)
+    assert wrong(change)
 
 
 @pytest.mark.parametrize("carried", [True, False])

@@ -147,6 +147,9 @@ def test_what_is_not_seen_at_a_glance(recorder, rng):
     assert not refused(beside, y, memory[z.size : 2 * z.size].reshape(z.shape), validate=False)
     for out in (over, z.astype("f8"), z[:-1], array(np.asfortranarray(z)), np.zeros(z.shape, "f4")):
         assert refused(beside, y, out, validate=False)
+    inside = beside.reshape(-1).view("i4")[:ROWS]
+    assert not refused(beside, inside, validate=False)
+    assert refused(beside, inside, beside, validate=False)
     for options in (
         {"class_weight": z[0]},
         {"sample_weight": z[:, 0]},

@@ -64,15 +64,15 @@ def fits_plainly(out: object, logits: object, *others: object) -> bool:
 
 def fits_plainly_on_gpu(out: Any, logits: Any, labels: Any) -> bool:
     """The same for an output beside logits and labels that are plain (`_validate.is_plain_on_gpu`)."""
-    return out is logits or (
+    fits = out is logits or (
         type(out) is type(logits)
         and out.dtype == logits.dtype
         and out.shape == logits.shape
         and out.flags.c_contiguous
         and out.data.device_id == logits.data.device_id
         and _apart(out, logits)
-        and _apart(out, labels)
     )
+    return fits and _apart(out, labels)
 
 
 def _apart(a: Any, b: Any) -> bool:

@@ -64,14 +64,11 @@ DEVICE void find_largest(const Vector& v, const Span<Scalar>& span, Long positio
 }
 
 // How far the classes of a vector are below `top`; 0 where the row does not reach.
-DEVICE Real distances_of(const Vector& v, const Span<Scalar>& span, Long position, Real top, Real& count) {
+DEVICE Real distances_of(const Vector& v, const Span<Scalar>& span, Long position, Real top) {
+    const int from = span.from(position), upto = span.upto(position);
     Real below[PER];
 #pragma unroll
-    for (int i = 0; i < PER; ++i) {
-        const bool held = span.holds(position + i);
-        below[i] = held ? top - widened(element<Scalar>(v, i)) : 0;
-        count += held;
-    }
+    for (int i = 0; i < PER; ++i) below[i] = i >= from && i < upto ? top - widened(element<Scalar>(v, i)) : 0;
     return sum_of(below);
 }
 
@@ -121,14 +118,18 @@ struct HeldRow {
         return RowTeam::over_all<0>(best);
     }
 
-    DEVICE Distances<Real> distances() const {
+    DEVICE Distances<Real> distances() {
         Distances<Real> below = Distances<Real>::none();
 #pragma unroll
         for (int n = 0; n < VECTORS; ++n) below.top = larger(below.top, top_of(held[n]));
         below.top = largest_of_lanes<WARP_LANES>(below.top);
 #pragma unroll
-        for (int n = 0; n < VECTORS; ++n)
-            below.sum += distances_of(held[n], span, position(n), shift_of(below.top), below.count);
+        for (int n = 0; n < VECTORS; ++n) {
+            if constexpr (!KEEPS) forget(held[n]);
+            below.sum += distances_of(held[n], span, position(n), shift_of(below.top));
+            below.count += span.count(position(n));
+            if constexpr (!KEEPS) forget(held[n]);
+        }
         return RowTeam::over_all<0>(below);
     }
 
@@ -236,7 +237,8 @@ struct StreamedRow {
                 if (below.count > 0) sum.add(below.count * (highest - below.top));
                 below.top = highest;
             }
-            sum.add(distances_of(v, span, p, shift_of(below.top), below.count));
+            sum.add(distances_of(v, span, p, shift_of(below.top)));
+            below.count += span.count(p);
         }
         below.sum = sum.total();
         return RowTeam::over_all<0>(below);
