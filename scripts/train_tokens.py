@@ -28,7 +28,8 @@ The data:
 - The input of the network is dense: each token of the context is replaced by its row of a fixed table of random
   numbers, D = context * embedding in all. `inputs` writes them to a memory-mapped file, a few rows at a time, so that
   memory holds the tokens alone; all files together have at most `DISK_LIMIT` bytes, in the system's temporary folder
-  (TMPDIR chooses another). For CuPy they are copied to the GPU, and must fit there.
+  (TMPDIR chooses another). For CuPy they are copied to the GPU, and must fit there (not
+  yet tried on one).
 
 Ctrl-C, and --minutes, end the training but not the script: it reports what was learnt so far.
 
@@ -454,7 +455,7 @@ def trained(found: Corpus, folder: Path, settings: Settings, lib: Library, conso
     rows, validation_rows = (len(part.positions) for part in (found.train, found.validation))
     sizes = np.diff([*range(0, rows, settings.batch_size), rows])  # of the batches of an epoch
     steps = settings.epochs * len(sizes)
-    tracemalloc.start()  # it costs steps of a millisecond a third of their speed, those with many classes nothing
+    tracemalloc.start()  # steps of a millisecond take longer by it, those with many classes hardly
     params = first_params(np.bincount(found.train.targets), settings, lib)
     problems = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -522,11 +523,14 @@ def evaluated(params: tuple[xs.Layer, ...], X: Any, targets: Any, settings: Sett
 
 def smoothed(seen: np.ndarray, losses: Sequence[float]) -> dict[str, list[float]]:
     """Return at most `CURVE_POINTS` means of as many batches each, and the tokens that were seen after these."""
-    starts = np.arange(0, len(losses), -(-len(losses) // CURVE_POINTS) or 1)
-    ends = np.append(starts[1:], len(losses))
+    count = len(losses)
+    size = max(1, math.ceil(count / CURVE_POINTS))
+    parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     total = np.cumsum(seen)
-    means = [float(np.average(losses[a:b], weights=seen[a:b])) for a, b in zip(starts, ends, strict=True) if b > a]
-    return {"tokens": [int(total[b - 1]) for b in ends if b > 0], "loss": means}
+    return {
+        "tokens": [int(total[part.stop - 1]) for part in parts],
+        "loss": [float(np.average(losses[part], weights=seen[part])) for part in parts],
+    }
 
 
 def process_peak() -> int | None:
@@ -659,12 +663,15 @@ def parser(defaults: Settings) -> Parser:
 
 
 def fitting(found: Corpus, settings: Settings, lib: Library) -> Facts:
-    """Return the facts, and refuse what does not fit: the disk, the device, the memory of a step."""
+    """Return the facts; refuse what does not fit on the disk or the device."""
     known = facts(found, settings)
     one = np.dtype(settings.dtype).itemsize * (settings.classes + settings.features) * settings.hidden
     needed = known.input_bytes + 5 * one + settings.max_memory * 2**20  # parameters, gradients and state
     if needed > lib.room():
-        raise ValueError(f"--backend {settings.backend} has {lib.room() / 2**30:.1f} GiB, needed {needed / 2**30:.1f}")
+        raise ValueError(
+            f"--tokens, --context and --embedding must leave room on the device of {lib.room() / 2**20:.0f} MiB, "
+            f"got inputs and a network of {needed / 2**20:.0f} MiB"
+        )
     return known
 
 
