@@ -99,6 +99,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_training(session: nox.Session) -> None:
+    """Time training steps beside PyTorch, JAX, scikit-learn and plain NumPy. Takes about ten minutes."""
+    install(session, "report", "peers")
+    session.run("python", "scripts/bench_training.py", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and use the wheel alone."""
     session.install("build", "twine")

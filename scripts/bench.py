@@ -599,7 +599,7 @@ def as_json(findings: Sequence[Finding], absent: dict[str, str], argv: Sequence[
     content = {
         "command": shlex.join(["python", "scripts/bench.py", *argv]),
         "date": datetime.now(UTC).date().isoformat(),
-        **surroundings([name for name in PACKAGES if _installed(name)]),
+        **surroundings([name for name in PACKAGES if installed(name)]),
         "simd": simd(),
         "absent": absent,
         "findings": [
@@ -615,7 +615,8 @@ def as_json(findings: Sequence[Finding], absent: dict[str, str], argv: Sequence[
     return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
+    """Whether a distribution is there."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

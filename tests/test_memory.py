@@ -1,5 +1,6 @@
 """Memory limits, each under a real limit on the address space of its own process."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -43,8 +44,11 @@ xs.softmax(np.zeros((4096, 1024), np.float32))
 
 
 def run(code):
+    # glibc would reserve 64 MiB of address space, not memory, for each thread that allocates.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
     process = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -60,6 +64,7 @@ CASES = {
     "smoothing": "options = {'label_smoothing': 0.1}",
     "z-loss": "options = {'z_loss': 0.01}",
     "weights": "options = {'sample_weight': np.ones(len(y), np.float32), 'ignore_index': 3}",
+    "tanh": "options = {'activation': 'tanh'}",
 }
 
 
@@ -101,6 +106,41 @@ def test_a_default_bound_is_there():
         params, X, y = problem(16384, 64, (), 20000)
         limit(size(params) + 256 * MIB)
         loss, grads = xs.mlp_loss_and_grad(params, X, y)
+        print(float(loss))
+        """
+    )
+    assert float(out) > 1.0
+
+
+def test_training_holds_parameters_four_times_and_max_memory():
+    """A batch of N x C is 128 MiB; the parameters, 3 MiB, are copied, have gradients, and are copied for the result."""
+    out = run(
+        """
+        params, X, y = problem(16384, 64, (96,), 8192)
+        options = {"optimizer": xs.sgd(0.1), "batch_size": 4096, "rng": 0}
+        xs.train(small[0], *small[1:], **(options | {"epochs": 1}), max_memory=2 * MIB)
+        batch = 4096 * 64 * 4
+        limit(4 * size(params) + batch + 16 * MIB)
+        result = xs.train(params, X, y, epochs=2, max_memory=16 * MIB, **options)
+        print(result.history["loss"][-1])
+        try:
+            xs.train(params, X, y, epochs=1, max_memory=4096 * MIB, **options)
+        except MemoryError:
+            print("refused")
+        """
+    )
+    loss, refused = out.split()
+    assert float(loss) > 1.0
+    assert refused == "refused"
+
+
+def test_a_linear_layer_with_many_classes_in_little_memory():
+    """N=4096, D=512, C=32000: with 64 MiB for the chunks, at most 100 MiB beside inputs and gradients."""
+    out = run(
+        """
+        params, X, y = problem(4096, 512, (), 32000)
+        limit(size(params) + 100 * MIB - SLACK)
+        loss, grads = xs.mlp_loss_and_grad(params, X, y, max_memory=64 * MIB)
         print(float(loss))
         """
     )

@@ -192,6 +192,11 @@ def test_bad_arguments_of_an_update():
         optimizer.update(params, other, state)
     with pytest.raises(ValueError, match=r"state must have weights of the shapes of params"):
         optimizer.update(params, params, (0, other))
+    flat_bias = (xs.Layer(params[0].weight, np.zeros(1)),)
+    with pytest.raises(
+        ValueError, match=r"state must have biases of the shapes of params, \[\(2,\)\], got \[\(1,\)\]\."
+    ):
+        optimizer.update(params, params, (0, flat_bias))
     with pytest.raises(TypeError, match=r"state must be what init or update of Sgd\(.*\) returned, got \(0,\)\."):
         optimizer.update(params, params, (0,))
     schedule = xs.sgd(lambda step: -1.0 if step == 3 else 0.1)

@@ -113,15 +113,30 @@ class PartialSums(NamedTuple):
 
 def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
     """Check that layers have the shapes, library and device of those that they meet: broadcasting hides mistakes."""
-    shapes, wanted = ([tuple(layer.weight.shape) for layer in x] for x in (layers, own))
-    if shapes != wanted:
-        raise ValueError(f"{name} must have weights of the shapes of {owner}, {wanted}, got {shapes}.")
+    if _seen_alike(layers, own):
+        return
+    for i, part in enumerate(("weights", "biases")):
+        shapes, wanted = ([tuple(layer[i].shape) for layer in x] for x in (layers, own))
+        if shapes != wanted:
+            raise ValueError(f"{name} must have {part} of the shapes of {owner}, {wanted}, got {shapes}.")
     for layer, like in zip(layers, own, strict=True):
-        if type(layer.weight) is np.ndarray and type(like.weight) is np.ndarray:
-            continue
         xp, weight = check.as_array(owner, like.weight)
         frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, owner)
         check.as_companion(name, layer.weight, frame)
+
+
+def _seen_alike(layers: Any, own: Params) -> bool:
+    if type(layers) is not tuple or len(layers) != len(own):
+        return False
+    for layer, like in zip(layers, own, strict=True):
+        if not (
+            type(layer) is Layer
+            and type(layer.weight) is type(like.weight) is np.ndarray
+            and layer.weight.shape == like.weight.shape
+            and layer.bias.shape == like.bias.shape
+        ):
+            return False
+    return True
 
 
 class Sums(NamedTuple):
@@ -266,9 +281,9 @@ class Buffers:
         return array[: shape[0]]
 
 
-def _product(xp: Namespace, left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
+def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
     if buffers is None:
-        return xp.matmul(left, right)
+        return left @ right
     return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 
@@ -280,7 +295,7 @@ def forward(
     slopes: list[Array | None] = []
     last = len(net.layers) - 1
     for i, layer in enumerate(net.layers):
-        z = _product(net.xp, inputs[-1], layer.weight, buffers, ("z", i))
+        z = _product(inputs[-1], layer.weight, buffers, ("z", i))
         if i == last:
             z, _ = net.kernels.bias_activation(z, layer.bias, "identity", grad=False)
             return inputs, slopes, z
@@ -315,7 +330,7 @@ def _backward(
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
             sums[i] = Layer(weight, before.bias + xp.sum(delta, axis=0))
         if i > 0:
-            delta = _product(xp, delta, net.layers[i].weight.T, buffers, ("delta", i))
+            delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
             delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
 
 
@@ -334,7 +349,7 @@ def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: 
     rows, columns = total.shape
     step = max(1, spare // max(1, rows * _itemsize(xp, total.dtype)))
     for part in _slices(columns, step):
-        product = _product(xp, left.T, right[:, part], buffers, ("product", columns - part.start >= step))
+        product = _product(left.T, right[:, part], buffers, ("product", columns - part.start >= step))
         total[:, part] += product
     return total
 
@@ -371,7 +386,8 @@ def add_up(
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
-        problem = prepare(targets, net.frame._replace(shape=(X.shape[0], classes), axis=1, owner="X"), options)
+        frame = check.Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X")
+        problem = prepare(targets, frame, options)
         plan = plan_chunks(net, X.shape[0], problem, max_memory)
         loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
