@@ -56,6 +56,17 @@ struct Span {
         }
         return v;
     }
+
+    // The same elements of another row, which may lie differently on its boundaries.
+    DEVICE Vector load_beside(const T* first, Long position) const {
+        const T* place = first + (position - shift);
+        if (fills(position) && (Word)place % 16 == 0) return load_vector(place);
+        Vector v = {};
+#pragma unroll
+        for (int i = 0; i < PER_VECTOR<T>; ++i)
+            if (holds(position + i)) set_element(v, i, place[i]);
+        return v;
+    }
 };
 
 // Where a result is written: a row of the logits' own type, or of float for 16-bit logits if the caller asks for it.
