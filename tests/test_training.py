@@ -237,6 +237,13 @@ def test_validation_is_what_the_functions_say(max_memory, problem, rng):
     np.testing.assert_allclose(result.history["validation_accuracy"], [accuracy for _, accuracy in seen], rtol=1e-13)
 
 
+def test_without_patience_no_best_parameters_are_kept(problem, rng):
+    params, X, y = problem
+    options = {"optimizer": xs.adam(0.02), "epochs": 2, "batch_size": BATCH, "rng": 3, "validation": (X, y)}
+    assert xs.train(params, X, y, **options).state.best is None
+    assert xs.train(params, X, y, patience=9, **options).state.best is not None
+
+
 def test_patience_ends_training_and_brings_the_best_parameters_back(problem, rng):
     params, X, y = problem
     validation = rng.standard_normal((40, D)), rng.integers(0, C, 40)  # noise: the fit to X cannot help for long

@@ -253,7 +253,7 @@ def train(
             while going and run.epoch < epochs and not run.out_of_patience(patience):
                 going = run.steps_of_epoch(callback, tick, interrupted)
                 if run.step == run.batches:
-                    run.end_epoch(held_out)
+                    run.end_epoch(held_out, keep_best=patience is not None)
     return run.result(best=patience is not None)
 
 
@@ -502,7 +502,7 @@ class _Run:
         self.history["loss"] += self.losses
         raise DivergenceError(self.epoch * self.batches + self.step, loss, self.result(best=False))
 
-    def end_epoch(self, held_out: Data | None) -> None:
+    def end_epoch(self, held_out: Data | None, *, keep_best: bool) -> None:
         self.epoch, self.step = self.epoch + 1, 0
         self.rng = dict(self.generator.bit_generator.state)
         if held_out is None:
@@ -510,7 +510,7 @@ class _Run:
         loss, accuracy = self.stepper.evaluated(self.layers, held_out)
         self.history.setdefault("validation_loss", []).append(loss)
         self.history.setdefault("validation_accuracy", []).append(accuracy)
-        if self.best is None or loss < self.best[0]:
+        if keep_best and (self.best is None or loss < self.best[0]):
             net = self.stepper.given
             self.best = (loss, self.epoch, copied(net, self.layers, net.working))
 

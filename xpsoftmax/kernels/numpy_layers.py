@@ -10,30 +10,33 @@ from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._threads import share
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels import generic
-from xpsoftmax.kernels.numpy_blocks import SHARE
 
-PART = 2**18
-"""Bytes of the largest array of a part: several passes over it find it in the second-level cache."""
+PART = 2**20
+"""Bytes of the first array of a part: a second pass over it still finds it in the cache, and there are few calls."""
+PART_OF_EXP = 2**18
+"""The same for formulas with half a dozen temporaries."""
+SHARE = 2**21
+"""Bytes of the first array that a thread must have to do."""
 
 
-def in_parts(compute: Callable[..., None], *arrays: Array) -> None:
+def in_parts(compute: Callable[..., None], *arrays: Array, part: int = PART) -> None:
     """Call `compute` with parts of arrays that together cover all; in threads if that pays.
 
     They are of equal lengths, and none is larger than the first.
     """
     size = arrays[0].nbytes
-    if size <= PART:
+    if size <= part:
         compute(*arrays)
         return
     length = arrays[0].shape[0]
-    step = max(1, length * PART // size)
+    step = max(1, length * part // size)
 
     def worker(starts: Iterator[int]) -> None:
         for start in starts:
             compute(*[array[start : start + step] for array in arrays])
 
     starts = range(0, length, step)
-    threads = sum(array.nbytes for array in arrays) // SHARE
+    threads = size // SHARE
     if threads > 1:
         share(worker, starts, threads)
     else:
@@ -62,7 +65,7 @@ def bias_activation(
             np.add(z, bias, out=z)
             z[...] = f.function(np, z)
 
-        in_parts(value, z)
+        in_parts(value, z, part=PART_OF_EXP)
         return z, None
 
     def both(z: Array, slope: Array) -> None:
@@ -70,7 +73,7 @@ def bias_activation(
         z[...], slope[...] = f.with_slope(np, z)
 
     slope = np.empty_like(z) if out is None else out
-    in_parts(both, z, slope)
+    in_parts(both, z, slope, part=PART_OF_EXP)
     return z, slope
 
 
