@@ -154,6 +154,26 @@ class Adam(Optimizer):
         return adamw_rule, (1.0 - rate * self.weight_decay, *numbers)
 
 
+@dataclass(frozen=True)
+class VelocitySgd(Sgd):
+    """In the form of scikit-learn: the rate is part of what is kept, so that a change of it takes a while."""
+
+    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+        if not self.kept:
+            return super().rule(rate, step)
+        return nesterov_velocity_rule if self.nesterov else velocity_rule, (rate, self.momentum)
+
+
+@dataclass(frozen=True)
+class UncorrectedAdam(Adam):
+    """In the form of scikit-learn: `eps` is added to the root before its correction (end of the paper's section 2)."""
+
+    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+        b1, b2 = self.betas
+        rate *= math.sqrt(1.0 - b2**step) / (1.0 - b1**step)
+        return adam_rule, (rate, 1.0, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
+
+
 def sgd_rule(p: Array, g: Array, rate: float) -> tuple[Array]:
     return (p - rate * g,)
 
@@ -166,6 +186,16 @@ def momentum_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) ->
 def nesterov_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
     v = momentum * v + g
     return p - rate * (g + momentum * v), v
+
+
+def velocity_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
+    v = momentum * v - rate * g
+    return p + v, v
+
+
+def nesterov_velocity_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
+    v = momentum * v - rate * g
+    return p + (momentum * v - rate * g), v
 
 
 def adam_rule(

@@ -238,17 +238,17 @@ def train(
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     reg = check.as_number("reg", reg)
-    data = _as_data(net, "X", X, targets, options)
+    data = as_data(net, "X", X, targets, options)
     held_out = None
     if validation is not None:
-        held_out = _as_data(net, "validation", *validation, options._replace(sample_weight=None))
+        held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None))
     generator = check.as_generator("rng", rng)
     if resume is not None:
         _check_resumable(resume, net, optimizer, generator)
-    stepper = _Stepper(net, data, reg, reduction, max_memory)
+    stepper = Stepper(net, data, reg, reduction, max_memory)
     with quiet(net.xp, net.frame.device):
         run = _Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
-        with _progress(run.steps_left(epochs), shown=progress) as tick, _interrupts() as interrupted:
+        with _progress(run.steps_left(epochs), shown=progress) as tick, interrupts() as interrupted:
             going = True
             while going and run.epoch < epochs and not run.out_of_patience(patience):
                 going = run.steps_of_epoch(callback, tick, interrupted)
@@ -260,7 +260,7 @@ def train(
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
     X: Array  # (N, D), in the dtype of the parameters
     problem: Problem  # of all rows, with the weights of a sum
     counts: np.ndarray | None  # (N,) on the host: which rows count; None where all do
@@ -270,7 +270,7 @@ class _Data(NamedTuple):
         return int(self.X.shape[0])
 
 
-def _as_data(net: Network, name: str, X: Array, targets: Array, options: LossOptions) -> _Data:
+def as_data(net: Network, name: str, X: Array, targets: Array, options: LossOptions) -> Data:
     """Check inputs and targets; look at all labels and weights, once."""
     X = as_inputs(net, X, name)
     if X.shape[0] == 0:
@@ -279,7 +279,7 @@ def _as_data(net: Network, name: str, X: Array, targets: Array, options: LossOpt
     with quiet(net.xp, net.frame.device):
         problem = prepare(targets, frame, options._replace(reduction="sum"))
         counts = None if problem.counting is None else np.array(_on_host(problem.counting != 0.0), bool)
-    return _Data(X, problem, None if counts is None or counts.all() else counts)
+    return Data(X, problem, None if counts is None or counts.all() else counts)
 
 
 def _on_host(x: Array) -> list[float]:
@@ -287,7 +287,7 @@ def _on_host(x: Array) -> list[float]:
     return list(x.tolist() if hasattr(x, "tolist") else map(float, x))
 
 
-def _copied(net: Network, layers: Params, dtype: DType) -> Params:
+def copied(net: Network, layers: Params, dtype: DType) -> Params:
     asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
     return tuple(Layer(*(asarray(array, **options) for array in layer)) for layer in layers)
 
@@ -295,13 +295,27 @@ def _copied(net: Network, layers: Params, dtype: DType) -> Params:
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
-class _Stepper:
-    """Loss and gradients of batches of rows, with arrays that are used again on NumPy."""
+class Stepper:
+    """Loss and gradients of batches of rows, with arrays that are used again on NumPy.
 
-    def __init__(self, net: Network, data: _Data, reg: float, reduction: Reduction, max_memory: int | None) -> None:
+    With `averaged` the penalty is one term of the sum that a mean is taken of: it is divided by the weight of the
+    batch, as the losses are.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        data: Data,
+        reg: float,
+        reduction: Reduction,
+        max_memory: int | None,
+        *,
+        averaged: bool = False,
+    ) -> None:
         self.given = net
         self.net = replace(net, dtype=net.working)
         self.data, self.reg, self.reduction, self.max_memory = data, reg, reduction, max_memory
+        self.averaged = averaged
         self.plans: dict[int, Plan] = {}
         self.evenly: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
@@ -314,15 +328,26 @@ class _Stepper:
             self.plans[rows] = plan_chunks(self.given, rows, self.data.problem, self.max_memory)
         return self.plans[rows]
 
-    def loss_and_grads(self, layers: Params, rows: Array | None) -> tuple[Array, Params]:
-        """Of these rows, or of all."""
+    def loss_and_grads(self, layers: Params, rows: Array | slice | None) -> tuple[Array, Params]:
+        """Of these rows, or of all; NumPy gradients are valid until the next call."""
         self.net.layers = layers
         X, problem = self.batch(rows)
         plan = self.plan(X.shape[0])
         loss, grads = add_rows(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
-        return finished(self.net, loss, grads, self.reg)
+        return finished(self.net, loss, grads, self.reg / problem.total if self.averaged else self.reg)
 
-    def batch(self, rows: Array | None) -> tuple[Array, Problem]:
+    def there(self, order: np.ndarray | None) -> Array | None:
+        """Numbers of rows, where the data is."""
+        if order is None or self.on_host:
+            return order
+        return self.given.xp.asarray(order, device=self.given.frame.device)
+
+    def counts(self, order: np.ndarray | None, rows: slice) -> bool:
+        """Whether a batch, a slice of this order of the rows, has a row that counts."""
+        counts = self.data.counts
+        return counts is None or bool((counts[rows] if order is None else counts[order[rows]]).any())
+
+    def batch(self, rows: Array | slice | None) -> tuple[Array, Problem]:
         X, problem = self.data.X, self.data.problem
         targets, row_weight, counting = problem.targets, problem.row_weight, problem.counting
         if rows is not None:
@@ -330,16 +355,19 @@ class _Stepper:
             if counting is not None:
                 counting, row_weight = self.taken(counting, rows), self.taken(row_weight, rows)
         size = X.shape[0]
+        total = float(size) if counting is None else self.given.xp.sum(counting)
         if counting is None:
             share = 1.0 / size if self.reduction == "mean" else 1.0
             if size not in self.evenly:
                 self.evenly[size] = self.given.xp.full_like(row_weight[:size], share)
             row_weight = self.evenly[size]
         elif self.reduction == "mean":
-            row_weight = divided(self.given.xp, row_weight, self.given.xp.sum(counting))
-        return X, problem._replace(targets=targets, row_weight=row_weight)
+            row_weight = divided(self.given.xp, row_weight, total)
+        return X, problem._replace(targets=targets, row_weight=row_weight, total=total)
 
-    def taken(self, array: Array, rows: Array) -> Array:
+    def taken(self, array: Array, rows: Array | slice) -> Array:
+        if type(rows) is slice:
+            return array[rows, ...]
         if type(array) is not np.ndarray:
             return self.given.xp.take(array, rows, axis=0)
         if array.ndim == 1 or self.buffers is None:
@@ -347,7 +375,7 @@ class _Stepper:
         out = self.buffers.take(("rows", id(array)), (rows.shape[0], array.shape[1]), array.dtype)
         return array.take(rows, axis=0, out=out, mode="clip")  # in its default mode NumPy fills a copy of `out` first
 
-    def evaluated(self, layers: Params, data: _Data) -> tuple[float, float]:
+    def evaluated(self, layers: Params, data: Data) -> tuple[float, float]:
         """Loss, without penalty, and accuracy of other data."""
         net = replace(self.given, layers=layers)
         xp, problem = net.xp, data.problem
@@ -375,7 +403,7 @@ class _Run:
 
     def __init__(
         self,
-        stepper: _Stepper,
+        stepper: Stepper,
         optimizer: Optimizer,
         generator: np.random.Generator,
         batch_size: int,
@@ -387,14 +415,14 @@ class _Run:
         self.losses: list[Any] = []  # of this epoch's steps; on a device they stay there until it ends
         self.sound: Array | None = None  # 0-d: whether all of them are finite
         if resume is None:
-            self.layers = _copied(net, net.layers, net.working)
+            self.layers = copied(net, net.layers, net.working)
             self.state = optimizer.init(self.layers)
             self.epoch, self.step, self.best = 0, 0, None
             self.history: History = {"loss": []}
         else:
-            self.layers = _copied(net, resume.params, net.working)
+            self.layers = copied(net, resume.params, net.working)
             count, *kept = resume.optimizer
-            self.state = (count, *(_copied(net, layers, net.working) for layers in kept))
+            self.state = (count, *(copied(net, layers, net.working) for layers in kept))
             self.epoch, self.step, self.best = resume.epoch, resume.step, resume.best
             self.history = {name: list(values) for name, values in resume.history.items()}
             generator.bit_generator.state = resume.rng
@@ -412,16 +440,13 @@ class _Run:
         """Make the steps that an epoch still lacks; whether to go on after them."""
         self.rng = dict(self.generator.bit_generator.state)
         order = self.generator.permutation(self.stepper.data.rows) if self.batches > 1 else None
-        there = order
-        if order is not None and not self.stepper.on_host:
-            net = self.stepper.given
-            there = net.xp.asarray(order, device=net.frame.device)
+        there = self.stepper.there(order)
         first, updates, going = self.step, self.state[0], True
         while going and self.step < self.batches:
             start = self.step * self.batch_size
             rows = slice(start, min(start + self.batch_size, self.stepper.data.rows))
             loss = math.nan
-            if self.counts(order, rows):
+            if self.stepper.counts(order, rows):
                 loss = self.one_step(None if there is None else there[rows])
             self.losses.append(loss)
             self.step += 1
@@ -431,11 +456,6 @@ class _Run:
             going = going and not interrupted()
         self.collect(first, updates)
         return going
-
-    def counts(self, order: np.ndarray | None, rows: slice) -> bool:
-        """Whether a batch has a row that counts."""
-        counts = self.stepper.data.counts
-        return counts is None or bool((counts if order is None else counts[order[rows]]).any())
 
     def one_step(self, rows: Array | None) -> Any:
         loss, grads = self.stepper.loss_and_grads(self.layers, rows)
@@ -482,7 +502,7 @@ class _Run:
         self.history["loss"] += self.losses
         raise DivergenceError(self.epoch * self.batches + self.step, loss, self.result(best=False))
 
-    def end_epoch(self, held_out: _Data | None, *, keep_best: bool) -> None:
+    def end_epoch(self, held_out: Data | None, *, keep_best: bool) -> None:
         self.epoch, self.step = self.epoch + 1, 0
         self.rng = dict(self.generator.bit_generator.state)
         if held_out is None:
@@ -492,7 +512,7 @@ class _Run:
         self.history.setdefault("validation_accuracy", []).append(accuracy)
         if keep_best and (self.best is None or loss < self.best[0]):
             net = self.stepper.given
-            self.best = (loss, self.epoch, _copied(net, self.layers, net.working))
+            self.best = (loss, self.epoch, copied(net, self.layers, net.working))
 
     def out_of_patience(self, patience: int | None) -> bool:
         return patience is not None and self.best is not None and self.epoch - self.best[1] >= patience
@@ -501,7 +521,7 @@ class _Run:
         """A copy in the dtype that was given."""
         net = self.stepper.given
         narrow = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
-        return _copied(net, narrow, net.dtype)
+        return copied(net, narrow, net.dtype)
 
     def result(self, *, best: bool) -> TrainResult:
         layers = self.best[2] if best and self.best is not None else self.layers
@@ -548,7 +568,7 @@ def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def interrupts() -> Iterator[Callable[[], bool]]:
     """Let a step be ended before Ctrl-C stops the training; a second one is raised at once.
 
     Only where the default handler would raise it, which Python calls between any two lines of the main thread.

@@ -26,6 +26,7 @@ OPERATIONS = (
     "total",
     "bias_activation",
     "activation_backward",
+    "weight_penalty",
     "parameter_update",
 )
 

@@ -163,6 +163,15 @@ def activation_backward(delta: Array, slope: Array | None, activation: str) -> A
     return delta * slope
 
 
+def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tuple[Array, Array | None]:
+    """The L2 penalty ``reg/2 * sum(W**2)``, and `grad` with that of the penalty, ``reg * W``, added.
+
+    A kernel may overwrite `grad`.
+    """
+    xp = array_namespace(weight)
+    return 0.5 * reg * xp.sum(weight * weight), None if grad is None else grad + reg * weight
+
+
 def parameter_update(
     rule: Callable[..., tuple[Array, ...]],
     arrays: Sequence[Array],
