@@ -69,12 +69,26 @@ class Optimizer(ABC):
             If gradients or state do not fit the parameters, or a learning rate is not a number from 0 on.
         """
         net = as_network(params, "identity")
-        slopes = as_network(grads, "identity").layers
+        if not isinstance(grads, (tuple, list)) or not grads:
+            raise TypeError(f"grads must be a non-empty sequence of (weight, bias) pairs, got {grads!r:.60}.")
+        of_grads = as_network(grads, "identity")
+        slopes = of_grads.layers
         check_alike("grads", slopes, net.layers, "params")
-        if type(state) is not tuple or len(state) != 1 + self.kept or type(state[0]) is not int:
+        if of_grads.dtype not in (net.dtype, net.working):
+            raise TypeError(f"grads must have the dtype of params, {net.dtype}, got {of_grads.dtype}.")
+        if (
+            type(state) is not tuple
+            or len(state) != 1 + self.kept
+            or type(state[0]) is not int
+            or state[0] < 0
+            or not all(type(layer) is Layer for kept in state[1:] if type(kept) is tuple for layer in kept)
+            or not all(type(kept) is tuple for kept in state[1:])
+        ):
             raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.")
         for kept in state[1:]:
             check_alike("state", kept, net.layers, "params")
+            if any(array.dtype != net.working for layer in kept for array in layer):
+                raise TypeError(f"state must be of {net.working}, as params are computed, got {kept[0].weight.dtype}.")
         with quiet(net.xp, net.frame.device):
             layers, state = self.step(net.layers, slopes, state)
             if net.dtype != net.working:

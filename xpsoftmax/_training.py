@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -55,6 +56,8 @@ class TrainState(NamedTuple):
     best : tuple or None
         (validation loss, epoch, parameters) of the best epoch so far, where `patience` is given.
     history : dict of lists
+    rows, batch_size : int
+        Of the training: the steps of an epoch are counted in them.
     """
 
     params: Params
@@ -64,6 +67,8 @@ class TrainState(NamedTuple):
     step: int
     best: tuple[float, int, Params] | None
     history: History
+    rows: int
+    batch_size: int
 
 
 class TrainResult(NamedTuple):
@@ -95,39 +100,54 @@ class TrainStep:
     loss : array, 0-d, or float
         On a GPU it is still there: ``float(loss)`` waits for it.
     params : tuple of Layer
-        A copy, made when it is asked for.
+        A copy, made when it is asked for: in the callback, not later.
     """
 
     def __init__(self, epoch: int, step: int, loss: Any, copy: Callable[[], Params]) -> None:
-        self.epoch, self.step, self.loss, self._copy = epoch, step, loss, copy
+        self.epoch, self.step, self.loss = epoch, step, loss
+        self._copy: Callable[[], Params] | None = copy
 
     @property
     def params(self) -> Params:
         """The parameters after the step."""
+        if self._copy is None:
+            raise RuntimeError("params must be asked for while the callback runs: training has gone on since.")
         return self._copy()
+
+    def pass_by(self) -> None:
+        """Training goes on: the parameters will be others."""
+        self._copy = None
 
     def __repr__(self) -> str:
         return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"
 
 
 class DivergenceError(FloatingPointError):
-    """A loss that is not finite ended a training.
+    """A loss that is not finite, or parameters that are not, ended a training.
 
     Attributes
     ----------
     step : int
-        The step, counted from 0.
+        The step of that loss, counted from 0; or the last one, after which the parameters are not finite.
     result : TrainResult
-        As it was before that step.
+        As it was before the step of that loss; or as it is, with parameters that are not finite.
     """
 
-    def __init__(self, step: int, loss: float, result: TrainResult) -> None:
-        super().__init__(
-            f"loss must be finite in training, got {loss} at step {step}. "
-            "A smaller learning rate may help; the error's `result` has the parameters from before it."
-        )
-        self.step = step
-        self.result = result
+    def __init__(self, step: int, loss: float | None, result: TrainResult) -> None:
+        if loss is None:
+            text = (
+                f"params must stay finite in training, got nan or inf after step {step}. Try a smaller learning rate."
+            )
+        else:
+            text = (
+                f"loss must be finite in training, got {loss} at step {step}. "
+                "A smaller learning rate may help; the error's `result` has the parameters from before it."
+            )
+        super().__init__(text)
+        self.step, self.loss, self.result = step, loss, result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.loss, self.result)
 
 
 def train(
@@ -166,7 +186,8 @@ def train(
     ----------
     params, X, targets, activation, reg, max_memory
         As for `mlp_loss_and_grad`. The arguments are not modified. 16-bit parameters are trained in float32 and
-        rounded at the end. `X` may be a memory map: only the rows of a batch are read.
+        rounded at the end; layers that share an array are trained apart. `X` may be a memory map: only the rows of a
+        batch are read. They are held beside what `max_memory` bounds.
     optimizer : Optimizer
         `sgd`, `adam` or `adamw`.
     epochs : int
@@ -174,6 +195,7 @@ def train(
     batch_size : int
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
+        With `resume` only its kind matters.
     validation : (X, targets), optional
         Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
         for after each epoch.
@@ -200,7 +222,7 @@ def train(
         As `mlp_loss_and_grad`, and if an option does not fit.
     DivergenceError
         A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
-        is looked at once an epoch; no update is made from that step on.
+        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end.
     ImportError
         If `progress` is asked for without tqdm.
 
@@ -241,10 +263,15 @@ def train(
     data = as_data(net, "X", X, targets, options)
     held_out = None
     if validation is not None:
-        held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None))
+        try:
+            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None))
+        except (TypeError, ValueError) as error:
+            error.add_note("It is about the validation data.")
+            raise
     generator = check.as_generator("rng", rng)
     if resume is not None:
-        _check_resumable(resume, net, optimizer, generator)
+        _check_resumable(resume, net, optimizer, generator, data.rows, min(batch_size, data.rows))
+        generator = copy.deepcopy(generator)  # it is set back: not the caller's
     stepper = Stepper(net, data, reg, reduction, max_memory)
     with quiet(net.xp, net.frame.device):
         run = _Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
@@ -254,7 +281,10 @@ def train(
                 going = run.steps_of_epoch(callback, tick, interrupted)
                 if run.step == run.batches:
                     run.end_epoch(held_out, keep_best=patience is not None)
-    return run.result(best=patience is not None)
+        result = run.result(best=patience is not None)
+        if not all(bool(net.xp.all(net.xp.isfinite(array))) for layer in result.params for array in layer):
+            raise DivergenceError(len(result.history["loss"]) - 1, None, result)
+    return result
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -278,7 +308,9 @@ def as_data(net: Network, name: str, X: Array, targets: Array, options: LossOpti
     frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)
     with quiet(net.xp, net.frame.device):
         problem = prepare(targets, frame, options._replace(reduction="sum"))
-        counts = None if problem.counting is None else np.array(_on_host(problem.counting != 0.0), bool)
+        # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
+        counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
+        counts = None if counting is None else np.array(_on_host(counting != 0.0), bool)
     return Data(X, problem, None if counts is None or counts.all() else counts)
 
 
@@ -370,6 +402,8 @@ class Stepper:
             return array[rows, ...]
         if type(array) is not np.ndarray:
             return self.given.xp.take(array, rows, axis=0)
+        if not array.flags.c_contiguous:  # `take` would copy all of it
+            return array[rows]
         if array.ndim == 1 or self.buffers is None:
             return array.take(rows, axis=0)
         out = self.buffers.take(("rows", id(array)), (rows.shape[0], array.shape[1]), array.dtype)
@@ -387,7 +421,9 @@ class Stepper:
             targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
             _, _, logits = forward(net, X)
             labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
-            hits = (xp.argmax(logits, axis=1) == labels) & (row_weight != 0.0)
+            hits = xp.argmax(logits, axis=1) == labels
+            if problem.counting is not None:
+                hits = hits & ((problem.counting if self.reduction == "mean" else problem.row_weight)[rows] != 0.0)
             losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
             loss, right = loss + summed(xp, losses), right + xp.sum(xp.astype(hits, net.working))
         if counted == 0:
@@ -470,11 +506,14 @@ class _Run:
         return loss
 
     def asked_to_stop(self, callback: Callable[[TrainStep], object], loss: Any) -> bool:
-        step = self.epoch * self.batches + self.step - 1
+        number = self.epoch * self.batches + self.step - 1
+        step = TrainStep(self.epoch, number, loss, lambda: self.params_of(self.layers))
         try:
-            return bool(callback(TrainStep(self.epoch, step, loss, lambda: self.params_of(self.layers))))
+            return bool(callback(step))
         except KeyboardInterrupt:
             return True
+        finally:
+            step.pass_by()
 
     def collect(self, first: int, updates: int) -> None:
         """Bring the losses of an epoch, from its step `first` on, to the history."""
@@ -510,7 +549,8 @@ class _Run:
         loss, accuracy = self.stepper.evaluated(self.layers, held_out)
         self.history.setdefault("validation_loss", []).append(loss)
         self.history.setdefault("validation_accuracy", []).append(accuracy)
-        if keep_best and (self.best is None or loss < self.best[0]):
+        before = math.nan if self.best is None else self.best[0]
+        if keep_best and (self.best is None or loss < before or (math.isnan(before) and not math.isnan(loss))):
             net = self.stepper.given
             self.best = (loss, self.epoch, copied(net, self.layers, net.working))
 
@@ -525,8 +565,10 @@ class _Run:
 
     def result(self, *, best: bool) -> TrainResult:
         layers = self.best[2] if best and self.best is not None else self.layers
-        state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, self.history)
-        return TrainResult(self.params_of(layers), {name: list(x) for name, x in self.history.items()}, state)
+        history = {name: list(values) for name, values in self.history.items()}
+        sizes = self.stepper.data.rows, self.batch_size
+        state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, history, *sizes)
+        return TrainResult(self.params_of(layers), self.history, state)
 
 
 def _check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:
@@ -542,11 +584,21 @@ def _check_parts(optimizer: object, callback: object, patience: object, validati
             raise ValueError(f"patience must be None without validation data, got {patience}.")
 
 
-def _check_resumable(resume: object, net: Network, optimizer: Optimizer, generator: np.random.Generator) -> None:
+def _check_resumable(
+    resume: object, net: Network, optimizer: Optimizer, generator: np.random.Generator, rows: int, batch_size: int
+) -> None:
     if not isinstance(resume, TrainState):
         raise TypeError(f"resume must be the state of an earlier call, got {resume!r:.60}.")
     for layers in (resume.params, *resume.optimizer[1:]):
         check_alike("resume", layers, net.layers, "params")
+        if layers[0].weight.dtype != net.working:
+            raise TypeError(f"resume must be of a training in {net.working}, got one in {layers[0].weight.dtype}.")
+    if resume.rows != rows:
+        raise ValueError(f"X must have as many rows as in the training that is resumed, {resume.rows}, got {rows}.")
+    if resume.batch_size != batch_size:
+        raise ValueError(
+            f"batch_size must be that of the training that is resumed, {resume.batch_size}, got {batch_size}."
+        )
     if len(resume.optimizer) != 1 + optimizer.kept:
         raise ValueError(f"resume must be of a training by the same optimizer, got one that is not by {optimizer}.")
     kind = generator.bit_generator.state["bit_generator"]
