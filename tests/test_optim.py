@@ -5,6 +5,8 @@ import pytest
 from _assert import assert_like
 
 import xpsoftmax as xs
+from xpsoftmax.kernels import generic
+from xpsoftmax.kernels import numpy as numpy_kernels
 from xpsoftmax.kernels import generic, numpy_layers
 
 OPTIMIZERS = {
@@ -217,3 +219,33 @@ def test_bad_arguments_of_an_update():
 def test_optimizers_show_their_options():
     assert repr(xs.sgd(0.1)) == "Sgd(learning_rate=0.1, momentum=0.0, nesterov=False)"
     assert xs.adam(0.1) == xs.adam(0.1) != xs.adam(0.2)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (700, 300)])  # the second in parts, and in threads
+@pytest.mark.parametrize("make", [xs.adam, xs.adamw])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_numpy_adam_has_the_bits_of_its_rule(make, in_place, shape, dtype, rng):
+    p, m, g = (rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    arrays = [p, m, (m * m).astype(dtype)]
+    rule, values = make(0.01).rule(0.01, 3)
+    expected = rule(*arrays, g, *values)
+    before = [array.copy() for array in (*arrays, g)]
+    found = numpy_kernels.parameter_update(rule, arrays, g, values, in_place=in_place)
+    for new, old, wanted in zip(found, arrays, expected, strict=True):
+        np.testing.assert_array_equal(new, wanted)
+        assert (new is old) == in_place
+    np.testing.assert_array_equal(g, before[-1])
+    if not in_place:
+        for array, was in zip(arrays, before, strict=False):
+            np.testing.assert_array_equal(array, was)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 7), (700, 300)])
+def test_the_numpy_penalty_is_the_generic_one(shape, dtype, rng):
+    weight, grad = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    value, gradient = generic.weight_penalty(weight, grad, 0.3)
+    found, added = numpy_kernels.weight_penalty(weight, grad.copy(), 0.3)
+    # Pairwise sums of parts, and a sum of those: a dozen roundings each
+    assert abs(found - value) <= 24 * np.finfo(dtype).eps * value
+    np.testing.assert_array_equal(added, gradient)
+    assert numpy_kernels.weight_penalty(weight, None, 0.3) == (found, None)
