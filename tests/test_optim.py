@@ -5,9 +5,8 @@ import pytest
 from _assert import assert_like
 
 import xpsoftmax as xs
-from xpsoftmax.kernels import generic
-from xpsoftmax.kernels import numpy as numpy_kernels
 from xpsoftmax.kernels import generic, numpy_layers
+from xpsoftmax.kernels import numpy as numpy_kernels
 
 OPTIMIZERS = {
     "sgd": (xs.sgd, {}, "SGD", {}),
