@@ -99,7 +99,7 @@ VERBATIM = {tokenize.NAME, tokenize.NUMBER, tokenize.OP, *STRINGS}
 
 @dataclass(frozen=True)
 class Settings:
-    """Data and training: by default all of the library without its tests, and about eight minutes on two cores."""
+    """Data and training: by default all of the library without its tests, and about six minutes on two cores."""
 
     classes: int = 20_000
     context: int = 8
@@ -109,7 +109,7 @@ class Settings:
     tests: bool = False
     hidden: int = 96
     batch_size: int = 512
-    epochs: int = 3
+    epochs: int = 2
     minutes: float = math.inf
     optimizer: str = "adam"
     learning_rate: float = 0.005
@@ -138,7 +138,7 @@ class Settings:
         return self.context * self.embedding
 
 
-TINY = Settings(classes=1_000, context=4, embedding=8, tokens=60_000, hidden=32, batch_size=256)
+TINY = Settings(classes=1_000, context=4, embedding=8, tokens=60_000, hidden=32, batch_size=256, epochs=3)
 CHOICES = {"optimizer": ("adam", "sgd"), "dtype": ("float32", "float64"), "backend": ("numpy", "cupy")}
 HELP = {
     "tests": "with the tests of the library",

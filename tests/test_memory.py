@@ -112,16 +112,20 @@ def test_a_default_bound_is_there():
     assert float(out) > 1.0
 
 
-def test_training_holds_parameters_four_times_and_max_memory():
-    """A batch of N x C is 128 MiB; the parameters, 3 MiB, are copied, have gradients, and are copied for the result."""
+@pytest.mark.parametrize("budget", [16, 48])
+def test_training_holds_parameters_four_times_and_max_memory(budget):
+    """A batch of N x C is 128 MiB; the parameters, 3 MiB, are copied, have gradients, and are copied for the result.
+
+    Validation, in chunks that are larger, takes no more.
+    """
     out = run(
-        """
+        f"""
         params, X, y = problem(16384, 64, (96,), 8192)
-        options = {"optimizer": xs.sgd(0.1), "batch_size": 4096, "rng": 0}
-        xs.train(small[0], *small[1:], **(options | {"epochs": 1}), max_memory=2 * MIB)
+        options = {{"optimizer": xs.sgd(0.1), "batch_size": 4096, "rng": 0}}
+        xs.train(small[0], *small[1:], **(options | {{"epochs": 1}}), max_memory=2 * MIB)
         batch = 4096 * 64 * 4
-        limit(4 * size(params) + batch + 16 * MIB)
-        result = xs.train(params, X, y, epochs=2, max_memory=16 * MIB, **options)
+        limit(4 * size(params) + batch + {budget} * MIB)
+        result = xs.train(params, X, y, epochs=2, validation=(X, y), max_memory={budget} * MIB, **options)
         print(result.history["loss"][-1])
         try:
             xs.train(params, X, y, epochs=1, max_memory=4096 * MIB, **options)

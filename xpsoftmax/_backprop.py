@@ -277,6 +277,7 @@ class Buffers:
         if array is not None and array.shape == shape and array.dtype == dtype:
             return array
         if array is None or array.shape[0] < shape[0] or array.shape[1] != shape[1] or array.dtype != dtype:
+            self._arrays[name] = array = None  # before there is another one
             array = self._arrays[name] = np.empty(shape, dtype)
         return array[: shape[0]]
 

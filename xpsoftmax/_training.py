@@ -419,7 +419,7 @@ class Stepper:
             rows = slice(0, data.rows) if rows is None else rows
             X = xp.astype(data.X[rows, :], net.working, copy=False)
             targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
-            _, _, logits = forward(net, X)
+            _, _, logits = forward(net, X, buffers=self.buffers)
             labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
             hits = xp.argmax(logits, axis=1) == labels
             if problem.counting is not None:
