@@ -129,8 +129,8 @@ def package_train(case: Case) -> tuple[Call, Call]:
     """A step as `train` makes it: checked once before all, arrays used again."""
     options = {"max_memory": MEMORY} if case.linear else {"max_memory": None}
     net = as_network(case.params, "relu")
-    data = _training._as_data(net, "X", case.X, case.y, LossOptions())
-    stepper = _training._Stepper(net, data, 0.0, "mean", **options)
+    data = _training.as_data(net, "X", case.X, case.y, LossOptions())
+    stepper = _training.Stepper(net, data, 0.0, "mean", **options)
     run = _training._Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
 
     def step() -> Any:  # in surroundings that `train` enters once

@@ -1,10 +1,15 @@
-"""As much of CuPy as kernels/cuda.py uses, on NumPy arrays; kernels run on the CPU (_cuda_on_cpu.py)."""
+"""As much of CuPy as kernels/cuda.py uses, on NumPy arrays; kernels run on the CPU (_cuda_on_cpu.py).
+
+`only_launches` is for calls that must consist of launches alone, and says how often they wait for the GPU.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -32,13 +37,37 @@ class Array(np.ndarray):
 
     device = Device()
 
-    @property
+    @cached_property
     def data(self) -> Any:
-        return SimpleNamespace(ptr=self.ctypes.data)
+        return SimpleNamespace(ptr=self.ctypes.data, device_id=Device.id)
 
 
 def array(values: Any) -> Array:
     return np.asarray(values).view(Array)
+
+
+@contextmanager
+def only_launches() -> Iterator[list[str]]:
+    """Within, arrays may be made and passed to kernels, no more; what waits for the GPU is written down."""
+    waits: list[str] = []
+
+    def operation(self: Array, function: Any, *more: Any, **options: Any) -> Any:
+        raise AssertionError(f"{function.__name__}: an operation of CuPy's own, which launches more")
+
+    def item(self: Array) -> Any:
+        waits.append("item")
+        return np.ndarray.item(self)
+
+    forbidden = {"__array_ufunc__": operation, "__array_function__": operation}
+    kinds = {f"__{kind.__name__}__": lambda self, kind=kind: kind(item(self)) for kind in (bool, int, float)}
+    changed = {**forbidden, **kinds, "item": item}
+    for name, method in changed.items():
+        setattr(Array, name, method)
+    try:
+        yield waits
+    finally:
+        for name in changed:
+            delattr(Array, name)
 
 
 class Recorder:
@@ -51,9 +80,11 @@ class Recorder:
         runtime = SimpleNamespace(is_hip=False, getDevice=lambda: Device.current)
         device = lambda number: SimpleNamespace(compute_capability=str(capability))  # noqa: E731
         self.module.__dict__.update(
+            ndarray=Array,
             cuda=SimpleNamespace(runtime=runtime, Device=device),
             empty=lambda shape, dtype: np.full(shape, 123, dtype).view(Array),
-            ascontiguousarray=lambda x: np.ascontiguousarray(x).view(Array),
+            zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
+            ascontiguousarray=lambda x: x if x.flags.c_contiguous else np.ascontiguousarray(x).view(Array),
             RawModule=self._raw_module,
         )
 

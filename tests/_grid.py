@@ -40,6 +40,20 @@ def logits(rng: np.random.Generator, kind: str, classes: int, dtype: str, rows: 
     return z.astype(dtype)
 
 
+def far_apart(rng: np.random.Generator, classes: int, dtype: str, *, ahead: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (R, C), and the class (R,) of each row that is far ahead of the others, or far behind them.
+
+    The others' probabilities, or its own, are subnormal; times 10**6 they are normal numbers.
+    """
+    z = rng.normal(size=(ROWS[10], classes))
+    hot = rng.integers(classes, size=len(z))
+    z[np.arange(len(z)), hot] += rng.uniform(*SUBNORMAL[dtype], len(z)) * (1 if ahead else -1)
+    return (z + 300).astype(dtype), hot
+
+
+SUBNORMAL = {"float32": (89, 98), "float64": (710, 718)}  # exp of minus these is, and 10**6 times it is not
+
+
 def labels(rng: np.random.Generator, z: np.ndarray) -> np.ndarray:
     """Labels (R,), every other one at the largest logit."""
     some = rng.integers(z.shape[1], size=z.shape[0])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
+
+# Before SciPy is imported: scikit-learn's checks of array libraries want it, and 1.6 does not even load without it.
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 import numpy as np
 import pytest

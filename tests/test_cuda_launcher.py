@@ -9,8 +9,11 @@ from __future__ import annotations
 import _cuda_on_cpu as cpu
 import numpy as np
 import pytest
+from _assert import assert_same_bits
 from _fake_cupy import Recorder, array
 
+import xpsoftmax as xs
+from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic, plan
 
@@ -85,7 +88,14 @@ def test_out(cuda, rng, layout, which):
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"class_weight": True, "label_smoothing": 0.3}]
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.1},
+        {"label_smoothing": 1e-9, "z_loss": 1e-9},
+        {"z_loss": 0.1},
+        {"class_weight": True, "label_smoothing": 0.3},
+    ],
 )
 def test_options_reach_the_kernel(cuda, recorder, rng, soft, options):
     z, w = rng.normal(size=(ROWS, CLASSES)), rng.uniform(0.5, 2, ROWS)
@@ -97,7 +107,9 @@ def test_options_reach_the_kernel(cuda, recorder, rng, soft, options):
     desired = generic.softmax_loss_rows(z, q, w, spec, grad=True)
     close(losses, desired[0])
     np.testing.assert_allclose(np.asarray(dlogits), desired[1], rtol=1e-12, atol=1e-15)  # sums of terms of any sign
-    assert recorder.launches[-1].kernel == ("softmax_loss_of_masses" if soft or options else "softmax_loss")
+    plain = "softmax_loss_smoothed" if options == {"label_smoothing": 0.1} else "softmax_loss"
+    masses = soft or "z_loss" in options or "class_weight" in options
+    assert recorder.launches[-1].kernel == ("softmax_loss_of_masses" if masses else plain)
     assert cuda.softmax_loss_rows(array(z), array(q), array(w), given, grad=False)[1] is None
 
 
@@ -108,6 +120,73 @@ def test_labels_are_read_in_their_own_type(cuda, rng, dtype):
     close(losses, generic.softmax_loss_rows(z, y, w, LossSpec(), grad=False)[0])
 
 
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "again" not in name])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout, activation):
+    z, bias = LAYOUTS[layout](rng.normal(size=(ROWS, CLASSES))), rng.normal(size=2 * CLASSES)[::2]
+    value, slope = generic.bias_activation(z, bias, activation, grad=True)
+    given = array(z.copy(order="K"))
+    for out in (None, array(np.asfortranarray(np.zeros(z.shape)))):
+        given[...] = z
+        found, kept = cuda.bias_activation(given, array(bias), activation, grad=True, out=out)
+        close(found, value)
+        if slope is None:
+            assert kept is None
+        else:
+            close(kept, slope)
+            assert activation == "relu" or out is None or kept is out
+    delta = array(LAYOUTS[layout](rng.normal(size=z.shape)).copy(order="K"))
+    desired = generic.activation_backward(np.array(delta), slope, activation)
+    assert cuda.activation_backward(delta, kept, activation) is delta
+    close(delta, desired)
+    assert len(recorder.launches) == (2 if slope is None else 3)
+
+
+def test_without_a_gradient_no_slopes_are_written(cuda, recorder):
+    z = array(np.ones((ROWS, CLASSES)))
+    value, slope = cuda.bias_activation(z, array(np.ones(CLASSES)), "relu", grad=False)
+    assert value is z
+    assert slope is None
+    assert (z == 2).all()
+
+
+@pytest.mark.parametrize("flag", [None, True, False])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
+    optimizer = {
+        "sgd": xs.sgd(0.1),
+        "momentum": xs.sgd(0.1, 0.9),
+        "nesterov": xs.sgd(0.1, 0.9, nesterov=True),
+        "adam": xs.adam(0.1),
+        "adamw": xs.adamw(0.1),
+    }[name]
+    rule, numbers = optimizer.rule(0.1, 3)
+    for dtype, order in (("float32", "C"), ("float64", "C"), ("float32", "F")):
+        values = rng.normal(size=(2 + optimizer.kept, 7, 41)).astype(dtype)
+        values[2 if optimizer.kept == 2 else 0] **= 2
+        *arrays, grad = (array(np.asarray(a, order=order)) for a in values)
+        ok = None if flag is None else array(np.array(flag))
+        desired = generic.parameter_update(rule, list(values[:-1]), values[-1], numbers, ok=flag)
+        found = cuda.parameter_update(rule, arrays, grad, numbers, ok=ok, in_place=in_place)
+        for got, wanted, given, value in zip(found, desired, arrays, values, strict=False):
+            assert_same_bits(np.asarray(got), wanted)
+            assert (got is given) == (in_place and order == "C")
+            if not in_place:
+                assert_same_bits(np.asarray(given), value)
+        assert_same_bits(np.asarray(grad), values[-1])
+    assert [launch.kernel for launch in recorder.launches] == ["parameter_update"] * 3
+
+
+def test_a_rule_without_a_kernel_is_computed_by_the_generic_text(cuda, recorder):
+    def own_rule(p, g, rate):
+        return (p + rate * g,)
+
+    (found,) = cuda.parameter_update(own_rule, [array(np.ones(3))], array(np.ones(3)), (0.5,))
+    assert (np.asarray(found) == 1.5).all()
+    assert recorder.launches == []
+
+
 def test_no_rows_need_no_launch(cuda, recorder):
     z = array(np.zeros((0, 3), "f4"))
     assert cuda.softmax_rows(z).shape == (0, 3)
@@ -116,6 +195,8 @@ def test_no_rows_need_no_launch(cuda, recorder):
         z, array(np.zeros(0, "i8")), array(np.zeros(0, "f4")), LossSpec(), grad=True
     )
     assert (losses.shape, dlogits.shape) == ((0,), (0, 3))
+    value, slope = cuda.bias_activation(z, array(np.zeros(3, "f4")), "tanh", grad=True)
+    assert cuda.activation_backward(value, slope, "tanh").shape == (0, 3)
     assert recorder.launches == []
 
 

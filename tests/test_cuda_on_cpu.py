@@ -32,6 +32,7 @@ class Fault(NamedTuple):
     instead: str
     kind: plan.SizeClass
     dtype: str = "float32"
+    smoothing: float = 0.0
 
 
 FAULTS = {
@@ -58,7 +59,9 @@ FAULTS = {
     ),
     "the last vector read whole": Fault("position + PER_VECTOR<T> <= end;", "position < end;", HELD),
     "rows off a boundary read as if on it": Fault("(int)((Word)first % 16 / sizeof(T))", "0", HELD),
-    "an output off a boundary written as if on it": Fault(" && (Word)place % 16 == 0", "", HELD),
+    "an output off a boundary written as if on it": Fault(
+        "(span.fills(position) && (Word)place % 16 == 0)", "(span.fills(position))", HELD
+    ),
     "one element too many": Fault(
         "position >= shift && position < end;", "position >= shift && position <= end;", HELD
     ),
@@ -79,8 +82,22 @@ FAULTS = {
         "p += STEP) {\n            Vector v", "p += 2 * STEP) {\n            Vector v", STREAMED
     ),
     "weights left out": Fault("? weight : Limits<Real>::nan();", "? 1 : Limits<Real>::nan();", LANES),
-    "the wrong row's weight": Fault("inside ? weights[r] : 0;", "inside ? weights[0] : 0;", LANES),
+    "the wrong row's weight": Fault(
+        "weights ? weights[r] : weight_of_all;", "weights ? weights[0] : weight_of_all;", LANES
+    ),
     "bfloat16 cut off instead of rounded": Fault("bits + 0x7fffu + (bits >> 16 & 1u)", "bits", LANES, "bfloat16"),
+    "the label's own share left out": Fault("(kept + share) *", "kept *", LANES, smoothing=0.5),
+    "what smoothing adds at the label left out": Fault("(pull - (kept", "(0 * pull - (kept", LANES, smoothing=0.5),
+    "distances from another largest logit": Fault(
+        "? sum : sum + count * (new_top - top);", "? sum : sum;", HELD, smoothing=0.5
+    ),
+    "distances of what is no class": Fault("i >= from && i < upto ?", "i >= from ?", HELD, smoothing=0.5),
+    "distances of a stream from its first largest logit": Fault(
+        "if (below.count > 0) sum.add(below.count * (highest - below.top));", "", STREAMED, smoothing=0.5
+    ),
+    "the total of a stream taken from its largest logit": Fault(
+        "odds.total * exponential(others.top - below.top)", "odds.total", STREAMED, smoothing=0.5
+    ),
     "halves of a word exchanged": Fault(
         "T{(unsigned short)(v.words[i / 2] >> (i % 2 * 16))}",
         "T{(unsigned short)(v.words[i / 2] >> (16 - i % 2 * 16))}",
@@ -99,9 +116,13 @@ def failure(fault: Fault, change: tuple[str, str] | None) -> str | None:
             x = cpu.to_bits(z, fault.dtype)
             z = cpu.from_bits(x, fault.dtype)
             y, weights = labels(rng, z), rng.uniform(0.5, 2, len(z)).astype("f4")
-            exact = kernels.oracle.softmax_loss(z, y, sample_weight=weights, reduction="none")
+            smoothing = fault.smoothing
+            exact = kernels.oracle.softmax_loss(
+                z, y, sample_weight=weights, label_smoothing=smoothing, reduction="none"
+            )
+            options = {"kind": fault.kind, "setting": setting, "smoothing": smoothing}
             try:
-                losses, grad = kernels.loss(x, fault.dtype, y, weights, kind=fault.kind, setting=setting, change=change)
+                losses, grad = kernels.loss(x, fault.dtype, y, weights, change=change, **options)
                 kernels.within(losses, exact.loss, 0, [])
                 kernels.within(grad, exact.grad, 0, [])
             except (AssertionError, cpu.KernelError) as error:
@@ -116,29 +137,70 @@ def inputs(rng: np.random.Generator, classes: int):
         sure = np.full((3, classes), -float(lead))
         sure[:, classes // 2] = 0
         yield sure
-    yield np.linspace(0, 60, classes) + np.zeros((3, 1))
+    for rise in (20, 60):
+        yield np.linspace(0, rise, classes) + np.zeros((3, 1))
     yield 1e-2 * rng.uniform(size=(3, classes))
 
 
 @pytest.mark.parametrize("kind", [LANES, HELD, CLUSTER, STREAMED], ids=["lanes", "block", "cluster", "streamed"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_without_a_fault_nothing_fails(kind, dtype):
-    assert failure(Fault("", "", kind, dtype), None) is None
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_without_a_fault_nothing_fails(kind, dtype, smoothing):
+    assert failure(Fault("", "", kind, dtype, smoothing), None) is None
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_caught(name, record_property):
     fault = FAULTS[name]
-    cpu.kernel("softmax_loss", plan.defines(fault.kind, fault.dtype), (fault.text, fault.instead))  # it compiles
+    kernel = "softmax_loss_smoothed" if fault.smoothing else "softmax_loss"
+    cpu.kernel(kernel, plan.defines(fault.kind, fault.dtype), (fault.text, fault.instead))  # it compiles
     reason = failure(fault, (fault.text, fault.instead))
     assert reason is not None
     record_property("caught", reason)
 
 
+def wrong_total(change: tuple[str, str] | None) -> bool:
+    """Whether the total of a vector amid nan is wrong."""
+    memory, sums = np.full(3 * plan.TOTAL_PART, np.nan, "f4"), np.zeros(2, "f4")
+    x = memory[64 : 64 + plan.TOTAL_PART + 700]
+    x[:] = np.arange(x.size) % 7
+    cpu.run(plan.total_launch(cpu.address(x), cpu.address(sums), x.size, "float32"), change=change)
+    return sums.tolist() != [x[: plan.TOTAL_PART].sum(), x[plan.TOTAL_PART :].sum()]
+
+
+def wrong_look_at_labels(change: tuple[str, str] | None) -> bool:
+    """Whether a bad label is not found, or a good one is."""
+    for place, value in ((0, 2), (299, 3), (5, -1), (299, -1), (256, 2**40)):
+        y, found = np.ones(300, "i8"), np.zeros(1, "i4")
+        y[place] = value
+        cpu.run(plan.bad_labels_launch((cpu.address(y), "int64"), cpu.address(found), 300, 3), change=change)
+        if found[0] != (not 0 <= value < 3):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "change"),
+    [
+        (wrong_total, ("first + PART < length ? first + PART : length", "first + PART")),
+        (wrong_total, ("(Long)blockIdx.x * PART", "0")),
+        (wrong_total, ("first + threadIdx.x", "first + threadIdx.x + 1")),
+        (wrong_total, ("sums[blockIdx.x]", "sums[0]")),
+        (wrong_look_at_labels, ("label < 0 || ", "")),
+        (wrong_look_at_labels, ("label >= classes", "label > classes")),
+        (wrong_look_at_labels, ("r >= rows", "r >= rows - 1")),
+        (wrong_look_at_labels, ("(Long)blockIdx.x * THREADS + threadIdx.x", "(Long)threadIdx.x")),
+    ],
+)
+def test_faults_around_the_rows_are_caught(wrong, change):
+    assert not wrong(None)
+    assert wrong(change)
+
+
 @pytest.mark.parametrize("carried", [True, False])
 def test_what_the_additions_of_a_long_stream_lose(carried, record_property):
     """Two thousand additions in each thread, each rounded the same way."""
-    change = None if carried else ("return value + lost;", "return value;")
+    change = None if carried else ("? value + lost : value;", "? value : value;")
     z = np.full((1, 2**22 + 1), -0.3, "f4")
     z[0, :8192] = 0  # the first that each thread adds: the others are shifted by it
     exact = kernels.oracle.softmax_loss(z, np.array([5]), reduction="none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
+import _gpu_kernels
 import gpu_check
 import numpy as np
 import pytest
@@ -49,13 +50,15 @@ def test_tests_are_counted():
 
 def test_the_row_and_the_table_name_what_was_found():
     report = gpu_check.Report(DEVICE, tests={"status": 0, "passed": 5, "failed": 0, "skipped": 3})
-    report.cases = [case(copy=4000.0, xpsoftmax=3600.0)]
-    report.problems = ["one"]
+    report.kernels.cases = [case(copy=4000.0, xpsoftmax=3600.0)]
+    report.kernels.small_call = {"launches": 2, "microseconds": 12.34}
+    report.kernels.problems = ["one"]
     line = gpu_check.row(report, "abc", "2026-01-02")
     result = "tests: 5 passed, 0 failed, 3 skipped; 8x10 float32 3600 GB/s; 1 problems"
     assert line == f"| 2026-01-02 | abc | A GPU | 13000, 13000, 14.0 | scripts/gpu_check.py | {result} |"
     text = gpu_check.table(report)
     assert "90% of copy" in text
+    assert "2 launches, 12.3 microseconds of the host" in text
     assert text.endswith("PROBLEM: one")
 
 
@@ -65,7 +68,7 @@ def test_a_row_of_nothing_claims_nothing():
 
 
 def test_what_is_trained_is_learnt():
-    found = gpu_check.trained(np, 300, lambda: None)
+    found = gpu_check.trained(np)
     assert found["last_loss"] < 0.6 * found["first_loss"]
     assert found["accuracy"] > 0.75
 
@@ -75,10 +78,10 @@ def test_the_usual_lines_are_right_on_numpy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", np)
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(6, 4)).astype("f4"), rng.integers(4, size=6)
-    inputs = gpu_check.Inputs([z], y, np.empty_like(z), z, y)
-    monkeypatch.setattr(gpu_check, "CHECKED_ROWS", 6)
-    for call in (gpu_check.plain_cupy(inputs), gpu_check.ours(inputs)):
+    inputs = _gpu_kernels.Inputs([z], y, np.empty_like(z), z, y)
+    monkeypatch.setattr(_gpu_kernels, "CHECKED_ROWS", 6)
+    for call in (_gpu_kernels.plain_cupy(inputs), _gpu_kernels.ours(inputs)):
         loss, grad = call(0)
         array = SimpleNamespace(astype=lambda kind, grad=grad: SimpleNamespace(get=lambda: grad.astype(kind)))
         sliced = type("Sliced", (), {"__getitem__": lambda self, rows, array=array: array})()
-        assert gpu_check.off_by((loss, sliced), inputs) < 1e-6
+        assert _gpu_kernels.off_by((loss, sliced), inputs) < 1e-6

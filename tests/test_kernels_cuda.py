@@ -12,7 +12,7 @@ import _oracle as oracle
 import numpy as np
 import pytest
 from _assert import assert_same_bits, assert_within
-from _grid import KINDS, labels, logits, near_the_top
+from _grid import KINDS, far_apart, labels, logits, near_the_top
 
 from xpsoftmax.kernels import plan
 
@@ -24,6 +24,7 @@ pytestmark = [
 DTYPES = tuple(plan.SCALARS)
 CLASS_IDS = [f"{k.lanes}x{k.vectors}x{k.blocks}" if k.vectors else "streamed" for k in plan.SIZE_CLASSES]
 LABEL_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+INF, NAN = np.inf, np.nan
 ROWS = 3
 STREAMED_CLASSES = 20_011  # odd; several steps of each thread
 
@@ -98,6 +99,7 @@ def loss(
     setting=PLAIN,
     grad=True,
     change=None,
+    smoothing=0.0,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Losses and gradient of labels, by the kernel."""
     real = cpu.working(dtype)
@@ -106,7 +108,8 @@ def loss(
 
     def launch_into(given: cpu.Placed, out: cpu.Placed | None) -> None:
         at = (cpu.address(y), y.dtype.name), cpu.address(weights), cpu.address(losses)
-        launch = plan.loss_launch(given.matrix, *at, None if out is None else out.matrix, 90, kind)
+        written = None if out is None else out.matrix
+        launch = plan.loss_launch(given.matrix, *at, written, 90, kind, label_smoothing=smoothing)
         cpu.run(launch, schedule=setting.schedule, change=change)
 
     if not grad:
@@ -265,9 +268,115 @@ def test_options(rng, dtype, classes, option, record_property):
     record_property("compared", sum(entries))
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4, 130])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_with_subnormal_probabilities(rng, dtype, ahead, classes, record_property):
+    """As in test_loss_options.py: a slope of the z-loss, or a large q, makes normal numbers of them."""
+    z, hot = far_apart(rng, classes, dtype, ahead=ahead)
+    q = np.zeros(z.shape)
+    size = 10 ** rng.uniform(6, 20, len(z)) if ahead else np.finfo(dtype).tiny * 10 ** rng.uniform(0, 3, len(z))
+    q[np.arange(len(z)), hot] = size
+    q, z_loss = q.astype(dtype), 0.0 if ahead else 10.0
+    exact = oracle.softmax_loss(z, q, z_loss=z_loss, reduction="none")
+    losses, grad = loss_of_masses(z, dtype, q, z_loss=z_loss)
+    entries: list[int] = []
+    within(losses, exact.loss, len(z) * 9 // 10, entries)
+    within(grad, exact.grad, z.size * 9 // 10, entries)
+    record_property("compared", sum(entries))
+
+
+@every_class
+@every_dtype
+def test_smoothed_loss_and_gradient(rng, kind, dtype, record_property):
+    entries: list[int] = []
+    for number, (x, z, setting, label_type) in enumerate(cases(rng, kind, dtype)):
+        if np.isneginf(z).any():
+            continue  # an infinite loss: test_smoothing_of_an_impossible_class
+        smoothing = (0.1, 1.0, plan.LEAST_SMOOTHING, 0.5)[number % 4]
+        y = np.minimum(labels(rng, z), min(np.iinfo(label_type).max, 2**62)).astype(label_type)
+        weights = rng.uniform(0.5, 2, ROWS)
+        weights[1] = 0
+        weights = weights.astype(cpu.working(dtype))
+        exact = oracle.softmax_loss(
+            z, y.astype("i8"), sample_weight=weights, label_smoothing=smoothing, reduction="none"
+        )
+        losses, grad = loss(x, dtype, y, weights, kind=kind, setting=setting, smoothing=smoothing)
+        within(losses, exact.loss, 1, entries)
+        within(grad, exact.grad, near_the_top(z) // 2, entries)
+        assert (grad[1] == 0).all()
+        without = loss(x, dtype, y, weights, kind=kind, setting=setting, grad=False, smoothing=smoothing)[0]
+        assert_same_bits(without, losses)
+    record_property("compared", sum(entries))
+
+
+@every_class
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_smoothing_of_an_impossible_class(rng, kind, smoothing):
+    """The loss is infinite, the gradient finite, and of the class it is its share alone."""
+    z = rng.normal(size=(3, classes_of(kind, "float32", PLAIN, 0))).astype("f4")
+    z[:, 1] = -np.inf
+    losses, grad = loss(z, "float32", np.array([0, 1, 2]), kind=kind, smoothing=smoothing)
+    assert (losses == np.inf).all()
+    exact = oracle.softmax_loss(z, np.array([0, 1, 2]), label_smoothing=smoothing, reduction="none")
+    within(grad, exact.grad, grad.size // 2, [])
+    np.testing.assert_allclose(grad[[0, 2], 1], -smoothing / z.shape[1], rtol=1e-6)
+
+
+@every_class
+@every_dtype
+def test_smoothed_rows_that_have_no_number_or_do_not_count(kind, dtype):
+    z = np.array([[NAN, 0, 1], [0, INF, 1], [-INF, -INF, -INF], [1, 2, 3], [1, 2, 3], [NAN, INF, 0], [1, 2, 3]])
+    x = cpu.to_bits(z, dtype)
+    losses, grad = loss(x, dtype, np.array([1, 0, 0, 3, -1, 77, 0]), [1, 1, 1, 1, 1, 0, 1], kind=kind, smoothing=0.1)
+    assert np.isnan(losses[:5]).all()
+    assert np.isnan(grad[:5]).all()
+    assert (losses[5], *grad[5]) == (0, 0, 0, 0)
+    assert np.isfinite(losses[6])
+    assert np.isfinite(grad[6]).all()
+
+
+@pytest.mark.parametrize("shape", ["rising", "falling", "one far above"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_smoothing_of_a_long_row(rng, dtype, shape, record_property):
+    """Streamed: what was summed so far is below a largest logit that rises all the time."""
+    classes = 524_309
+    steps = np.arange(classes) / classes
+    z = {"rising": 60 * steps, "falling": -60 * steps, "one far above": 90.0 * (np.arange(classes) == 70_000)}[shape]
+    x = cpu.to_bits(np.stack([z, rng.permutation(z)]), dtype)
+    z = cpu.from_bits(x, dtype)
+    y = np.array([70_000, 3])
+    exact = oracle.softmax_loss(z, y, label_smoothing=0.1, reduction="none")
+    losses, grad = loss(x, dtype, y, kind=plan.STREAMED, smoothing=0.1)
+    entries: list[int] = []
+    within(losses, exact.loss, 2, entries)
+    within(grad, exact.grad, z.size // 2, entries)
+    record_property("compared", sum(entries))
+
+
+@every_dtype
+@pytest.mark.parametrize(("smoothing", "masses"), [(0.0, False), (0.1, False), (0.1, True)])
+def test_all_rows_may_have_one_weight(rng, dtype, smoothing, masses):
+    """Then no array of weights is read: the same bits as with one."""
+    x, real = cpu.to_bits(rng.normal(size=(ROWS, 37)), dtype), cpu.working(dtype)
+    y = rng.integers(37, size=ROWS)
+    results = []
+    for weights, of_all in ((np.full(ROWS, 0.3, real), 0.0), (None, 0.3)):
+        losses, (given, out) = np.zeros(ROWS, real), place(x, dtype, PLAIN)
+        at = (cpu.address(y), "int64"), cpu.address(weights), cpu.address(losses), out.matrix
+        options = {"label_smoothing": smoothing, "weight_of_all": of_all}
+        cpu.run(
+            plan.masses_launch(given.matrix, *at, class_weights=0, z_loss=0.1, **options)
+            if masses
+            else plan.loss_launch(given.matrix, *at, 90, **options)
+        )
+        results.append((losses, out.rows.copy()))
+    assert_same_bits(results[0][0], results[1][0])
+    assert_same_bits(results[0][1], results[1][1])
+
+
 # --- rows without numbers, rows that do not count ---------------------------------------------------------------------
 
-INF, NAN = np.inf, np.nan
 ROUTES = {  # a size class of each kind, and the kernel for masses
     "lanes": plan.HELD[0],
     "block": plan.SizeClass(128, 4),
@@ -408,6 +517,42 @@ def test_sure_rows_keep_the_sum_of_the_others(dtype, kind):
     assert (losses > 0).all()
     assert (grad[:, 7] < 0).all()
     within(elementwise("log_softmax", x, dtype, kind=kind), oracle.log_softmax(x), 2 * classes, entries)
+
+
+# --- what goes around the rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("length", [1, 31, 512, 5000, plan.TOTAL_PART, plan.TOTAL_PART + 1, 3 * plan.TOTAL_PART - 7])
+def test_totals(rng, dtype, length):
+    """Within an eps of the sum of the sizes: what is lost in a thread is carried, nine levels are left."""
+    x = (rng.normal(size=length) * 10.0 ** rng.integers(-3, 4, length)).astype(dtype)
+    sums = np.full(plan.total_parts(length), 7, dtype)
+    cpu.run(plan.total_launch(cpu.address(x), cpu.address(sums), length, dtype), schedule=length % 4)
+    for part, found in enumerate(sums):
+        terms = x[part * plan.TOTAL_PART : (part + 1) * plan.TOTAL_PART].astype(oracle.LD)
+        bound = 5 * float(np.finfo(dtype).eps) * np.abs(terms).sum()
+        assert_within(found, terms.sum(), bound=bound)
+
+
+@pytest.mark.parametrize("worst", [INF, -INF, NAN])
+def test_the_total_of_what_is_not_finite(worst):
+    x, total = np.ones(1500), np.zeros(1)
+    x[700] = worst
+    cpu.run(plan.total_launch(cpu.address(x), cpu.address(total), len(x), "float64"))
+    np.testing.assert_array_equal(total, [worst])
+
+
+@pytest.mark.parametrize("kind", LABEL_TYPES)
+@pytest.mark.parametrize("place", [0, 255, 256, 299])
+def test_bad_labels_are_found(kind, place):
+    for value in (-1, 3, 127, np.iinfo(kind).max, np.iinfo(kind).min, 2):
+        if not np.iinfo(kind).min <= value <= np.iinfo(kind).max:
+            continue
+        y, found = np.ones(300, kind), np.zeros(1, "i4")
+        y[place] = value
+        cpu.run(plan.bad_labels_launch((cpu.address(y), kind), cpu.address(found), len(y), 3))
+        assert found[0] == (not 0 <= value < 3)
 
 
 # --- bits -------------------------------------------------------------------------------------------------------------

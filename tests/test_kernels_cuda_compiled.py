@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax.kernels import plan
 
 nvrtc = pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda.nvrtc
@@ -18,7 +19,7 @@ nvrtc = pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda.nvrtc
 pytestmark = pytest.mark.kernels
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-OPERATIONS = ("softmax_loss", "softmax", "log_softmax", "logsumexp")
+OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
 LIMITS = json.loads((Path(__file__).parent / "data" / "cuda_registers.json").read_text("utf-8"))
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
 
@@ -49,6 +50,16 @@ def specialisations(arch: int, dtype: str):
             yield f"{kernel} {kind.lanes}x{kind.vectors}x{kind.blocks}", kernel, plan.defines(kind, dtype)
     for threads in plan.MASS_THREADS:
         yield f"softmax_loss_of_masses {threads}", "softmax_loss_of_masses", plan.mass_defines(threads, dtype)
+    yield "bad_labels", "bad_labels", plan.LABEL_DEFINES
+    if dtype in ("float32", "float64"):  # the working precisions
+        yield "total", "total", plan.total_defines(dtype)
+        for activation in ACTIVATIONS:
+            defines = plan.unit_defines(dtype, ("ACTIVATION", activation))
+            yield f"bias_activation {activation}", "bias_activation", defines
+        for rule in plan.RULES:
+            yield f"parameter_update {rule}", "parameter_update", plan.unit_defines(dtype, ("RULE", rule))
+        for step in "01":
+            yield f"activation_backward {step}", "activation_backward", plan.unit_defines(dtype, ("STEP", step))
 
 
 @pytest.mark.parametrize("dtype", plan.SCALARS)
@@ -64,7 +75,8 @@ def test_compiles_within_its_registers(arch, dtype, record_property):
             )
         count += 1
     assert not over, f"sm_{arch}, {dtype}:\n" + "\n".join(over)
-    assert count >= (4 * 11 + 3 if arch < plan.CLUSTERS_FROM else 4 * 15 + 3)
+    least = 5 * (11 if arch < plan.CLUSTERS_FROM else 15) + 4
+    assert count >= least + (9 + len(plan.RULES) if dtype in ("float32", "float64") else 0)
     record_property("compiled", count)
 
 
@@ -73,6 +85,10 @@ def test_recorded_registers_let_as_many_blocks_run_as_planned(name):
     kernel, _, kind = name.partition(" ")
     if kernel == "softmax_loss_of_masses":
         threads, resident = int(kind), 2
+    elif kernel in ("bias_activation", "activation_backward", "parameter_update"):
+        threads, resident = plan.UNIT_THREADS, 4
+    elif kernel in ("total", "bad_labels"):
+        threads, resident = plan.TOTAL_THREADS, 2
     else:
         (size_class,) = (k for k in plan.SIZE_CLASSES if f"{k.lanes}x{k.vectors}x{k.blocks}" == kind)
         threads, resident = size_class.threads, size_class.resident

@@ -6,7 +6,7 @@ import _oracle as exact
 import numpy as np
 import pytest
 from _assert import assert_within
-from _grid import SOME, assert_contract, labels, logits
+from _grid import SOME, assert_contract, far_apart, labels, logits
 
 import xpsoftmax as xs
 
@@ -126,6 +126,27 @@ def test_soft_targets_may_have_any_sum(backend, impl, dtype, rng, total):
     q = rng.random(z.shape)
     q = (q * total / q.sum(axis=1, keepdims=True)).astype(dtype)
     check(z, q, {}, "none", backend=backend, impl=impl, dtype=dtype)
+
+
+@pytest.mark.backends(*FAST)
+@pytest.mark.parametrize("z_loss", [1.0, 10.0])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_z_loss_keeps_the_digits_of_a_class_with_a_subnormal_probability(backend, impl, dtype, rng, classes, z_loss):
+    """At the class with all the mass, (Q + slope) p: beside a tiny q, a large slope makes a normal number of it."""
+    z, hot = far_apart(rng, classes, dtype, ahead=False)
+    q = np.zeros(z.shape)
+    q[np.arange(len(z)), hot] = float(np.finfo(dtype).tiny) * 10 ** rng.uniform(0, 3, len(z))
+    check(z, q.astype(dtype), {"z_loss": z_loss}, "none", backend=backend, impl=impl, dtype=dtype)
+
+
+@pytest.mark.backends(*FAST)
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_large_targets_keep_the_digits_of_a_sure_row(backend, impl, dtype, rng, classes):
+    """Loss and gradient are q (1 - p), and 1 - p is subnormal."""
+    z, hot = far_apart(rng, classes, dtype, ahead=True)
+    q = np.zeros(z.shape)
+    q[np.arange(len(z)), hot] = 10 ** rng.uniform(6, 20, len(z))
+    check(z, q.astype(dtype), {}, "none", backend=backend, impl=impl, dtype=dtype)
 
 
 @pytest.mark.backends(*FAST)

@@ -199,6 +199,16 @@ def test_bad_arguments_of_an_update():
         optimizer.update(params, params, (0, flat_bias))
     with pytest.raises(TypeError, match=r"state must be what init or update of Sgd\(.*\) returned, got \(0,\)\."):
         optimizer.update(params, params, (0,))
+    for wrong in ((-1, params), (0, None), (0, (None,))):
+        with pytest.raises(TypeError, match=r"state must be what init or update of Sgd\(.*\) returned"):
+            optimizer.update(params, params, wrong)
+    with pytest.raises(TypeError, match=r"grads must be a non-empty sequence of \(weight, bias\) pairs, got None\."):
+        optimizer.update(params, None, state)
+    single = tuple(xs.Layer(*(a.astype("f4") for a in layer)) for layer in params)
+    with pytest.raises(TypeError, match=r"grads must have the dtype of params, float64, got float32\."):
+        optimizer.update(params, single, state)
+    with pytest.raises(TypeError, match=r"state must be of float64, as params are computed, got float32\."):
+        optimizer.update(params, params, (0, single))
     schedule = xs.sgd(lambda step: -1.0 if step == 3 else 0.1)
     with pytest.raises(ValueError, match=r"learning_rate\(3\) must be finite and at least 0, got -1\.0\."):
         schedule.update(params, params, (3,))

@@ -1,9 +1,12 @@
-"""The next-token data set: which tokens, which classes, no leak between its parts, bounded memory."""
+"""Next tokens: which tokens, which classes, no leak between the parts; a network that learns, in bounded memory."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import sysconfig
 import tracemalloc
 from dataclasses import replace
@@ -13,8 +16,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
 
 import train_tokens as script
+
+import xpsoftmax as xs
 
 
 @pytest.fixture(scope="module")
@@ -258,22 +264,177 @@ def test_the_library_follows_zipfs_law(tiny):
     assert 2.0 < known.unigram_cross_entropy < math.log(1_000)
 
 
+# --- the training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lib():
+    return script.library("numpy")
+
+
+def test_the_first_guess_is_the_frequencies(tiny, lib, tmp_path):
+    counts = np.bincount(tiny.train.targets)
+    X = script.inputs(tiny.validation, script.embedding(script.TINY), script.TINY.context, tmp_path / "X")
+    params = script.first_params(counts, script.TINY, lib)
+    plain = xs.init_params((32, 32, 1_000), rng=0, dtype=np.float32)
+    unigram = script.facts(tiny, script.TINY).unigram_cross_entropy
+    assert float(xs.mlp_loss(params, X, tiny.validation.targets)) == pytest.approx(unigram, abs=0.05)
+    assert float(xs.mlp_loss(plain, X, tiny.validation.targets)) > unigram + 2.0
+    np.testing.assert_array_equal(params[0].weight, plain[0].weight)
+    assert np.exp(params[1].bias).sum() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10_000])
+def test_the_learning_rate_rises_and_falls(steps):
+    rate = script.optimizer(script.TINY, steps).learning_rate
+    rates = np.array([rate(step) for step in range(steps)])
+    top = int(np.argmax(rates))
+    assert top <= min(50, steps / 10)
+    assert 0.99 * script.TINY.learning_rate < rates[top] <= script.TINY.learning_rate or steps < 100
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    assert 0.0 < rates[-1] <= script.TINY.learning_rate / steps * 1.001
+
+
+def test_optimizers():
+    assert type(script.optimizer(script.TINY, 9)) is type(xs.adam(0.1))
+    sgd = script.optimizer(replace(script.TINY, optimizer="sgd"), 9)
+    assert (sgd.momentum, sgd.nesterov) == (0.9, True)
+
+
+def test_the_loss_is_smoothed_by_means_of_batches():
+    seen = np.array([10, 10, 5] * 200)
+    curve = script.smoothed(seen, [1.0, 2.0, 9.0] * 200)
+    assert len(curve["loss"]) == len(curve["tokens"]) == 200
+    assert curve["loss"] == [pytest.approx(75 / 25)] * 200
+    assert curve["tokens"] == list(range(25, 5_001, 25))
+    uneven = script.smoothed(np.full(201, 2), np.arange(201.0))
+    assert (len(uneven["loss"]), uneven["loss"][0], uneven["loss"][-1], uneven["tokens"][-1]) == (101, 0.5, 200.0, 402)
+    assert script.smoothed(np.array([], int), []) == {"tokens": [], "loss": []}
+
+
+def test_evaluated_is_what_train_computes(tiny, tmp_path, monkeypatch):
+    settings = replace(script.TINY, max_memory=1)  # several chunks
+    X = script.inputs(tiny.validation, script.embedding(settings), settings.context, tmp_path / "X")
+    y = tiny.validation.targets
+    params = xs.init_params((32, 8, 1_000), rng=0, dtype=np.float32)
+    result = xs.train(params, X, y, optimizer=xs.adam(0.01), epochs=1, batch_size=64, rng=0, validation=(X, y))
+    loss, accuracy = script.evaluated(result.params, X, y, settings)
+    assert loss == pytest.approx(result.history["validation_loss"][0], rel=1e-5)
+    assert accuracy == result.history["validation_accuracy"][0] > 0.1
+
+
+def outcome(known, **changes):
+    """That of a training which reached what is known without one."""
+    names = [field for field in script.Outcome.__dataclass_fields__ if field != "problems"]
+    values = dict.fromkeys(names, 0) | {
+        "validation_loss": known.unigram_cross_entropy,
+        "validation_accuracy": known.unigram_accuracy,
+    }
+    return script.Outcome(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({}, 2),
+        ({"validation_loss": 1.0}, 1),
+        ({"validation_accuracy": 0.9}, 1),
+        ({"validation_loss": 1.0, "validation_accuracy": 0.9}, 0),
+        ({"validation_loss": math.nan, "validation_accuracy": 0.9}, 1),
+    ],
+)
+def test_no_better_than_the_unigram_is_a_problem(tiny, changes, problems):
+    known = script.facts(tiny, script.TINY)
+    assert len(script.judged(known, outcome(known, **changes))) == problems
+
+
+def test_what_does_not_fit_on_the_device_is_refused(tiny, lib):
+    room = script.facts(tiny, script.TINY).input_bytes + 64 * 2**20
+    with pytest.raises(
+        ValueError, match=r"must leave room on the device of 71 MiB, got inputs and a network of 72 MiB"
+    ):
+        script.fitting(tiny, script.TINY, replace(lib, room=lambda: room))
+    script.fitting(tiny, script.TINY, replace(lib, room=lambda: 2 * room))
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(*options):
+    """Status and JSON of a tiny run under the current directory."""
+    status = script.main(["--tiny", "--json", "a.json", "--plot", "a.png", *options])
+    return status, json.loads(Path("a.json").read_text())
 
 
 def test_a_tiny_run(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert script.main(["--tiny", "--json", "new/a.json"]) == 0
+    assert script.main(["--tiny", "--json", "new/a.json", "--plot", "new/a.png"]) == 0
     text = capsys.readouterr().out
-    assert "unigram accuracy" in text
-    assert "<newline>" in text or "<rest>" in text
-    assert "new/a.json" in text
+    for words in ("unigram accuracy", "<newline>", "top-1 accuracy", "tokens per second", "new/a.json", "new/a.png"):
+        assert words in text
+    assert Path("new/a.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads(Path("new/a.json").read_text())
-    assert content["command"] == "python scripts/train_tokens.py --tiny --json new/a.json"
-    assert content["options"]["classes"] == content["data"]["classes"] == 1_000
-    assert content["data"]["train_tokens"] + content["data"]["validation_tokens"] == 60_000
+    assert content["command"] == "python scripts/train_tokens.py --tiny --json new/a.json --plot new/a.png"
     assert "numpy" in content["versions"]
     assert str(tmp_path) not in json.dumps(content)
+
+    data, done = content["data"], content["training"]
+    assert content["options"]["classes"] == data["classes"] == 1_000
+    assert content["options"]["minutes"] is None  # JSON has no infinity
+    assert data["train_tokens"] + data["validation_tokens"] == 60_000
+    assert done["validation_accuracy"] > data["unigram_accuracy"] + 0.15
+    assert done["validation_loss"] < data["unigram_cross_entropy"] - 0.8
+    assert done["train_loss"] < done["curve"]["loss"][0] - 1.0
+    assert done["tokens_seen"] == 3 * data["train_tokens"] == done["curve"]["tokens"][-1]
+    assert (done["epochs"], done["steps"]) == (3, 3 * math.ceil(data["train_tokens"] / 256))
+    assert (len(done["epoch_losses"]), done["epoch_losses"][-1]) == (3, done["validation_loss"])
+    assert (len(done["epoch_accuracies"]), done["epoch_accuracies"][-1]) == (3, done["validation_accuracy"])
+    assert 0.5 < done["tokens_per_second"] * done["training_seconds"] / done["tokens_seen"] < 20.0
+    assert done["parameters"] == 32 * 32 + 32 + 32 * 1_000 + 1_000
+    # Adam: first and current parameters, gradients and two means
+    assert 5 * done["parameter_bytes"] < done["training_peak_bytes"] < done["logits_bytes"] / 4
+    assert done["logits_bytes"] == 60_000 * 1_000 * 4
+    assert done["problems"] == []
+    assert not tracemalloc.is_tracing()
+
+
+def test_two_runs_are_the_same_and_another_seed_is_another(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = ("--epochs", "1", "--tokens", "30000")
+    losses = [run(*options, "--seed", seed)[1]["training"]["curve"]["loss"] for seed in ("3", "3", "4")]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_sgd_in_float64(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = ("--optimizer", "sgd", "--learning-rate", "0.5", "--dtype", "float64", "--epochs", "1")
+    status, content = run(*options)
+    assert status == 0
+    assert content["training"]["parameter_bytes"] == 8 * content["training"]["parameters"]
+    assert content["data"]["input_bytes"] == 60_000 * 32 * 8
+
+
+def test_no_time(monkeypatch, tmp_path):
+    """The training ends after a step, and what was learnt is reported: too little."""
+    monkeypatch.chdir(tmp_path)
+    status, content = run("--minutes", "1e-9", "--learning-rate", "1e-9")
+    done = content["training"]
+    assert status == 1
+    assert (done["steps"], done["epochs"], done["tokens_seen"]) == (1, 0, 256)
+    assert done["tokens_per_second"] is None  # the only step was the first one
+    assert done["validation_loss"] == pytest.approx(content["data"]["unigram_cross_entropy"], abs=0.05)
+    assert any("the unigram's" in problem for problem in done["problems"])
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_divergence_is_reported(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, content = run("--learning-rate", "1e30")
+    assert status == 1
+    assert "loss must be finite" in content["training"]["problems"][0]
+    assert "PROBLEM: loss must be finite" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -286,15 +447,75 @@ def test_a_tiny_run(monkeypatch, tmp_path, capsys):
         (["--tokens", "0"], "--tokens must be at least 1, got 0"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--tokens", "many"], "argument --tokens: invalid int value: 'many'"),
+        (["--hidden", "0"], "--hidden must be at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--max-memory", "0"], "--max-memory must be at least 1, got 0"),
+        (["--minutes", "nan"], "--minutes must be a positive number, got nan"),
+        (["--learning-rate", "0"], "--learning-rate must be a positive number, got 0.0"),
+        (["--learning-rate", "inf"], "--learning-rate must be a positive number, got inf"),
+        (["--optimizer", "adagrad"], "argument --optimizer: invalid choice: 'adagrad'"),
+        (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+        (["--backend", "cupy"], "--backend cupy cannot be used: "),
         (["--tiny", "--classes", "50000"], "--classes must be at most "),
         (["--json", "."], "Is a directory"),
+        (["--plot", "."], "Is a directory"),
     ],
 )
 def test_bad_options_end_with_status_2_and_one_line(monkeypatch, tmp_path, capsys, options, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
     with pytest.raises(SystemExit) as stop:
         script.main(options)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+# --- memory under a real limit ----------------------------------------------------------------------------------------
+
+# What is allocated once (BLAS, matplotlib, threads) is allocated by a first run; then the address space is limited to
+# what the process has and 160 MiB. All logits would take N x C x 4 = 800 MiB, also if they came as one batch.
+LIMITED = """
+import os, resource, sys
+import train_tokens as script
+
+tiny = ["--tiny", "--epochs", "1", "--json", "a.json", "--plot", "a.png"]
+assert script.main(tiny) == 0
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + 160 * 2**20,) * 2)
+try:
+    script.main([*tiny, "--classes", "3500", *sys.argv[1:]])
+except MemoryError:
+    print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS as on Linux")
+@pytest.mark.parametrize(
+    ("options", "fits"),
+    [
+        ((), True),
+        (("--batch-size", "1000000", "--max-memory", "32"), True),
+        (("--batch-size", "1000000", "--max-memory", "4000"), False),
+    ],
+    ids=["minibatches", "one batch in chunks", "one batch at once"],
+)
+def test_many_classes_under_a_limit(tmp_path, options, fits):
+    process = subprocess.run(
+        [sys.executable, "-c", LIMITED, *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert ("refused" not in process.stdout) == fits
+    content = json.loads((tmp_path / "a.json").read_text())
+    if fits:
+        assert content["data"]["classes"] == 3_500
+        assert content["training"]["logits_bytes"] > 5 * 160 * 2**20
+        assert content["training"]["training_peak_bytes"] < 160 * 2**20

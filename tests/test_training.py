@@ -213,6 +213,35 @@ def test_validation_data_of_which_no_row_counts(problem):
     assert np.isnan(result.history["validation_accuracy"]).all()
 
 
+SMOOTHED = {"class_weight": np.array([0.0, 0.0, 1.0, 1.0]), "label_smoothing": 0.2}
+
+
+def test_smoothed_rows_of_class_weight_0_add_to_a_sum(problem):
+    """They have a gradient there, but do not count in a mean."""
+    params, X, y = problem
+    optimizer = xs.sgd(0.05)
+    options = {"epochs": 2, "batch_size": BATCH, "rng": 3, "optimizer": optimizer}
+    y[batches(3, 1)[0][1]] = 1
+    expected, losses = by_hand(params, X, y, optimizer, 2, reduction="sum", **SMOOTHED)
+    got = xs.train(params, X, y, reduction="sum", **SMOOTHED, **options)
+    np.testing.assert_allclose(got.history["loss"], losses, rtol=1e-13)
+    np.testing.assert_allclose(flat(got.params), flat(expected), rtol=1e-11)
+    _, losses = by_hand(params, X, y, optimizer, 2, **SMOOTHED)
+    mean = xs.train(params, X, y, **SMOOTHED, **options)
+    assert np.isnan(losses[1])
+    np.testing.assert_allclose(mean.history["loss"], losses, rtol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_accuracy_is_of_the_rows_that_count(reduction, problem):
+    params, X, y = problem
+    result = xs.train(params, X, y, optimizer=xs.sgd(1e-9), epochs=1, batch_size=N, rng=3, validation=(X, y),
+                      reduction=reduction, **SMOOTHED)  # fmt: skip
+    hits = xs.mlp_predict(result.params, X) == y
+    wanted = hits[y >= 2].mean() if reduction == "mean" else hits.mean()
+    assert result.history["validation_accuracy"] == [wanted]
+
+
 # --- validation and early stopping ------------------------------------------------------------------------------------
 
 
@@ -235,6 +264,13 @@ def test_validation_is_what_the_functions_say(max_memory, problem, rng):
     )  # fmt: skip
     np.testing.assert_allclose(result.history["validation_loss"], [loss for loss, _ in seen], rtol=1e-13)
     np.testing.assert_allclose(result.history["validation_accuracy"], [accuracy for _, accuracy in seen], rtol=1e-13)
+
+
+def test_without_patience_no_best_parameters_are_kept(problem, rng):
+    params, X, y = problem
+    options = {"optimizer": xs.adam(0.02), "epochs": 2, "batch_size": BATCH, "rng": 3, "validation": (X, y)}
+    assert xs.train(params, X, y, **options).state.best is None
+    assert xs.train(params, X, y, patience=9, **options).state.best is not None
 
 
 def test_patience_ends_training_and_brings_the_best_parameters_back(problem, rng):
@@ -287,6 +323,17 @@ def test_a_stopped_training_resumes_to_the_same_bits(stop, optimizer, backend, p
     assert second.state.rng == whole.state.rng
 
 
+def test_the_generator_of_the_caller_is_not_set_back(problem):
+    options = {"optimizer": xs.sgd(0.1), "batch_size": BATCH}
+    generator = np.random.default_rng(3)
+    first = xs.train(*problem, rng=generator, epochs=1, **options)
+    ahead = generator.bit_generator.state
+    xs.train(*problem, rng=generator, epochs=2, resume=first.state, **options)
+    assert generator.bit_generator.state == ahead
+    first.history["loss"].clear()
+    assert len(first.state.history["loss"]) == 5
+
+
 def test_more_epochs_go_on_where_training_ended(problem):
     options = {"optimizer": xs.adam(0.01), "batch_size": BATCH}
     whole = xs.train(*problem, rng=3, epochs=5, **options)
@@ -297,13 +344,21 @@ def test_more_epochs_go_on_where_training_ended(problem):
 
 
 def test_a_callback_sees_every_step_and_its_own_copy(problem):
-    seen = []
-    result = xs.train(*problem, optimizer=xs.sgd(0.1), epochs=2, batch_size=BATCH, rng=3, callback=seen.append)
+    seen, held = [], []
+
+    def callback(step):
+        seen.append(step)
+        held.append(step.params)
+
+    result = xs.train(*problem, optimizer=xs.sgd(0.1), epochs=2, batch_size=BATCH, rng=3, callback=callback)
     assert [(step.epoch, step.step) for step in seen] == [(i // 5, i) for i in range(10)]
     assert [float(step.loss) for step in seen] == result.history["loss"]
-    held = seen[-1].params
-    held[0].weight[...] = 0.0
+    np.testing.assert_array_equal(flat(held[-1]), flat(result.params))
+    assert not np.array_equal(flat(held[0]), flat(held[1]))
+    held[-1][0].weight[...] = 0.0
     assert np.abs(result.params[0].weight).min() > 0.0
+    with pytest.raises(RuntimeError, match=r"params must be asked for while the callback runs"):
+        seen[0].params  # noqa: B018
     assert "TrainStep(epoch=1, step=9, loss=" in repr(seen[-1])
 
 
@@ -317,6 +372,7 @@ def test_what_a_callback_raises_is_raised(problem):
 
 PRELUDE = """
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import numpy as np
 import xpsoftmax as xs
 rng = np.random.default_rng(0)
@@ -408,6 +464,81 @@ def test_it_trains_in_another_thread(problem):
     np.testing.assert_array_equal(flat(results[0].params), flat(xs.train(*problem, **options).params))
 
 
+# --- large arrays, which are updated in place -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Weights of more than a part of 1 MiB, and noise to fit: validation gets worse."""
+    rng = np.random.default_rng(5)
+    X, y = rng.standard_normal((60, 600), dtype="f4"), rng.integers(0, 500, 60)
+    validation = rng.standard_normal((60, 600), dtype="f4"), rng.integers(0, 500, 60)
+    params = xs.init_params((600, 700, 500), rng=rng, dtype=np.float32)
+    for array in (X, y, *(a for layer in params for a in layer)):
+        array.flags.writeable = False
+    return params, X, y, validation
+
+
+def test_large_parameters_of_the_caller_stay(large):
+    params, X, y, _ = large
+    before = flat(params).copy()
+    result = xs.train(params, X, y, optimizer=xs.sgd(0.1, 0.9), epochs=2, batch_size=20, rng=3)
+    np.testing.assert_array_equal(flat(params), before)
+    assert not np.array_equal(flat(result.params), before)
+
+
+def test_a_state_can_be_used_twice(large):
+    params, X, y, _ = large
+    options = {"optimizer": xs.sgd(0.1, 0.9), "batch_size": 20, "rng": 3}
+    state = xs.train(params, X, y, epochs=1, **options).state
+    arrays = [flat(state.params), flat(state.optimizer[1])]
+    copies = [array.copy() for array in arrays]
+    first, second = (xs.train(params, X, y, epochs=2, resume=state, **options) for _ in range(2))
+    for layers, values in zip((state.params, state.optimizer[1]), copies, strict=True):
+        np.testing.assert_array_equal(flat(layers), values)
+    np.testing.assert_array_equal(flat(first.params), flat(second.params))
+    np.testing.assert_array_equal(flat(first.params), flat(xs.train(params, X, y, epochs=2, **options).params))
+
+
+def test_the_best_of_large_parameters_stay_the_best(large):
+    params, X, y, validation = large
+    ends = []
+
+    def callback(step):
+        if step.step % 3 == 2:
+            ends.append(flat(step.params))
+
+    result = xs.train(params, X, y, optimizer=xs.adam(2e-3), epochs=30, batch_size=20, rng=3, validation=validation,
+                      patience=3, callback=callback)  # fmt: skip
+    best = int(np.argmin(result.history["validation_loss"]))
+    assert best < len(ends) - 1
+    np.testing.assert_array_equal(flat(result.params), ends[best])
+
+
+@pytest.mark.parametrize("layout", ["fortran", "part of a wider one", "backwards"])
+def test_only_the_rows_of_a_batch_are_copied(layout):
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((20_000, 104), dtype="f4")
+    narrow = wide[:, :100]
+    layouts = {"fortran": np.asfortranarray(narrow), "part of a wider one": narrow, "backwards": narrow[::-1]}
+    X = layouts[layout]
+    y, params = rng.integers(0, 3, len(X)), xs.init_params((100, 3), rng=0, dtype=np.float32)
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1, "batch_size": 100, "rng": 3}
+    expected = xs.train(params, np.ascontiguousarray(X), y, **options)
+    peaks = []
+
+    def callback(step):
+        if step.step == 0:
+            tracemalloc.start()
+        elif step.step == 20:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    got = xs.train(params, X, y, callback=callback, **options)
+    np.testing.assert_allclose(flat(got.params), flat(expected.params), rtol=1e-4, atol=1e-6)
+    assert peaks[0] < X.nbytes / 20
+
+
 # --- losses that are not finite ---------------------------------------------------------------------------------------
 
 
@@ -476,6 +607,25 @@ class Waiting:
 
     def forbidden(self, *args, **kwargs):
         raise AssertionError("waits for the device")
+
+
+def test_parameters_that_are_not_finite_are_not_returned(problem):
+    """The last step can be too long though its loss is finite."""
+    params, X, y = problem
+    params, X = moved_to(params, "f4"), X.astype("f4") * np.float32(1e20)
+    with pytest.raises(xs.DivergenceError, match=r"params must stay finite in training, got nan or inf after step 0\."):
+        xs.train(params, X, y, optimizer=xs.sgd(1e20), epochs=1, batch_size=N, rng=3)
+
+
+def test_the_error_goes_through_a_pool_of_processes(problem):
+    params, X, y = problem
+    X[0] = np.nan
+    with pytest.raises(xs.DivergenceError) as error:
+        xs.train(params, X, y, optimizer=xs.sgd(0.1), epochs=1, batch_size=N, rng=3)
+    again = pickle.loads(pickle.dumps(error.value))
+    assert str(again) == str(error.value)
+    assert again.step == 0
+    np.testing.assert_array_equal(flat(again.result.params), flat(params))
 
 
 @pytest.mark.backends("torch", "cupy")
@@ -626,6 +776,12 @@ def test_a_state_of_another_training(problem):
     state = xs.train(params, X, y, rng=3, **options).state
     with pytest.raises(ValueError, match=r"resume must have weights of the shapes of params"):
         xs.train(xs.init_params((D, 3, C), rng=0), X, y, rng=3, resume=state, **options)
+    with pytest.raises(ValueError, match=r"batch_size must be that of the training that is resumed, 10, got 12\."):
+        xs.train(params, X, y, rng=3, resume=state, **(options | {"batch_size": 12}))
+    with pytest.raises(ValueError, match=r"X must have as many rows as in the training that is resumed, 47, got 46\."):
+        xs.train(params, X[1:], y[1:], rng=3, resume=state, **options)
+    with pytest.raises(TypeError, match=r"resume must be of a training in float32, got one in float64\."):
+        xs.train(moved_to(params, "f4"), X.astype("f4"), y, rng=3, resume=state, **options)
     with pytest.raises(ValueError, match=r"resume must be of a training by the same optimizer, got one .* Adam\("):
         xs.train(params, X, y, rng=3, resume=state, **(options | {"optimizer": xs.adam(0.1)}))
     other = np.random.Generator(np.random.MT19937(0))

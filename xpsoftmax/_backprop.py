@@ -508,17 +508,19 @@ def penalised(net: Network, loss: Array, reg: float) -> Array:
     if reg == 0.0:
         return loss
     for layer in net.layers:
-        loss = loss + 0.5 * reg * net.xp.sum(layer.weight * layer.weight)
+        loss = loss + net.kernels.weight_penalty(layer.weight, None, reg)[0]
     return net.xp.asarray(loss)
 
 
-def finished(net: Network, loss: Array, grads: Params, reg: float) -> tuple[Array, Params]:
-    """Add the penalty and its gradient; return the gradients in the dtype of the parameters."""
-    if reg == 0.0 and net.dtype == net.working:
-        return loss, grads
-    xp = net.xp
-    finished = []
-    for layer, grad in zip(net.layers, grads, strict=True):
-        weight = grad.weight + reg * layer.weight if reg != 0.0 else grad.weight
-        finished.append(Layer(narrowed(xp, weight, net.dtype), narrowed(xp, grad.bias, net.dtype)))
-    return penalised(net, loss, reg), tuple(finished)
+def finished(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
+    """Add the penalty and its gradient; return the gradients, which may be overwritten, in the parameters' dtype."""
+    if not (type(reg) is float and reg == 0.0):  # an array is not looked at: it may be on a device
+        complete = []
+        for layer, grad in zip(net.layers, grads, strict=True):
+            penalty, weight = net.kernels.weight_penalty(layer.weight, grad.weight, reg)
+            loss = loss + penalty
+            complete.append(Layer(weight, grad.bias))
+        loss, grads = net.xp.asarray(loss), tuple(complete)
+    if net.dtype != net.working:
+        grads = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in grads)
+    return loss, grads

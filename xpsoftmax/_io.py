@@ -5,12 +5,9 @@ A file holds NumPy arrays by name, and under the key "xpsoftmax" of its metadata
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array, is_torch_array
@@ -18,6 +15,9 @@ from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_nump
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import Layer, Params, as_network
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
+
+if TYPE_CHECKING:
+    from pathlib import Path  # it, json and safetensors are imported when a file is asked for
 
 PARAMS = {"content": "params", "format": 1, "weight": "(fan_in, fan_out)"}
 """The metadata of the parameters of a network; `format` grows when an older xpsoftmax would read them wrongly."""
@@ -160,6 +160,8 @@ def _check_dtype(xp: Namespace, name: str, device: Device | None) -> None:
 
 def _save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> None:
     """Write arrays of any library, and what JSON can say about them, to a file."""
+    import json
+
     target = _as_path(path)
     safetensors = _import_safetensors()
     hosts = {name: to_host(name, array) for name, array in arrays.items()}
@@ -168,6 +170,8 @@ def _save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta
 
 def _load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:
     """Read a file of `_save_arrays`; return NumPy arrays (bfloat16 as that of ml_dtypes) and the metadata."""
+    import json
+
     source = _as_path(path)
     safetensors = _import_safetensors()
     source.open("rb").close()  # raises the OSError that fits
@@ -185,6 +189,8 @@ def _load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], A
 
 def _as_path(path: str | os.PathLike[str]) -> Path:
     """Check a path; a link stands for what it points to."""
+    from pathlib import Path
+
     try:
         target = Path(path).resolve()
     except TypeError:
@@ -209,7 +215,7 @@ def _unfit(path: str | os.PathLike[str], reason: str) -> ValueError:
 
 def _replace(target: Path, content: bytes) -> None:
     """Put a new file in the place of the old one, in one step and with its permissions, or change nothing."""
-    temporary = target.with_name(f".xpsoftmax-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".xpsoftmax-{os.urandom(8).hex()}.tmp")
     opened = temporary.open("xb")
     try:
         with opened as file:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpsoftmax import _validate as check
-from xpsoftmax._out import check_out, fits_plainly
+from xpsoftmax._out import check_out, fits_plainly, fits_plainly_on_gpu
 from xpsoftmax._softmax import deliver, in_rows, quiet, rows_out, summed, to_rows
 from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction, dtype_name
-from xpsoftmax.kernels import select
+from xpsoftmax.kernels import generic, select
 
 
 def softmax_loss(
@@ -213,6 +214,18 @@ class LossOptions(NamedTuple):
             and (self.validate is True or self.validate is False)
         )
 
+    def weigh_nothing(self) -> bool:
+        """Whether all rows weigh the same, and every other option is plainly good."""
+        return (
+            self.class_weight is None
+            and self.sample_weight is None
+            and self.ignore_index is None
+            and (type(self.label_smoothing) is float and 0.0 <= self.label_smoothing <= 1.0)
+            and (type(self.z_loss) is float and 0.0 <= self.z_loss < math.inf)
+            and (type(self.reduction) is str and self.reduction in ("mean", "sum", "none"))
+            and type(self.validate) is bool
+        )
+
 
 class Problem(NamedTuple):
     """Checked rows, ready for a row operation."""
@@ -231,6 +244,9 @@ def _compute(
     check.check_impl(impl)
     if _at_a_glance(logits, targets, out, options, axis):
         return _plain_mean(logits, targets, out, impl, grad=grad)
+    result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
+    if result is not None:
+        return result
     array, frame = check.as_logits(logits, axis)
     others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
     check_out(out, logits, frame, others)
@@ -246,7 +262,7 @@ def _compute(
             grad=grad,
             out=rows_out(frame, out),
         )
-        loss = _reduced(losses, problem, frame, options.reduction)
+        loss = _reduced(losses, problem, frame, options.reduction, impl)
         return loss, deliver(xp, dlogits, frame, out) if grad else None
 
 
@@ -288,6 +304,31 @@ def _plain_mean(logits: Array, labels: Array, out: Array | None, impl: Impl, *, 
     with np.errstate(all="ignore"):
         losses, dlogits = kernel(logits, labels, row_weight, _PLAIN, grad=grad, out=out)
         return summed(np, losses), dlogits
+
+
+def _plainly_on_gpu(
+    logits: Any, labels: Any, out: Any, options: LossOptions, axis: Any, impl: Impl, *, grad: bool
+) -> tuple[Array, Array] | None:
+    """The same for CuPy: a launch for the rows and one for the sum of their losses; None if it is not so plain.
+
+    Labels of any integer dtype are used as they are, and no array is made of a weight that all rows have.
+    """
+    if not (
+        check.is_plain_on_gpu(logits, labels, axis)
+        and options.weigh_nothing()
+        and (out is None or fits_plainly_on_gpu(out, logits, labels))
+    ):
+        return None
+    kernel = select("softmax_loss_rows", logits, impl)
+    if kernel is generic.softmax_loss_rows:
+        return None
+    if options.validate and not select("are_classes", labels, impl)(labels, logits.shape[1]):
+        return None
+    weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
+    smoothing, z_loss = options.label_smoothing, options.z_loss
+    spec = _PLAIN if smoothing == 0.0 == z_loss else LossSpec(None, smoothing, z_loss)
+    losses, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
+    return losses if options.reduction == "none" else select("total", losses, impl)(losses), dlogits
 
 
 def filled(rows: int, value: float, dtype: Any) -> Array:
@@ -352,11 +393,11 @@ def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
     return xp.where(total == 0.0, 0.0, xp.where(xp.isfinite(total), share, float("nan")))
 
 
-def _reduced(losses: Array, problem: Problem, frame: check.Frame, reduction: Reduction) -> Array:
+def _reduced(losses: Array, problem: Problem, frame: check.Frame, reduction: Reduction, impl: Impl) -> Array:
     xp = frame.xp
     if reduction == "none":
         return losses if len(frame.shape) == 2 else xp.reshape(losses, frame.rows_shape)
-    loss = summed(xp, losses)
+    loss = summed(xp, losses, impl)
     return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss
 
 

@@ -69,12 +69,26 @@ class Optimizer(ABC):
             If gradients or state do not fit the parameters, or a learning rate is not a number from 0 on.
         """
         net = as_network(params, "identity")
-        slopes = as_network(grads, "identity").layers
+        if not isinstance(grads, (tuple, list)) or not grads:
+            raise TypeError(f"grads must be a non-empty sequence of (weight, bias) pairs, got {grads!r:.60}.")
+        of_grads = as_network(grads, "identity")
+        slopes = of_grads.layers
         check_alike("grads", slopes, net.layers, "params")
-        if type(state) is not tuple or len(state) != 1 + self.kept or type(state[0]) is not int:
+        if of_grads.dtype not in (net.dtype, net.working):
+            raise TypeError(f"grads must have the dtype of params, {net.dtype}, got {of_grads.dtype}.")
+        if (
+            type(state) is not tuple
+            or len(state) != 1 + self.kept
+            or type(state[0]) is not int
+            or state[0] < 0
+            or not all(type(layer) is Layer for kept in state[1:] if type(kept) is tuple for layer in kept)
+            or not all(type(kept) is tuple for kept in state[1:])
+        ):
             raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.")
         for kept in state[1:]:
             check_alike("state", kept, net.layers, "params")
+            if any(array.dtype != net.working for layer in kept for array in layer):
+                raise TypeError(f"state must be of {net.working}, as params are computed, got {kept[0].weight.dtype}.")
         with quiet(net.xp, net.frame.device):
             layers, state = self.step(net.layers, slopes, state)
             if net.dtype != net.working:
@@ -154,6 +168,26 @@ class Adam(Optimizer):
         return adamw_rule, (1.0 - rate * self.weight_decay, *numbers)
 
 
+@dataclass(frozen=True)
+class VelocitySgd(Sgd):
+    """In the form of scikit-learn: the rate is part of what is kept, so that a change of it takes a while."""
+
+    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+        if not self.kept:
+            return super().rule(rate, step)
+        return nesterov_velocity_rule if self.nesterov else velocity_rule, (rate, self.momentum)
+
+
+@dataclass(frozen=True)
+class UncorrectedAdam(Adam):
+    """In the form of scikit-learn: `eps` is added to the root before its correction (end of the paper's section 2)."""
+
+    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+        b1, b2 = self.betas
+        rate *= math.sqrt(1.0 - b2**step) / (1.0 - b1**step)
+        return adam_rule, (rate, 1.0, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
+
+
 def sgd_rule(p: Array, g: Array, rate: float) -> tuple[Array]:
     return (p - rate * g,)
 
@@ -166,6 +200,16 @@ def momentum_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) ->
 def nesterov_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
     v = momentum * v + g
     return p - rate * (g + momentum * v), v
+
+
+def velocity_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
+    v = momentum * v - rate * g
+    return p + v, v
+
+
+def nesterov_velocity_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
+    v = momentum * v - rate * g
+    return p + (momentum * v - rate * g), v
 
 
 def adam_rule(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from array_api_compat import (
     is_cupy_array,
@@ -58,6 +60,25 @@ def fits_plainly(out: object, logits: object, *others: object) -> bool:
         if other is not None and not (type(other) is np.ndarray and apart(out, other)):
             return False
     return True
+
+
+def fits_plainly_on_gpu(out: Any, logits: Any, labels: Any) -> bool:
+    """The same for an output beside logits and labels that are plain (`_validate.is_plain_on_gpu`)."""
+    fits = out is logits or (
+        type(out) is type(logits)
+        and out.dtype == logits.dtype
+        and out.shape == logits.shape
+        and out.flags.c_contiguous
+        and out.data.device_id == logits.data.device_id
+        and _apart(out, logits)
+    )
+    return fits and _apart(out, labels)
+
+
+def _apart(a: Any, b: Any) -> bool:
+    """Whether no byte belongs to both of two contiguous CuPy arrays."""
+    first, second = a.data.ptr, b.data.ptr
+    return bool(first + a.nbytes <= second or second + b.nbytes <= first)
 
 
 def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:

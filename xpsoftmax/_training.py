@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -55,6 +56,8 @@ class TrainState(NamedTuple):
     best : tuple or None
         (validation loss, epoch, parameters) of the best epoch so far, where `patience` is given.
     history : dict of lists
+    rows, batch_size : int
+        Of the training: the steps of an epoch are counted in them.
     """
 
     params: Params
@@ -64,6 +67,8 @@ class TrainState(NamedTuple):
     step: int
     best: tuple[float, int, Params] | None
     history: History
+    rows: int
+    batch_size: int
 
 
 class TrainResult(NamedTuple):
@@ -95,39 +100,54 @@ class TrainStep:
     loss : array, 0-d, or float
         On a GPU it is still there: ``float(loss)`` waits for it.
     params : tuple of Layer
-        A copy, made when it is asked for.
+        A copy, made when it is asked for: in the callback, not later.
     """
 
     def __init__(self, epoch: int, step: int, loss: Any, copy: Callable[[], Params]) -> None:
-        self.epoch, self.step, self.loss, self._copy = epoch, step, loss, copy
+        self.epoch, self.step, self.loss = epoch, step, loss
+        self._copy: Callable[[], Params] | None = copy
 
     @property
     def params(self) -> Params:
         """The parameters after the step."""
+        if self._copy is None:
+            raise RuntimeError("params must be asked for while the callback runs: training has gone on since.")
         return self._copy()
+
+    def pass_by(self) -> None:
+        """Training goes on: the parameters will be others."""
+        self._copy = None
 
     def __repr__(self) -> str:
         return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"
 
 
 class DivergenceError(FloatingPointError):
-    """A loss that is not finite ended a training.
+    """A loss that is not finite, or parameters that are not, ended a training.
 
     Attributes
     ----------
     step : int
-        The step, counted from 0.
+        The step of that loss, counted from 0; or the last one, after which the parameters are not finite.
     result : TrainResult
-        As it was before that step.
+        As it was before the step of that loss; or as it is, with parameters that are not finite.
     """
 
-    def __init__(self, step: int, loss: float, result: TrainResult) -> None:
-        super().__init__(
-            f"loss must be finite in training, got {loss} at step {step}. "
-            "A smaller learning rate may help; the error's `result` has the parameters from before it."
-        )
-        self.step = step
-        self.result = result
+    def __init__(self, step: int, loss: float | None, result: TrainResult) -> None:
+        if loss is None:
+            text = (
+                f"params must stay finite in training, got nan or inf after step {step}. Try a smaller learning rate."
+            )
+        else:
+            text = (
+                f"loss must be finite in training, got {loss} at step {step}. "
+                "A smaller learning rate may help; the error's `result` has the parameters from before it."
+            )
+        super().__init__(text)
+        self.step, self.loss, self.result = step, loss, result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.loss, self.result)
 
 
 def train(
@@ -166,7 +186,8 @@ def train(
     ----------
     params, X, targets, activation, reg, max_memory
         As for `mlp_loss_and_grad`. The arguments are not modified. 16-bit parameters are trained in float32 and
-        rounded at the end. `X` may be a memory map: only the rows of a batch are read.
+        rounded at the end; layers that share an array are trained apart. `X` may be a memory map: only the rows of a
+        batch are read. They are held beside what `max_memory` bounds.
     optimizer : Optimizer
         `sgd`, `adam` or `adamw`.
     epochs : int
@@ -174,6 +195,7 @@ def train(
     batch_size : int
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
+        With `resume` only its kind matters.
     validation : (X, targets), optional
         Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
         for after each epoch.
@@ -200,7 +222,7 @@ def train(
         As `mlp_loss_and_grad`, and if an option does not fit.
     DivergenceError
         A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
-        is looked at once an epoch; no update is made from that step on.
+        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end.
     ImportError
         If `progress` is asked for without tqdm.
 
@@ -238,29 +260,37 @@ def train(
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     reg = check.as_number("reg", reg)
-    data = _as_data(net, "X", X, targets, options)
+    data = as_data(net, "X", X, targets, options)
     held_out = None
     if validation is not None:
-        held_out = _as_data(net, "validation", *validation, options._replace(sample_weight=None))
+        try:
+            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None))
+        except (TypeError, ValueError) as error:
+            error.add_note("It is about the validation data.")
+            raise
     generator = check.as_generator("rng", rng)
     if resume is not None:
-        _check_resumable(resume, net, optimizer, generator)
-    stepper = _Stepper(net, data, reg, reduction, max_memory)
+        _check_resumable(resume, net, optimizer, generator, data.rows, min(batch_size, data.rows))
+        generator = copy.deepcopy(generator)  # it is set back: not the caller's
+    stepper = Stepper(net, data, reg, reduction, max_memory)
     with quiet(net.xp, net.frame.device):
         run = _Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
-        with _progress(run.steps_left(epochs), shown=progress) as tick, _interrupts() as interrupted:
+        with _progress(run.steps_left(epochs), shown=progress) as tick, interrupts() as interrupted:
             going = True
             while going and run.epoch < epochs and not run.out_of_patience(patience):
                 going = run.steps_of_epoch(callback, tick, interrupted)
                 if run.step == run.batches:
-                    run.end_epoch(held_out)
-    return run.result(best=patience is not None)
+                    run.end_epoch(held_out, keep_best=patience is not None)
+        result = run.result(best=patience is not None)
+        if not all(bool(net.xp.all(net.xp.isfinite(array))) for layer in result.params for array in layer):
+            raise DivergenceError(len(result.history["loss"]) - 1, None, result)
+    return result
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
     X: Array  # (N, D), in the dtype of the parameters
     problem: Problem  # of all rows, with the weights of a sum
     counts: np.ndarray | None  # (N,) on the host: which rows count; None where all do
@@ -270,7 +300,7 @@ class _Data(NamedTuple):
         return int(self.X.shape[0])
 
 
-def _as_data(net: Network, name: str, X: Array, targets: Array, options: LossOptions) -> _Data:
+def as_data(net: Network, name: str, X: Array, targets: Array, options: LossOptions) -> Data:
     """Check inputs and targets; look at all labels and weights, once."""
     X = as_inputs(net, X, name)
     if X.shape[0] == 0:
@@ -278,8 +308,10 @@ def _as_data(net: Network, name: str, X: Array, targets: Array, options: LossOpt
     frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)
     with quiet(net.xp, net.frame.device):
         problem = prepare(targets, frame, options._replace(reduction="sum"))
-        counts = None if problem.counting is None else np.array(_on_host(problem.counting != 0.0), bool)
-    return _Data(X, problem, None if counts is None or counts.all() else counts)
+        # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
+        counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
+        counts = None if counting is None else np.array(_on_host(counting != 0.0), bool)
+    return Data(X, problem, None if counts is None or counts.all() else counts)
 
 
 def _on_host(x: Array) -> list[float]:
@@ -287,7 +319,7 @@ def _on_host(x: Array) -> list[float]:
     return list(x.tolist() if hasattr(x, "tolist") else map(float, x))
 
 
-def _copied(net: Network, layers: Params, dtype: DType) -> Params:
+def copied(net: Network, layers: Params, dtype: DType) -> Params:
     asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
     return tuple(Layer(*(asarray(array, **options) for array in layer)) for layer in layers)
 
@@ -295,13 +327,27 @@ def _copied(net: Network, layers: Params, dtype: DType) -> Params:
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
-class _Stepper:
-    """Loss and gradients of batches of rows, with arrays that are used again on NumPy."""
+class Stepper:
+    """Loss and gradients of batches of rows, with arrays that are used again on NumPy.
 
-    def __init__(self, net: Network, data: _Data, reg: float, reduction: Reduction, max_memory: int | None) -> None:
+    With `averaged` the penalty is one term of the sum that a mean is taken of: it is divided by the weight of the
+    batch, as the losses are.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        data: Data,
+        reg: float,
+        reduction: Reduction,
+        max_memory: int | None,
+        *,
+        averaged: bool = False,
+    ) -> None:
         self.given = net
         self.net = replace(net, dtype=net.working)
         self.data, self.reg, self.reduction, self.max_memory = data, reg, reduction, max_memory
+        self.averaged = averaged
         self.plans: dict[int, Plan] = {}
         self.evenly: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
@@ -314,15 +360,26 @@ class _Stepper:
             self.plans[rows] = plan_chunks(self.given, rows, self.data.problem, self.max_memory)
         return self.plans[rows]
 
-    def loss_and_grads(self, layers: Params, rows: Array | None) -> tuple[Array, Params]:
-        """Of these rows, or of all."""
+    def loss_and_grads(self, layers: Params, rows: Array | slice | None) -> tuple[Array, Params]:
+        """Of these rows, or of all; NumPy gradients are valid until the next call."""
         self.net.layers = layers
         X, problem = self.batch(rows)
         plan = self.plan(X.shape[0])
         loss, grads = add_rows(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
-        return finished(self.net, loss, grads, self.reg)
+        return finished(self.net, loss, grads, self.reg / problem.total if self.averaged else self.reg)
 
-    def batch(self, rows: Array | None) -> tuple[Array, Problem]:
+    def there(self, order: np.ndarray | None) -> Array | None:
+        """Numbers of rows, where the data is."""
+        if order is None or self.on_host:
+            return order
+        return self.given.xp.asarray(order, device=self.given.frame.device)
+
+    def counts(self, order: np.ndarray | None, rows: slice) -> bool:
+        """Whether a batch, a slice of this order of the rows, has a row that counts."""
+        counts = self.data.counts
+        return counts is None or bool((counts[rows] if order is None else counts[order[rows]]).any())
+
+    def batch(self, rows: Array | slice | None) -> tuple[Array, Problem]:
         X, problem = self.data.X, self.data.problem
         targets, row_weight, counting = problem.targets, problem.row_weight, problem.counting
         if rows is not None:
@@ -330,24 +387,29 @@ class _Stepper:
             if counting is not None:
                 counting, row_weight = self.taken(counting, rows), self.taken(row_weight, rows)
         size = X.shape[0]
+        total = float(size) if counting is None else self.given.xp.sum(counting)
         if counting is None:
             share = 1.0 / size if self.reduction == "mean" else 1.0
             if size not in self.evenly:
                 self.evenly[size] = self.given.xp.full_like(row_weight[:size], share)
             row_weight = self.evenly[size]
         elif self.reduction == "mean":
-            row_weight = divided(self.given.xp, row_weight, self.given.xp.sum(counting))
-        return X, problem._replace(targets=targets, row_weight=row_weight)
+            row_weight = divided(self.given.xp, row_weight, total)
+        return X, problem._replace(targets=targets, row_weight=row_weight, total=total)
 
-    def taken(self, array: Array, rows: Array) -> Array:
+    def taken(self, array: Array, rows: Array | slice) -> Array:
+        if type(rows) is slice:
+            return array[rows, ...]
         if type(array) is not np.ndarray:
             return self.given.xp.take(array, rows, axis=0)
+        if not array.flags.c_contiguous:  # `take` would copy all of it
+            return array[rows]
         if array.ndim == 1 or self.buffers is None:
             return array.take(rows, axis=0)
         out = self.buffers.take(("rows", id(array)), (rows.shape[0], array.shape[1]), array.dtype)
         return array.take(rows, axis=0, out=out, mode="clip")  # in its default mode NumPy fills a copy of `out` first
 
-    def evaluated(self, layers: Params, data: _Data) -> tuple[float, float]:
+    def evaluated(self, layers: Params, data: Data) -> tuple[float, float]:
         """Loss, without penalty, and accuracy of other data."""
         net = replace(self.given, layers=layers)
         xp, problem = net.xp, data.problem
@@ -359,7 +421,9 @@ class _Stepper:
             targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
             _, _, logits = forward(net, X)
             labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
-            hits = (xp.argmax(logits, axis=1) == labels) & (row_weight != 0.0)
+            hits = xp.argmax(logits, axis=1) == labels
+            if problem.counting is not None:
+                hits = hits & ((problem.counting if self.reduction == "mean" else problem.row_weight)[rows] != 0.0)
             losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
             loss, right = loss + summed(xp, losses), right + xp.sum(xp.astype(hits, net.working))
         if counted == 0:
@@ -375,7 +439,7 @@ class _Run:
 
     def __init__(
         self,
-        stepper: _Stepper,
+        stepper: Stepper,
         optimizer: Optimizer,
         generator: np.random.Generator,
         batch_size: int,
@@ -387,14 +451,14 @@ class _Run:
         self.losses: list[Any] = []  # of this epoch's steps; on a device they stay there until it ends
         self.sound: Array | None = None  # 0-d: whether all of them are finite
         if resume is None:
-            self.layers = _copied(net, net.layers, net.working)
+            self.layers = copied(net, net.layers, net.working)
             self.state = optimizer.init(self.layers)
             self.epoch, self.step, self.best = 0, 0, None
             self.history: History = {"loss": []}
         else:
-            self.layers = _copied(net, resume.params, net.working)
+            self.layers = copied(net, resume.params, net.working)
             count, *kept = resume.optimizer
-            self.state = (count, *(_copied(net, layers, net.working) for layers in kept))
+            self.state = (count, *(copied(net, layers, net.working) for layers in kept))
             self.epoch, self.step, self.best = resume.epoch, resume.step, resume.best
             self.history = {name: list(values) for name, values in resume.history.items()}
             generator.bit_generator.state = resume.rng
@@ -412,16 +476,13 @@ class _Run:
         """Make the steps that an epoch still lacks; whether to go on after them."""
         self.rng = dict(self.generator.bit_generator.state)
         order = self.generator.permutation(self.stepper.data.rows) if self.batches > 1 else None
-        there = order
-        if order is not None and not self.stepper.on_host:
-            net = self.stepper.given
-            there = net.xp.asarray(order, device=net.frame.device)
+        there = self.stepper.there(order)
         first, updates, going = self.step, self.state[0], True
         while going and self.step < self.batches:
             start = self.step * self.batch_size
             rows = slice(start, min(start + self.batch_size, self.stepper.data.rows))
             loss = math.nan
-            if self.counts(order, rows):
+            if self.stepper.counts(order, rows):
                 loss = self.one_step(None if there is None else there[rows])
             self.losses.append(loss)
             self.step += 1
@@ -431,11 +492,6 @@ class _Run:
             going = going and not interrupted()
         self.collect(first, updates)
         return going
-
-    def counts(self, order: np.ndarray | None, rows: slice) -> bool:
-        """Whether a batch has a row that counts."""
-        counts = self.stepper.data.counts
-        return counts is None or bool((counts if order is None else counts[order[rows]]).any())
 
     def one_step(self, rows: Array | None) -> Any:
         loss, grads = self.stepper.loss_and_grads(self.layers, rows)
@@ -450,11 +506,14 @@ class _Run:
         return loss
 
     def asked_to_stop(self, callback: Callable[[TrainStep], object], loss: Any) -> bool:
-        step = self.epoch * self.batches + self.step - 1
+        number = self.epoch * self.batches + self.step - 1
+        step = TrainStep(self.epoch, number, loss, lambda: self.params_of(self.layers))
         try:
-            return bool(callback(TrainStep(self.epoch, step, loss, lambda: self.params_of(self.layers))))
+            return bool(callback(step))
         except KeyboardInterrupt:
             return True
+        finally:
+            step.pass_by()
 
     def collect(self, first: int, updates: int) -> None:
         """Bring the losses of an epoch, from its step `first` on, to the history."""
@@ -482,7 +541,7 @@ class _Run:
         self.history["loss"] += self.losses
         raise DivergenceError(self.epoch * self.batches + self.step, loss, self.result(best=False))
 
-    def end_epoch(self, held_out: _Data | None) -> None:
+    def end_epoch(self, held_out: Data | None, *, keep_best: bool) -> None:
         self.epoch, self.step = self.epoch + 1, 0
         self.rng = dict(self.generator.bit_generator.state)
         if held_out is None:
@@ -490,9 +549,10 @@ class _Run:
         loss, accuracy = self.stepper.evaluated(self.layers, held_out)
         self.history.setdefault("validation_loss", []).append(loss)
         self.history.setdefault("validation_accuracy", []).append(accuracy)
-        if self.best is None or loss < self.best[0]:
+        before = math.nan if self.best is None else self.best[0]
+        if keep_best and (self.best is None or loss < before or (math.isnan(before) and not math.isnan(loss))):
             net = self.stepper.given
-            self.best = (loss, self.epoch, _copied(net, self.layers, net.working))
+            self.best = (loss, self.epoch, copied(net, self.layers, net.working))
 
     def out_of_patience(self, patience: int | None) -> bool:
         return patience is not None and self.best is not None and self.epoch - self.best[1] >= patience
@@ -501,12 +561,14 @@ class _Run:
         """A copy in the dtype that was given."""
         net = self.stepper.given
         narrow = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
-        return _copied(net, narrow, net.dtype)
+        return copied(net, narrow, net.dtype)
 
     def result(self, *, best: bool) -> TrainResult:
         layers = self.best[2] if best and self.best is not None else self.layers
-        state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, self.history)
-        return TrainResult(self.params_of(layers), {name: list(x) for name, x in self.history.items()}, state)
+        history = {name: list(values) for name, values in self.history.items()}
+        sizes = self.stepper.data.rows, self.batch_size
+        state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, history, *sizes)
+        return TrainResult(self.params_of(layers), self.history, state)
 
 
 def _check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:
@@ -522,11 +584,21 @@ def _check_parts(optimizer: object, callback: object, patience: object, validati
             raise ValueError(f"patience must be None without validation data, got {patience}.")
 
 
-def _check_resumable(resume: object, net: Network, optimizer: Optimizer, generator: np.random.Generator) -> None:
+def _check_resumable(
+    resume: object, net: Network, optimizer: Optimizer, generator: np.random.Generator, rows: int, batch_size: int
+) -> None:
     if not isinstance(resume, TrainState):
         raise TypeError(f"resume must be the state of an earlier call, got {resume!r:.60}.")
     for layers in (resume.params, *resume.optimizer[1:]):
         check_alike("resume", layers, net.layers, "params")
+        if layers[0].weight.dtype != net.working:
+            raise TypeError(f"resume must be of a training in {net.working}, got one in {layers[0].weight.dtype}.")
+    if resume.rows != rows:
+        raise ValueError(f"X must have as many rows as in the training that is resumed, {resume.rows}, got {rows}.")
+    if resume.batch_size != batch_size:
+        raise ValueError(
+            f"batch_size must be that of the training that is resumed, {resume.batch_size}, got {batch_size}."
+        )
     if len(resume.optimizer) != 1 + optimizer.kept:
         raise ValueError(f"resume must be of a training by the same optimizer, got one that is not by {optimizer}.")
     kind = generator.bit_generator.state["bit_generator"]
@@ -548,7 +620,7 @@ def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def interrupts() -> Iterator[Callable[[], bool]]:
     """Let a step be ended before Ctrl-C stops the training; a second one is raised at once.
 
     Only where the default handler would raise it, which Python calls between any two lines of the main thread.

@@ -15,6 +15,7 @@ from array_api_compat import (
     array_namespace,
     device,
     is_array_api_obj,
+    is_cupy_array,
     is_dask_array,
     is_jax_array,
     is_numpy_array,
@@ -114,6 +115,30 @@ def is_plain(logits: Any, axis: object) -> bool:
         and type(axis) is int
         and (axis == -1 or axis == 1)
     )
+
+
+def is_plain_on_gpu(logits: Any, labels: Any, axis: object) -> bool:
+    """Whether `as_logits` and `as_targets` would find nothing: rows and labels of CuPy, adjacent and on one device."""
+    return (
+        type(logits) is not np.ndarray
+        and is_cupy_array(logits)
+        and type(labels) is type(logits)
+        and logits.ndim == 2
+        and logits.size > 0
+        and type(axis) is int
+        and (axis == -1 or axis == 1)
+        and labels.shape == logits.shape[:1]
+        and logits.data.device_id == labels.data.device_id
+        and _is_native(logits.dtype, FLOATING)
+        and _is_native(labels.dtype, INTEGRAL)
+        and logits.flags.c_contiguous
+        and labels.flags.c_contiguous
+    )
+
+
+@cache
+def _is_native(dtype: DType, names: tuple[str, ...]) -> bool:
+    return dtype_name(dtype) in names and dtype.isnative
 
 
 def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:

@@ -22,8 +22,11 @@ OPERATIONS = (
     "log_softmax_rows",
     "logsumexp_rows",
     "softmax_loss_rows",
+    "are_classes",
+    "total",
     "bias_activation",
     "activation_backward",
+    "weight_penalty",
     "parameter_update",
 )
 
@@ -42,7 +45,7 @@ class Backend(NamedTuple):
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
     Backend("numpy", lambda array: type(array) is np.ndarray or is_numpy_array(array), lambda: numpy_kernels),
-    Backend("cupy", is_cupy_array, lambda: import_module("xpsoftmax.kernels.cuda")),
+    Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda"))),
 )
 
 

@@ -6,13 +6,14 @@ decides what is launched.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import cupy
 
 from xpsoftmax._typing import Array, LossSpec, dtype_name
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels import generic, plan
 
 
 def refusal(logits: Array) -> str | None:
@@ -48,25 +49,30 @@ def logsumexp_rows(logits: Array) -> Array:
 
 
 def softmax_loss_rows(
-    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, *, grad: bool, out: Array | None = None
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
-    """See `xpsoftmax.kernels.generic.softmax_loss_rows`."""
+    """See `xpsoftmax.kernels.generic.softmax_loss_rows`.
+
+    Labels may be of any integer dtype here, and a float is the weight of every row.
+    """
     with logits.device:
         # Copies, where they are needed; they must live until the launch.
-        rows, weights = _in_rows(logits), cupy.ascontiguousarray(row_weight)
+        rows, weights = _in_rows(logits), None if type(row_weight) is float else cupy.ascontiguousarray(row_weight)
         targets = _in_rows(targets) if targets.ndim == 2 else cupy.ascontiguousarray(targets)
         class_weight = None if spec.class_weight is None else cupy.ascontiguousarray(spec.class_weight)
-        losses = cupy.empty(rows.shape[0], weights.dtype)
+        losses = cupy.empty(rows.shape[0], plan.REALS[dtype_name(rows.dtype)])
         result = _result(rows, out) if grad else None
         if losses.size:
-            _run(_loss_launch(rows, targets, weights, class_weight, spec, losses, result))
+            weight_of_all = row_weight if weights is None else 0.0
+            _run(_loss_launch(rows, targets, weights, weight_of_all, class_weight, spec, losses, result))
         return losses, None if result is None else _delivered(result, out)
 
 
 def _loss_launch(
     rows: Array,
     targets: Array,
-    weights: Array,
+    weights: Array | None,
+    weight_of_all: float,
     class_weight: Array | None,
     spec: LossSpec,
     losses: Array,
@@ -74,18 +80,103 @@ def _loss_launch(
 ) -> plan.Launch:
     matrix, written = _matrix(rows), None if result is None else _matrix(result)
     vectors = _address(weights), _address(losses)
-    labels = (_address(targets), targets.dtype.name)
-    if targets.ndim == 1 and class_weight is None and spec.label_smoothing == 0.0 == spec.z_loss:
-        return plan.loss_launch(matrix, labels, *vectors, written, _capability(rows.device.id))
+    labels = (_address(targets), dtype_name(targets.dtype))
+    smoothing = spec.label_smoothing
+    if targets.ndim == 1 and class_weight is None and spec.z_loss == 0.0 and not 0.0 < smoothing < plan.LEAST_SMOOTHING:
+        capability = _capability(rows.device.id)
+        return plan.loss_launch(
+            matrix, labels, *vectors, written, capability, weight_of_all=weight_of_all, label_smoothing=smoothing
+        )
     return plan.masses_launch(
         matrix,
         _matrix(targets) if targets.ndim == 2 else labels,
         *vectors,
         written,
-        class_weights=0 if class_weight is None else _address(class_weight),
-        label_smoothing=spec.label_smoothing,
+        class_weights=_address(class_weight),
+        label_smoothing=smoothing,
         z_loss=spec.z_loss,
+        weight_of_all=weight_of_all,
     )
+
+
+def are_classes(labels: Array, classes: int) -> bool:
+    """Whether all labels, of any integer dtype, are from 0 to classes - 1. Waits for the answer."""
+    with labels.device:
+        labels = cupy.ascontiguousarray(labels)
+        found = cupy.zeros((), "i4")
+        if labels.size:
+            _run(
+                plan.bad_labels_launch(
+                    (_address(labels), dtype_name(labels.dtype)), _address(found), labels.size, classes
+                )
+            )
+        return not found.item()
+
+
+def total(x: Array) -> Array:
+    """Sum of all entries of float32 or float64, 0-d."""
+    with x.device:
+        sums = cupy.ascontiguousarray(x)
+        if not sums.size:
+            return cupy.zeros((), x.dtype)
+        while True:
+            parts = plan.total_parts(sums.size)
+            x, sums = sums, cupy.empty(parts if parts > 1 else (), x.dtype)
+            _run(plan.total_launch(_address(x), _address(sums), x.size, dtype_name(x.dtype)))
+            if parts == 1:
+                return sums
+
+
+def bias_activation(
+    z: Array, bias: Array, activation: str, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.bias_activation`; in place."""
+    with z.device:
+        value, shift = _in_rows(z), cupy.ascontiguousarray(bias)
+        slope = _result(value, out) if grad and activation not in ("identity", "relu") else None
+        if value.size:
+            written = None if slope is None else _matrix(slope)
+            _run(plan.bias_activation_launch(_matrix(value), _address(shift), written, activation))
+        if grad and activation == "relu":
+            return value, value
+        return value, None if slope is None else _delivered(slope, out)
+
+
+def activation_backward(delta: Array, slope: Array | None, activation: str) -> Array:
+    """See `xpsoftmax.kernels.generic.activation_backward`; in place."""
+    if slope is None:
+        return delta
+    with delta.device:
+        rows, slopes = _in_rows(delta), _in_rows(slope)
+        if rows.size:
+            _run(plan.activation_backward_launch(_matrix(rows), _matrix(slopes), step=activation == "relu"))
+        return _delivered(rows, delta)
+
+
+def parameter_update(
+    rule: Callable[..., tuple[Array, ...]],
+    arrays: Sequence[Array],
+    grad: Array,
+    numbers: tuple[float, ...],
+    *,
+    ok: Array | None = None,
+    in_place: bool = False,
+) -> tuple[Array, ...]:
+    """See `xpsoftmax.kernels.generic.parameter_update`."""
+    if rule.__name__ not in plan.RULES:
+        return generic.parameter_update(rule, arrays, grad, numbers, ok=ok)
+    with grad.device:
+        after = tuple(cupy.ascontiguousarray(array) if in_place else array.copy(order="C") for array in arrays)
+        slopes = cupy.ascontiguousarray(grad)
+        if slopes.size:
+            addresses = tuple(_address(array) for array in after)
+            dtype = dtype_name(slopes.dtype)
+            _run(
+                plan.update_launch(
+                    rule.__name__, addresses, _address(slopes), _address(ok), slopes.size, dtype, numbers
+                )
+            )
+        return after
 
 
 def _elementwise(operation: str, logits: Array, out: Array | None) -> Array:
@@ -126,8 +217,8 @@ def _delivered(result: Array, out: Array | None) -> Array:
     return out
 
 
-def _address(array: Array) -> int:
-    return array.data.ptr  # type: ignore[no-any-return]
+def _address(array: Array | None) -> int:
+    return 0 if array is None else array.data.ptr
 
 
 def _matrix(array: Array) -> plan.Matrix:
@@ -157,4 +248,15 @@ def _capability(device: int) -> int:
     return int(cupy.cuda.Device(device).compute_capability)
 
 
-__all__ = ["log_softmax_rows", "logsumexp_rows", "refusal", "softmax_loss_rows", "softmax_rows"]
+__all__ = [
+    "activation_backward",
+    "are_classes",
+    "bias_activation",
+    "log_softmax_rows",
+    "logsumexp_rows",
+    "parameter_update",
+    "refusal",
+    "softmax_loss_rows",
+    "softmax_rows",
+    "total",
+]

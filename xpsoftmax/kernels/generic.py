@@ -98,6 +98,17 @@ def softmax_loss_rows(
     return loss * factor, _deliver(xp, dz * factor[:, None], logits.dtype, out)
 
 
+def are_classes(labels: Array, classes: int) -> bool:
+    """Whether all labels are from 0 to classes - 1. It waits for the answer."""
+    return not bool(array_namespace(labels).any((labels < 0) | (labels >= classes)))
+
+
+def total(x: Array) -> Array:
+    """Sum of all entries, 0-d."""
+    xp = array_namespace(x)
+    return xp.asarray(xp.sum(x))
+
+
 def softmax_jvp_rows(logits: Array, tangent: Array) -> Array:
     """See `xpsoftmax.softmax_jvp`; both (R, C) in the working precision."""
     xp = array_namespace(logits)
@@ -152,6 +163,15 @@ def activation_backward(delta: Array, slope: Array | None, activation: str) -> A
     return delta * slope
 
 
+def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tuple[Array, Array | None]:
+    """The L2 penalty ``reg/2 * sum(W**2)``, and `grad` with that of the penalty, ``reg * W``, added.
+
+    A kernel may overwrite `grad`.
+    """
+    xp = array_namespace(weight)
+    return 0.5 * reg * xp.sum(weight * weight), None if grad is None else grad + reg * weight
+
+
 def parameter_update(
     rule: Callable[..., tuple[Array, ...]],
     arrays: Sequence[Array],
@@ -188,17 +208,15 @@ def _hard(xp: Namespace, z: Array, labels: Array, slope: Array | None, *, grad: 
         dz = odds.e * (odds.scale / odds.total)[:, None]
     else:
         dz = _times_softmax(xp, (1.0 + slope)[:, None], _shifted(xp, z))
-        dz_hot = dz_hot + slope * (odds.e_hot / odds.total)
+        dz_hot = dz_hot + _times_hot(xp, slope, odds)
     return odds.loss, xp.where(hot, dz_hot[:, None], dz)
 
 
 def _soft(xp: Namespace, z: Array, q: Array, slope: Array | None, *, grad: bool) -> tuple[Array, Array | None]:
     """Loss sum of q[j] * -log p[j] and gradient sum(q) p - q + slope p, for target masses q (R, C)."""
-    log_p = _log_softmax(xp, z)
-    loss = row_sum(xp, q * xp.where(q > 0.0, -log_p, 0.0))  # 0 * inf is 0 here
+    loss = _soft_loss(xp, z, q)
     if not grad:
         return loss, None
-    del log_p
     hot = _one_hot(xp, z, xp.argmax(q, axis=1))
     odds = _against(xp, z, hot)
     q_hot = xp.sum(xp.where(hot, q, 0.0), axis=1)
@@ -207,8 +225,19 @@ def _soft(xp: Namespace, z: Array, q: Array, slope: Array | None, *, grad: bool)
     # Q p - q for the others: q <= Q/2 there, so the difference keeps its digits. For the hot class both terms are
     # formed from what belongs to the others: (Q - q) p - q (1 - p).
     dz = _times_softmax(xp, (q_hot + q_rest + more)[:, None], _shifted(xp, z)) - q
-    dz_hot = (q_rest + more) * (odds.e_hot / odds.total) - q_hot * (odds.rest / odds.total)
+    dz_hot = _times_hot(xp, q_rest + more, odds) - _times_rest(xp, q_hot, odds)
     return loss, xp.where(hot, dz_hot[:, None], dz)
+
+
+def _soft_loss(xp: Namespace, z: Array, q: Array) -> Array:
+    top = _one_hot(xp, z, xp.argmax(z, axis=1))
+    odds = _against(xp, z, top)
+    minus_log_p = (row_max(xp, z)[:, None] - z) + odds.loss[:, None]
+    terms = xp.where(q > 0.0, q * minus_log_p, 0.0)  # 0 * inf is 0 here
+    # -log p of the largest is 1 - p to its last digit where that is subnormal; times a large q it need not be.
+    sure = odds.rest < xp.finfo(z.dtype).smallest_normal
+    of_top = _times_rest(xp, xp.sum(xp.where(top, q, 0.0), axis=1), odds)
+    return row_sum(xp, xp.where(top & sure[:, None], of_top[:, None], terms))
 
 
 class _Odds(NamedTuple):
@@ -218,9 +247,11 @@ class _Odds(NamedTuple):
     """
 
     e: Array  # (R, C): exp(z - largest of the others), 0 at the hot class
+    sum: Array  # (R,): of e
     scale: Array  # (R,): what takes e to the scale of rest, at most 1
     rest: Array  # (R,): sum of the others
     e_hot: Array  # (R,)
+    half: Array  # (R,): its square is scale or, where the hot class is behind, e_hot; not subnormal where they are
     total: Array  # (R,): rest + e_hot, at least 1
     loss: Array  # (R,): -log p[hot]
 
@@ -236,22 +267,38 @@ def _against(xp: Namespace, z: Array, hot: Array) -> _Odds:
     top = row_max(xp, others)
     top = xp.where(top == -INF, z_hot, top)  # no other class is possible: nothing to shift
     e = xp.exp(others - top[:, None])
-    rest = row_sum(xp, e)
+    all_others = row_sum(xp, e)
 
     behind = top - z_hot  # by how much the hot class is behind; negative where it leads
     back = behind - top
     lost = (top - (behind - back)) - (z_hot + back)  # what rounding took from it (D. E. Knuth's TwoSum)
     lost = xp.where(xp.isfinite(behind), lost, 0.0)
-    lead, lost_lead = xp.where(behind < 0.0, behind, 0.0), xp.where(behind < 0.0, lost, 0.0)
-    scale = xp.exp(lead) * (1.0 + lost_lead)
-    # Halving is exact; the square of this does not go subnormal before the product does.
-    half = xp.exp(0.5 * lead) * (1.0 + 0.5 * lost_lead)
-    rest = xp.where(scale >= xp.finfo(z.dtype).smallest_normal, scale * rest, half * rest * half)
-    e_hot = xp.where(behind > 0.0, xp.exp(-xp.abs(behind)) * (1.0 - lost), 1.0)
+    away = -xp.abs(behind)
+    lost = xp.where(behind < 0.0, lost, -lost)
+    smaller = xp.exp(away) * (1.0 + lost)
+    half = xp.exp(0.5 * away) * (1.0 + 0.5 * lost)  # halving is exact
+    scale = xp.where(behind < 0.0, smaller, 1.0)
+    e_hot = xp.where(behind > 0.0, smaller, 1.0)
+    normal = scale >= xp.finfo(z.dtype).smallest_normal
+    rest = xp.where(normal, scale * all_others, half * all_others * half)
     total = rest + e_hot
     # Behind: total >= 1 + e_hot and both terms are positive, so nothing cancels.
-    loss = xp.where(behind > 0.0, (xp.log(total) + lost) + behind, xp.log1p(rest))
-    return _Odds(e, scale, rest, e_hot, total, loss)
+    loss = xp.where(behind > 0.0, (xp.log(total) - lost) + behind, xp.log1p(rest))
+    return _Odds(e, all_others, scale, rest, e_hot, half, total, loss)
+
+
+def _times_hot(xp: Namespace, x: Array, odds: _Odds) -> Array:
+    """Product x * p[hot], with all its digits also where p[hot] is subnormal and the product is not; (R,)."""
+    x = x / odds.total
+    normal = odds.e_hot >= xp.finfo(x.dtype).smallest_normal
+    return xp.where(normal, x * odds.e_hot, (odds.half * x) * odds.half)
+
+
+def _times_rest(xp: Namespace, x: Array, odds: _Odds) -> Array:
+    """The same for x * (1 - p[hot])."""
+    x = x / odds.total
+    normal = odds.rest >= xp.finfo(x.dtype).smallest_normal
+    return xp.where(normal, x * odds.rest, ((odds.half * x) * odds.sum) * odds.half)
 
 
 class _Shifted(NamedTuple):

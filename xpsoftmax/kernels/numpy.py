@@ -27,7 +27,7 @@ from xpsoftmax.kernels.numpy_blocks import (
     row_sums,
     working,
 )
-from xpsoftmax.kernels.numpy_layers import activation_backward, bias_activation, parameter_update
+from xpsoftmax.kernels.numpy_layers import activation_backward, bias_activation, parameter_update, weight_penalty
 from xpsoftmax.kernels.numpy_soft import loss_by_generic, loss_of_masses
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "parameter_update",
     "softmax_loss_rows",
     "softmax_rows",
+    "weight_penalty",
 ]
 
 FEW = 32

@@ -92,6 +92,15 @@ def _times(delta: Array, slope: Array) -> None:
     np.multiply(delta, slope, out=delta)
 
 
+def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.weight_penalty`; the parts of the sum are always the same."""
+    step = max(1, weight.shape[0] * PART // max(1, weight.nbytes))
+    squares = [np.square(weight[start : start + step]).sum() for start in range(0, weight.shape[0], step)]
+    if grad is not None:
+        in_parts(lambda g, w: np.add(g, reg * w, out=g), grad, weight)
+    return 0.5 * reg * (squares[0] if len(squares) == 1 else np.sum(squares)), grad
+
+
 def parameter_update(
     rule: Callable[..., tuple[Array, ...]],
     arrays: Sequence[Array],
@@ -104,6 +113,11 @@ def parameter_update(
     """See `xpsoftmax.kernels.generic.parameter_update`; not with `ok`: a NumPy program can look at its numbers."""
     if ok is not None:
         return generic.parameter_update(rule, arrays, grad, numbers, ok=ok)
+    in_place_rule = IN_PLACE.get(rule.__name__)
+    if in_place_rule is not None:
+        after = arrays if in_place else [array.copy() for array in arrays]
+        in_parts(lambda *parts: in_place_rule(*parts, *numbers), *after, grad)
+        return tuple(after)
     if grad.nbytes <= PART:
         return rule(*arrays, grad, *numbers)
     after = arrays if in_place else [np.empty_like(array) for array in arrays]
@@ -115,3 +129,41 @@ def parameter_update(
 
     in_parts(update, *arrays, grad, *after)
     return tuple(after)
+
+
+def _adam(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    rate: float,
+    root: float,
+    b1: float,
+    rest1: float,
+    b2: float,
+    rest2: float,
+    eps: float,
+) -> None:
+    """`adam_rule`, step by step, so that it has the same bits."""
+    t, u = np.multiply(g, rest1), np.multiply(g, g)
+    m *= b1
+    m += t
+    u *= rest2
+    v *= b2
+    v += u
+    np.sqrt(v, out=u)
+    if root != 1.0:
+        u *= root
+    u += eps
+    np.multiply(m, rate, out=t)
+    t /= u
+    p -= t
+
+
+def _adamw(p: Array, m: Array, v: Array, g: Array, shrink: float, *numbers: float) -> None:
+    p *= shrink
+    _adam(p, m, v, g, *numbers)
+
+
+IN_PLACE: dict[str, Callable[..., None]] = {"adam_rule": _adam, "adamw_rule": _adamw}
+"""Rules, by name, that overwrite what they are given, but for the gradient."""

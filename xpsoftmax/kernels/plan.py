@@ -24,9 +24,15 @@ CLUSTERS_FROM = 90
 LEAST_CAPABILITY = 75
 """Compute capability from which the kernels are compiled in the tests: 7.5, Turing."""
 SCALARS = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
+REALS = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
+"""The working precision of each dtype."""
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 COMPILER_OPTIONS = ("-std=c++17", "--fmad=false")
 """Without fused multiply-add the merges of partial sums are symmetric, and the text means what a CPU makes of it."""
+
+
+LEAST_SMOOTHING = 1e-6
+"""Below, the terms of smoothing no longer cover what is lost of probabilities that are subnormal."""
 
 
 class SizeClass(NamedTuple):
@@ -101,12 +107,7 @@ class Launch(NamedTuple):
 
 def size_class(logits: Matrix, capability: int) -> SizeClass:
     """Return the class of rows like these on a device of this compute capability (as 90 for 9.0)."""
-    return _smallest(_need(logits), capability >= CLUSTERS_FROM)
-
-
-@lru_cache(maxsize=256)  # a call to a small problem is mostly such work
-def _smallest(need: int, clusters: bool) -> SizeClass:  # noqa: FBT001
-    candidates = HELD + (CLUSTERED if clusters else ())
+    need, candidates = _need(logits), HELD + (CLUSTERED if capability >= CLUSTERS_FROM else ())
     return next((kind for kind in candidates if covers(kind, need)), STREAMED)
 
 
@@ -124,11 +125,8 @@ def rows_launch(
     operation: str, logits: Matrix, result: Matrix | int, capability: int, kind: SizeClass | None = None
 ) -> Launch:
     """Launch of `softmax` or `log_softmax` (result (R, C)), or `logsumexp` (the address of (R,))."""
-    if isinstance(result, Matrix):
-        outputs: tuple[Any, ...] = _output(logits, result)
-    else:
-        outputs = (np.uint64(result),)
-    return _launch(operation, logits, capability, kind, lambda sizes: (*_input(logits), *outputs, *sizes))
+    outputs = _output(logits, result) if isinstance(result, Matrix) else (np.uint64(result),)
+    return _launch(operation, logits, capability, kind, outputs)
 
 
 def loss_launch(
@@ -139,14 +137,27 @@ def loss_launch(
     result: Matrix | None,
     capability: int,
     kind: SizeClass | None = None,
+    *,
+    weight_of_all: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Launch:
-    """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,)."""
+    """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,).
 
-    def arguments(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
-        given = (np.uint64(labels[0]), _label_bytes(labels[1]), np.uint64(weights), np.uint64(losses))
-        return (*_input(logits), *given, *_output(logits, result), *sizes)
-
-    return _launch("softmax_loss", logits, capability, kind, arguments)
+    For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`.
+    """
+    real = REALS[logits.dtype]
+    arguments = (
+        np.uint64(labels[0]),
+        _label_bytes(labels[1]),
+        np.uint64(weights),
+        real(weight_of_all),
+        np.uint64(losses),
+        *_output(logits, result),
+    )
+    if label_smoothing == 0.0:
+        return _launch("softmax_loss", logits, capability, kind, arguments)
+    shares = real(1.0 - label_smoothing), real(label_smoothing / logits.classes)
+    return _launch("softmax_loss_smoothed", logits, capability, kind, (*arguments, *shares))
 
 
 def masses_launch(
@@ -159,14 +170,18 @@ def masses_launch(
     class_weights: int,
     label_smoothing: float,
     z_loss: float,
+    weight_of_all: float = 0.0,
 ) -> Launch:
-    """Launch of the loss with options; targets are masses (R, C), or the address and dtype of labels (R,)."""
+    """Launch of the loss with options; targets are masses (R, C), or the address and dtype of labels (R,).
+
+    Weights as for `loss_launch`.
+    """
     if isinstance(targets, Matrix):
         target_arguments = (np.uint64(0), np.int32(8), np.uint64(targets.address), np.int64(targets.stride))
     else:
         address, dtype = targets
         target_arguments = (np.uint64(address), _label_bytes(dtype), np.uint64(0), np.int64(0))
-    real = np.float64 if logits.dtype == "float64" else np.float32
+    real = REALS[logits.dtype]
     threads = mass_threads(logits.classes)
     return Launch(
         "softmax_loss_of_masses",
@@ -174,10 +189,11 @@ def masses_launch(
         _grid(logits.rows),
         threads,
         (
-            *_input(logits),
+            *_rows_of(logits),
             *target_arguments,
             np.uint64(class_weights),
             np.uint64(weights),
+            real(weight_of_all),
             np.uint64(losses),
             *_output(logits, result),
             np.int64(_classes(logits)),
@@ -185,6 +201,96 @@ def masses_launch(
             real(label_smoothing / logits.classes),
             real(z_loss),
         ),
+    )
+
+
+def bias_activation_launch(z: Matrix, bias: int, slopes: Matrix | None, activation: str) -> Launch:
+    """Launch of z = f(z + bias), and of slopes = f'(z + bias); bias is the address of contiguous (H,)."""
+    return _units_launch("bias_activation", z, ("ACTIVATION", activation), (np.uint64(bias), *_rows_of(slopes)))
+
+
+def activation_backward_launch(delta: Matrix, slopes: Matrix, *, step: bool) -> Launch:
+    """Launch of delta *= slopes, or, for a `step`, of delta *= slopes > 0."""
+    return _units_launch("activation_backward", delta, ("STEP", str(int(step))), _rows_of(slopes))
+
+
+RULES = ("sgd_rule", "momentum_rule", "nesterov_rule", "adam_rule", "adamw_rule")
+"""The functions of _optim.py that kernels/cuda/rules.cuh says again."""
+RULE_NUMBERS = 8
+"""How many numbers a rule takes at most."""
+
+
+def update_launch(
+    rule: str, arrays: tuple[int, ...], grad: int, ok: int, length: int, dtype: str, numbers: tuple[float, ...]
+) -> Launch:
+    """Launch of a rule: of a parameter and what is kept of it (at most two more), and its gradient; all addresses."""
+    kept = (*arrays, *(0,) * (3 - len(arrays)))
+    rest = (0.0,) * (RULE_NUMBERS - len(numbers))
+    return Launch(
+        "parameter_update",
+        unit_defines(dtype, ("RULE", rule)),
+        _grid(-(-length // UNIT_THREADS)),
+        UNIT_THREADS,
+        (
+            *(np.uint64(address) for address in (*kept, grad, ok)),
+            np.int64(length),
+            *(REALS[dtype](number) for number in (*numbers, *rest)),
+        ),
+    )
+
+
+TOTAL_PART = 16_384
+TOTAL_THREADS = 512
+
+
+def total_launch(x: int, sums: int, length: int, dtype: str) -> Launch:
+    """Launch of the sums of the parts of a contiguous vector, of which there are `total_parts`; all are addresses."""
+    return Launch(
+        "total",
+        total_defines(dtype),
+        _grid(total_parts(length)),
+        TOTAL_THREADS,
+        (np.uint64(x), np.uint64(sums), np.int64(length)),
+    )
+
+
+def total_parts(length: int) -> int:
+    """How many sums the kernel makes of a vector."""
+    return -(-length // TOTAL_PART)
+
+
+@cache
+def total_defines(dtype: str) -> tuple[tuple[str, str], ...]:
+    """The specialisation of the kernel for totals."""
+    return (("SCALAR", SCALARS[dtype]), ("THREADS", str(TOTAL_THREADS)), ("PART", str(TOTAL_PART)))
+
+
+LABEL_DEFINES = (("THREADS", "256"),)
+
+
+def bad_labels_launch(labels: tuple[int, str], found: int, rows: int, classes: int) -> Launch:
+    """Launch of the look at labels, given by address and dtype; `found` is the address of an int32, which is 0."""
+    threads = int(dict(LABEL_DEFINES)["THREADS"])
+    arguments = (np.uint64(labels[0]), _label_bytes(labels[1]), np.uint64(found), np.int64(rows), np.int64(classes))
+    return Launch("bad_labels", LABEL_DEFINES, _grid(-(-rows // threads)), threads, arguments)
+
+
+UNIT_THREADS = 256
+
+
+def unit_defines(dtype: str, *more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """The specialisation of the kernels for units of a layer (kernels/cuda/units.cuh)."""
+    return (("SCALAR", SCALARS[dtype]), ("THREADS", str(UNIT_THREADS)), *more)
+
+
+def _units_launch(kernel: str, units: Matrix, define: tuple[str, str], arguments: tuple[Any, ...]) -> Launch:
+    lane_bits = (-(-_need(units) // VECTOR) - 1).bit_length()
+    return Launch(
+        kernel,
+        unit_defines(units.dtype, define),
+        _grid(-(-(units.rows << lane_bits) // UNIT_THREADS)),
+        UNIT_THREADS,
+        (*_rows_of(units), *arguments, np.int32(lane_bits), np.int64(units.rows), np.int64(_classes(units))),
     )
 
 
@@ -196,7 +302,6 @@ def mass_threads(classes: int) -> int:
     return next((threads for threads in MASS_THREADS if classes <= 4 * threads), MASS_THREADS[-1])
 
 
-@cache
 def defines(kind: SizeClass, dtype: str) -> tuple[tuple[str, str], ...]:
     """The specialisation that rows.cuh asks for."""
     return (
@@ -209,6 +314,7 @@ def defines(kind: SizeClass, dtype: str) -> tuple[tuple[str, str], ...]:
     )
 
 
+@cache
 def mass_defines(threads: int, dtype: str) -> tuple[tuple[str, str], ...]:
     """The specialisation of the kernel for target masses."""
     return (("SCALAR", SCALARS[dtype]), ("THREADS", str(threads)), ("RESIDENT", "2"))
@@ -246,24 +352,29 @@ def with_headers(name: str, read: Callable[[str], str]) -> str:
     return text(name) + "\n"
 
 
-def _launch(
-    kernel: str,
-    logits: Matrix,
-    capability: int,
-    kind: SizeClass | None,
-    arguments: Callable[[tuple[Any, ...]], tuple[Any, ...]],
-) -> Launch:
+def _launch(kernel: str, logits: Matrix, capability: int, kind: SizeClass | None, arguments: tuple[Any, ...]) -> Launch:
+    """Launch of a kernel of rows; of its arguments the logits and the sizes are put around those that are given."""
+    _, *shape = logits
+    defines, grid, threads, sizes = _row_shape(*shape, logits.first_bytes, capability, kind)
+    return Launch(kernel, defines, grid, threads, (*_rows_of(logits), *arguments, *sizes))
+
+
+@lru_cache(maxsize=256)  # a call to a small problem is mostly such work
+def _row_shape(
+    rows: int, classes: int, stride: int, dtype: str, first_bytes: int, capability: int, kind: SizeClass | None
+) -> tuple[tuple[tuple[str, str], ...], int, int, tuple[Any, ...]]:
+    """Specialisation, grid, threads and sizes for a kernel of rows: all that does not depend on where they lie."""
+    logits = Matrix(first_bytes, rows, classes, stride, dtype)
     kind = size_class(logits, capability) if kind is None else kind
     need = _need(logits)
     if not covers(kind, need):
         raise ValueError(f"kind must cover rows of {need} bytes, got {kind} for {kind.capacity}.")
-    sizes = (np.int64(logits.rows), np.int64(_classes(logits)))
-    grid = _grid(-(-logits.rows // kind.rows) * kind.blocks)
-    return Launch(kernel, defines(kind, logits.dtype), grid, kind.threads, arguments(sizes))
+    sizes = (np.int64(rows), np.int64(_classes(logits)))
+    return defines(kind, dtype), _grid(-(-rows // kind.rows) * kind.blocks), kind.threads, sizes
 
 
-def _input(logits: Matrix) -> tuple[Any, ...]:
-    return np.uint64(logits.address), np.int64(logits.stride)
+def _rows_of(matrix: Matrix | None) -> tuple[Any, ...]:
+    return (np.uint64(0), np.int64(0)) if matrix is None else (np.uint64(matrix.address), np.int64(matrix.stride))
 
 
 def _output(logits: Matrix, result: Matrix | None) -> tuple[Any, ...]:
@@ -272,6 +383,7 @@ def _output(logits: Matrix, result: Matrix | None) -> tuple[Any, ...]:
     return np.uint64(result.address), np.int64(result.stride), np.int32(result.dtype != logits.dtype)
 
 
+@cache
 def _label_bytes(dtype: str) -> np.int32:
     kind = np.dtype(dtype)
     return np.int32(kind.itemsize if kind.kind == "i" else -kind.itemsize)

@@ -1,7 +1,7 @@
 // The dtypes, what they are computed in, and the elementary functions.
 //
-// 16-bit numbers are carried as bits and computed in float; float and double are computed in themselves. expf, exp, log
-// and log1p are the accurate ones (CUDA documents at most 1 or 2 ulp; nothing here is compiled with fast-math).
+// 16-bit numbers are carried as bits and computed in float; float and double are computed in themselves. exp, log, log1p
+// and tanh are the accurate ones (CUDA documents at most 1 or 2 ulp; nothing here is compiled with fast-math).
 // ex2.approx of x * log2(e) is not enough: rounding that product is a relative error of T/2 eps (T = |x|), on top of the
 // T/2 eps of rounding z - max z, which is all that the contract has room for (docs/numerics.md).
 #pragma once
@@ -66,6 +66,12 @@ DEVICE float logarithm(float x) { return logf(x); }
 DEVICE double logarithm(double x) { return log(x); }
 DEVICE float log_of_one_and(float x) { return log1pf(x); }
 DEVICE double log_of_one_and(double x) { return log1p(x); }
+DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
+DEVICE double hyperbolic_tangent(double x) { return tanh(x); }
+
+// Rounded correctly, as every square root here.
+DEVICE float square_root(float x) { return sqrtf(x); }
+DEVICE double square_root(double x) { return sqrt(x); }
 
 // The larger of two numbers; a nan loses against any number.
 DEVICE float larger(float a, float b) { return fmaxf(a, b); }
@@ -98,5 +104,5 @@ struct LongSum {
         value = sum;
     }
     DEVICE void scale(Real factor) { value *= factor, lost *= factor; }
-    DEVICE Real total() const { return value + lost; }
+    DEVICE Real total() const { return is_finite(value) ? value + lost : value; }  // an infinite one has lost nan
 };

@@ -42,6 +42,15 @@ DEVICE Odds<Real> against(Exponentials<Real> others, Real z_hot) {
     return odds;
 }
 
+// x * (1 - p[hot]) * total where the hot class is the largest, with all digits also where 1 - p[hot] is subnormal and the
+// product is not.
+template <class Real>
+DEVICE Real times_others(Real x, Exponentials<Real> others, Real z_hot) {
+    if (others.top == -Limits<Real>::infinity()) return 0;
+    const Difference<Real> lead = difference(others.top, z_hot);
+    return scaled_down(x * others.sum, exponential(lead.rounded) * (1 + lead.lost), lead);
+}
+
 // Whether the row has numbers at all: no nan, no +inf, not only -inf.
 template <class Real>
 DEVICE bool is_usable(Exponentials<Real> others, Real z_hot) {

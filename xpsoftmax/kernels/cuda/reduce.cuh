@@ -39,6 +39,22 @@ struct Exponentials {
     }
 };
 
+// How far `count` numbers are below `top`, about the largest of them, in sum: -inf and 0 for none.
+template <class Real>
+struct Distances {
+    Real top, sum, count;
+    static DEVICE Distances none() { return {-Limits<Real>::infinity(), 0, 0}; }
+
+    DEVICE Real brought_to(Real new_top) const {
+        return top == new_top || count == 0 ? sum : sum + count * (new_top - top);
+    }
+    template <int WIDTH>
+    DEVICE Distances over_lanes() const {
+        const Real new_top = largest_of_lanes<WIDTH>(top);
+        return {new_top, sum_of_lanes<WIDTH>(brought_to(new_top)), sum_of_lanes<WIDTH>(count)};
+    }
+};
+
 // The largest of some numbers and the first place where it is. A nan is larger than any number.
 template <class Real>
 struct Largest {

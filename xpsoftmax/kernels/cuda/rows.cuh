@@ -9,6 +9,7 @@
 //
 // Both kinds offer the same, so that each kernel is written once:
 //   largest()         the largest logit and its class
+//   distances()       how far all logits are below the largest, in sum
 //   others(hot)       the sum of exponentials without class `hot` (none for hot = -1)
 //   write_exponentials, write_shifted   the result; class `hot` gets a value of its own
 #pragma once
@@ -62,6 +63,15 @@ DEVICE void find_largest(const Vector& v, const Span<Scalar>& span, Long positio
             best = best.or_else({widened(element<Scalar>(v, i)), (int)(position + i - span.shift)});
 }
 
+// How far the classes of a vector are below `top`; 0 where the row does not reach.
+DEVICE Real distances_of(const Vector& v, const Span<Scalar>& span, Long position, Real top) {
+    const int from = span.from(position), upto = span.upto(position);
+    Real below[PER];
+#pragma unroll
+    for (int i = 0; i < PER; ++i) below[i] = i >= from && i < upto ? top - widened(element<Scalar>(v, i)) : 0;
+    return sum_of(below);
+}
+
 // Take the hot class out: exp(-inf) is 0, and -inf is never the largest.
 DEVICE void leave_out(Vector& v, Long position, Long hot) {
     if (hot < position || hot >= position + PER) return;
@@ -108,6 +118,21 @@ struct HeldRow {
         return RowTeam::over_all<0>(best);
     }
 
+    DEVICE Distances<Real> distances() {
+        Distances<Real> below = Distances<Real>::none();
+#pragma unroll
+        for (int n = 0; n < VECTORS; ++n) below.top = larger(below.top, top_of(held[n]));
+        below.top = largest_of_lanes<WARP_LANES>(below.top);
+#pragma unroll
+        for (int n = 0; n < VECTORS; ++n) {
+            if constexpr (!KEEPS) forget(held[n]);
+            below.sum += distances_of(held[n], span, position(n), shift_of(below.top));
+            below.count += span.count(position(n));
+            if constexpr (!KEEPS) forget(held[n]);
+        }
+        return RowTeam::over_all<0>(below);
+    }
+
     template <int SLOT, bool KEEP_LOGITS = false>
     DEVICE Exponentials<Real> others(Long hot_class) {
         hot = hot_class < 0 ? -1 : hot_class + span.shift;
@@ -129,8 +154,9 @@ struct HeldRow {
         return RowTeam::over_warps<SLOT>(Exponentials<Real>{top, sum_of_lanes<WARP_LANES>(sum)});
     }
 
-    // exp(z - row_top) * factor
-    DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros) {
+    // exp(z - row_top) * factor - minus
+    DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros,
+                                   Real minus = 0) {
         if (LANES > 32 && top > -Limits<Real>::infinity()) factor *= exponential(top - row_top);
 #pragma unroll
         for (int n = 0; n < VECTORS; ++n) {
@@ -144,7 +170,7 @@ struct HeldRow {
                 exponentials(held[n], values);
             }
 #pragma unroll
-            for (int i = 0; i < PER; ++i) values[i] = zeros ? 0 : values[i] * factor;
+            for (int i = 0; i < PER; ++i) values[i] = zeros ? 0 : values[i] * factor - minus;
             put(values, position(n), hot, hot_value);
             out.store(span, position(n), values);
         }
@@ -201,6 +227,23 @@ struct StreamedRow {
         return RowTeam::over_all<0>(best);
     }
 
+    DEVICE Distances<Real> distances() const {
+        Distances<Real> below = Distances<Real>::none();
+        LongSum<Real> sum;
+        for (Long p = first(); p < end; p += STEP) {
+            const Vector v = span.load(p);
+            const Real highest = top_of(v);
+            if (highest > below.top) {
+                if (below.count > 0) sum.add(below.count * (highest - below.top));
+                below.top = highest;
+            }
+            sum.add(distances_of(v, span, p, shift_of(below.top)));
+            below.count += span.count(p);
+        }
+        below.sum = sum.total();
+        return RowTeam::over_all<0>(below);
+    }
+
     template <int SLOT, bool KEEP_LOGITS = false>
     DEVICE Exponentials<Real> others(Long hot_class) {
         hot = hot_class < 0 ? -1 : hot_class + span.shift;
@@ -222,14 +265,15 @@ struct StreamedRow {
         return RowTeam::over_all<SLOT>(Exponentials<Real>{top, sum.total()});
     }
 
-    DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros) {
+    DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros,
+                                   Real minus = 0) {
         for (Long p = first(); p < span.end; p += STEP) {
             Real values[PER] = {};
             if (!zeros) {
                 const Vector v = span.load(p);
 #pragma unroll
                 for (int i = 0; i < PER; ++i)
-                    values[i] = exponential(widened(element<Scalar>(v, i)) - shift_of(row_top)) * factor;
+                    values[i] = exponential(widened(element<Scalar>(v, i)) - shift_of(row_top)) * factor - minus;
             }
             put(values, p, hot, hot_value);
             out.store(span, p, values);

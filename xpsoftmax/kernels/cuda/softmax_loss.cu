@@ -3,7 +3,7 @@
 //   loss[r] = weight[r] * -log p[label]        dlogits[r, j] = weight[r] * (p[j] - (j == label))
 //
 // Layout   logits and dlogits (R, C), classes adjacent, rows any number of elements apart; dlogits may be the logits
-//          themselves, or null: then only the loss is computed.
+//          themselves, or null: then only the loss is computed. weights (R,), or null: then all are weight_of_all.
 // Launch   one row to LANES threads (several rows a block), to one block, or to a cluster of BLOCKS blocks: see rows.cuh.
 // Limits   held: LANES * VECTORS * BLOCKS vectors must cover the row and its shift (the launcher checks); C < 2^31 - 16.
 // Traffic  held: every logit read once, every gradient written once. Streamed: one more read.
@@ -12,8 +12,9 @@
 #include "labels.cuh"
 #include "rows.cuh"
 
-ROW_KERNEL softmax_loss(const Scalar* logits, Long logits_stride, const void* labels_first, int label_bytes, const Real* weights,
-                        Real* losses, void* dlogits, Long dlogits_stride, int wide, Long rows, Long classes) {
+ROW_KERNEL softmax_loss(const Scalar* logits, Long logits_stride, const void* labels_first, int label_bytes,
+                        const Real* weights, Real weight_of_all, Real* losses, void* dlogits, Long dlogits_stride,
+                        int wide, Long rows, Long classes) {
     RowTeam::begin();
     const Seat seat;
     const bool inside = seat.row < rows;
@@ -21,7 +22,7 @@ ROW_KERNEL softmax_loss(const Scalar* logits, Long logits_stride, const void* la
     const Scalar* const start = logits + r * logits_stride;
 
     const Long label = inside ? Labels{labels_first, label_bytes}[r] : 0;
-    const Real weight = inside ? weights[r] : 0;
+    const Real weight = !inside ? 0 : weights ? weights[r] : weight_of_all;
     const bool counts = weight != 0, is_class = label >= 0 && label < classes;
     // One load for all threads of the row, done before any of them writes in its place (there is a barrier between).
     const Real z_hot = counts && is_class ? widened(start[label]) : Limits<Real>::nan();

@@ -80,9 +80,7 @@ DEVICE Sums sums(const Scalar* z, const Masses& masses, Long classes, const Surv
         }
         others.add(exponential(x - shift_of(top)));
     }
-    // Not away.total(): what an infinite sum has lost is nan.
-    const Real sum_away = is_finite(away.value) ? away.total() : away.value;
-    return RowTeam::over_all<1>(Sums{{top, others.total()}, mass.total(), sum_away});
+    return RowTeam::over_all<1>(Sums{{top, others.total()}, mass.total(), away.total()});
 }
 
 // x * exp(z - top) with all its digits also where the exponential is subnormal and the product is not.
@@ -96,15 +94,15 @@ DEVICE Real times_exponential(Real x, Real z, Real top) {
 
 KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const Scalar* logits, Long logits_stride, const void* labels, int label_bytes, const Real* soft, Long soft_stride,
-    const Real* class_weights, const Real* weights, Real* losses, void* dlogits, Long dlogits_stride, int wide,
-    Long classes, Real kept, Real share_of_class, Real z_loss) {
+    const Real* class_weights, const Real* weights, Real weight_of_all, Real* losses, void* dlogits, Long dlogits_stride,
+    int wide, Long classes, Real kept, Real share_of_class, Real z_loss) {
     const Long r = blockIdx.x;
     const Scalar* const z = logits + r * logits_stride;
     const Long label = labels ? Labels{labels, label_bytes}[r] : 0;
     const bool is_class = label >= 0 && label < classes;
     const Masses masses{soft ? soft + r * soft_stride : nullptr, label, class_weights, kept, share_of_class};
     const Output<Scalar> out(dlogits, r, dlogits_stride, wide);
-    const Real weight = weights[r];
+    const Real weight = weights ? weights[r] : weight_of_all;
     if (weight == 0) {  // the whole block agrees
         if (threadIdx.x == 0) losses[r] = 0;
         for (Long j = threadIdx.x; dlogits && j < classes; j += THREADS) out.store_one(j, 0);
@@ -118,26 +116,26 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const Real z_hot = hot < classes ? widened(z[hot]) : Limits<Real>::nan();  // before any thread writes in its place
     const Sums sum = sums(z, masses, classes, found);
 
-    // exp(z - top): of the others, of the hot class, and all of it.
+    // exp(z - top): of the others, of the hot class, and all of it. A product with one that is subnormal need not be.
     const Odds<Real> odds = against(sum.others, top);
-    const Real e_hot = one ? 1 : times_exponential(1, z_hot, top);
-    const Real beside_top = one ? odds.rest : odds.rest + e_hot;
-    const Real beside_hot = one ? odds.rest : odds.rest + 1;
-    const Real total = beside_top + 1;
-    const Real loss_of_top = log_of_one_and(beside_top);
+    const Real e_hot = one ? 0 : times_exponential(1, z_hot, top);
+    const Real beside_top = odds.rest + e_hot, total = beside_top + 1;
+    const auto times_rest = [&](Real x) { return times_others(x, sum.others, top); };
+    const auto times_hot = [&](Real x) { return one ? x : times_exponential(x, z_hot, top); };
 
-    const Real lse = top + loss_of_top;
+    const Real q_hot = hot < classes ? masses(hot) : 0, q_all = q_hot + sum.mass;
+    const Real loss_of_top = log_of_one_and(beside_top), lse = top + loss_of_top;
+    const Real of_top = beside_top >= Limits<Real>::tiny() ? q_all * loss_of_top
+                                                           : times_rest(q_all) + (one ? 0 : times_hot(q_all));
     const Real c = labels && class_weights && is_class ? class_weights[label] : 1;
     const Real slope = 2 * z_loss * c * lse;
-    const Real q_hot = hot < classes ? masses(hot) : 0;
     const bool usable = is_usable(sum.others, top) && is_class && is_finite(found.targets) && !found.negative;
     const Real share = usable ? weight : Limits<Real>::nan();
-    if (threadIdx.x == 0)
-        losses[r] = (sum.away + (sum.mass + q_hot) * loss_of_top + (z_loss != 0 ? Real(0.5) * slope * lse : 0)) * share;
+    if (threadIdx.x == 0) losses[r] = (sum.away + of_top + (z_loss != 0 ? Real(0.5) * slope * lse : 0)) * share;
 
     if (dlogits == nullptr) return;
-    const Real pull = ((q_hot + sum.mass) + slope) / total;
-    const Real of_hot = (sum.mass + slope) * (e_hot / total) - q_hot * (beside_hot / total);
+    const Real pull = (q_all + slope) / total, push = q_hot / total;
+    const Real of_hot = times_hot((sum.mass + slope) / total) - (times_rest(push) + (one ? 0 : push));
     for (Long j = threadIdx.x; j < classes; j += THREADS) {
         const Real value = times_exponential(pull, widened(z[j]), top) - masses(j);
         out.store_one(j, (j == hot ? of_hot : value) * share);

@@ -43,6 +43,14 @@ struct Span {
     }
     DEVICE bool holds(Long position) const { return position >= shift && position < end; }
     DEVICE bool fills(Long position) const { return position >= shift && position + PER_VECTOR<T> <= end; }
+    // Which elements of the vector at a position the row holds: those of [from, upto).
+    DEVICE int from(Long position) const { return position < shift ? (int)(shift - position) : 0; }
+    DEVICE int upto(Long position) const {
+        return end - position >= PER_VECTOR<T> ? PER_VECTOR<T> : end > position ? (int)(end - position) : 0;
+    }
+    DEVICE int count(Long position) const {
+        return upto(position) > from(position) ? upto(position) - from(position) : 0;
+    }
     DEVICE bool touches(Long position) const { return position < end && position + PER_VECTOR<T> > shift; }
 
     // The vector at a position; -inf where the row does not reach.
@@ -54,6 +62,17 @@ struct Span {
             set_element(v, i, narrowed<T>(-Limits<typename Working<T>::Type>::infinity()));
             if (holds(position + i)) set_element(v, i, boundary[position + i]);
         }
+        return v;
+    }
+
+    // The same elements of another row, which may lie differently on its boundaries.
+    DEVICE Vector load_beside(const T* first, Long position) const {
+        const T* place = first + (position - shift);
+        if (fills(position) && (Word)place % 16 == 0) return load_vector(place);
+        Vector v = {};
+#pragma unroll
+        for (int i = 0; i < PER_VECTOR<T>; ++i)
+            if (holds(position + i)) set_element(v, i, place[i]);
         return v;
     }
 };

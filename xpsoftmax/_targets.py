@@ -1,0 +1,124 @@
+"""What a classifier is to learn, in any form: labels of any kind to codes from 0 on, or probabilities; and weights.
+
+Labels are looked at on the host, where strings live; their codes go to where the data is.
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array
+from sklearn.utils import check_array, column_or_1d, compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+
+from xpsoftmax import _validate as check
+from xpsoftmax._io import to_host
+from xpsoftmax._typing import Array, Namespace
+
+SUM_TO_ONE = 1e-3
+"""How far from 1 the probabilities of a row may add up: a long row of float32 is not exact."""
+
+
+class Targets(NamedTuple):
+    classes: np.ndarray  # (C,), sorted
+    values: Array  # codes (N,) on the host, or probabilities (N, C) where X is
+
+
+def is_elsewhere(array: Any) -> bool:
+    """Whether this is an array of a library that is not NumPy: what scikit-learn's checks would copy, or refuse."""
+    return bool(is_array_api_obj(array)) and not is_numpy_array(array)
+
+
+def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool) -> Targets:
+    """Check `y`; encode labels as places among the known classes, all of which it must have if `complete`.
+
+    If none are known they are those that it has.
+    """
+    if is_elsewhere(y):
+        _, y = check.as_array("y", y)
+        y = y if y.ndim == 2 and y.shape[1] > 1 else to_host("y", y)
+    else:
+        y = check_array(y, input_name="y", ensure_2d=False, dtype=None)
+    if y.ndim == 2 and y.shape[1] > 1:
+        return _as_probabilities(y, X, known)
+    y = column_or_1d(y, warn=True)
+    check_classification_targets(y)
+    if known is None:
+        classes, codes = np.unique(y, return_inverse=True)
+        return Targets(classes, codes)
+    new = np.setdiff1d(y, known)
+    if new.size:
+        raise ValueError(f"y must have no classes but those of before, {known}, got also {new}.")
+    if complete and np.setdiff1d(known, y).size:
+        raise ValueError(f"y must have the classes of the call that it goes on from, {known}, got {np.unique(y)}.")
+    return Targets(known, np.searchsorted(known, y))
+
+
+def _as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
+    xp = array_namespace(y)
+    if not xp.isdtype(y.dtype, "real floating"):
+        raise ValueError(
+            f"y must be labels (N,) or floating probabilities (N, C), got {y.dtype} of shape {tuple(y.shape)}. "
+            "Several labels a row (multilabel, multioutput) are not supported."
+        )
+    classes = np.arange(y.shape[1]) if known is None else known
+    if y.shape[1] != classes.shape[0]:
+        raise ValueError(f"y must have a column for each of {classes.shape[0]} classes, got {y.shape[1]}.")
+    y = follow("y", y, X)
+    xp = array_namespace(y)
+    sums = xp.sum(y, axis=1)
+    bad = ~((xp.abs(sums - 1.0) <= SUM_TO_ONE) & xp.all(y >= 0.0, axis=1))
+    if bool(xp.any(bad)):
+        row = int(xp.argmax(xp.astype(bad, xp.int32)))
+        raise ValueError(
+            f"y must be probabilities, from 0 on, that add up to 1 in each row, got the sum {float(sums[row])} and the "
+            f"least entry {float(xp.min(y[row, :]))} at row {row}."
+        )
+    return Targets(classes, y)
+
+
+def follow(name: str, value: Any, X: Array) -> Array:
+    """Bring an array to the library, device and dtype of X, through the host unless it is there."""
+    xp, where = array_namespace(X), device(X)
+    if is_elsewhere(value) and (array_namespace(value) is not xp or device(value) != where):
+        value = to_host(name, value)
+    if is_elsewhere(value):
+        return xp.astype(value, X.dtype, copy=False)
+    return xp.asarray(np.asarray(value), dtype=X.dtype, device=where)
+
+
+def as_sample_weight(weight: Any, X: Array) -> Array | None:
+    """Check weights of the rows, or one number for all."""
+    if weight is None:
+        return None
+    if isinstance(weight, Real):
+        weight = np.full(X.shape[0], check.as_number("sample_weight", weight))
+    elif not is_elsewhere(weight):
+        weight = check_array(weight, input_name="sample_weight", ensure_2d=False, dtype=[np.float64, np.float32])
+    return follow("sample_weight", weight, X)
+
+
+def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
+    """One weight a class, from a dict of labels or "balanced": inversely proportional to how frequent it is."""
+    classes, values = targets
+    if weight is None:
+        return None
+    if isinstance(weight, str):
+        check.check_choice("class_weight", weight, ("balanced",))
+        if values.ndim == 2:
+            mass = to_host("y", array_namespace(values).sum(values, axis=0)).astype(np.float64)
+            return np.where(mass > 0.0, mass.sum() / (len(classes) * np.maximum(mass, 1e-300)), 0.0)
+        return np.asarray(compute_class_weight("balanced", classes=np.arange(len(classes)), y=values))
+    if not isinstance(weight, dict):
+        raise TypeError(f'class_weight must be None, a dict or "balanced", got {weight!r:.60}.')
+    return np.asarray(compute_class_weight(weight, classes=classes, y=classes), np.float64)
+
+
+def labels_of(classes: np.ndarray, codes: Array) -> Array:
+    """The labels that codes stand for: where the codes are, if its library has such labels, else on the host."""
+    xp: Namespace = array_namespace(codes)
+    if is_numpy_array(codes) or classes.dtype.kind not in "biuf":
+        return classes[to_host("codes", codes)]
+    return xp.take(xp.asarray(classes, device=device(codes)), codes, axis=0)

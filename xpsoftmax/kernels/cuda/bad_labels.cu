@@ -1,0 +1,12 @@
+// Whether a label is no class: then *found becomes 1. It must be 0 before.
+//
+// Launch   one thread a label, in blocks of THREADS. All that write, write the same.
+#include "labels.cuh"
+
+KERNEL __launch_bounds__(THREADS) void bad_labels(const void* labels_first, int label_bytes, int* found, Long rows,
+                                                  Long classes) {
+    const Long r = (Long)blockIdx.x * THREADS + threadIdx.x;
+    if (r >= rows) return;
+    const Long label = Labels{labels_first, label_bytes}[r];
+    if (label < 0 || label >= classes) *found = 1;
+}

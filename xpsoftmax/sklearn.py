@@ -1,0 +1,981 @@
+"""A classifier for scikit-learn, on any array library: parameters, checks and labels around the steps of `train`."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_dask_array
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+except ImportError as error:
+    raise ImportError(
+        f"xpsoftmax.sklearn needs scikit-learn: pip install xpsoftmax[sklearn] ({error}).", name=error.name
+    ) from error
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from xpsoftmax import _validate as check
+from xpsoftmax._activations import check_activation
+from xpsoftmax._backprop import DEFAULT_MAX_MEMORY, Buffers, Layer, Network, Params, as_network, forward, is_writable
+from xpsoftmax._io import to_host, to_library
+from xpsoftmax._loss import LossOptions
+from xpsoftmax._optim import Optimizer, State, UncorrectedAdam, VelocitySgd
+from xpsoftmax._softmax import quiet
+from xpsoftmax._targets import (
+    Targets,
+    as_class_weight,
+    as_sample_weight,
+    as_targets,
+    is_elsewhere,
+    labels_of,
+)
+from xpsoftmax._training import Stepper, as_data, copied, interrupts
+from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
+
+__all__ = ["MLPClassifier"]
+
+BELOW_ONE = math.nextafter(1.0, 0.0)
+RANGES = {
+    "alpha": (0.0, math.inf),
+    "learning_rate_init": (0.0, math.inf),
+    "power_t": (0.0, math.inf),
+    "tol": (0.0, math.inf),
+    "momentum": (0.0, 1.0),
+    "validation_fraction": (0.0, BELOW_ONE),
+    "beta_1": (0.0, BELOW_ONE),
+    "beta_2": (0.0, BELOW_ONE),
+    "epsilon": (0.0, math.inf),
+    "label_smoothing": (0.0, 1.0),
+}
+CHOICES = {
+    "solver": ("adam", "sgd", "lbfgs"),
+    "learning_rate": ("constant", "invscaling", "adaptive"),
+}
+FLAGS = ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+    "preprocessed; a smaller learning_rate_init may help, too."
+)
+IN_CACHE = 2**20
+"""Bytes of the widest layer of a chunk of NumPy rows that are predicted."""
+LEAST_ROWS = 64
+"""Rows of such a chunk at least: a product of fewer takes longer for each."""
+LEAST_RATE = 1e-6
+"""An adaptive learning rate that is not above this is not divided again."""
+
+
+Rows: TypeAlias = tuple[Array, Array, Array | None]
+"""Inputs, targets where the inputs are, and weights."""
+
+
+class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Multi-layer perceptron for scikit-learn: softmax loss and network of xpsoftmax, on any array library.
+
+    Parameters, rules of training and, from the same `random_state`, initial weights and batches are those of
+    `sklearn.neural_network.MLPClassifier`. Beyond it: arrays of CuPy, PyTorch and others are computed with where they
+    are; class weights, label smoothing, probabilities as targets, bounded memory, no matrix of one-hot targets.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : int or sequence of int, default=(100,)
+        Units of each hidden layer; ``()`` is softmax regression.
+    activation : {"identity", "logistic", "tanh", "relu", "silu", "gelu"}, default="relu"
+        Of the hidden layers.
+    solver : {"adam", "sgd", "lbfgs"}, default="adam"
+        "lbfgs" is SciPy's, on NumPy data alone.
+    alpha : float, default=0.0001
+        Strength of the L2 penalty ``alpha / 2 * sum(W**2) / n`` on the weight matrices, n being the rows of the batch,
+        or the sum of their weights.
+    batch_size : int or "auto", default="auto"
+        Rows of a step; "auto" is ``min(200, N)``. Not for lbfgs.
+    learning_rate : {"constant", "invscaling", "adaptive"}, default="constant"
+        Only for sgd. "invscaling" is ``learning_rate_init / (t_ + 1)**power_t``, set after each epoch; "adaptive"
+        divides by 5 where training would stop, until the rate is 1e-6.
+    learning_rate_init : float, default=0.001
+        Not for lbfgs.
+    power_t : float, default=0.5
+        Exponent of "invscaling".
+    max_iter : int, default=200
+        Epochs at most; iterations of lbfgs.
+    shuffle : bool, default=True
+        Draw a new order of the rows for each epoch. Not for lbfgs.
+    random_state : int, RandomState or None, default=None
+        For initial weights, the rows held out and the order of the rows. Numbers are drawn on the host: every library
+        sees the same.
+    tol : float, default=1e-4
+        An epoch that improves the loss, or with `early_stopping` the score, by less counts as none; for lbfgs the
+        largest entry of the gradient to stop at.
+    verbose : bool or int, default=False
+        Print the loss of each epoch and why training stops.
+    warm_start : bool, default=False
+        Let `fit` go on from the last weights.
+    momentum : float, default=0.9
+        Only for sgd.
+    nesterovs_momentum : bool, default=True
+        Only for sgd with momentum.
+    early_stopping : bool, default=False
+        Hold out rows, stop when the accuracy on them does not improve, and return to the best weights. Not for lbfgs.
+    validation_fraction : float, default=0.1
+        Share of the rows that are held out: of each class its share, if every class has at least two rows and one
+        could go to each part; else at random.
+    beta_1, beta_2 : float, default=0.9, 0.999
+        Decay of the two means of adam.
+    epsilon : float, default=1e-8
+        Of adam, added as scikit-learn adds it: to the root of the mean square before its correction.
+    n_iter_no_change : int, default=10
+        Stop after more than so many epochs without improvement; ``numpy.inf`` never.
+    max_fun : int, default=15000
+        Evaluations of the loss at most, for lbfgs.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the labels (those that are not named weigh 1), by which the weights of their rows are multiplied;
+        "balanced" is ``N / (C * count)``. For probabilities each class's term is multiplied.
+    label_smoothing : float, default=0.0
+        Targets become ``(1 - label_smoothing) * target + label_smoothing / C``.
+    max_memory : int, optional
+        Bytes of temporary memory of a step, and of `predict`; rows pass through the network in chunks.
+    dtype : {"float32", "float64"} or dtype, optional
+        To compute in. Default: that of `X` if it is float32, float32 for 16-bit `X`, else float64.
+
+    Attributes
+    ----------
+    classes_ : numpy.ndarray, (C,)
+        Sorted labels, on the host; 0, 1, ..., C - 1 for probabilities.
+    coefs_, intercepts_ : list of array
+        Weights (fan_in, fan_out) and biases (fan_out,) of each layer, where `X` was.
+    params_ : tuple of Layer
+        The same as the functions of xpsoftmax take them.
+    loss_ : float
+        Loss of the last epoch (the mean over its steps), penalty included.
+    loss_curve_ : list of float
+        Loss of each epoch, or iteration of lbfgs; `warm_start` and `partial_fit` go on with it.
+    best_loss_ : float or None
+        The least of them; None with `early_stopping`.
+    validation_scores_ : list of float, or None
+        Accuracy on the rows held out after each epoch, with `early_stopping`.
+    best_validation_score_ : float or None
+        The greatest of them.
+    n_iter_ : int
+        Epochs, or iterations of lbfgs, of the last call.
+    t_ : int
+        Rows that steps were made with in all.
+    n_features_in_, feature_names_in_
+        As for every scikit-learn estimator.
+    n_layers_, n_outputs_ : int
+        Layers, that of the inputs included; classes.
+    out_activation_ : "softmax"
+
+    See Also
+    --------
+    train : the same steps without scikit-learn, with a callback, a progress bar, resumption.
+    save_params, load_params : files of `params_`; `from_params` makes a model of them.
+
+    Notes
+    -----
+    scikit-learn gives two classes one logistic output; here they have two softmax columns, of which only the difference
+    counts. Its best split has half the squared norm, so that ``alpha`` here is like ``alpha / 2`` there in the last
+    layer; ``hidden_layer_sizes=()`` with `alpha` is `LogisticRegression` with ``C = 1 / alpha``, or for two classes
+    ``C = 2 / alpha``. What else differs, and why, is in ADR 11 (docs/adr/0011-the-estimator.md).
+
+    An interrupt (Ctrl-C) ends the step that is being made; what was learnt so far stays.
+
+    References
+    ----------
+    X. Glorot and Y. Bengio, AISTATS 2010 (initial weights); D. P. Kingma and J. Ba, arXiv:1412.6980; D. C. Liu and
+    J. Nocedal, Mathematical Programming 45 (1989).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import train_test_split
+    >>> from xpsoftmax.sklearn import MLPClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> X_train, X_test, y_train, y_test = train_test_split(X / 16.0, y, random_state=0)
+    >>> model = MLPClassifier(early_stopping=True, learning_rate_init=0.01, random_state=0).fit(X_train, y_train)
+    >>> model.score(X_test, y_test) > 0.95
+    True
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        class_weight: Any = None,
+        label_smoothing: float = 0.0,
+        max_memory: int | None = None,
+        dtype: Any = None,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.solver = solver
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.power_t = power_t
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.tol = tol
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.momentum = momentum
+        self.nesterovs_momentum = nesterovs_momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.max_memory = max_memory
+        self.dtype = dtype
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.array_api_support = self.solver != "lbfgs"
+        return tags
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn from all rows, for `max_iter` epochs or until nothing improves.
+
+        Parameters
+        ----------
+        X : array or array-like, (N, D)
+            NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
+            are.
+        y : array or array-like, (N,) or (N, C)
+            Labels: integers, booleans, strings, or floats of integral value. Or floating probabilities, a column for
+            each class, whose rows add up to 1.
+        sample_weight : array or array-like, (N,), optional
+            Finite and not negative. It and `y` may be of any library: they are brought to where `X` is.
+
+        Returns
+        -------
+        MLPClassifier
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter or an array does not fit, or if the solver came to numbers that are not finite.
+        """
+        return self._fit(X, y, sample_weight)
+
+    @available_if(lambda self: self._makes_steps())  # type: ignore[untyped-decorator, unused-ignore]
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Learn from these rows for one epoch, going on from where the last call ended.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        classes : array-like, (C,), optional
+            All labels that there are. The first call must have them, unless `y` holds probabilities.
+
+        Returns
+        -------
+        MLPClassifier
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`; and with `early_stopping` or a balanced `class_weight`, which are about all data at once.
+        """
+        if self.early_stopping:
+            raise ValueError("early_stopping must be False for partial_fit, got True: partial_fit sees no whole epoch.")
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"class_weight must be None or a dict for partial_fit, got {self.class_weight!r}. "
+                'sklearn.utils.compute_class_weight("balanced", ...) makes the weights of all data.'
+            )
+        return self._fit(X, y, sample_weight, classes, incremental=True)
+
+    def _makes_steps(self) -> bool:
+        if self.solver == "lbfgs":
+            raise AttributeError('partial_fit needs the solver "adam" or "sgd": lbfgs looks at all data at once.')
+        return True
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, incremental: bool = False) -> Self:
+        hidden = self._check_parameters()
+        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        X = self._checked(X, "partial_fit" if incremental else "fit", reset=first)
+        known = _known_classes(classes, None if first else self.classes_)
+        targets = as_targets(y, X, known, complete=not incremental)
+        check_consistent_length(X, targets.values)
+        if known is None and incremental and targets.values.ndim == 1:
+            raise ValueError("classes must be passed on the first call to partial_fit, got None.")
+        sizes = (X.shape[1], *hidden, len(targets.classes))
+        rng = check_random_state(self.random_state)
+        if first:
+            self._begin(self._initial(rng, sizes, X), targets.classes)
+        self._check_sizes(sizes)
+        stepper, held_out = self._prepared(X, targets, as_sample_weight(sample_weight, X), rng)
+        with quiet(stepper.given.xp, stepper.given.frame.device):
+            if self.solver == "lbfgs":
+                layers = self._minimised(stepper)
+            else:
+                layers = self._stepped(stepper, held_out, rng, incremental=incremental)
+        self._keep(layers)
+        return self
+
+    def _check_parameters(self) -> list[int]:
+        """Check all parameters; return the sizes of the hidden layers."""
+        check_activation(self.activation)
+        for name, choices in CHOICES.items():
+            check.check_choice(name, getattr(self, name), choices)
+        for name, (low, high) in RANGES.items():
+            check.as_number(name, getattr(self, name), low, high)
+        for name in ("learning_rate_init", "epsilon"):
+            if getattr(self, name) == 0.0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in FLAGS:
+            check.check_flag(name, getattr(self, name))
+        for name in ("max_iter", "max_fun"):
+            check.as_integer(name, getattr(self, name), low=1)
+        if self.n_iter_no_change != math.inf:
+            check.as_integer("n_iter_no_change", self.n_iter_no_change, low=1)
+        if not (isinstance(self.batch_size, str) and self.batch_size == "auto"):
+            check.as_integer("batch_size", self.batch_size, low=1)
+        sizes: Any = self.hidden_layer_sizes
+        sizes = [sizes] if np.ndim(sizes) == 0 else sizes
+        return [check.as_integer("hidden_layer_sizes", size, low=1) for size in sizes]
+
+    def _check_sizes(self, sizes: Sequence[int]) -> None:
+        own = [self.coefs_[0].shape[0], *(bias.shape[0] for bias in self.intercepts_)]
+        if own != list(sizes):
+            raise ValueError(f"hidden_layer_sizes must make the layers to go on from, {own}, got {list(sizes)}.")
+
+    def _checked(self, X: Any, method: str, *, reset: bool) -> Array:
+        """Check inputs; return them in the dtype to compute in. Without `reset` they must fit the model."""
+        if not reset:
+            self._check_library(X, method)
+        if not is_elsewhere(X):
+            if not reset and self._seen_to_fit(X):
+                return X
+            dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
+            return validate_data(self, X, dtype=dtype, reset=reset)
+        xp, array = check.as_array("X", X)
+        if is_dask_array(array):
+            raise TypeError("X must be an array in memory, got a dask array. Call its compute().")
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(f"X must have shape (N, D), both at least 1, got {tuple(array.shape)}.")
+        if xp.isdtype(array.dtype, "complex floating"):
+            raise ValueError(f"X must be of real numbers, got {array.dtype}: complex data is not supported.")
+        array = xp.astype(array, self._dtype(xp, array) if reset else self.coefs_[0].dtype, copy=False)
+        if not bool(xp.all(xp.isfinite(array))):
+            raise ValueError("X must be finite, got nan or infinity.")
+        return validate_data(self, array, skip_check_array=True, reset=reset)
+
+    def _seen_to_fit(self, X: Any) -> bool:
+        """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing."""
+        if not (
+            type(X) is np.ndarray
+            and X.dtype == self.coefs_[0].dtype
+            and X.ndim == 2
+            and X.shape[0] > 0
+            and X.shape[1] == self.n_features_in_
+            and not hasattr(self, "feature_names_in_")
+        ):
+            return False
+        with np.errstate(all="ignore"):
+            return math.isfinite(np.sum(X))  # a sum that overflows is left to them
+
+    def _check_library(self, X: Any, method: str) -> None:
+        own, where = array_namespace(self.coefs_[0]), device(self.coefs_[0])
+        xp, there = (array_namespace(X), device(X)) if is_elsewhere(X) else (array_namespace(np.empty(0)), "cpu")
+        if xp is not own or there != where:
+            raise ValueError(
+                f"X passed to {type(self).__name__}.{method}() must use the same namespace and device as the model, "
+                f"{check.library(own)} on {where}, got {check.library(xp)} on {there}. "
+                "Move one of them; the model by its method to()."
+            )
+
+    def _dtype(self, xp: Namespace, X: Any) -> Any:
+        """What to compute in; of several scikit-learn takes the first that fits."""
+        name = self.dtype
+        if name is None:
+            kind = dtype_name(X.dtype) if hasattr(X, "dtype") else ""
+            if not is_elsewhere(X):
+                return np.float32 if kind in SIXTEEN_BIT else [np.float64, np.float32]
+            wide = "float64" in xp.__array_namespace_info__().dtypes(kind="real floating")
+            name = "float32" if kind in ("float32", *SIXTEEN_BIT) or not wide else "float64"
+        elif not isinstance(name, str):
+            name = dtype_name(np.dtype(name) if isinstance(name, type) else name)
+        check.check_choice("dtype", name, ("float32", "float64"))
+        return getattr(xp, name)
+
+    def _initial(self, rng: Any, sizes: Sequence[int], X: Array) -> Params:
+        """Draw weights and biases uniformly, as scikit-learn does: from the same seed come the same numbers."""
+        xp, options = array_namespace(X), {"dtype": X.dtype, "device": device(X)}
+        layers = []
+        for fan_in, fan_out in itertools.pairwise(sizes):
+            bound = math.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
+            arrays = (rng.uniform(-bound, bound, shape) for shape in ((fan_in, fan_out), (fan_out,)))
+            layers.append(Layer(*(xp.asarray(array, **options) for array in arrays)))
+        return tuple(layers)
+
+    def _begin(self, layers: Params, classes: np.ndarray) -> None:
+        """Set what a first fit starts from."""
+        self._keep(layers)
+        self.classes_ = classes
+        self.n_layers_ = len(layers) + 1
+        self.n_outputs_ = len(classes)
+        self.out_activation_ = "softmax"
+        self.n_iter_ = self.t_ = 0
+        self.loss_curve_: list[float] = []
+        # Numbers and a list, or None: as scikit-learn has them.
+        self.best_loss_: Any = None
+        self.best_validation_score_: Any = None
+        self.validation_scores_: Any = None
+        self._no_improvement_count = 0
+        self._optimizer: Optimizer | None = None
+        self._state: State = ()
+        self._best: Params = ()
+
+    def _keep(self, layers: Params) -> None:
+        self.coefs_ = [layer.weight for layer in layers]
+        self.intercepts_ = [layer.bias for layer in layers]
+
+    def _prepared(self, X: Array, targets: Targets, weight: Array | None, rng: Any) -> tuple[Stepper, Rows | None]:
+        """What makes steps on the rows to learn from; and rows held out."""
+        net = as_network(self.params_, self.activation)
+        xp, options = net.xp, {"dtype": net.dtype, "device": net.frame.device}
+        class_weight = as_class_weight(self.class_weight, targets)
+        y, held_out = targets.values, None
+        parts = self._split(to_host("y", y), rng) if self.early_stopping and self.solver != "lbfgs" else None
+        if y.ndim == 1:
+            y = xp.asarray(y, device=net.frame.device)
+        if parts is not None:
+            (X, y, weight), held_out = (_taken(net, (X, y, weight), part) for part in parts)
+        loss = LossOptions(
+            None if class_weight is None else xp.asarray(class_weight, **options), weight, None, self.label_smoothing
+        )
+        data = as_data(net, "X", X, y, loss)
+        if data.counts is not None and not data.counts.any():
+            raise ValueError("sample_weight must let a row count, got weights that are all zero.")
+        return Stepper(net, data, float(self.alpha), "mean", self.max_memory, averaged=True), held_out
+
+    def _split(self, y: np.ndarray, rng: Any) -> Sequence[np.ndarray]:
+        """Rows to learn from and rows to hold out, with their share of each class if every class has enough."""
+        stratify = None
+        if y.ndim == 1:
+            counts = np.bincount(y)
+            held = math.ceil(self.validation_fraction * len(y))
+            if counts[counts > 0].min() > 1 and min(held, len(y) - held) >= np.count_nonzero(counts):
+                stratify = y
+        split = train_test_split(
+            np.arange(len(y)), test_size=self.validation_fraction, stratify=stratify, random_state=rng
+        )
+        if len(split[1]) < 2:
+            raise ValueError(
+                f"validation_fraction must hold out at least 2 rows, got {self.validation_fraction} of {len(y)}. "
+                "The validation set is too small."
+            )
+        return split  # type: ignore[no-any-return]
+
+    # --- solvers ------------------------------------------------------------------------------------------------------
+
+    def _stepped(self, stepper: Stepper, held_out: Rows | None, rng: Any, *, incremental: bool) -> Params:
+        """Make epochs of steps, by the rules of scikit-learn, until nothing improves."""
+        net, rows = stepper.given, stepper.data.rows
+        layers = copied(net, net.layers, net.dtype)
+        optimizer: Any = self._optimizer if incremental else None
+        if optimizer is None:
+            optimizer = self._new_optimizer()
+            state = optimizer.init(layers)
+        else:
+            count, *kept = self._state
+            state = (count, *(copied(net, arrays, net.dtype) for arrays in kept))
+        self._expect(layers if held_out is not None else None)
+        batch = self._batch(rows)
+        order = np.arange(rows) if self.shuffle else None
+        self.n_iter_ = 0
+        with interrupts() as interrupted:
+            for _ in range(1 if incremental else self.max_iter):
+                if order is not None:
+                    order = order[rng.permutation(rows)]
+                layers, state, loss = _epoch(stepper, optimizer, layers, state, order, batch, interrupted)
+                if interrupted():
+                    warnings.warn("Training interrupted by user.", stacklevel=4)
+                    break
+                self._count(loss, rows)
+                waited = self._waited(layers, held_out)
+                if self.solver == "sgd" and self.learning_rate == "invscaling":
+                    rate = self.learning_rate_init / (self.t_ + 1) ** self.power_t
+                    optimizer = replace(optimizer, learning_rate=rate)
+                if waited:
+                    optimizer, going = self._slowed(optimizer)
+                    if not going:
+                        break
+                if self.n_iter_ == self.max_iter and not incremental:
+                    warnings.warn(
+                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
+                        "hasn't converged yet. Increase max_iter, or scale the data.",
+                        ConvergenceWarning,
+                        stacklevel=4,
+                    )
+        self._optimizer, self._state = optimizer, state
+        return _finite(self._best if held_out is not None else layers)
+
+    def _new_optimizer(self) -> Optimizer:
+        rate = float(self.learning_rate_init)
+        if self.solver == "sgd":
+            return VelocitySgd(rate, float(self.momentum), self.nesterovs_momentum)
+        return UncorrectedAdam(rate, (float(self.beta_1), float(self.beta_2)), float(self.epsilon), 0.0)
+
+    def _batch(self, rows: int) -> int:
+        if isinstance(self.batch_size, str):
+            return min(200, rows)
+        if self.batch_size > rows:
+            warnings.warn(
+                f"batch_size is {self.batch_size}, larger than the sample size, {rows}. It is going to be clipped.",
+                stacklevel=5,
+            )
+        return min(self.batch_size, rows)
+
+    def _expect(self, layers: Params | None) -> None:
+        """Set what losses or, with the layers to start from, validation scores are compared with, if nothing is yet."""
+        if layers is None:
+            self.best_validation_score_ = self.validation_scores_ = None
+            if self.best_loss_ is None:
+                self.best_loss_ = math.inf
+            return
+        self.best_loss_ = None
+        if self.validation_scores_ is None:
+            self.best_validation_score_, self.validation_scores_ = -math.inf, []
+            self._best = layers
+
+    def _count(self, loss: float, rows: int) -> None:
+        self.n_iter_ += 1
+        self.t_ += rows
+        self.loss_ = loss
+        self.loss_curve_.append(loss)
+        self._say(f"Iteration {self.n_iter_}, loss = {loss:.8f}")
+
+    def _waited(self, layers: Params, held_out: Rows | None) -> bool:
+        """Look at what the epoch brought; whether too many have brought nothing."""
+        if held_out is None:
+            better = self.loss_ <= self.best_loss_ - self.tol
+            self.best_loss_ = min(self.best_loss_, self.loss_)
+        else:
+            X, y, weight = held_out
+            net = as_network(layers, self.activation)
+            score = _accuracy(net.xp, self._codes(net, X), y, weight)
+            self.validation_scores_.append(score)
+            self._say(f"Validation score: {score:f}")
+            better = score >= self.best_validation_score_ + self.tol
+            if score > self.best_validation_score_:
+                self.best_validation_score_, self._best = score, copied(net, layers, net.dtype)
+        self._no_improvement_count = 0 if better else self._no_improvement_count + 1
+        return self._no_improvement_count > self.n_iter_no_change
+
+    def _slowed(self, optimizer: Any) -> tuple[Any, bool]:
+        """After too many epochs that brought nothing: a smaller learning rate and true, or false."""
+        self._no_improvement_count = 0
+        what = "Validation score" if self.early_stopping else "Training loss"
+        said = f"{what} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
+        if self.solver != "sgd" or self.learning_rate != "adaptive":
+            self._say(f"{said} Stopping.")
+            return optimizer, False
+        if optimizer.learning_rate <= LEAST_RATE:
+            self._say(f"{said} Learning rate too small. Stopping.")
+            return optimizer, False
+        rate = optimizer.learning_rate / 5.0
+        self._say(f"{said} Setting learning rate to {rate:f}")
+        return replace(optimizer, learning_rate=rate), True
+
+    def _minimised(self, stepper: Stepper) -> Params:
+        """Minimise the loss of all rows by scipy's L-BFGS-B."""
+        net = stepper.given
+        if not stepper.on_host:
+            raise ValueError(
+                f'solver must be "adam" or "sgd" for {check.library(net.xp)} arrays, got "lbfgs": SciPy needs NumPy.'
+            )
+        from scipy.optimize import minimize
+
+        def loss_and_grad(x: np.ndarray) -> tuple[float, np.ndarray]:
+            loss, grads = stepper.loss_and_grads(_unpacked(x, net), None)
+            return float(loss), _packed(grads)
+
+        def report(intermediate_result: Any) -> None:
+            self._count(float(intermediate_result.fun), 0)
+
+        self.n_iter_ = 0
+        options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
+        found = minimize(
+            loss_and_grad, _packed(net.layers), method="L-BFGS-B", jac=True, options=options, callback=report
+        )
+        self.loss_ = self.best_loss_ = float(found.fun)
+        if found.status != 0:
+            warnings.warn(
+                f"lbfgs failed to converge after {self.n_iter_} iterations (status {found.status}): {found.message}. "
+                "Increase max_iter or max_fun, or scale the data.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return _finite(_unpacked(found.x, net))
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            print(text)
+
+    # --- predicting ---------------------------------------------------------------------------------------------------
+
+    def decision_function(self, X: Any) -> Array:
+        """Logits, as scikit-learn's classifiers return them.
+
+        Parameters
+        ----------
+        X : array or array-like, (N, D)
+            Of the library and on the device that the model is on.
+
+        Returns
+        -------
+        array, (N, C), or (N,) for two classes
+            For two classes the second logit minus the first: the log-odds of the second class.
+
+        Raises
+        ------
+        NotFittedError, TypeError, ValueError
+            If there is no model yet, or if `X` does not fit it.
+        """
+        logits = self._outputs(X, "decision_function", None)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict(self, X: Any) -> Array:
+        """Most probable label of each row.
+
+        Parameters
+        ----------
+        X : array or array-like, (N, D)
+            As for `decision_function`.
+
+        Returns
+        -------
+        array, (N,)
+            Where `X` is, but strings on the host.
+
+        Raises
+        ------
+        NotFittedError, TypeError, ValueError
+            As `decision_function`.
+        """
+        check_is_fitted(self)
+        X = self._checked(X, "predict", reset=False)
+        return labels_of(self.classes_, self._codes(as_network(self.params_, self.activation), X))
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array or array-like, (N, D)
+            As for `decision_function`.
+
+        Returns
+        -------
+        array, (N, C)
+            In the order of `classes_`.
+
+        Raises
+        ------
+        NotFittedError, TypeError, ValueError
+            As `decision_function`.
+        """
+        return self._outputs(X, "predict_proba", "softmax_rows")
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """Logarithms of the probabilities: finite also where a probability is 0.
+
+        Parameters
+        ----------
+        X : array or array-like, (N, D)
+            As for `decision_function`.
+
+        Returns
+        -------
+        array, (N, C)
+            In the order of `classes_`.
+
+        Raises
+        ------
+        NotFittedError, TypeError, ValueError
+            As `decision_function`.
+        """
+        return self._outputs(X, "predict_log_proba", "log_softmax_rows")
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy: the share of the rows whose predicted label is right.
+
+        Parameters
+        ----------
+        X : array or array-like, (N, D)
+            As for `decision_function`.
+        y : array or array-like, (N,) or (N, C)
+            Labels; of probabilities the largest counts. Of any library: it is compared on the host.
+        sample_weight : array or array-like, (N,), optional
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        NotFittedError, TypeError, ValueError
+            As `decision_function`, and if `y` or `sample_weight` does not fit.
+        """
+        predicted = self.predict(X)
+        y, predicted, sample_weight = (
+            to_host(name, array) if is_elsewhere(array) else array
+            for name, array in (("y", y), ("predicted", predicted), ("sample_weight", sample_weight))
+        )
+        if np.ndim(y) == 2 and np.shape(y)[1] == len(self.classes_) > 1:
+            y = self.classes_[np.argmax(y, axis=1)]
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+
+    def _outputs(self, X: Any, method: str, operation: str | None) -> Array:
+        """Logits of all rows, or what an operation on rows makes of them."""
+        check_is_fitted(self)
+        X = self._checked(X, method, reset=False)
+        net = as_network(self.params_, self.activation)
+        finish: Any = getattr(net.kernels, operation) if operation else lambda logits, out=None: logits  # noqa: ARG005
+        result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
+        parts = []
+        with quiet(net.xp, net.frame.device):
+            for rows, logits in self._passes(net, X):
+                part = finish(logits, out=logits if is_writable(logits) else None)
+                if result is None:
+                    parts.append(part)
+                else:  # the next chunk overwrites the logits
+                    result[rows] = part
+            if result is not None:
+                return result
+            return parts[0] if len(parts) == 1 else net.xp.concat(parts)
+
+    def _codes(self, net: Network, X: Array) -> Array:
+        """Places of the largest logits."""
+        with quiet(net.xp, net.frame.device):
+            parts = [net.xp.argmax(logits, axis=1) for _, logits in self._passes(net, X)]
+            return parts[0] if len(parts) == 1 else net.xp.concat(parts)
+
+    def _passes(self, net: Network, X: Array) -> Iterator[tuple[slice, Array]]:
+        """Chunks of rows and their logits, which are valid until the next chunk."""
+        itemsize, widths = int(net.xp.finfo(net.dtype).bits) // 8, [*net.hidden, len(self.classes_)]
+        step = max(1, (self.max_memory or DEFAULT_MAX_MEMORY) // (2 * itemsize * sum(widths)))
+        buffers = None
+        if type(X) is np.ndarray:
+            step, buffers = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(widths)))), Buffers()
+        for start, stop in itertools.pairwise([*range(0, X.shape[0], step), X.shape[0]]):
+            yield slice(start, stop), forward(net, X[start:stop, :], buffers=buffers)[2]
+
+    # --- weights, and where they are ----------------------------------------------------------------------------------
+
+    @property
+    def params_(self) -> Params:
+        """Weights and biases as the functions of xpsoftmax take them: for `save_params`, `mlp_logits`, `train`."""
+        check_is_fitted(self, "coefs_")
+        return tuple(Layer(*layer) for layer in zip(self.coefs_, self.intercepts_, strict=True))
+
+    @classmethod
+    def from_params(cls, params: Params, *, classes: Any = None, **parameters: Any) -> Self:
+        """Make a model of weights and biases that were trained elsewhere, or saved.
+
+        Parameters
+        ----------
+        params : sequence of Layer
+            As `load_params`, `train` and `init_params` return them, of any library.
+        classes : array-like, (C,), optional
+            Sorted labels, one for each column of the last weight. Default: 0, 1, ..., C - 1.
+        **parameters
+            Parameters of the model, above all `activation`. The sizes of the layers come from `params`.
+
+        Returns
+        -------
+        MLPClassifier
+            Fitted. With ``warm_start=True`` its `fit` goes on from these weights.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `params` is not a network in float32 or float64, or `classes` or a parameter does not fit it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xpsoftmax as xs
+        >>> from xpsoftmax.sklearn import MLPClassifier
+        >>> params = (xs.Layer(np.eye(2), np.zeros(2)),)
+        >>> MLPClassifier.from_params(params, classes=["left", "right"]).predict([[1.0, 3.0]]).tolist()
+        ['right']
+        """
+        net = as_network(params, "identity")
+        if net.dtype != net.working:
+            raise TypeError(f"params must be in float32 or float64, got {net.dtype}. Cast them.")
+        model = cls(**{"hidden_layer_sizes": tuple(net.hidden), **parameters})
+        outputs = net.layers[-1].bias.shape[0]
+        labels = np.arange(outputs) if classes is None else np.asarray(classes)
+        if labels.shape != (outputs,) or not np.array_equal(np.unique(labels), labels):
+            raise ValueError(f"classes must be {outputs} sorted and different labels, got {classes!r:.60}.")
+        model._begin(copied(net, net.layers, net.dtype), labels)
+        model._check_sizes([net.layers[0].weight.shape[0], *model._check_parameters(), outputs])
+        model.n_features_in_ = net.layers[0].weight.shape[0]
+        return model
+
+    def to(self, xp: ModuleType, *, device: Device | None = None) -> Self:
+        """Copy the model to another library or device, with what it needs to go on learning there.
+
+        Parameters
+        ----------
+        xp : module
+            numpy, cupy, torch, jax.numpy, ...
+        device : device of `xp`, optional
+
+        Returns
+        -------
+        MLPClassifier
+            A copy whose arrays are there, in the same dtype.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no model yet.
+        TypeError, ValueError
+            If `xp` is not a library of arrays, lacks the dtype, or has no such device.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xpsoftmax.sklearn import MLPClassifier
+        >>> model = MLPClassifier((4,), solver="lbfgs", random_state=0).fit([[0.0], [1.0]], ["no", "yes"])
+        >>> model.to(np).predict([[1.0]]).tolist()  # from the GPU; model.to(cupy) goes back
+        ['yes']
+        """
+        check_is_fitted(self)
+        namespace = check.as_namespace("xp", xp)
+
+        def moved(layers: Params) -> Params:
+            return tuple(
+                Layer(*(to_library(to_host("params", a), namespace, device) for a in layer)) for layer in layers
+            )
+
+        model = copy.copy(self)
+        model._keep(moved(self.params_))
+        model.loss_curve_ = list(self.loss_curve_)
+        if self.validation_scores_ is not None:
+            model.validation_scores_, model._best = list(self.validation_scores_), moved(self._best)
+        if self._optimizer is not None:
+            model._state = (self._state[0], *map(moved, self._state[1:]))
+        return model
+
+
+def _taken(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
+    rows = net.xp.asarray(rows, device=net.frame.device)
+    X, y, weight = (None if array is None else net.xp.take(array, rows, axis=0) for array in arrays)
+    return X, y, weight
+
+
+def _known_classes(classes: Any, before: np.ndarray | None) -> np.ndarray | None:
+    """The classes that labels are looked up in; None if they are those that they have."""
+    if classes is None:
+        return before
+    unique = np.unique(to_host("classes", classes) if is_elsewhere(classes) else np.asarray(classes))
+    if before is not None and not np.array_equal(unique, before):
+        raise ValueError(f"classes must be the same as on the first call to partial_fit, {before}, got {unique}.")
+    return unique
+
+
+def _epoch(
+    stepper: Stepper,
+    optimizer: Optimizer,
+    layers: Params,
+    state: State,
+    order: np.ndarray | None,
+    batch: int,
+    interrupted: Callable[[], bool],
+) -> tuple[Params, State, float]:
+    """Make a step on each batch, in this order of the rows; also return their mean loss."""
+    rows = stepper.data.rows
+    there = None if batch == rows else stepper.there(order)
+    total: Any = 0.0
+    counted = 0
+    for start in range(0, rows, batch):
+        part = slice(start, min(start + batch, rows))
+        if interrupted() or not stepper.counts(order, part):
+            continue
+        taken: Any = None if batch == rows else part if there is None else there[part]
+        loss, grads = stepper.loss_and_grads(layers, taken)
+        layers, state = optimizer.step(layers, grads, state, in_place=True)
+        total, counted = total + loss * (part.stop - part.start), counted + part.stop - part.start
+    mean = float(total) / max(counted, 1)
+    if not math.isfinite(mean):
+        raise ValueError(NOT_FINITE)
+    return layers, state, mean
+
+
+def _finite(layers: Params) -> Params:
+    """The layers, if all their numbers are finite."""
+    xp = array_namespace(layers[0].weight)
+    if not all(bool(xp.all(xp.isfinite(array))) for layer in layers for array in layer):
+        raise ValueError(NOT_FINITE)
+    return layers
+
+
+def _accuracy(xp: Namespace, codes: Array, y: Array, weight: Array | None) -> float:
+    right = codes == (y if y.ndim == 1 else xp.argmax(y, axis=1))
+    if weight is None:
+        return int(xp.sum(xp.astype(right, xp.int32))) / int(right.shape[0])
+    return float(xp.sum(xp.where(right, weight, 0.0)) / xp.sum(weight))
+
+
+def _packed(layers: Params) -> np.ndarray:
+    return np.concatenate([array.ravel() for layer in layers for array in layer]).astype(np.float64, copy=False)
+
+
+def _unpacked(x: np.ndarray, net: Network) -> Params:
+    x, start, arrays = x.astype(net.dtype, copy=False), 0, []
+    for like in (array for layer in net.layers for array in layer):
+        arrays.append(x[start : start + like.size].reshape(like.shape))
+        start += like.size
+    return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
