@@ -1,6 +1,5 @@
 """How Sphinx builds the site: `nox -s docs`."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -27,8 +26,6 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
-nitpicky = False
-suppress_warnings: list[str] = []
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -39,7 +36,8 @@ autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say shapes, dtypes and devices
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
-numpydoc_validation_checks = {"GL06", "GL07", "PR01", "PR02", "PR03", "SS05"}
+numpydoc_validation_checks = {"GL06", "GL07", "PR01", "PR02"}  # sections as they should be, parameters documented
+numpydoc_validation_exclude = {r"xpsoftmax\.(Layer|PartialSums|Train[RS]|DivergenceError)"}  # they have attributes
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -57,5 +55,3 @@ html_theme_options = {
     "footer_end": ["sphinx-version"],
     "secondary_sidebar_items": ["page-toc"],
 }
-
-assert importlib.util.find_spec("numpydoc")  # autodoc would show docstrings as they are
