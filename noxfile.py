@@ -106,6 +106,14 @@ def bench_training(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site; a warning is an error. It opens at docs/_build/html/index.html."""
+    session.install(".[io]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    options = ("--fail-on-warning", "--keep-going", "--fresh-env", "--builder", "html")
+    session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and use the wheel alone."""
     session.install("build", "twine")

@@ -1,0 +1,221 @@
+"""Tables of the site, made of the JSON files in benchmarks/results: no figure on it is copied by hand.
+
+A page asks for one with
+
+    ```{results} bench-softmax_loss_and_grad 2026-11-24-bench-2core-avx512.json
+    ```
+
+The functions below return Markdown; the directive hands it to the parser of the page.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+FILES = ("--json", "--plot")
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a table."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source(content: dict[str, Any], name: str) -> str:
+    """Say where the numbers come from: file, date, commit, processor, versions, command."""
+    words, kept = shlex.split(content["command"]), []
+    for i, word in enumerate(words):  # where the files were written is of no interest
+        if word not in FILES and (i == 0 or words[i - 1] not in FILES):
+            kept.append(word)
+    commit, _, dirty = content["commit"].partition("-")
+    versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
+    simd = content.get("simd")
+    return (
+        f"`{name}`: {content['date']}, commit {commit[:7]}{' with changes' if dirty else ''}, "
+        f"{content['hardware']['cores']} cores of {content['hardware']['cpu']}"
+        f"{' (' + ', '.join(simd) + ')' if simd else ''}; {versions}. Made by `{shlex.join(kept)}`."
+    )
+
+
+# --- scripts/bench.py -------------------------------------------------------------------------------------------------
+
+
+def bench(content: dict[str, Any], operation: str, logits: str = "normal") -> str:
+    """Time relative to PyTorch, float32 / float64: a line for each competitor, a column for each shape."""
+    findings: dict[str, dict[str, Any]] = {}
+    for finding in content["findings"]:
+        case = finding["case"]
+        if case["operation"] == operation and case["logits"] == logits:
+            findings.setdefault(f"{case['rows']}x{case['classes']}", {})[case["dtype"]] = finding
+    names = [name for name in _names(content["findings"]) if _timed(findings.values(), name)]
+    rows = [[_spelled(name), *(_pair(of_shape, name) for of_shape in findings.values())] for name in names]
+    return markdown(["", *findings], rows)
+
+
+def _names(findings: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for finding in findings for name in finding["timings"]))
+
+
+def _timed(of_shapes: Iterable[dict[str, Any]], name: str) -> bool:
+    return any(name in finding["timings"] for of_shape in of_shapes for finding in of_shape.values())
+
+
+def _pair(of_shape: dict[str, Any], name: str) -> str:
+    if name == "torch":
+        return " / ".join(f"{1e3 * finding['timings'][name]['median']:.3g} ms" for finding in of_shape.values())
+    return " / ".join(_ratio(finding, name) for finding in of_shape.values())
+
+
+def _ratio(finding: dict[str, Any], name: str) -> str:
+    return f"{finding['ratios'][name]:.2f}" if name in finding["ratios"] else "-"
+
+
+SPELLED = {
+    "torch": "PyTorch eager, milliseconds",
+    "torch.compile": "PyTorch compiled",
+    "NumPy": "plain NumPy",
+    "JAX": "JAX, jit",
+    "xpsoftmax": "**xpsoftmax**, with `out=`",
+    "xpsoftmax new": "xpsoftmax, without `out=`",
+    "np.exp": "*floor: `np.exp` alone*",
+    "copy": "*floor: one copy*",
+    "kernel": "*the kernel without checks*",
+    "xpsoftmax functions": "xpsoftmax, loss, gradients and update by hand",
+    "xpsoftmax train": "**xpsoftmax, `train`**",
+    "products": "*floor: the matrix products*",
+    "three products": "*floor: three products*",
+    "linear_cross_entropy": "PyTorch `linear_cross_entropy`",
+}
+
+
+def _spelled(name: str) -> str:
+    return SPELLED.get(name, name)
+
+
+# --- scripts/bench_training.py ----------------------------------------------------------------------------------------
+
+
+def training(content: dict[str, Any]) -> str:
+    """Time of a training step relative to PyTorch; a column for each network."""
+    findings = content["findings"]
+    rows = []
+    for name in _names(findings):
+        cells = [
+            f"{1e3 * finding['timings'][name]['median']:.3g} ms"
+            if name == "torch" and name in finding["timings"]
+            else _ratio(finding, name)
+            for finding in findings
+        ]
+        rows.append([_spelled(name), *cells])
+    return markdown(["", *(finding["case"] for finding in findings)], rows)
+
+
+def memory(content: dict[str, Any]) -> str:
+    """MiB beside inputs and gradients, of the case in which it was measured."""
+    (finding,) = (finding for finding in content["findings"] if finding["extra_mib"])
+    rows = [[_spelled(name).replace(", milliseconds", ""), f"{mib:.0f}"] for name, mib in finding["extra_mib"].items()]
+    return markdown([finding["case"], "MiB"], rows)
+
+
+# --- the other scripts ------------------------------------------------------------------------------------------------
+
+
+def confidence(content: dict[str, Any]) -> str:
+    """The least gap at which a library has lost all digits, and this library's worst error."""
+    rows, names = [], list(content["panels"][0]["curves"])
+    for name in names:
+        cells = []
+        for panel in content["panels"]:
+            curve = panel["curves"][name]
+            for quantity in ("loss", "gradient"):
+                lost = curve["lost_from"][quantity]
+                worst = max(error for error in curve[quantity] if error is not None)
+                cells.append(f"never; worst error {worst:.1e}" if lost is None else f"{lost:g}")
+        rows.append([f"**{name}**" if name == "xpsoftmax" else name, *cells])
+    header = [f"{quantity}, {panel['dtype']}" for panel in content["panels"] for quantity in ("loss", "gradient")]
+    return markdown(["all digits lost from a gap of", *header], rows)
+
+
+def modular(content: dict[str, Any]) -> str:
+    """What became of each run."""
+    rows = []
+    for seed in range(content["options"]["seeds"]):
+        for formula, summaries in content["summaries"].items():
+            found = summaries[seed]
+            rows.append(
+                [
+                    f"{seed}, {formula}",
+                    f"{found['final_exact_loss']:.1e}",
+                    f"{found['largest_exact_loss_of_last_quarter']:.1e}",
+                    f"{found['final_zero_share']:.1%}",
+                    f"{found['largest_zero_share']:.1%}",
+                    f"{found['final_train_accuracy']:.1%}",
+                    f"{found['best_test_accuracy']:.1%}",
+                ]
+            )
+    header = ["seed, formula", "loss at the end", "largest of the last quarter", "label gradients of 0 at the end"]
+    return markdown([*header, "at most", "accuracy", "best on other rows"], rows)
+
+
+def compare(content: dict[str, Any]) -> str:
+    """Training on every library."""
+    base = content["backends"]["numpy"]["step_seconds"][1]
+    rows = [
+        [
+            f"{name} {result['version']}",
+            f"{result['train_accuracy']:.2%}",
+            f"{result['test_accuracy']:.2%}",
+            f"{1e3 * result['step_seconds'][1]:.3g} ms",
+            f"{base / result['step_seconds'][1]:.3g}",
+            f"{max(result['differences_eps']['trained'].values()):.1f} of {content['budgets_eps']['trained']:.0f}",
+        ]
+        for name, result in content["backends"].items()
+    ]
+    return markdown(["library", "train", "test", "a step", "speed", "farthest from float64, eps"], rows)
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    **{
+        f"bench-{operation}": lambda content, operation=operation: bench(content, operation)
+        for operation in ("softmax_loss_and_grad", "softmax_loss", "softmax", "log_softmax", "logsumexp")
+    },
+    "bench-shifted": lambda content: bench(content, "softmax_loss_and_grad", "shifted"),
+    "training": training,
+    "memory": memory,
+    "confidence": confidence,
+    "modular": modular,
+    "compare": compare,
+}
+
+
+def results(kind: str, name: str) -> str:
+    """Return the table of a kind from a file, and under it where it comes from."""
+    content = json.loads((RESULTS / name).read_text())
+    return f"{KINDS[kind](content)}\n\n{source(content, name)}\n"
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Tell Sphinx of the directive."""
+    from docutils import nodes
+    from docutils.statemachine import StringList
+    from sphinx.util.docutils import SphinxDirective
+
+    class Results(SphinxDirective):
+        """A table."""
+
+        required_arguments = 2
+
+        def run(self) -> list[nodes.Node]:
+            kind, name = self.arguments
+            self.env.note_dependency(str(RESULTS / name))
+            holder = nodes.container(classes=["results"])
+            self.state.nested_parse(StringList(results(kind, name).splitlines(), name), self.content_offset, holder)
+            return [holder]
+
+    app.add_directive("results", Results)
+    return {"parallel_read_safe": True}

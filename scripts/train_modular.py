@@ -1,0 +1,287 @@
+"""Train one network twice, with two formulas for the gradient of the softmax loss, and see where training stalls.
+
+    python scripts/train_modular.py
+    python scripts/train_modular.py --modulus 23 --steps 200 --seeds 1
+
+The task is addition modulo a prime, as in L. Prieto et al., "Grokking at the edge of numerical stability" (ICLR 2025,
+arXiv:2501.04697): two numbers come in as one-hot vectors, their sum is the class. A network with one hidden layer is
+trained on a part of the table with the whole batch at once, by Adam without weight decay, in float32. Once all rows are
+right, all that training can do is to widen the gaps, so every row becomes surer and surer.
+
+The two runs of a seed have the same data, first weights, optimiser, matrix products and number of steps. All that
+differs is where the loss and the gradient of the logits come from:
+
+- "standard": softmax shifted by the largest logit, minus one at the label, in plain NumPy, in float32;
+- "xpsoftmax": `softmax_loss_and_grad`.
+
+After every so many steps these are recorded: the loss that the formula gives, and the exact one of the same logits
+(computed in float64 without cancellation); the norm of the label entries of the gradient; the share of training rows
+whose label entry is exactly zero; accuracy on the rows trained on and on the others. The largest of the losses in the
+last quarter shows whether training was steady.
+
+Writes JSON and a PNG (--json, --plot; by default into report/ under the current directory). Exit status: 0; 2 for a bad
+option. Nothing is expected of the result, so nothing can fail.
+
+Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from _report import Parser, finite, surroundings
+
+import xpsoftmax as xs
+
+Params: TypeAlias = tuple[xs.Layer, ...]
+LossAndGrad: TypeAlias = Callable[[np.ndarray, np.ndarray], tuple[Any, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyper-parameters."""
+
+    modulus: int = 47
+    hidden: int = 200
+    train_share: float = 0.4
+    learning_rate: float = 3e-3
+    steps: int = 12000
+    seeds: int = 3
+    every: int = 100  # steps between two records
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "steps", "seeds", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.modulus < 2:
+            raise ValueError(f"--modulus must be at least 2, got {self.modulus}")
+        if not 0.0 < self.train_share < 1.0:
+            raise ValueError(f"--train-share must lie between 0 and 1, got {self.train_share}")
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+
+
+@dataclass
+class Trace:
+    """One run: a number for each record."""
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)  # as the formula gives it
+    exact_loss: list[float] = field(default_factory=list)  # of the same logits
+    label_grad_norm: list[float] = field(default_factory=list)
+    zero_share: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Inputs and labels of the rows trained on, and of the others."""
+
+    X: np.ndarray  # (N, 2 modulus) float32
+    y: np.ndarray  # (N,)
+    X_test: np.ndarray
+    y_test: np.ndarray
+
+
+def drawn(settings: Settings, seed: int) -> Task:
+    """Split the table of sums."""
+    p = settings.modulus
+    a, b = (x.ravel() for x in np.meshgrid(np.arange(p), np.arange(p), indexing="ij"))
+    order = np.random.default_rng(seed).permutation(p * p)
+    cut = max(1, round(settings.train_share * p * p))
+    X = np.zeros((p * p, 2 * p), np.float32)
+    X[np.arange(p * p), a] = 1.0
+    X[np.arange(p * p), p + b] = 1.0
+    y = (a + b) % p
+    train, test = order[:cut], order[cut:]
+    return Task(X[train], y[train], X[test], y[test])
+
+
+def standard(z: np.ndarray, y: np.ndarray) -> tuple[np.floating[Any], np.ndarray]:
+    """Write the usual lines: softmax, minus one at the label, in the precision of the logits."""
+    rows = np.arange(len(y))
+    t = z - z.max(axis=1, keepdims=True)
+    log_p = t - np.log(np.exp(t).sum(axis=1, keepdims=True))
+    dz = np.exp(log_p)
+    dz[rows, y] -= 1.0
+    dz /= len(y)
+    return -log_p[rows, y].mean(), dz
+
+
+FORMULAS: dict[str, LossAndGrad] = {"standard": standard, "xpsoftmax": xs.softmax_loss_and_grad}
+
+
+def forward(params: Params, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden activations (N, H) and logits (N, C)."""
+    (W1, b1), (W2, b2) = params
+    hidden = np.maximum(X @ W1 + b1, 0.0)
+    return hidden, hidden @ W2 + b2
+
+
+def backward(params: Params, X: np.ndarray, hidden: np.ndarray, dlogits: np.ndarray) -> Params:
+    """Gradients, the same for both formulas."""
+    dz1 = (dlogits @ params[1].weight.T) * (hidden > 0.0)
+    return xs.Layer(X.T @ dz1, dz1.sum(axis=0)), xs.Layer(hidden.T @ dlogits, dlogits.sum(axis=0))
+
+
+def trained(settings: Settings, seed: int, loss_and_grad: LossAndGrad) -> Trace:
+    """Train one network and record."""
+    task, trace, start = drawn(settings, seed), Trace(), time.perf_counter()
+    sizes = (2 * settings.modulus, settings.hidden, settings.modulus)
+    params = xs.init_params(sizes, rng=seed, dtype=np.float32)
+    optimizer = xs.adam(settings.learning_rate)
+    state = optimizer.init(params)
+    for step in range(settings.steps + 1):
+        hidden, z = forward(params, task.X)
+        loss, dlogits = loss_and_grad(z, task.y)
+        if step % settings.every == 0 or step == settings.steps:
+            record(trace, step, params, task, z, float(loss), dlogits)
+        if step < settings.steps:
+            params, state = optimizer.update(params, backward(params, task.X, hidden, dlogits), state)
+    trace.seconds = round(time.perf_counter() - start, 1)
+    return trace
+
+
+def record(trace: Trace, step: int, params: Params, task: Task, z: np.ndarray, loss: float, dz: np.ndarray) -> None:
+    """Add what is looked at."""
+    of_labels = dz[np.arange(len(task.y)), task.y].astype(np.float64)
+    trace.step.append(step)
+    trace.loss.append(loss)
+    trace.exact_loss.append(float(xs.softmax_loss(z.astype(np.float64), task.y)))
+    trace.label_grad_norm.append(float(np.linalg.norm(of_labels)))
+    trace.zero_share.append(float(np.mean(of_labels == 0.0)))
+    trace.train_accuracy.append(float(np.mean(z.argmax(axis=1) == task.y)))
+    trace.test_accuracy.append(float(np.mean(forward(params, task.X_test)[1].argmax(axis=1) == task.y_test)))
+
+
+def summary(trace: Trace) -> dict[str, float]:
+    """What a table has room for."""
+    last = max(1, len(trace.step) // 4)
+    return {
+        "final_exact_loss": trace.exact_loss[-1],
+        "largest_exact_loss_of_last_quarter": max(trace.exact_loss[-last:]),
+        "final_zero_share": trace.zero_share[-1],
+        "largest_zero_share": max(trace.zero_share),
+        "final_train_accuracy": trace.train_accuracy[-1],
+        "final_test_accuracy": trace.test_accuracy[-1],
+        "best_test_accuracy": max(trace.test_accuracy),
+    }
+
+
+# --- what is drawn and written ----------------------------------------------------------------------------------------
+
+PANELS = (
+    ("exact_loss", "training loss (exact, of the same logits)", "log"),
+    ("label_grad_norm", "norm of the label entries of the gradient", "log"),
+    ("zero_share", "share of rows with a label gradient of 0", "linear"),
+    ("test_accuracy", "accuracy on the rows not trained on", "linear"),
+)
+COLOURS = {"standard": "#D55E00", "xpsoftmax": "#0000A0"}
+
+
+def draw(settings: Settings, runs: dict[str, list[Trace]], path: Path) -> None:
+    """Draw a line for each seed and formula."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, grid = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    for axes, (name, title, scale) in zip(grid.flat, PANELS, strict=True):
+        for formula, traces in runs.items():
+            for i, trace in enumerate(traces):
+                values = np.array(getattr(trace, name), float)
+                if scale == "log":
+                    values = np.where(values > 0.0, values, np.nan)
+                label = f"{formula}, seeds 0 to {settings.seeds - 1}" if i == 0 else None
+                axes.plot(trace.step, values, color=COLOURS[formula], alpha=0.75, linewidth=1.2, label=label)
+        axes.set(yscale=scale, xlabel="step", title=title)
+        if name in ("zero_share", "test_accuracy"):
+            axes.set_ylim(-0.03, 1.03)
+        axes.grid(visible=True, alpha=0.25)
+    grid[0][0].legend()
+    figure.savefig(path, format="png", dpi=110)
+    plt.close(figure)
+
+
+def as_json(settings: Settings, runs: dict[str, list[Trace]], argv: Sequence[str]) -> str:
+    """Everything as JSON; four digits are enough."""
+    content = {
+        "command": shlex.join(["python", "scripts/train_modular.py", *argv]),
+        "date": datetime.now(UTC).date().isoformat(),
+        **surroundings(("array-api-compat", "numpy", "matplotlib")),
+        "options": asdict(settings),
+        "summaries": {formula: [_rounded(summary(trace)) for trace in traces] for formula, traces in runs.items()},
+        "runs": {formula: [_rounded(asdict(trace)) for trace in traces] for formula, traces in runs.items()},
+    }
+    return json.dumps(finite(content), allow_nan=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def parser() -> Parser:
+    """Name the options."""
+    options = Parser(prog="train_modular.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    for setting in fields(Settings):
+        name = "--" + setting.name.replace("_", "-")
+        options.add_argument(name, type=type(setting.default), default=setting.default, help="default: %(default)s")
+    for kind, end in (("json", "json"), ("plot", "png")):
+        path = Path("report", f"modular.{end}")
+        options.add_argument(f"--{kind}", type=Path, default=path, metavar="PATH", help="default: %(default)s")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, print, draw and write; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser()
+    given = options.parse_args(argv)
+    try:
+        settings = Settings(**{setting.name: getattr(given, setting.name) for setting in fields(Settings)})
+        for path in (given.json, given.plot):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()
+    except (OSError, ValueError) as error:
+        options.error(str(error))
+    runs: dict[str, list[Trace]] = {formula: [] for formula in FORMULAS}
+    for seed in range(settings.seeds):
+        for formula, loss_and_grad in FORMULAS.items():
+            trace = trained(settings, seed, loss_and_grad)
+            runs[formula].append(trace)
+            found = summary(trace)
+            print(
+                f"seed {seed}, {formula}: loss {found['final_exact_loss']:.2e} "
+                f"(largest of the last quarter {found['largest_exact_loss_of_last_quarter']:.2e}), "
+                f"label gradients of zero {found['final_zero_share']:.1%}, "
+                f"accuracy {found['final_train_accuracy']:.2%}, "
+                f"on other rows {found['final_test_accuracy']:.2%}, {trace.seconds:.0f} s",
+                flush=True,
+            )
+    draw(settings, runs, given.plot)
+    given.json.write_text(as_json(settings, runs, argv))
+    print(f"Written: {given.json} and {given.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

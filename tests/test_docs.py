@@ -1,0 +1,207 @@
+"""The site: its examples run, its names exist, its figures come from files, its truth table is true."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import json
+import re
+from pathlib import Path
+
+import _tables
+import _truth
+import numpy as np
+import pytest
+
+import xpsoftmax as xs
+from xpsoftmax import kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"adr", "_build", "api"} & set(path.parts))
+NAMES = [path.relative_to(DOCS).as_posix() for path in PAGES]
+pages = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+
+
+def blocks(page):
+    """Line and text of each block of Python."""
+    text = page.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield text[: match.start()].count("\n") + 1, match.group(1)
+
+
+@pages
+def test_the_examples_of_a_page_run(page, monkeypatch):
+    pytest.importorskip("array_api_strict")
+    monkeypatch.setattr(kernels, "BACKENDS", kernels.BACKENDS)  # one page adds to them; if it fails they are put back
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception:  # noqa: BLE001 - no CuPy or no GPU: NumPy in its place, so that no example rots
+        cupy = None
+    namespace: dict = {}
+    options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    for line, text in blocks(page):
+        if cupy is None:
+            text = text.replace("import cupy as cp", "import numpy as cp")
+        if ">>> " in text:
+            test = doctest.DocTestParser().get_doctest(text, namespace, page.name, str(page), line)
+            report: list[str] = []
+            result = doctest.DocTestRunner(optionflags=options).run(test, out=report.append, clear_globs=False)
+            assert result.failed == 0, "".join(report)
+            namespace.update(test.globs)
+        else:
+            exec(compile(text, f"{page.name}:{line}", "exec"), namespace)
+
+
+def test_pages_have_examples():
+    with_examples = [name for name, page in zip(NAMES, PAGES, strict=True) if list(blocks(page))]
+    assert {"index.md", "derivation.md", "vanishing.md"} <= set(with_examples)
+    assert len(with_examples) >= 9
+
+
+# --- what a page names exists -----------------------------------------------------------------------------------------
+
+
+def defined_tests():
+    names = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        tree = ast.parse(path.read_text())
+        names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return names
+
+
+@pages
+def test_tests_that_a_page_names_exist(page):
+    files = {path.name for path in (ROOT / "tests").iterdir()}
+    functions = defined_tests()
+    for name in re.findall(r"\btest_\w+(?:\.py)?", page.read_text()):
+        assert name in (files if name.endswith(".py") else functions), name
+
+
+@pages
+def test_functions_that_a_page_names_exist(page):
+    for name in re.findall(r"\{(?:func|class)\}`~xpsoftmax\.(\w+)`", page.read_text()):
+        assert name in xs.__all__, name
+
+
+@pages
+def test_files_that_a_page_links_to_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target in re.findall(r"^```\{(?:image|include|literalinclude)\} (\S+)$", text, re.MULTILINE):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_equation_of_the_derivation_has_its_function_and_test():
+    """Each numbered section names at least one of both; the two-loop form stands beside that with arrays."""
+    text = (DOCS / "derivation.md").read_text()
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    numbered = [section for section in sections if re.match(r"\d", section)]
+    assert len(numbered) == 8
+    for section in numbered:
+        assert re.search(r"\btest_\w+", section), section[:40]
+        assert "{func}`" in section or section.startswith("8"), section[:40]
+    for form in ("dscores_two_loops", "dscores_vectorised", "two_layer"):
+        assert f":pyobject: {form}\n" in text
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^   (\w[\w.]*)$", (DOCS / "reference.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted([*xs.__all__, "_optim.Optimizer"])
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def tables_of(page):
+    return re.findall(r"^```\{results\} (\S+) (\S+)$", page.read_text(), re.MULTILINE)
+
+
+@pages
+def test_the_tables_of_a_page_can_be_made(page):
+    for kind, name in tables_of(page):
+        text = _tables.results(kind, name)
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(lines) >= 3
+        assert len({line.count("|") for line in lines}) == 1, kind
+        assert f"`{name}`: " in text
+        assert "/tmp" not in text
+
+
+def test_a_table_has_the_numbers_of_its_file():
+    name = "2026-11-24-bench-2core-avx512.json"
+    content = json.loads((_tables.RESULTS / name).read_text())
+    text = _tables.bench(content, "softmax_loss_and_grad")
+    case = {"operation": "softmax_loss_and_grad", "rows": 8192, "classes": 1000, "logits": "normal"}
+    ratios = [
+        next(x for x in content["findings"] if x["case"] == {**case, "dtype": dtype})["ratios"]["xpsoftmax"]
+        for dtype in ("float32", "float64")
+    ]
+    header, _, *rows = text.splitlines()
+    column = header.split(" | ").index("8192x1000")
+    row = next(row for row in rows if row.startswith("| **xpsoftmax**"))
+    assert row.split(" | ")[column] == " / ".join(f"{ratio:.2f}" for ratio in ratios)
+
+
+def test_the_readme_has_the_numbers_of_the_file():
+    """The README's table is the one that is copied: here it is compared."""
+    content = json.loads((_tables.RESULTS / "2026-11-24-bench-2core-avx512.json").read_text())
+    made = _tables.bench(content, "softmax_loss_and_grad").splitlines()
+    cells = next(row for row in made if row.startswith("| **xpsoftmax**")).split(" | ")[1:]
+    row = re.search(r"^\| `xpsoftmax`, with `out=` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    if row is not None:
+        assert [cell.strip() for cell in row.group(1).split("|")] == [cell.strip(" |") for cell in cells]
+
+
+def test_where_a_table_comes_from():
+    content = {
+        "command": "python scripts/x.py --step 2 --json a.json --plot b.png",
+        "commit": "0123456789-dirty",
+        "date": "2026-01-01",
+        "versions": {"numpy": "2.0"},
+        "hardware": {"cpu": "CPU", "cores": 2},
+    }
+    assert _tables.source(content, "a.json") == (
+        "`a.json`: 2026-01-01, commit 0123456 with changes, 2 cores of CPU; numpy 2.0. "
+        "Made by `python scripts/x.py --step 2`."
+    )
+
+
+# --- the truth table --------------------------------------------------------------------------------------------------
+
+
+def cells_of_the_page():
+    text = (DOCS / "guides" / "labels.md").read_text()
+    lines = text[text.index("<!-- truth") :].split("\n\n")[1].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_the_truth_table_is_true_here():
+    wanted = _truth.lines(peer=False)
+    found = [row[:2] for row in cells_of_the_page()]
+    assert [row[0] for row in found] == [row[0] for row in wanted]
+    for row, want in zip(found, wanted, strict=True):
+        if len(row) > 1 and row[1]:
+            assert row[1] == want[1], row[0]
+
+
+def test_the_truth_table_is_true_in_pytorch():
+    torch = pytest.importorskip("torch")
+    stated = re.search(r"PyTorch (\d+\.\d+) on a CPU", (DOCS / "guides" / "labels.md").read_text())
+    if not torch.__version__.startswith(f"{stated.group(1)}."):
+        pytest.skip(f"the page speaks of PyTorch {stated.group(1)}")
+    assert _differences() == []
+
+
+def _differences():
+    return [(a, b) for a, b in zip(cells_of_the_page(), _truth.lines(peer=True), strict=True) if b[1] and a != b]
+
+
+def test_a_wrong_cell_would_be_seen(monkeypatch):
+    """The test of the test."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(_truth, "here", lambda case: (np.float64(0.5), np.zeros((4, 3))))
+    assert _differences()
