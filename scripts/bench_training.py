@@ -25,7 +25,6 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-import subprocess
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import Parser, described, finite, surroundings
+from _report import Parser, described, finite, output_of, surroundings
 from bench import Timing, difference, installed, sampled, simd
 from rich.console import Console
 from rich.table import Table
@@ -401,9 +400,7 @@ def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
 
 def peak_mib(case: Case, name: str) -> float:
     """Peak of a call beyond its inputs, and the gradients that it returns, in a process of its own; MiB."""
-    command = [sys.executable, __file__, "--peak", str(case), name]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return float(output.split()[-1])
+    return float(output_of(__file__, "--peak", str(case), name).split()[-1])
 
 
 def show_peak(case: Case, name: str) -> None:

@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import shlex
-import subprocess
 import sys
 import time
 import warnings
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from _report import Parser, finite, surroundings
+from _report import Parser, finite, output_of, surroundings
 from rich.console import Console
 from rich.table import Table
 from sklearn import datasets
@@ -133,8 +132,7 @@ def timed(rounds: int, console: Console) -> list[dict[str, Any]]:
 
 def peak(kind: str, case: str) -> int:
     """Return the bytes that a fit takes at most, beyond those that its process has before."""
-    command = [sys.executable, __file__, "--peak", kind, case]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return int(output_of(__file__, "--peak", kind, case))
 
 
 def print_peak(kind: str, case: str) -> None:

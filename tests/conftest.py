@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import zlib
 
 # Before SciPy is imported: scikit-learn's checks of array libraries want it, and 1.6 does not even load without it.
@@ -30,6 +31,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in config.getoption("--require-backend"):
         reason = unusable(name)
         if reason is not None:
