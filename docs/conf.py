@@ -43,6 +43,8 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "xpsoftmax"
+ALONE = ("derivation", "vanishing", "numerics", "performance", "gpu-runs", "contributing", "changelog")
+html_sidebars: dict[str, list[str]] = {page: [] for page in ALONE}  # they have no pages below them
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
