@@ -85,7 +85,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Multi-layer perceptron for scikit-learn: softmax loss and network of xpsoftmax, on any array library.
 
     Parameters, rules of training and, from the same `random_state`, initial weights and batches are those of
-    `sklearn.neural_network.MLPClassifier`. Beyond it: arrays of CuPy, PyTorch and others are computed with where they
+    `sklearn.neural_network.MLPClassifier` (but with `early_stopping`: the split is stratified here). Beyond it: arrays of CuPy, PyTorch and others are computed with where they
     are; class weights, label smoothing, probabilities as targets, bounded memory, no matrix of one-hot targets.
 
     Parameters
@@ -189,7 +189,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     layer; ``hidden_layer_sizes=()`` with `alpha` is `LogisticRegression` with ``C = 1 / alpha``, or for two classes
     ``C = 2 / alpha``. What else differs, and why, is in ADR 11 (docs/adr/0011-the-estimator.md).
 
-    An interrupt (Ctrl-C) ends the step that is being made; what was learnt so far stays.
+    An interrupt (Ctrl-C) ends the step that is being made; what was learnt so far stays. Not with "lbfgs": there it is
+    raised, and nothing is learnt.
 
     References
     ----------
