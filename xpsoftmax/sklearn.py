@@ -85,8 +85,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Multi-layer perceptron for scikit-learn: softmax loss and network of xpsoftmax, on any array library.
 
     Parameters, rules of training and, from the same `random_state`, initial weights and batches are those of
-    `sklearn.neural_network.MLPClassifier` (but with `early_stopping`: the split is stratified here). Beyond it: arrays of CuPy, PyTorch and others are computed with where they
-    are; class weights, label smoothing, probabilities as targets, bounded memory, no matrix of one-hot targets.
+    `sklearn.neural_network.MLPClassifier` (but with `early_stopping`: the split is stratified here). Beyond it: arrays
+    of CuPy, PyTorch and others are computed with where they are; class weights, label smoothing, probabilities as
+    targets, bounded memory, no matrix of one-hot targets.
 
     Parameters
     ----------
