@@ -99,7 +99,7 @@ VERBATIM = {tokenize.NAME, tokenize.NUMBER, tokenize.OP, *STRINGS}
 
 @dataclass(frozen=True)
 class Settings:
-    """Data and training: by default all of the library without its tests, and about six minutes on two cores."""
+    """Data and training: by default all of the library without its tests, and some minutes on two cores."""
 
     classes: int = 20_000
     context: int = 8
