@@ -294,17 +294,15 @@ def forward(
     """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits."""
     inputs: list[Array] = [X]
     slopes: list[Array | None] = []
-    last = len(net.layers) - 1
-    for i, layer in enumerate(net.layers):
+    *hidden, last = net.layers
+    for i, layer in enumerate(hidden):
         z = _product(inputs[-1], layer.weight, buffers, ("z", i))
-        if i == last:
-            z, _ = net.kernels.bias_activation(z, layer.bias, "identity", grad=False)
-            return inputs, slopes, z
         out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
         value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
         inputs.append(value)
         slopes.append(slope)
-    raise AssertionError  # there is a last layer
+    z = _product(inputs[-1], last.weight, buffers, ("z", len(hidden)))
+    return inputs, slopes, net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
 
 
 def _has_slopes(activation: str) -> bool:
