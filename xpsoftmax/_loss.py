@@ -341,7 +341,8 @@ def filled(rows: int, value: float, dtype: Any) -> Array:
 def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem:
     """Check targets, weights and options; lay the targets out as rows and weigh each row."""
     xp = frame.xp
-    if xp is check.numpy_namespace() and frame.axis == 1 and _plain_labels(targets, frame.shape, options):
+    # Labels of another library are seen first: under torch.compile the other question cannot be asked.
+    if frame.axis == 1 and _plain_labels(targets, frame.shape, options) and xp is check.numpy_namespace():
         rows = frame.shape[0]
         return Problem(targets, filled(rows, 1.0 / rows, frame.working), float(rows), _PLAIN)
     check.check_choice("reduction", options.reduction, ("mean", "sum", "none"))
