@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -17,12 +18,16 @@ Item = TypeVar("Item")
 
 
 class _State:
-    """All that a forked child must make anew: threads and held locks do not survive a fork."""
+    """All that a forked child must make anew: threads and held locks do not survive a fork.
+
+    Nor does an import that is under way in another thread: a child that imports the same waits for ever. So the pool's
+    class is imported with this module, not when a call needs it.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.running = 0  # threads that compute now, callers included
-        self.pool: Any = None
+        self.pool: ThreadPoolExecutor | None = None
 
 
 _state = _State()
@@ -127,8 +132,6 @@ def _call_for_help(state: _State, job: _Job, helpers: int) -> None:
     # While the interpreter shuts down, or when no thread can be started, the caller does it all.
     with suppress(RuntimeError):
         if state.pool is None:
-            from concurrent.futures import ThreadPoolExecutor  # not before it is needed: its import takes a while
-
             with state.lock:
                 state.pool = state.pool or ThreadPoolExecutor(os.cpu_count(), "xpsoftmax")
         for _ in range(helpers):
