@@ -31,6 +31,7 @@ class _State:
 
 
 _state = _State()
+_here = threading.local()  # whether this thread is to be `alone`
 _limits: list[tuple[int, int]] = []  # of the `threads` blocks that are open now: thread, limit
 
 
@@ -91,6 +92,16 @@ def threads(n: int, /) -> Iterator[None]:
             _limits.remove(limit)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Give the kernels that this thread calls no helping threads: somebody else has a thread for every core."""
+    before, _here.alone = getattr(_here, "alone", False), True
+    try:
+        yield
+    finally:
+        _here.alone = before
+
+
 def allowed() -> int:
     """How many threads may run: the cores of this process, or less inside `threads`."""
     return min([_cores(), *(n for _, n in _limits)])
@@ -111,6 +122,7 @@ def share(worker: Callable[[Iterator[Item]], None], items: Iterable[Item], most:
     helper raises is raised here. The caller never waits for a helper to start: where none is free it does all itself.
     """
     job, state = _Job(worker, deque(items)), _state
+    most = 1 if getattr(_here, "alone", False) else most
     with state.lock:
         helpers = max(0, min(most, len(job.queue), allowed() - state.running) - 1)
         state.running += 1 + helpers

@@ -304,6 +304,18 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
             _raise_first(suspect)
 
 
+class BadValueError(ValueError):
+    """What `check_values` raises. Those who look at one block of rows after the other put the row of all into it."""
+
+    def __init__(self, name: str, rule: str, value: float, unit: str, position: tuple[int, ...]) -> None:
+        place = f" at {unit} {position[0] if len(position) == 1 else position}" if position else ""
+        super().__init__(f"{name} must {rule}, got {value}{place}.")
+        self.name, self.rule, self.value, self.unit, self.position = name, rule, value, unit, position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.rule, self.value, self.unit, self.position)
+
+
 def _raise_first(suspect: Suspect) -> None:
     bad, values = (_computed(x) for x in (suspect.bad, suspect.values))
     xp = array_namespace(bad)
@@ -315,8 +327,7 @@ def _raise_first(suspect: Suspect) -> None:
     value = xp.reshape(values, (-1,))[flat]
     value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
     value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
-    place = f" at {suspect.unit} {position[0] if len(position) == 1 else position}" if position else ""
-    raise ValueError(f"{suspect.name} must {suspect.rule}, got {value}{place}.")
+    raise BadValueError(suspect.name, suspect.rule, value, suspect.unit, position)
 
 
 def _computed(array: Array) -> Array:
