@@ -278,7 +278,7 @@ def train(
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     stepper = Stepper(net, data, reg, reduction, max_memory)
     with quiet(net.xp, net.frame.device):
-        run = _Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
+        run = Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
         return trained(run, epochs, held_out, patience, callback, progress=progress)
 
 
@@ -473,6 +473,11 @@ class Evaluation(NamedTuple):
     right: Any  # how many of the rows that count are told rightly
     counted: int  # how many count
 
+    def __add__(self, other: object) -> Evaluation:
+        if not isinstance(other, Evaluation):
+            return NotImplemented
+        return Evaluation(*(a + b for a, b in zip(self, other, strict=True)))
+
     def finish(self, reduction: Reduction) -> tuple[float, float]:
         """Loss and accuracy; nan where nothing counts."""
         if self.counted == 0:
@@ -505,7 +510,7 @@ def evaluation(
 
 
 def trained(
-    run: _Run,
+    run: Run,
     epochs: int,
     held_out: Any,
     patience: int | None,
@@ -526,7 +531,7 @@ def trained(
     return result
 
 
-class _Run:
+class Run:
     """A training between two steps: all that changes."""
 
     def __init__(
@@ -634,12 +639,19 @@ class _Run:
         self.history["loss"] += self.losses
         raise DivergenceError(len(self.history["loss"]), loss, self.result(best=False))
 
+    def rescued(self) -> TrainResult:
+        """What was learnt before an error: the result of the last step that was completed."""
+        made = sum(type(loss) is not float for loss in self.losses)
+        self.collect(self.step - len(self.losses), self.state[0] - made)
+        return self.result(best=False)
+
     def end_epoch(self, held_out: Any, *, keep_best: bool) -> None:
+        found = None if held_out is None else self.stepper.evaluated(self.layers, held_out)
         self.epoch, self.step = self.epoch + 1, 0
         self.rng = dict(self.generator.bit_generator.state)
-        if held_out is None:
+        if found is None:
             return
-        loss, accuracy = self.stepper.evaluated(self.layers, held_out)
+        loss, accuracy = found
         self.history.setdefault("validation_loss", []).append(loss)
         self.history.setdefault("validation_accuracy", []).append(accuracy)
         before = math.nan if self.best is None else self.best[0]
