@@ -16,9 +16,9 @@ from array_api_compat import is_dask_array
 from dask.base import get_scheduler
 
 from xpsoftmax import _partitions as parts
-from xpsoftmax import _validate as check
 from xpsoftmax._backprop import Params
 from xpsoftmax._partitions import Block, Model, Partitions
+from xpsoftmax._softmax import quiet
 from xpsoftmax._threads import alone
 from xpsoftmax._training import Batches, Data, Evaluation, TrainResult, as_data, evaluation
 from xpsoftmax._typing import Array, Reduction
@@ -61,7 +61,7 @@ class Scheduler:
     def __init__(self, collection: Any) -> None:
         self.get = get_scheduler(collections=[collection])
         client = getattr(self.get, "__self__", None)
-        self.client = client if type(client).__module__.partition(".")[0] == "distributed" else None
+        self.client: Any = client if type(client).__module__.partition(".")[0] == "distributed" else None
 
     def computed(self, array: Array, *, optimized: bool = True) -> Any:
         with self.watched():
@@ -89,11 +89,11 @@ class Scheduler:
 
     def lost(self, error: Exception) -> bool:
         from distributed import CancelledError, KilledWorker
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         if isinstance(error, (CancelledError, KilledWorker, CommClosedError)):
             return True
-        return self.client.status != "running"  # type: ignore[union-attr]
+        return bool(self.client.status != "running")
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -245,8 +245,8 @@ class PartitionSteps:
             return evaluation(net, data, self.reduction, self.model.max_memory, None).finish(self.reduction)
         node = parts.as_node(replace(self.model, params=layers))
         vector = parts.each_block(evaluate_block, data.pairs, model=node, reduction=self.reduction)
-        block: Block = self.scheduler.computed(parts.added_up(vector)).flawless()
-        return block.sums.finish(self.reduction)  # type: ignore[no-any-return]
+        sums: Evaluation = self.scheduler.computed(parts.added_up(vector)).flawless().sums
+        return sums.finish(self.reduction)
 
 
 def evaluate_block(X: Any, targets: Any, *, model: Model, reduction: Reduction) -> Block:
@@ -258,7 +258,7 @@ def evaluate_block(X: Any, targets: Any, *, model: Model, reduction: Reduction) 
     if sizes == (0,):
         return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
     net = replace(model.network, dtype=X.dtype)
-    with alone(), parts.quiet(net.xp, net.frame.device):
+    with alone(), quiet(net.xp, net.frame.device):
         data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
         loss, total, right, counted = evaluation(net, data, reduction, model.max_memory, None)
         return Block(sizes, None, Evaluation(float(loss), float(total), float(right), counted))

@@ -127,7 +127,7 @@ def whole_rows(name: str, array: Array, columns: str) -> Array:
     return array.rechunk({1: -1})
 
 
-def as_partitions(model: Model, X: object, targets: object, sample_weight: object) -> Partitions:
+def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array | None) -> Partitions:
     """Check everything that can be seen without computing; chunk targets and weights as the inputs are."""
     net = model.network
     X = as_rows(net, X)
@@ -268,7 +268,8 @@ def sums_of_rows(model: Model, rows: np.ndarray, X: Array, targets: Array, weigh
     flaw = uneven(X, targets, weight)
     if flaw is not None:
         return Block((int(X.shape[0]),), flaw)
-    return _sums(*(None if array is None else _taken(array, rows) for array in (X, targets, weight)), model, grad=True)
+    weight = None if weight is None else _taken(weight, rows)
+    return _sums(_taken(X, rows), _taken(targets, rows), weight, model, grad=True)
 
 
 def _taken(array: Array, rows: np.ndarray) -> Array:
@@ -290,10 +291,10 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
             net, sums, _ = add_up(
                 model.params, X, targets, model.activation, 0.0, model.max_memory, options, model.impl, grad=grad
             )
-    except BadValueError as flaw:
-        if flaw.unit == "class":
+    except BadValueError as error:
+        if error.unit == "class":
             raise  # of the class weights: it has no row
-        return Block(sizes, flaw)
+        return Block(sizes, error)
     return Block(sizes, None, sums.partial(net), bool(net.xp.any(sums.row_weight != 0.0)))
 
 
@@ -310,8 +311,8 @@ def look_at_block(
     with quiet(xp, frame.device):
         try:
             prepare(targets, frame, options._replace(sample_weight=weight))
-        except BadValueError as flaw:
-            return Block(sizes, flaw)
+        except BadValueError as error:
+            return Block(sizes, error)
     return Block(sizes)
 
 
@@ -338,7 +339,7 @@ def each_block(function: Callable[..., Block], pairs: Sequence[Any], **options: 
 
 def each_rows(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> Array:
     """A task for each block of which a batch has rows: vectors of row numbers, one for each block."""
-    name, tasks = _name("sums_of_rows"), {}
+    name, tasks = _name("sums_of_rows"), dict[Any, Any]()
     for block, rows in enumerate(batch):
         if rows.size:
             keys = [(array.name, block, *(0 for _ in array.shape[1:])) for array in data.arrays]
@@ -349,7 +350,7 @@ def each_rows(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> A
 
 def added_up(vector: Array) -> Array:
     """The sum of what blocks give, as a 0-d array of this one object; by a tree, neighbours first."""
-    name, tasks = _name("added_up"), {}
+    name, tasks = _name("added_up"), dict[Any, Any]()
     keys = [(vector.name, block) for block in range(vector.numblocks[0])]
     level = 0
     while len(keys) > 1 or level == 0:
