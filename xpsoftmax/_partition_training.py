@@ -19,7 +19,6 @@ from xpsoftmax import _partitions as parts
 from xpsoftmax._backprop import Params
 from xpsoftmax._partitions import Block, Model, Partitions
 from xpsoftmax._softmax import quiet
-from xpsoftmax._threads import alone
 from xpsoftmax._training import Batches, Data, Evaluation, TrainResult, as_data, evaluation
 from xpsoftmax._typing import Array, Reduction
 
@@ -258,7 +257,7 @@ def evaluate_block(X: Any, targets: Any, *, model: Model, reduction: Reduction) 
     if sizes == (0,):
         return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
     net = replace(model.network, dtype=X.dtype)
-    with alone(), quiet(net.xp, net.frame.device):
+    with parts.one_thread(), quiet(net.xp, net.frame.device):
         data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
         loss, total, right, counted = evaluation(net, data, reduction, model.max_memory, None)
         return Block(sizes, None, Evaluation(float(loss), float(total), float(right), counted))

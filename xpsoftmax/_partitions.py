@@ -6,9 +6,11 @@ reaches a worker once, and a worker that takes over from a lost one gets it agai
 
 from __future__ import annotations
 
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add, getitem
@@ -244,6 +246,19 @@ def _order(flaw: Flaw) -> tuple[bool, bool, int]:
     return True, flaw.name == "sample_weight", flaw.position[0]
 
 
+def one_thread() -> AbstractContextManager[None]:
+    """A task is one thread of Dask's, which has as many as it thinks fit.
+
+    A worker of a single thread keeps its BLAS as the cluster sets it: to one thread, if it is not told otherwise.
+    """
+    distributed = sys.modules.get("distributed")
+    try:
+        threads = distributed.get_worker().state.nthreads if distributed else None
+    except ValueError:
+        threads = None  # not a worker
+    return alone(blas=threads != 1)
+
+
 def whole(block: Any) -> Array:
     """A block; where an axis is summed over dask gives a list of its blocks, here one."""
     while type(block) is list:
@@ -287,7 +302,7 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
         X = array_namespace(X).astype(X, model.params[0].weight.dtype)
     options = model.options._replace(sample_weight=weight)
     try:
-        with alone():
+        with one_thread():
             net, sums, _ = add_up(
                 model.params, X, targets, model.activation, 0.0, model.max_memory, options, model.impl, grad=grad
             )
@@ -422,5 +437,5 @@ def by_rows(function: Callable[..., Array], model: Model, X: Array, width: int |
 
 
 def _of_rows(X: Any, *, function: Callable[..., Array], model: Model) -> Array:
-    with alone():
+    with one_thread():
         return function(whole(X), model=model)

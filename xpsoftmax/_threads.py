@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,8 +36,8 @@ _limits: list[tuple[int, int]] = []  # of the `threads` blocks that are open now
 
 
 def _after_fork() -> None:
-    global _state
-    _state = _State()
+    global _state, _one_blas_thread
+    _state, _one_blas_thread = _State(), _OneBlasThread()
     here = threading.get_ident()
     _limits[:] = [limit for limit in _limits if limit[0] == here]  # the child has no other thread
 
@@ -93,13 +93,62 @@ def threads(n: int, /) -> Iterator[None]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Give the kernels that this thread calls no helping threads: somebody else has a thread for every core."""
+def alone(*, blas: bool) -> Iterator[None]:
+    """Give what this thread computes no helping threads: somebody else has a thread for every core.
+
+    With `blas` that goes for the products, too, if threadpoolctl is there; this is a setting of the whole process.
+    """
     before, _here.alone = getattr(_here, "alone", False), True
     try:
-        yield
+        with _one_blas_thread if blas else nullcontext():
+            yield
     finally:
         _here.alone = before
+
+
+class _OneBlasThread:
+    """The first to enter sets the limit, the last to leave lifts it: others between them would lift it too soon.
+
+    Both is done by one thread that lives on: threadpoolctl lets nobody else touch what a thread has set.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.limit: Any = None
+        self.controller: Any = None
+        self.keeper: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1 and self.available():
+                self.limit = self.kept(lambda: self.controller.limit(limits=1, user_api="blas").__enter__())
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.limit is not None:
+                limit, self.limit = self.limit, None
+                self.kept(lambda: limit.__exit__(None, None, None))
+
+    def kept(self, call: Callable[[], Any]) -> Any:
+        with suppress(RuntimeError):  # while the interpreter shuts down no thread can be started
+            self.keeper = self.keeper or ThreadPoolExecutor(1, "xpsoftmax-blas")
+            return self.keeper.submit(call).result()
+        return None
+
+    def available(self) -> bool:
+        if self.controller is None:
+            try:
+                from threadpoolctl import ThreadpoolController
+            except ImportError:
+                return False
+            self.controller = ThreadpoolController()  # finding the libraries takes a while: once
+        return True
+
+
+_one_blas_thread = _OneBlasThread()
 
 
 def allowed() -> int:
