@@ -3,8 +3,8 @@
     python scripts/gpu_check.py OUT
     python scripts/gpu_check.py OUT --part tests --part compare
 
-Needs a GPU that CuPy can use, pytest, rich and what the tests import; no network, no nox, no installed package. PyTorch,
-Liger, scikit-learn and dask are used where they can be imported. The parts, in this order, and their seconds at most:
+Needs a GPU that CuPy can use, pytest, rich and what the tests import; no network, no nox, no installed package.
+PyTorch, Liger, scikit-learn and dask are used where they can be imported. The parts, and their seconds at most:
 
 {parts}
 
@@ -144,6 +144,14 @@ PARTS = {
         ],
         read("compare.json"),
     ),
+    "estimator": Part(
+        "the classifier fitted on CuPy arrays, beside scikit-learn and PyTorch (compare_sklearn.py)",
+        240,
+        lambda folder: [
+            script("compare_sklearn.py", "--only", "gpu", "--rounds", "3", "--json", folder / "estimator.json")
+        ],
+        read("estimator.json"),
+    ),
 }
 __doc__ = (__doc__ or "").format(
     parts="\n".join(f"- {name}, {part.seconds:.0f} s: {part.what}" for name, part in PARTS.items())
@@ -218,6 +226,10 @@ def table(report: Report) -> str:
             share = "" if ratio is None else f"{ratio:6.2f} of PyTorch"
             events = finding["events"].get(name, "")
             lines.append(f"step {finding['case']:24} {name:20} {1e3 * timing['median']:9.4f} ms {share} {events}")
+    for finding in report.parts.get("estimator", {}).get("gpu", ()):
+        medians = {what: sorted(times)[len(times) // 2] for what, times in finding.get("seconds", {}).items()}
+        result = finding.get("failed") or f"{medians} seconds, accuracy {finding['accuracy']:.4f}"
+        lines.append(f"estimator {finding['case']}, {finding['kind']}: {result}")
     return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in report.problems)])
 
 
@@ -261,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # After each part: what was found so far is worth having when something ends this process.
         content = {"command": command, "date": day, **where, **asdict(report)}
         (folder / "gpu_check.json").write_text(json.dumps(finite(content), indent=1) + "\n")
-    for name in ("tests.xml", "kernels.json", "steps.json", "compare.json"):
+    for name in ("tests.xml", "kernels.json", "steps.json", "compare.json", "estimator.json"):
         (folder / name).unlink(missing_ok=True)  # their content is in gpu_check.json
     line = row(report, where["commit"], day, command)
     (folder / "gpu-runs-row.md").write_text(line + "\n")

@@ -67,9 +67,16 @@ def test_the_row_and_the_table_name_what_was_found():
     events = {"xpsoftmax train": {"kernels": 9}}
     steps = {"case": "5x4x10x3", "timings": timings, "ratios": ratios, "events": events}
     report.parts["steps"] = {"findings": [steps]}
+    fits = [
+        {"case": "digits", "kind": "NumPy", "seconds": {"fit": [3.0, 1.0, 2.0]}, "accuracy": 0.99},
+        {"case": "digits", "kind": "CuPy", "failed": "no"},
+    ]
+    report.parts["estimator"] = {"gpu": fits}
     report.problems = ["one"]
     line = gpu_check.row(report, "abc", "2026-01-02", "the command")
-    result = "tests (5 passed, 0 failed, 3 skipped); kernels; steps; softmax 8x10 float32 3600 GB/s; 1 problems"
+    result = (
+        "tests (5 passed, 0 failed, 3 skipped); kernels; steps; estimator; softmax 8x10 float32 3600 GB/s; 1 problems"
+    )
     assert line == f"| 2026-01-02 | abc | A GPU | 13000, 13000, 14.0 | the command | {result} |"
     text = gpu_check.table(report)
     for part in (
@@ -78,6 +85,8 @@ def test_the_row_and_the_table_name_what_was_found():
         "2 launches, 12.3 microseconds of the host",
         "not here: Liger: none",
         "0.50 of PyTorch {'kernels': 9}",
+        "estimator digits, NumPy: {'fit': 2.0} seconds, accuracy 0.9900",
+        "estimator digits, CuPy: no",
     ):
         assert part in text
     assert text.endswith("PROBLEM: one")
