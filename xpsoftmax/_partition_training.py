@@ -212,10 +212,10 @@ class PartitionSteps:
         node = parts.as_node(model)
         if batch.rows is None:
             data = self.of(batch.blocks)
-            vector = parts.each_block(parts.sums_of_block, data.pairs, model=node)
+            column = parts.each_block(parts.sums_of_block, data.pairs, model=node)
         else:
-            vector = parts.each_rows(self.loaded(batch.blocks), node, self.of_blocks(batch.blocks, batch.rows))
-        total = parts.added_up(vector)
+            column = parts.each_rows(self.loaded(batch.blocks), node, self.of_blocks(batch.blocks, batch.rows))
+        total = parts.added_up(column)
         block: Block = self.scheduler.computed(total, optimized=batch.rows is None).flawless()
         if not block.counts or (self.reduction == "mean" and not bool(block.sums.weight != 0.0)):
             return None
@@ -243,14 +243,13 @@ class PartitionSteps:
             net = replace(self.given, layers=layers)
             return evaluation(net, data, self.reduction, self.model.max_memory, None).finish(self.reduction)
         node = parts.as_node(replace(self.model, params=layers))
-        vector = parts.each_block(evaluate_block, data.pairs, model=node, reduction=self.reduction)
-        sums: Evaluation = self.scheduler.computed(parts.added_up(vector)).flawless().sums
+        column = parts.each_block(evaluate_block, data.pairs, model=node, reduction=self.reduction)
+        sums: Evaluation = self.scheduler.computed(parts.added_up(column)).flawless().sums
         return sums.finish(self.reduction)
 
 
-def evaluate_block(X: Any, targets: Any, *, model: Model, reduction: Reduction) -> Block:
+def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reduction) -> Block:
     """Loss and hits of a block."""
-    X, targets = parts.whole(X), parts.whole(targets)
     sizes, flaw = (int(X.shape[0]),), parts.uneven(X, targets, None)
     if flaw is not None:
         return Block(sizes, flaw)

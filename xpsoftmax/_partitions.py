@@ -34,7 +34,8 @@ try:
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
 except ImportError:
-    raise ImportError("xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask].") from None
+    text = "xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask]."
+    raise ImportError(text, name="dask") from None
 
 FAN_IN = 8
 """How many sums a task of the tree adds up: the tree depends on the number of blocks alone, and so do the bits."""
@@ -83,13 +84,13 @@ class Partitions:
 
     @property
     def pairs(self) -> list[Any]:
-        """Arrays and indices for `blockwise`."""
+        """Arrays and indices for `blockwise`. All columns are one chunk, so that they can share an index."""
         return [self.X, "ij", *self.labels]
 
     @property
     def labels(self) -> list[Any]:
         weight = [] if self.sample_weight is None else [self.sample_weight, "i"]
-        return [self.targets, "ik"[: self.targets.ndim], *weight]
+        return [self.targets, "ij"[: self.targets.ndim], *weight]
 
     @property
     def arrays(self) -> list[Any]:
@@ -259,13 +260,6 @@ def one_thread() -> AbstractContextManager[None]:
     return alone(blas=threads != 1)
 
 
-def whole(block: Any) -> Array:
-    """A block; where an axis is summed over dask gives a list of its blocks, here one."""
-    while type(block) is list:
-        (block,) = block
-    return block
-
-
 def uneven(X: Array, targets: Array, weight: Array | None) -> UnevenBlocksError | None:
     for name, array in (("targets", targets), ("sample_weight", weight)):
         if array is not None and array.shape[0] != X.shape[0]:
@@ -273,9 +267,9 @@ def uneven(X: Array, targets: Array, weight: Array | None) -> UnevenBlocksError 
     return None
 
 
-def sums_of_block(X: Any, targets: Any, weight: Array | None = None, *, model: Model, grad: bool = True) -> Block:
+def sums_of_block(X: Array, targets: Array, weight: Array | None = None, *, model: Model, grad: bool = True) -> Block:
     """What `mlp_partial_sums` says of a block, or without `grad` its loss alone."""
-    return _sums(whole(X), whole(targets), weight, model, grad=grad)
+    return _sums(X, targets, weight, model, grad=grad)
 
 
 def sums_of_rows(model: Model, rows: np.ndarray, X: Array, targets: Array, weight: Array | None = None) -> Block:
@@ -314,10 +308,9 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
 
 
 def look_at_block(
-    targets: Any, weight: Array | None = None, *, classes: int, options: LossOptions, working: DType
+    targets: Array, weight: Array | None = None, *, classes: int, options: LossOptions, working: DType
 ) -> Block:
     """How many rows a block has, and the first bad label or weight."""
-    targets = whole(targets)
     sizes, flaw = (int(targets.shape[0]),), uneven(targets, targets, weight)
     if flaw is not None or not options.validate:
         return Block(sizes, flaw)
@@ -345,11 +338,22 @@ def _name(what: str) -> str:
 
 
 def each_block(function: Callable[..., Block], pairs: Sequence[Any], **options: Any) -> Array:
-    """A task for each block, as a vector of what they give."""
+    """A task for each block, as a column of what they give.
+
+    It keeps the index of the columns: dask makes one task of loading and computing a block only if none is summed over.
+    """
+    index = max(pairs[1::2], key=len)
+    meta = np.empty((0,) * len(index), object)
     return da.blockwise(
-        function, "i", *pairs, name=_name(function.__name__), align_arrays=False, concatenate=None, dtype=object,
-        meta=np.empty(0, object), **options,
-    )  # fmt: skip
+        function,
+        index,
+        *pairs,
+        name=_name(function.__name__.strip("_")),
+        align_arrays=False,
+        dtype=object,
+        meta=meta,
+        **options,
+    )
 
 
 def each_rows(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> Array:
@@ -363,10 +367,10 @@ def each_rows(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> A
     return da.Array(graph, name, chunks=((1,) * len(tasks),), meta=np.empty(0, object))
 
 
-def added_up(vector: Array) -> Array:
+def added_up(column: Array) -> Array:
     """The sum of what blocks give, as a 0-d array of this one object; by a tree, neighbours first."""
     name, tasks = _name("added_up"), dict[Any, Any]()
-    keys = [(vector.name, block) for block in range(vector.numblocks[0])]
+    keys: list[Any] = [(column.name, block, *(0 for _ in column.shape[1:])) for block in range(column.numblocks[0])]
     level = 0
     while len(keys) > 1 or level == 0:
         level += 1
@@ -374,7 +378,7 @@ def added_up(vector: Array) -> Array:
         keys = [(f"{name}-{level}", i) for i in range(len(groups))]
         tasks.update({key: (sum_of, group) for key, group in zip(keys, groups, strict=True)})
     tasks[name,] = tasks.pop(keys[0])
-    return _array(name, tasks, [vector], (), np.empty((), object))
+    return _array(name, tasks, [column], (), np.empty((), object))
 
 
 def sum_of(parts: list[Block]) -> Block:
@@ -426,16 +430,28 @@ def as_layers(arrays: Sequence[Array]) -> Params:
     return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
 
 
-def by_rows(function: Callable[..., Array], model: Model, X: Array, width: int | None = None) -> Array:
-    """Apply a function of a model and a block of inputs to each: to (N,), or (N, width)."""
+def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
+    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns)."""
     meta = function(_like(X._meta, (0, X.shape[1])), model=model)
-    index, axes = ("i", {}) if width is None else ("ik", {"k": width})
-    return da.blockwise(
-        _of_rows, index, X, "ij", name=_name(function.__name__), new_axes=axes, align_arrays=False, concatenate=None,
-        dtype=meta.dtype, meta=meta, function=function, model=as_node(model),
+    matrix = meta.ndim == 2
+    width = {"j": meta.shape[1] if matrix else 1}
+    rows = da.blockwise(
+        _of_rows, "ij", X, "ij", name=_name(function.__name__.strip("_")), adjust_chunks=width, align_arrays=False,
+        dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function, model=as_node(model),
     )  # fmt: skip
+    if matrix:
+        return rows
+    name = _name("column")
+    tasks = {(name, block): (_column, (rows.name, block, 0)) for block in range(rows.numblocks[0])}
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[rows])
+    return da.Array(graph, name, chunks=X.chunks[:1], meta=meta)
 
 
-def _of_rows(X: Any, *, function: Callable[..., Array], model: Model) -> Array:
+def _of_rows(X: Array, *, function: Callable[..., Array], model: Model) -> Array:
     with one_thread():
-        return function(whole(X), model=model)
+        result = function(X, model=model)
+    return result if result.ndim == 2 else result[:, None]
+
+
+def _column(block: Array) -> Array:
+    return block[:, 0]
