@@ -22,7 +22,7 @@ distributed = pytest.importorskip("distributed")
 import _dask_blocks as blocks  # noqa: E402
 
 import xpsoftmax.dask as xd  # noqa: E402
-from xpsoftmax import _partitions, _threads  # noqa: E402
+from xpsoftmax import _loss, _partitions, _threads  # noqa: E402
 
 N, D, H, C = 47, 5, 7, 4
 SIZES = (D, H, C)
@@ -532,6 +532,20 @@ def test_blocks_are_read_once_an_epoch_and_labels_looked_at_once(problem, tmp_pa
     assert set(Counter(lines(tmp_path / "X")).values()) == {1}
 
 
+def test_labels_are_looked_at_before_the_first_step_and_never_again(problem, monkeypatch):
+    params, X, y = problem
+    looks = []
+    check_values = _loss._check_values
+    monkeypatch.setattr(_loss, "_check_values", lambda *args: looks.append(1) or check_values(*args))
+    counts = []
+    for epochs in (1, 4):
+        looks.clear()
+        held = lazy(X, CHUNKS["even"]), lazy(y, CHUNKS["even"])
+        xd.train(params, *held, optimizer=xs.sgd(0.1), epochs=epochs, validation=held, ignore_index=-1)
+        counts.append(len(looks))
+    assert counts[0] == counts[1] == 2 * (1 + 5)  # blocks without rows, by the client; then each block
+
+
 def test_16_bit_parameters_are_trained_in_float32(problem):
     params, X, y = problem
     params = tuple(xs.Layer(*(array.astype("f2") for array in layer)) for layer in params)
@@ -758,7 +772,9 @@ def test_a_scheduler_that_is_lost(batch_size, problem):
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **ANY_PORT) as local,
         distributed.Client(local),
-        pytest.raises(xd.ClusterError, match=r"^the cluster must outlive the training, .* after 3 steps") as lost,
+        pytest.raises(
+            xd.ClusterError, match=r"^the cluster must outlive .* after 3 steps: the client is closed\."
+        ) as lost,
     ):
         xd.train(params, *held, callback=lambda step: local.close() if step.step == 2 else None, **options)
     assert isinstance(lost.value, ConnectionError)
