@@ -378,9 +378,7 @@ def adamw(
 def _adam(learning_rate: LearningRate, betas: tuple[float, float], eps: float, weight_decay: float) -> Optimizer:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"betas must be two numbers, got {betas!r}.")
-    first, second = (
-        check.as_number(f"betas[{i}]", beta, high=math.nextafter(1.0, 0.0)) for i, beta in enumerate(betas)
-    )
+    first, second = (check.as_number(f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
     return Adam(_as_rate(learning_rate), (first, second), check.as_number("eps", eps), weight_decay)
 
 
