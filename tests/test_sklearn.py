@@ -1068,6 +1068,27 @@ def test_inputs_are_checked(iris):
             model.predict(np.where(np.arange(4) == 2, bad, X))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("hidden", [(), (50,)])
+def test_numbers_of_every_chunk_are_looked_at(hidden, bad, rng, monkeypatch):
+    """By the product with a column of weights: also where its weight is 0, and a product that overflows is no error."""
+    monkeypatch.setattr("xpsoftmax.sklearn.IN_CACHE", 2**15)
+    X, y = rng.standard_normal((900, 6)), np.arange(900) % 7
+    for weight in (1.0, 0.0):
+        model = MLPClassifier(hidden, max_iter=1, random_state=0).fit(X, y)
+        model.coefs_[0][3, 0] *= weight
+        for row in (0, 400, 899):
+            Z = X.copy()
+            Z[row, 3] = bad
+            for method in (model.predict, model.predict_proba, model.decision_function):
+                with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+                    method(Z)
+            with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+                model.partial_fit(Z, y)
+    model.coefs_[0][...] = 1e300
+    model.predict_proba(np.full((2, 6), 1e300))
+
+
 def test_partial_fit_is_checked(iris):
     X, y = iris
     with pytest.raises(ValueError, match="classes must be passed on the first call to partial_fit"):

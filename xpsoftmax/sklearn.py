@@ -24,13 +24,23 @@ except ImportError as error:
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import check_activation
-from xpsoftmax._backprop import DEFAULT_MAX_MEMORY, Buffers, Layer, Network, Params, as_network, forward, is_writable
+from xpsoftmax._backprop import (
+    DEFAULT_MAX_MEMORY,
+    Buffers,
+    Layer,
+    Network,
+    Params,
+    as_network,
+    forward,
+    is_writable,
+    parts_of,
+)
 from xpsoftmax._io import to_host, to_library
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._optim import Optimizer, State, UncorrectedAdam, VelocitySgd
@@ -421,8 +431,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not reset:
             self._check_library(X, method)
         if not is_elsewhere(X):
-            if not reset and self._seen_to_fit(X):
-                return X
+            if not reset and self._seen_to_fit(X) and (method != "partial_fit" or _surely_finite(X)):
+                return X  # what is predicted is looked at on the way
             dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
             return validate_data(self, X, dtype=dtype, reset=reset)
         xp, array = check.as_array("X", X)
@@ -438,18 +448,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return validate_data(self, array, skip_check_array=True, reset=reset)
 
     def _seen_to_fit(self, X: Any) -> bool:
-        """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing."""
-        if not (
+        """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing but numbers."""
+        return (
             type(X) is np.ndarray
             and X.dtype == self.coefs_[0].dtype
             and X.ndim == 2
             and X.shape[0] > 0
             and X.shape[1] == self.n_features_in_
             and not hasattr(self, "feature_names_in_")
-        ):
-            return False
-        with np.errstate(all="ignore"):
-            return math.isfinite(np.sum(X))  # a sum that overflows is left to them
+        )
 
     def _check_library(self, X: Any, method: str) -> None:
         own, where = array_namespace(self.coefs_[0]), device(self.coefs_[0])
@@ -872,10 +879,31 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         itemsize, widths = int(net.xp.finfo(net.dtype).bits) // 8, [*net.hidden, len(self.classes_)]
         step = max(1, (self.max_memory or DEFAULT_MAX_MEMORY) // (2 * itemsize * sum(widths)))
         buffers = None
+        watch = None
         if type(X) is np.ndarray:
             step, buffers = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(widths)))), Buffers()
+            watch = self._watched(net, X)
         for start, stop in itertools.pairwise([*range(0, X.shape[0], step), X.shape[0]]):
-            yield slice(start, stop), forward(net, X[start:stop, :], buffers=buffers)[2]
+            yield slice(start, stop), forward(net, X[start:stop, :], buffers=buffers, watch=watch)[2]
+
+    def _watched(self, net: Network, X: np.ndarray) -> Callable[[Array], None] | None:
+        """Tell by a column of the first product whether inputs are finite: to read them for that takes a tenth of all.
+
+        A product with nan or infinity is not finite, unless the BLAS leaves out terms whose weight is 0.
+        """
+        if not net.layers[0].weight[:, 0].all():
+            if not _surely_finite(X):
+                check_array(X, input_name="X", estimator=self)
+            return None
+        seen = False
+
+        def watch(z: Array) -> None:
+            nonlocal seen
+            if not (seen or _surely_finite(z[:, 0])):
+                check_array(X, input_name="X", estimator=self)  # it may be an overflow
+                seen = True
+
+        return watch
 
     # --- weights, and where they are ----------------------------------------------------------------------------------
 
@@ -982,6 +1010,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return model
 
 
+def _surely_finite(x: np.ndarray) -> bool:
+    """Whether all numbers are finite; not sure if their sum is not."""
+    with np.errstate(all="ignore"):
+        return math.isfinite(np.add.reduce(x, axis=None))
+
+
 def _as_random_state(seed: Any) -> np.random.RandomState:
     try:
         return check_random_state(seed)  # type: ignore[no-any-return]
@@ -1055,9 +1089,11 @@ def _epoch(
             continue
         taken: Any = None if batch == rows else part if there is None else there[part]
         loss, grads = stepper.loss_and_grads(layers, taken)
+        if stepper.on_host:  # elsewhere it is waited for only when the epoch ends
+            loss = float(loss)
         losses.append(loss)
         total, counted = total + loss * (part.stop - part.start), counted + part.stop - part.start
-        if stepper.on_host and not math.isfinite(loss):  # elsewhere it is waited for only when the epoch ends
+        if stepper.on_host and not math.isfinite(loss):
             break
         layers, state = optimizer.step(layers, grads, state, in_place=True)
     mean = float(total) / counted if counted else math.nan
@@ -1087,8 +1123,4 @@ def _packed(layers: Params) -> np.ndarray:
 
 
 def _unpacked(x: np.ndarray, net: Network) -> Params:
-    x, start, arrays = x.astype(net.dtype, copy=False), 0, []
-    for like in (array for layer in net.layers for array in layer):
-        arrays.append(x[start : start + like.size].reshape(like.shape))
-        start += like.size
-    return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
+    return parts_of(x.astype(net.dtype, copy=False), net.layers)
