@@ -854,16 +854,17 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         X = self._checked(X, method, reset=False)
         net = as_network(self.params_, self.activation)
-        finish: Any = getattr(net.kernels, operation) if operation else lambda logits, out=None: logits  # noqa: ARG005
+        finish: Any = getattr(net.kernels, operation) if operation else None
         result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
         parts = []
         with quiet(net.xp, net.frame.device):
             for rows, logits in self._passes(net, X):
-                part = finish(logits, out=logits if is_writable(logits) else None)
                 if result is None:
-                    parts.append(part)
-                else:  # the next chunk overwrites the logits
-                    result[rows] = part
+                    parts.append(finish(logits, out=logits if is_writable(logits) else None) if finish else logits)
+                elif finish:
+                    finish(logits, out=result[rows])
+                else:  # the next chunk overwrites them
+                    result[rows] = logits
             if result is not None:
                 return result
             return parts[0] if len(parts) == 1 else net.xp.concat(parts)
