@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -683,6 +684,128 @@ def test_progress(problem, capsys):
     params, X, y = problem
     xd.train(params, lazy(X, 10), y, optimizer=xs.sgd(0.1), epochs=2, batch_size=12, rng=0, progress=True)
     assert "8/8" in capsys.readouterr().err
+
+
+# --- the classifier ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classifier():
+    return pytest.importorskip("xpsoftmax.sklearn").MLPClassifier
+
+
+MODELS = {
+    "adam": {},
+    "sgd": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "adaptive"},
+    "weights": {"class_weight": "balanced", "label_smoothing": 0.1},
+    "lbfgs": {"solver": "lbfgs"},
+}
+CLASSIFIER = {"hidden_layer_sizes": (H,), "max_iter": 5, "random_state": 0, "shuffle": False, "batch_size": 12}
+
+
+@pytest.fixture
+def ignore_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_classifier_learns_what_it_learns_in_memory(
+    name, weighted, known, classifier, problem, rng, ignore_warnings
+):
+    """In the order of the rows, over as many blocks as a step takes: the same steps."""
+    _, X, y = problem
+    y = np.array(["north", "east", "south", "west"])[y]
+    weight = rng.random(N) if weighted else None
+    cut = lazy if known else of_unknown_sizes
+    held = [array if array is None else cut(array, CHUNKS["empty"]) for array in (X, y, weight)]
+    desired = classifier(**CLASSIFIER, **MODELS[name]).fit(X, y, weight)
+    got = classifier(**CLASSIFIER, **MODELS[name]).fit(*held)
+    np.testing.assert_allclose(got.loss_curve_, desired.loss_curve_, rtol=1e-10)
+    np.testing.assert_allclose(flat(got.params_), flat(desired.params_), rtol=1e-6, atol=1e-8)
+    assert got.n_features_in_ == D
+    assert got.classes_.tolist() == desired.classes_.tolist()
+    for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        lazily = getattr(got, method)(held[0])
+        assert isinstance(lazily, da.Array)
+        in_memory = getattr(got, method)(X)
+        assert lazily.dtype == in_memory.dtype
+        if method == "predict":
+            assert lazily.compute().tolist() == in_memory.tolist()
+        else:
+            np.testing.assert_allclose(lazily.compute(), in_memory, rtol=1e-12)
+    assert got.score(held[0], held[1], held[2]) == pytest.approx(desired.score(X, y, weight), rel=1e-12)
+
+
+def test_the_classifier_over_groups_of_shuffled_blocks(classifier, rng, ignore_warnings):
+    X = rng.standard_normal((400, 2)).astype("f4")
+    y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    held = lazy(X, 20), lazy(y, 50)
+    options = {"hidden_layer_sizes": (16,), "learning_rate_init": 0.02, "batch_size": 40, "max_iter": 60}
+    model = classifier(**options, random_state=0).fit(*held)
+    assert model.coefs_[0].dtype == np.float32
+    assert model.score(*held) > 0.9
+    again = classifier(**options, random_state=0).fit(*held)
+    assert flat(again.params_).tobytes() == flat(model.params_).tobytes()
+    assert model.t_ == 60 * 400
+    before = flat(model.params_).copy()
+    model.partial_fit(*held)
+    assert len(model.loss_curve_) == 61
+    assert not np.array_equal(flat(model.params_), before)
+
+
+def test_the_classifier_stops_early(classifier, rng, ignore_warnings):
+    X, y = rng.standard_normal((300, 4)), rng.integers(0, 3, 300)
+    held = lazy(X, 40), lazy(y, 40)
+    model = classifier(max_iter=500, early_stopping=True, n_iter_no_change=3, random_state=0).fit(*held)
+    assert model.n_iter_ < 500
+    assert max(model.validation_scores_) == model.best_validation_score_
+    scores = [round(score * 30) for score in model.validation_scores_]
+    np.testing.assert_allclose(np.array(scores) / 30, model.validation_scores_)  # of a tenth of the rows
+
+
+def test_the_classifier_on_data_frames(classifier, problem, ignore_warnings):
+    pandas = pytest.importorskip("pandas")
+    frames = pytest.importorskip("dask.dataframe")
+    _, X, y = problem
+    columns = list("abcde")
+    frame = pandas.DataFrame(X, columns=columns).assign(b=lambda f: (10 * f.b).astype(int), label=y)
+    held = frames.from_pandas(frame, npartitions=5)
+    desired = classifier(**CLASSIFIER).fit(frame[columns], frame.label)
+    got = classifier(**CLASSIFIER).fit(held[columns], held.label)
+    assert got.feature_names_in_.tolist() == columns
+    np.testing.assert_allclose(flat(got.params_), flat(desired.params_), rtol=1e-6, atol=1e-8)
+    assert got.predict(held[columns]).compute().tolist() == got.predict(frame[columns]).tolist()
+    assert got.score(held[columns], held.label) == got.score(frame[columns], frame.label)
+    with pytest.raises(ValueError, match="feature names"):
+        got.predict(held[columns[::-1]])
+    with pytest.raises(ValueError, match=r"^X must have columns of numbers, got b \((str|object|string).*\)\.$"):
+        classifier().fit(frames.from_pandas(frame.assign(b="x"), npartitions=2)[columns], y)
+
+
+def test_what_the_classifier_refuses(classifier, problem):
+    _, X, y = problem
+    held = lazy(X, 10), lazy(y, 10)
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[47, 46\]"):
+        classifier().fit(held[0], held[1][:46])
+    with pytest.raises(TypeError, match=r"^y must be labels \(N,\) for dask arrays, got shape \(47, 4\)"):
+        classifier().fit(held[0], da.ones((N, C)))
+    with pytest.raises(TypeError, match=r"^y and sample_weight must be in memory if X is, got one of dask"):
+        classifier().fit(X, held[1])
+    with pytest.raises(ValueError, match=r"^sample_weight must let a row count, got weights that are all zero"):
+        classifier().fit(*held, da.zeros(N))
+    model = classifier(hidden_layer_sizes=(), solver="lbfgs", max_iter=3)
+    with pytest.raises(ValueError, match=r"^Solver produced non-finite parameter weights"):
+        classifier(max_iter=2).fit(da.full((20, 2), np.nan, chunks=10), da.arange(20, chunks=10) % 2)
+    with pytest.warns(match="lbfgs failed to converge"):
+        model.fit(*held)
+    with pytest.raises(ValueError, match=r"X has 3 features, but MLPClassifier is expecting 5"):
+        model.predict(da.ones((N, 3)))
+    with pytest.raises(ValueError, match=r"^X must be of real numbers, got complex128"):
+        model.fit(held[0] * 1j, held[1])
 
 
 # --- a cluster --------------------------------------------------------------------------------------------------------

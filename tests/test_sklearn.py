@@ -369,12 +369,6 @@ def test_a_model_moves_and_goes_on_there(name, backend, iris):
         assert difference(model, moved.partial_fit(backend.asarray(X), y).to(np)) < SAME
 
 
-def test_a_dask_array_is_refused():
-    da = pytest.importorskip("dask.array")
-    with pytest.raises(TypeError, match=r"X must be an array in memory, got a dask array\. Call its compute\(\)"):
-        MLPClassifier().fit(da.ones((5, 2)), np.arange(5))
-
-
 def test_a_dtype_that_a_library_lacks(request):
     jax = pytest.importorskip("jax")
     request.addfinalizer(partial(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64))

@@ -19,7 +19,7 @@ from xpsoftmax import _partitions as parts
 from xpsoftmax._backprop import Params
 from xpsoftmax._partitions import Block, Model, Partitions
 from xpsoftmax._softmax import quiet
-from xpsoftmax._training import Batches, Data, Evaluation, TrainResult, as_data, evaluation
+from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation
 from xpsoftmax._typing import Array, Reduction
 
 BLOCKS_PER_STEP = 8
@@ -155,11 +155,15 @@ class _Epoch:
     The rows of a group of blocks are drawn when it has its turn: a permutation of all rows may be large.
     """
 
-    def __init__(self, steps: PartitionSteps, generator: np.random.Generator | None, batch_size: int) -> None:
+    def __init__(self, steps: PartitionSteps, generator: Any, batch_size: int) -> None:
         self.steps, self.generator, self.batch_size = steps, generator, batch_size
         count, most = len(steps.sizes), steps.blocks_per_step
         order: Any = range(count) if generator is None or most >= count else generator.permutation(count).tolist()
         self.groups = [sorted(order[start : start + most]) for start in range(0, count, most)]
+
+    def size(self, batch: _Batch) -> int:
+        """How many rows a batch has."""
+        return self.rows(batch.blocks) if batch.rows is None else len(batch.rows)
 
     def rows(self, group: list[int]) -> int:
         return sum(self.steps.sizes[block] for block in group)
@@ -172,14 +176,14 @@ class _Epoch:
             rows = self.rows(group)
             if 0 < rows <= self.batch_size:
                 yield _Batch(group, None)
-            elif rows and self.generator is not None:
-                order = self.generator.permutation(rows)
+            elif rows:
+                order = np.arange(rows) if self.generator is None else self.generator.permutation(rows)
                 for start in range(0, rows, self.batch_size):
                     yield _Batch(group, order[start : start + self.batch_size])
 
 
 class PartitionSteps:
-    """The steps of a training over blocks (`xpsoftmax._training.Steps`)."""
+    """The steps of a training over blocks (`xpsoftmax._training.Steps`); `averaged` as for `Stepper`."""
 
     def __init__(
         self,
@@ -190,12 +194,14 @@ class PartitionSteps:
         reduction: Reduction,
         blocks_per_step: int,
         scheduler: Scheduler,
+        *,
+        averaged: bool = False,
     ) -> None:
         net = model.network
         model = replace(model.trusting(), widened=net.dtype != net.working)
         self.given, self.model, self.data, self.sizes = net, model, data, sizes
         self.reg, self.reduction, self.blocks_per_step = reg, reduction, blocks_per_step
-        self.scheduler = scheduler
+        self.scheduler, self.averaged = scheduler, averaged
         self.on_host = type(net.layers[0].weight) is np.ndarray
         self.rows = sum(sizes)
         self.blocks: tuple[tuple[int, ...], int] | None = (sizes, blocks_per_step)
@@ -204,7 +210,8 @@ class PartitionSteps:
     def expected(self, batch_size: int) -> int:
         return len(_Epoch(self, None, batch_size))
 
-    def batches(self, generator: np.random.Generator, batch_size: int) -> Batches:
+    def batches(self, generator: Any, batch_size: int) -> _Epoch:
+        """Draw an epoch; without a generator blocks and rows keep their order."""
         return _Epoch(self, generator, batch_size)
 
     def of_batch(self, layers: Params, batch: _Batch) -> tuple[Array, Params] | None:
@@ -219,7 +226,15 @@ class PartitionSteps:
         block: Block = self.scheduler.computed(total, optimized=batch.rows is None).flawless()
         if not block.counts or (self.reduction == "mean" and not bool(block.sums.weight != 0.0)):
             return None
-        return parts.finished_sums(model.network, block.sums, self.reg, self.reduction)
+        reg = self.reg / block.sums.weight if self.averaged else self.reg
+        return parts.finished_sums(model.network, block.sums, reg, self.reduction)
+
+    def loss_and_grads(self, layers: Params, rows: None) -> tuple[Array, Params]:  # noqa: ARG002
+        """Of all rows, of which one counts."""
+        found = self.of_batch(layers, _Batch(list(range(len(self.sizes))), None))
+        if found is None:
+            raise ValueError("sample_weight must let a row count, got none that does.")
+        return found
 
     def of(self, blocks: list[int]) -> Partitions:
         return self.data if len(blocks) == len(self.sizes) else self.data.blocks(blocks)

@@ -419,11 +419,11 @@ def finish(model: Model, total: Block, reg: float, reduction: Reduction) -> list
     return [loss, *(array for layer in grads for array in layer)]
 
 
-def finished_sums(net: Network, sums: PartialSums, reg: float, reduction: Reduction) -> tuple[Array, Params]:
+def finished_sums(net: Network, sums: PartialSums, reg: float | Array, reduction: Reduction) -> tuple[Array, Params]:
     """Loss and gradients of sums over all rows."""
     with quiet(net.xp, net.frame.device):
         loss, grads = sums.mean(net.xp) if reduction == "mean" else (sums.loss, sums.grads)
-        return finished(net, loss, grads, reg) if grads else (penalised(net, loss, reg), ())
+        return finished(net, loss, grads, reg) if grads else (penalised(net, loss, float(reg)), ())
 
 
 def as_layers(arrays: Sequence[Array]) -> Params:
