@@ -1,5 +1,6 @@
 """Loss, gradients, prediction and training over dask arrays: as in memory, whatever happens to the workers."""
 
+import itertools
 import logging
 import os
 import pickle
@@ -59,6 +60,27 @@ def client(cluster):
     with distributed.Client(cluster) as client:
         client.wait_for_workers(2)
         yield client
+
+
+@pytest.fixture
+def classifier():
+    return pytest.importorskip("xpsoftmax.sklearn").MLPClassifier
+
+
+MODELS = {
+    "adam": {},
+    "sgd": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "adaptive"},
+    "weights": {"class_weight": "balanced", "label_smoothing": 0.1},
+    "lbfgs": {"solver": "lbfgs"},
+}
+CLASSIFIER = {"hidden_layer_sizes": (H,), "max_iter": 5, "random_state": 0, "shuffle": False, "batch_size": 12}
+
+
+@pytest.fixture
+def ignore_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def lazy(array, chunks):
@@ -239,6 +261,82 @@ def test_processes(problem, rng):
     params, X, y = problem
     lazily = xd.mlp_loss_and_grad(params, lazy(X, (40, 7)), lazy(y, (40, 7)))
     assert_same_bits(dask.compute(*lazily, scheduler="processes"), dask.compute(*lazily, scheduler="threads"))
+
+
+# --- blocks of CuPy ---------------------------------------------------------------------------------------------------
+
+
+def held_in_blocks(backend, array, chunks):
+    """A dask array of blocks of this library, which are there."""
+    ends = np.cumsum((0, *chunks))
+    name = f"held-{id(array)}"
+    tasks = {
+        (name, i, *(0 for _ in array.shape[1:])): backend.asarray(array[start:stop])
+        for i, (start, stop) in enumerate(itertools.pairwise(ends))
+    }
+    meta = backend.asarray(array[:0].reshape((0,) * array.ndim))
+    return da.Array(tasks, name, chunks=(tuple(chunks), *((n,) for n in array.shape[1:])), meta=meta)
+
+
+@pytest.mark.backends("numpy", "cupy")
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+@pytest.mark.parametrize("name", ["plain", "sum", "smoothing", "classes"])
+def test_blocks_stay_where_they_are(name, scheduler, backend, problem, rng):
+    params, X, y = problem
+    weight = rng.random(N)
+    options = {k: backend.asarray(v) if isinstance(v, np.ndarray) else v for k, v in OPTIONS[name].items()}
+    there = tuple(xs.Layer(*map(backend.asarray, layer)) for layer in params)
+    held = [held_in_blocks(backend, array, CHUNKS["even"]) for array in (X, y, weight)]
+    with dask.config.set(scheduler=scheduler):
+        loss, grads = dask.compute(*xd.mlp_loss_and_grad(there, *held[:2], sample_weight=held[2], **options))
+        labels = xd.mlp_predict(there, held[0]).compute()
+        shared = {"epochs": 2, "rng": 3, "optimizer": xs.adam(0.01), "batch_size": 8}
+        got = xd.train(there, *held[:2], sample_weight=held[2], validation=held[:2], **shared, **options)
+    assert type(loss) is type(grads[0].weight) is type(got.params[0].weight) is type(held[0]._meta)
+    on_host = backend.to_numpy(loss), [xs.Layer(*map(backend.to_numpy, layer)) for layer in grads]
+    assert_equal_to(on_host, xs.mlp_loss_and_grad(params, X, y, sample_weight=weight, **OPTIONS[name]))
+    np.testing.assert_array_equal(backend.to_numpy(labels), xs.mlp_predict(params, X))
+    desired = xs.train(params, X, y, sample_weight=weight, validation=(X, y), **shared, **OPTIONS[name])
+    np.testing.assert_allclose(got.history["loss"], desired.history["loss"], rtol=1e-10)
+    np.testing.assert_allclose(got.history["validation_loss"], desired.history["validation_loss"], rtol=1e-10)
+
+
+@pytest.mark.backends("cupy")
+def test_blocks_of_another_library_than_the_parameters(backend, problem):
+    params, X, y = problem
+    held = [held_in_blocks(backend, array, CHUNKS["even"]) for array in (X, y)]
+    with pytest.raises(
+        TypeError, match=r"^X must be an array of the same library as params\[0\]\.weight \(numpy\), got"
+    ):
+        xd.mlp_loss(params, *held)
+
+
+@pytest.mark.backends("cupy")
+def test_a_bad_label_on_a_device(backend, problem):
+    params, X, y = problem
+    y[37] = 8
+    there = tuple(xs.Layer(*map(backend.asarray, layer)) for layer in params)
+    held = [held_in_blocks(backend, array, CHUNKS["even"]) for array in (X, y)]
+    with pytest.raises(ValueError, match=r"got 8 at row 37\.$"):
+        xd.mlp_loss(there, *held).compute()
+
+
+@pytest.mark.backends("cupy")
+@pytest.mark.parametrize("name", MODELS)
+def test_the_classifier_on_blocks_of_a_device(name, backend, classifier, problem, ignore_warnings):
+    _, X, y = problem
+    model = classifier(**CLASSIFIER, **MODELS[name])
+    held = [held_in_blocks(backend, array, CHUNKS["even"]) for array in (X, y)]
+    if name == "lbfgs":
+        with pytest.raises(ValueError, match=r'^solver must be "adam" or "sgd" for'):
+            model.fit(*held)
+        return
+    model.fit(*held)
+    desired = classifier(**CLASSIFIER, **MODELS[name]).fit(X, y)
+    np.testing.assert_allclose(model.loss_curve_, desired.loss_curve_, rtol=1e-9)
+    assert type(model.predict_proba(held[0]).compute()) is type(held[0]._meta)
+    assert backend.to_numpy(model.predict(held[0]).compute()).tolist() == desired.predict(X).tolist()
+    assert model.score(*held) == desired.score(X, y)
 
 
 # --- passes over the data ---------------------------------------------------------------------------------------------
@@ -687,27 +785,6 @@ def test_progress(problem, capsys):
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def classifier():
-    return pytest.importorskip("xpsoftmax.sklearn").MLPClassifier
-
-
-MODELS = {
-    "adam": {},
-    "sgd": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "adaptive"},
-    "weights": {"class_weight": "balanced", "label_smoothing": 0.1},
-    "lbfgs": {"solver": "lbfgs"},
-}
-CLASSIFIER = {"hidden_layer_sizes": (H,), "max_iter": 5, "random_state": 0, "shuffle": False, "batch_size": 12}
-
-
-@pytest.fixture
-def ignore_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
