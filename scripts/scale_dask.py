@@ -49,6 +49,8 @@ FEATURES, HIDDEN, CLASSES = 256, 64, 10
 DISTINCT = 10  # blocks that differ; all others are these again, so that the machine need not hold them all
 WIDTHS = (64, 512, 2048, 4096)  # of the hidden layers in the passes that show what a byte of parameters costs
 COUNTS = (25, 50, 100, 200)  # blocks of one row
+PAUSE = 0.2
+"""Seconds before each pass: the threads of a BLAS go on waiting for work for a while, at the cost of the next way."""
 PACKAGES = ("numpy", "dask", "distributed", "threadpoolctl")
 WORKER = {
     "threads_per_worker": 1,
@@ -143,6 +145,7 @@ def timed(passes: dict[str, Pass], seconds: float, least: int = 5) -> dict[str, 
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, make_pass in passes.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             make_pass()
             times[name].append(time.perf_counter() - start)
