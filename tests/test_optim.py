@@ -5,6 +5,7 @@ import pytest
 from _assert import assert_like
 
 import xpsoftmax as xs
+from xpsoftmax._backprop import parts_of, vector_of
 from xpsoftmax.kernels import generic, numpy_layers
 from xpsoftmax.kernels import numpy as numpy_kernels
 
@@ -176,7 +177,7 @@ def test_16_bit_parameters_are_updated_in_float32(backend, rng):
         (lambda: xs.sgd(0.1, nesterov=True), ValueError, r"momentum must be positive for nesterov=True, got 0\.0\."),
         (lambda: xs.sgd(0.1, 0.9, nesterov=1), TypeError, r"nesterov must be True or False, got 1\."),
         (lambda: xs.adam(0.1, betas=0.9), TypeError, r"betas must be two numbers, got 0\.9\."),
-        (lambda: xs.adam(0.1, betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be from 0 to 1, got 1\.0\."),
+        (lambda: xs.adam(0.1, betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be at least 0 and below 1, got 1\.0\."),
         (lambda: xs.adam(0.1, eps=-1), ValueError, r"eps must be finite and at least 0, got -1\.0\."),
         (lambda: xs.adamw(0.1, weight_decay="1"), TypeError, r"weight_decay must be a real number, got '1'\."),
     ],
@@ -250,3 +251,45 @@ def test_the_numpy_penalty_is_the_generic_one(shape, dtype, rng):
     assert abs(found - value) <= 24 * np.finfo(dtype).eps * value
     np.testing.assert_array_equal(added, gradient)
     assert numpy_kernels.weight_penalty(weight, None, 0.3) == (found, None)
+
+
+# --- all parameters at once -------------------------------------------------------------------------------------------
+
+
+def as_vector(layers, dtype):
+    vector = np.concatenate([a.ravel() for layer in layers for a in layer], dtype=dtype)
+    return parts_of(vector, layers)
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 2), (5, 1), (700, 300, 3)], ids=str)  # the last in parts, in threads
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_of_a_vector_has_the_bits_of_one_by_arrays(name, sizes, dtype, rng):
+    make, options, _, _ = OPTIMIZERS[name]
+    optimizer = make(rates, **options)
+    plain = tuple(xs.Layer(*(a.astype(dtype) for a in layer)) for layer in xs.init_params(sizes, rng=rng))
+    together, state = as_vector(plain, dtype), optimizer.init(plain)
+    state_together = optimizer.init(together)
+    for grads in gradients(rng, plain, 3):
+        grads = tuple(xs.Layer(*(a.astype(dtype) for a in layer)) for layer in grads)
+        plain, state = optimizer.update(plain, grads, state)
+        together, state_together = optimizer.step(together, as_vector(grads, dtype), state_together, in_place=True)
+        assert vector_of(together) is not None
+    assert state_together[0] == state[0] == 3
+    for found, expected in zip((together, *state_together[1:]), (plain, *state[1:]), strict=True):
+        for layer, like in zip(found, expected, strict=True):
+            for array, other in zip(layer, like, strict=True):
+                np.testing.assert_array_equal(array, other)
+                assert array.shape == other.shape
+
+
+def test_the_vector_of_layers_is_that_which_they_are_parts_of():
+    layers = xs.init_params((3, 4, 2), rng=0)
+    vector = np.concatenate([a.ravel() for layer in layers for a in layer])
+    parts = parts_of(vector, layers)
+    assert vector_of(parts) is vector
+    for layer, like in zip(parts, layers, strict=True):
+        np.testing.assert_array_equal(layer.weight, like.weight)
+        np.testing.assert_array_equal(layer.bias, like.bias)
+    assert vector_of(layers) is None
+    assert vector_of((parts[0], layers[1])) is None
+    assert vector_of(parts[:1]) is None  # there is more in it

@@ -6,6 +6,8 @@ import importlib.util
 import pickle
 import signal
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -173,6 +175,29 @@ def test_partial_fit_is_that_of_scikit_learn(digits):
     np.testing.assert_allclose(model.loss_curve_, theirs.loss_curve_, rtol=SAME)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"learning_rate_init": 0.5},
+        {"solver": "adam"},
+        {"learning_rate": "constant"},
+        {"power_t": 2.0},
+        {"momentum": 0.1, "nesterovs_momentum": False},
+        {"alpha": 10.0, "batch_size": 50},
+        {"shuffle": False, "activation": "tanh"},
+    ],
+    ids=repr,
+)
+def test_parameters_that_change_between_calls_of_partial_fit_count_as_in_scikit_learn(changed, digits):
+    options = {"solver": "sgd", "learning_rate": "invscaling", "learning_rate_init": 0.3, "random_state": 3}
+    theirs, model = (
+        kind((12,), **options).partial_fit(*digits, classes=np.arange(10)) for kind in (Theirs, MLPClassifier)
+    )
+    for one in (theirs, model):
+        one.set_params(**changed).partial_fit(*digits).partial_fit(*digits)
+    assert difference(model, theirs) < SAME
+
+
 def test_warm_start_is_that_of_scikit_learn(digits):
     options = {"warm_start": True, "max_iter": 3, "random_state": 3}
     theirs, model = Theirs(**options), MLPClassifier(**options)
@@ -183,6 +208,7 @@ def test_warm_start_is_that_of_scikit_learn(digits):
         assert (model.n_iter_, model.t_) == (theirs.n_iter_, theirs.t_)
     np.testing.assert_allclose(model.loss_curve_, theirs.loss_curve_, rtol=SAME)
     assert len(model.loss_curve_) == 9
+    assert {type(loss) for loss in [model.loss_, model.best_loss_, *model.loss_curve_]} == {float}
 
 
 def test_verbose_prints_what_scikit_learn_prints(digits, capsys):
@@ -349,6 +375,19 @@ def test_a_dask_array_is_refused():
         MLPClassifier().fit(da.ones((5, 2)), np.arange(5))
 
 
+def test_a_dtype_that_a_library_lacks(request):
+    jax = pytest.importorskip("jax")
+    request.addfinalizer(partial(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64))
+    jax.config.update("jax_enable_x64", False)
+    X = jax.numpy.ones((4, 2))
+    with pytest.raises(ValueError, match=r"dtype must be one that jax\.numpy has \(float64 only .* got 'float64'"):
+        MLPClassifier(dtype="float64").fit(X, [0, 1, 0, 1])
+    with pytest.raises(
+        TypeError, match=r"xp must have the dtype of the model, float64, got jax\.numpy, which lacks it"
+    ):
+        MLPClassifier(max_iter=1).fit(np.ones((4, 2)), [0, 1, 0, 1]).to(jax.numpy)
+
+
 def test_lbfgs_is_for_numpy(backend, iris):
     if backend.name in ("numpy", "dask"):
         pytest.skip("it is NumPy, or refused")
@@ -366,6 +405,8 @@ def test_the_dtype_of_the_numbers(backend, iris):
         ("int32", None, "float64"),
         ("float64", "float32", "float32"),
         ("int64", np.float32, "float32"),
+        ("float64", "f4", "float32"),
+        ("float32", np.dtype(">f8"), "float64"),
         ("float32", backend.xp.float64, "float64"),
     ):
         if given == "float16" and backend.name.startswith("array_api_strict"):
@@ -417,6 +458,37 @@ def test_probabilities_that_are_sure_are_labels(backend, iris):
     assert difference(expected, model.to(np)) < SAME
     np.testing.assert_array_equal(model.classes_, [0, 1, 2])
     assert model.score(backend.asarray(X), np.eye(3)[y]) == expected.score(X, y)
+
+
+def test_weights_of_more_labels_than_there_are(iris):
+    """As scikit-learn has it: a part of the data may lack one of the labels that have weights."""
+    X, y = iris
+    weights = {0: 1.0, 1: 2.0, 2: 3.0, 7: 4.0}
+    model = MLPClassifier(max_iter=2, random_state=0, class_weight=weights).fit(X, y)
+    del weights[7]
+    assert difference(model, MLPClassifier(max_iter=2, random_state=0, class_weight=weights).fit(X, y)) == 0.0
+
+
+def test_smoothing_to_the_end_learns_that_all_classes_are_alike(iris):
+    options = {
+        "label_smoothing": 1.0,
+        "solver": "lbfgs",
+        "alpha": 0.0,
+        "random_state": 0,
+        "max_iter": 1000,
+        "tol": 1e-9,
+    }
+    model = MLPClassifier((), **options).fit(*iris)
+    np.testing.assert_allclose(model.predict_proba(iris[0]), 1 / 3, atol=1e-3)
+
+
+def test_logarithms_are_finite_as_far_as_numbers_go():
+    params = (xs.Layer(np.array([[1.0, -1.0, -1.9]]), np.zeros(3)),)
+    model = MLPClassifier.from_params(params)
+    X = np.array([[1e3], [6e307], [1e308]])
+    expected = [[0.0, -2e3, -2.9e3], [0.0, -1.2e308, -1.74e308], [0.0, -np.inf, -np.inf]]
+    np.testing.assert_allclose(model.predict_log_proba(X), expected, rtol=1e-15)
+    np.testing.assert_array_equal(model.predict_proba(X), [[1.0, 0.0, 0.0]] * 3)
 
 
 def test_label_smoothing_is_a_mixture_with_all_classes(iris):
@@ -507,9 +579,36 @@ def test_rows_held_out_are_a_share_of_each_class():
     assert len(MLPClassifier(early_stopping=True)._split(alone, np.random.RandomState(0))[1]) == 14
 
 
-def test_too_few_rows_to_hold_out():
-    with pytest.raises(ValueError, match=r"validation_fraction must hold out at least 2 rows, got 0\.1 of 6\."):
-        MLPClassifier(early_stopping=True).fit(np.eye(6), [0, 1] * 3)
+@pytest.mark.parametrize(
+    ("fraction", "held", "size"), [(0.1, 1, "small"), (0.0, 0, "small"), (0.999, 6, "large"), (0.84, 6, "large")]
+)
+def test_too_few_rows_to_hold_out_or_to_learn_from(fraction, held, size):
+    message = (
+        rf"validation_fraction must hold out at least 2 rows and leave one, got {fraction} of 6 rows, which is {held}"
+    )
+    with pytest.raises(ValueError, match=rf"{message}\. The validation set is too {size}\."):
+        MLPClassifier(early_stopping=True, validation_fraction=fraction).fit(np.eye(6), [0, 1] * 3)
+
+
+def test_rows_held_out_must_weigh_something(iris):
+    X, y = iris
+    held = MLPClassifier(early_stopping=True)._split(y, np.random.RandomState(0))
+    options = {
+        "early_stopping": True,
+        "random_state": np.random.RandomState(0),
+        "hidden_layer_sizes": (),
+        "max_iter": 2,
+    }
+    for part, which in zip(held, ("to learn from", "held out"), strict=True):
+        weight = np.ones(150)
+        weight[part] = 0.0
+        model = MLPClassifier(**options)
+        model._initial = lambda *_: (xs.Layer(np.zeros((4, 3)), np.zeros(3)),)  # draws nothing
+        with pytest.raises(
+            ValueError,
+            match=rf"sample_weight must let a row count of those {which}, got weights that are all zero\. Another",
+        ):
+            model.set_params(random_state=np.random.RandomState(0)).fit(X, y, weight)
 
 
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
@@ -525,11 +624,21 @@ def test_a_large_batch_is_cut_with_a_warning(iris):
         MLPClassifier(batch_size=151, max_iter=1).fit(*iris)
 
 
-@pytest.mark.parametrize(("rate", "epochs"), [(1e200, 3), (1e308, 1)])
-def test_numbers_that_are_not_finite_are_refused(rate, epochs, iris):
-    model = MLPClassifier(solver="sgd", learning_rate_init=rate, max_iter=epochs, batch_size=150, random_state=0)
-    with pytest.raises(ValueError, match="Solver produced non-finite parameter weights"):
-        model.fit(iris[0] * 1e3, iris[1])
+@pytest.mark.parametrize(
+    ("rate", "epochs", "message"), [(1e200, 3, r"and the loss nan at step 1\."), (1e308, 1, r"by the last step\.")]
+)
+def test_numbers_that_are_not_finite_are_refused(rate, epochs, message, backend, iris):
+    if backend.name == "dask":
+        pytest.skip("refused")
+    batch = 150 if epochs == 1 else 50
+    model = MLPClassifier(
+        solver="sgd", momentum=0.0, learning_rate_init=rate, max_iter=epochs, batch_size=batch, random_state=0
+    )
+    with pytest.raises(
+        ValueError, match=rf"Solver produced non-finite parameter weights, {message} .* a smaller learning_rate_init"
+    ):
+        model.fit(backend.asarray(iris[0] * 1e3), iris[1])
+    assert not [name for name in vars(model) if name.endswith("_") or name.startswith("_")]
 
 
 def test_an_interrupt_keeps_what_was_learnt(iris, monkeypatch):
@@ -549,7 +658,180 @@ def test_an_interrupt_keeps_what_was_learnt(iris, monkeypatch):
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         model.fit(*iris)
     assert (model.n_iter_, model._state[0], len(steps)) == (2, 9, 9)
+    assert len(model.loss_curve_) == 2
+    assert model.loss_ != model.loss_curve_[-1]  # of the three steps after them
     assert model.score(*iris) > 0.0
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_interrupt_in_the_first_epoch_leaves_every_attribute(early_stopping, iris, monkeypatch):
+    from xpsoftmax._optim import UncorrectedAdam
+
+    usual = UncorrectedAdam.step
+
+    def step(self, *arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return usual(self, *arguments, **options)
+
+    options = {"batch_size": 50, "random_state": 0, "early_stopping": early_stopping}
+    whole = MLPClassifier(max_iter=1, **options).fit(*iris)
+    monkeypatch.setattr(UncorrectedAdam, "step", step)
+    with pytest.warns(UserWarning, match="Training interrupted by user") as caught:
+        model = MLPClassifier(**options).fit(*iris)
+    assert caught[0].filename == __file__
+    assert vars(model).keys() == vars(whole).keys()
+    assert (model.n_iter_, model.t_, model.loss_curve_, model._state[0]) == (0, 0, [], 1)
+    assert 0.5 < model.loss_ < 2.0
+    assert model.score(*iris) > 0.0
+    monkeypatch.undo()
+    assert len(model.set_params(early_stopping=False).partial_fit(*iris).loss_curve_) == 1  # it can go on
+
+
+@pytest.mark.parametrize("evaluation", [1, 2, 8])
+def test_an_interrupt_of_lbfgs_keeps_the_last_iterate(evaluation, digits, monkeypatch):
+    """It is that of a fit that ends after as many iterations; SciPy makes one evaluation for each, and one before."""
+    from xpsoftmax._training import Stepper
+
+    calls = []
+    usual = Stepper.loss_and_grads
+
+    def loss_and_grads(self, *arguments):
+        calls.append(1)
+        if len(calls) == evaluation:
+            signal.raise_signal(signal.SIGINT)
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(Stepper, "loss_and_grads", loss_and_grads)
+    model = MLPClassifier((5,), solver="lbfgs", random_state=0, alpha=1.0)
+    with pytest.warns(UserWarning, match="Training interrupted by user") as caught:
+        model.fit(*digits)
+    monkeypatch.undo()
+    assert caught[0].filename == __file__
+    assert len(calls) == evaluation
+    assert model.n_iter_ == len(model.loss_curve_) <= evaluation - 1
+    loss = float(xs.mlp_loss(model.params_, *digits, reg=1.0 / len(digits[1])))
+    assert model.loss_ == model.best_loss_ == pytest.approx(loss, rel=1e-12)
+    if model.n_iter_ == 0:
+        rng = np.random.RandomState(0)
+        np.testing.assert_array_equal(
+            model.coefs_[0], MLPClassifier((5,))._initial(rng, (64, 5, 10), digits[0])[0].weight
+        )
+    else:
+        fitted = MLPClassifier((5,), solver="lbfgs", random_state=0, alpha=1.0, max_iter=model.n_iter_).fit(*digits)
+        assert difference(model, fitted) == 0.0
+        assert model.loss_ == model.loss_curve_[-1] == fitted.loss_
+
+
+def test_a_second_interrupt_is_raised_and_nothing_is_changed(iris, monkeypatch):
+    from xpsoftmax._training import Stepper
+
+    model = MLPClassifier(random_state=0, max_iter=2).fit(*iris)
+    before = copy.deepcopy(vars(model))
+
+    def loss_and_grads(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Stepper, "loss_and_grads", loss_and_grads)
+    for solver in ("adam", "lbfgs"):
+        before["solver"] = solver
+        with pytest.raises(KeyboardInterrupt):
+            model.set_params(solver=solver).fit(*iris)
+        assert_same_attributes(vars(model), before)
+
+
+# --- errors change nothing --------------------------------------------------------------------------------------------
+
+
+def assert_same_attributes(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert pickle.dumps(value) == pickle.dumps(expected[name]), name
+
+
+def test_the_comparison_of_attributes_finds_a_changed_bit():
+    for changed in ({"a": [np.nextafter(1.0, 2.0)], "b": 1}, {"a": [1.0]}, {"a": [1.0], "b": 1, "c": 2}):
+        with pytest.raises(AssertionError):
+            assert_same_attributes({"a": [1.0], "b": 1}, changed)
+
+
+FAILING = {
+    "X": ({}, {"X": np.ones((150, 3, 1))}),
+    "more features": ({}, {"X": np.ones((150, 7)) * np.nan}),
+    "y": ({}, {"y": np.full(150, 0.5)}),
+    "rows": ({}, {"y": np.arange(149) % 3}),
+    "sample_weight": ({}, {"sample_weight": np.ones(3)}),
+    "negative": ({}, {"sample_weight": -np.ones(150)}),
+    "no weight": ({}, {"sample_weight": np.zeros(150)}),
+    "class_weight": ({"class_weight": {9: 1.0}}, {}),
+    "no class": ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, {}),
+    "parameter": ({"beta_1": 1.0}, {}),
+    "random_state": ({"random_state": "seven"}, {}),
+    "split": ({"early_stopping": True, "validation_fraction": 0.001}, {}),
+    "max_memory": ({"max_memory": 100}, {}),
+    "divergence": ({"solver": "sgd", "momentum": 0.0, "learning_rate_init": 1e200, "batch_size": 20}, {"X": 1e3}),
+    "last step": ({"solver": "sgd", "momentum": 0.0, "learning_rate_init": 1e308, "max_iter": 1}, {"X": 1e3}),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("way", ["fit", "warm fit", "partial_fit"])
+def test_an_error_leaves_the_model_as_it_was(way, name, iris):
+    options, changed = FAILING[name]
+    X, y = iris
+    model = MLPClassifier((6,), random_state=0, max_iter=2, early_stopping=way == "warm fit").fit(X, y)
+    if way == "partial_fit":
+        model.partial_fit(X, y)
+        if "solver" in options:  # the optimiser stays that of the first call
+            model = MLPClassifier((6,), random_state=0, max_iter=2, solver="sgd", momentum=0.0).fit(X, y)
+            model._optimizer = replace(model._optimizer, learning_rate=options["learning_rate_init"])
+    model.set_params(warm_start=way == "warm fit", **options)
+    predicted = model.predict_proba(X)
+    before = copy.deepcopy(vars(model))
+    arguments = {"X": X, "y": y, **changed}
+    if isinstance(arguments["X"], float):
+        arguments["X"] = X * arguments["X"]
+    with pytest.raises((ValueError, TypeError)):
+        (model.partial_fit if way == "partial_fit" else model.fit)(**arguments)
+    assert_same_attributes(vars(model), before)
+    np.testing.assert_array_equal(model.predict_proba(X), predicted)
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_an_error_in_the_middle_leaves_the_model_as_it_was(solver, iris, monkeypatch):
+    from xpsoftmax._training import Stepper
+
+    model = MLPClassifier((6,), solver=solver, random_state=0, max_iter=2, batch_size=30, warm_start=True).fit(*iris)
+    before, calls, usual = copy.deepcopy(vars(model)), [], Stepper.loss_and_grads
+
+    def loss_and_grads(self, *arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            raise MemoryError
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(Stepper, "loss_and_grads", loss_and_grads)
+    before["max_iter"] = 50
+    with pytest.raises(MemoryError):
+        model.set_params(max_iter=50).fit(*iris)
+    assert_same_attributes(vars(model), before)
+
+
+def test_a_first_fit_that_fails_leaves_no_model(iris):
+    model = MLPClassifier(max_memory=100)
+    before = dict(vars(model))
+    with pytest.raises(ValueError, match="max_memory"):
+        model.fit(*iris)
+    assert_same_attributes(vars(model), before)
+    with pytest.raises(NotFittedError):
+        model.predict(iris[0])
+
+
+def test_attributes_taken_before_do_not_grow(iris):
+    model = MLPClassifier(max_iter=2, random_state=0, warm_start=True, early_stopping=True).fit(*iris)
+    curve, scores = model.loss_curve_, model.validation_scores_
+    model.fit(*iris)
+    assert (len(curve), len(scores), len(model.loss_curve_), len(model.validation_scores_)) == (2, 2, 4, 4)
 
 
 # --- the tools of scikit-learn ----------------------------------------------------------------------------------------
@@ -689,7 +971,12 @@ def test_weights_that_do_not_fit(params, options, error, message):
         ({"learning_rate_init": 0.0}, ValueError, r"learning_rate_init must be positive, got 0\.0"),
         ({"epsilon": 0.0}, ValueError, r"epsilon must be positive, got 0\.0"),
         ({"momentum": 1.5}, ValueError, r"momentum must be from 0 to 1, got 1\.5"),
-        ({"beta_1": 1.0}, ValueError, r"beta_1 must be from 0 to 1, got 1\.0"),
+        ({"beta_1": 1.0}, ValueError, r"beta_1 must be at least 0 and below 1, got 1\.0"),
+        ({"validation_fraction": 1.0}, ValueError, r"validation_fraction must be at least 0 and below 1, got 1\.0"),
+        ({"tol": np.inf}, ValueError, r"tol must be finite and at least 0, got inf"),
+        ({"verbose": 2.5}, TypeError, r"verbose must be an integer, got 2\.5"),
+        ({"verbose": -1}, ValueError, "verbose must be at least 0, got -1"),
+        ({"random_state": "a"}, ValueError, "random_state must be None, an integer from 0 or a RandomState, got 'a'"),
         ({"label_smoothing": 2.0}, ValueError, r"label_smoothing must be from 0 to 1, got 2\.0"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"batch_size": "all"}, TypeError, "batch_size must be an integer, got 'all'"),
@@ -700,7 +987,21 @@ def test_weights_that_do_not_fit(params, options, error, message):
         ({"shuffle": "yes"}, TypeError, "shuffle must be True or False, got 'yes'"),
         ({"class_weight": "equal"}, ValueError, "class_weight must be one of \"balanced\", got 'equal'"),
         ({"class_weight": [1, 2, 3]}, TypeError, r'class_weight must be None, a dict or "balanced", got \[1, 2, 3\]'),
-        ({"dtype": "float16"}, ValueError, 'dtype must be one of "float32", "float64", got \'float16\''),
+        (
+            {"class_weight": {0: 1.0, 9: 1.0}},
+            ValueError,
+            r"class_weight must be of the labels of y, \[0 1 2\], .* of 9",
+        ),
+        ({"class_weight": {0: "1"}}, TypeError, r"class_weight\[0\] must be a real number, got '1'"),
+        ({"class_weight": {1: np.nan}}, ValueError, r"class_weight\[1\] must be finite and at least 0, got nan"),
+        (
+            {"class_weight": {0: 0, 1: 0, 2: 0}},
+            ValueError,
+            r"class_weight must let a row count, got \{0: 0, 1: 0, 2: 0\}",
+        ),
+        ({"dtype": "float16"}, ValueError, 'dtype must be "float32" or "float64", got \'float16\''),
+        ({"dtype": "wide"}, ValueError, 'dtype must be "float32" or "float64", got \'wide\''),
+        ({"dtype": 3}, ValueError, 'dtype must be "float32" or "float64", got 3'),
     ],
 )
 def test_parameters_are_checked(options, error, message, iris):
@@ -742,12 +1043,13 @@ def test_targets_of_every_library_are_checked(backend):
     [
         (np.zeros(4), "sample_weight must let a row count, got weights that are all zero"),
         (np.array([1.0, -1.0, 1.0, 1.0]), r"sample_weight must be finite and not negative.*, got -1\.0 at row 1"),
-        (np.ones(3), r"sample_weight must have shape \(4,\)"),
-        (np.ones((4, 1)), r"sample_weight must have shape \(4,\)"),
+        (np.ones(3), r"sample_weight must have shape \(4,\), a number for each row of X, got \(3,\)"),
+        (np.ones((4, 1)), r"sample_weight must have shape \(4,\), a number for each row of X, got \(4, 1\)"),
+        (["a"] * 4, "sample_weight must be numbers, got 'a'"),
     ],
 )
 def test_sample_weights_are_checked(weight, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         MLPClassifier().fit(np.eye(4), [0, 1, 0, 1], weight)
 
 
@@ -766,6 +1068,27 @@ def test_inputs_are_checked(iris):
             model.predict(np.where(np.arange(4) == 2, bad, X))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("hidden", [(), (50,)])
+def test_numbers_of_every_chunk_are_looked_at(hidden, bad, rng, monkeypatch):
+    """By the product with a column of weights: also where its weight is 0, and a product that overflows is no error."""
+    monkeypatch.setattr("xpsoftmax.sklearn.IN_CACHE", 2**15)
+    X, y = rng.standard_normal((900, 6)), np.arange(900) % 7
+    for weight in (1.0, 0.0):
+        model = MLPClassifier(hidden, max_iter=1, random_state=0).fit(X, y)
+        model.coefs_[0][3, 0] *= weight
+        for row in (0, 400, 899):
+            Z = X.copy()
+            Z[row, 3] = bad
+            for method in (model.predict, model.predict_proba, model.decision_function):
+                with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+                    method(Z)
+            with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+                model.partial_fit(Z, y)
+    model.coefs_[0][...] = 1e300
+    model.predict_proba(np.full((2, 6), 1e300))
+
+
 def test_partial_fit_is_checked(iris):
     X, y = iris
     with pytest.raises(ValueError, match="classes must be passed on the first call to partial_fit"):
@@ -779,5 +1102,17 @@ def test_partial_fit_is_checked(iris):
     model = MLPClassifier().partial_fit(X, y, [0, 1, 2])
     with pytest.raises(ValueError, match=r"classes must be the same as on the first call"):
         model.partial_fit(X, y, [0, 1, 2, 3])
+    for weight, message in (
+        (np.ones(150), r"classes must be different labels, got 1\.0 150 times"),
+        (np.linspace(0.1, 3.1, 150), r"y must have no classes but those of before, \[0\.1 .* got also \[0 1 2\]"),
+        (np.ones((3, 1)), r"classes must be labels \(C,\), got shape \(3, 1\)"),
+        ([], r"classes must be labels \(C,\), got shape \(0,\)"),
+        ([0.0, 1.0, np.nan], "classes must be finite labels, got nan"),
+    ):  # scikit-learn has the weights in that place
+        for one in (MLPClassifier(), model):
+            with pytest.raises(ValueError, match=r"\. Weights of the rows go by name: sample_weight=\.\.\."):
+                one.partial_fit(X, y, weight)
+        with pytest.raises(ValueError, match=message):
+            MLPClassifier().partial_fit(X, y, weight)
     with pytest.raises(ValueError, match=r"y must have the classes of the call that it goes on from, \[0 1 2\], got"):
         MLPClassifier(max_iter=1, warm_start=True).fit(X, y).fit(X[:100], y[:100])

@@ -7,7 +7,7 @@ delta[l-1] = (delta[l] W[l]^T) * activation'(z[l-1])
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -35,6 +35,29 @@ class Layer(NamedTuple):
 
 
 Params = tuple[Layer, ...]
+
+
+def parts_of(vector: np.ndarray, like: Params) -> Params:
+    """Layers of these shapes whose arrays are parts of a vector, one after the other: all of them at once, too."""
+    start, layers = 0, []
+    for weight, bias in like:
+        middle, stop = start + weight.size, start + weight.size + bias.size
+        layers.append(Layer(vector[start:middle].reshape(weight.shape), vector[middle:stop]))
+        start = stop
+    return tuple(layers)
+
+
+def vector_of(layers: Params) -> np.ndarray | None:
+    """The vector that layers are the parts of, if `parts_of` has made them."""
+    vector: Any = getattr(layers[0].weight, "base", None)
+    if type(vector) is not np.ndarray or vector.ndim != 1:
+        return None
+    size = 0
+    for weight, bias in layers:
+        if weight.base is not vector or bias.base is not vector:
+            return None
+        size += weight.size + bias.size
+    return vector if size == vector.size else None
 
 
 class PartialSums(NamedTuple):
@@ -291,19 +314,31 @@ def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str
 
 
 def forward(
-    net: Network, X: Array, *, grad: bool = False, buffers: Buffers | None = None
+    net: Network,
+    X: Array,
+    *,
+    grad: bool = False,
+    buffers: Buffers | None = None,
+    watch: Callable[[Array], None] | None = None,
 ) -> tuple[list[Array], list[Array | None], Array]:
-    """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits."""
+    """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits.
+
+    `watch` is called with the product of inputs and first weight.
+    """
     inputs: list[Array] = [X]
     slopes: list[Array | None] = []
     *hidden, last = net.layers
     for i, layer in enumerate(hidden):
         z = _product(inputs[-1], layer.weight, buffers, ("z", i))
+        if watch is not None and i == 0:
+            watch(z)
         out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
         value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
         inputs.append(value)
         slopes.append(slope)
     z = _product(inputs[-1], last.weight, buffers, ("z", len(hidden)))
+    if watch is not None and not hidden:
+        watch(z)
     return inputs, slopes, net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Layer, Params, as_network, check_alike
+from xpsoftmax._backprop import Layer, Params, as_network, check_alike, parts_of, vector_of
 from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels import operations
@@ -44,6 +45,9 @@ class Optimizer(ABC):
             If `params` is not a network.
         """
         net = as_network(params, "identity")
+        if type(net.layers[0].weight) is np.ndarray:
+            size = sum(array.size for layer in net.layers for array in layer)
+            return (0, *(parts_of(np.zeros(size, net.working), net.layers) for _ in range(self.kept)))
         with on_device(net.xp, net.frame.device):
             zeros = [tuple(Layer(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)]
         return (0, *zeros)
@@ -101,7 +105,8 @@ class Optimizer(ABC):
     ) -> tuple[Params, State]:
         """`update` without checks; where `ok`, 0-d, is false nothing changes but the number of updates.
 
-        With `in_place` parameters and state may be overwritten.
+        With `in_place` parameters and state may be overwritten. Where they and the gradients are parts of vectors, all
+        are updated at once: with small layers the calls are what takes the time.
         """
         count, *kept = state
         rate = self.learning_rate
@@ -109,6 +114,12 @@ class Optimizer(ABC):
             rate = check.as_number(f"learning_rate({count})", rate(count))
         rule, numbers = self.rule(rate, count + 1)
         update = operations(params[0].weight, "auto").parameter_update
+        *vectors, slope = (vector_of(layers) if in_place else None for layers in (params, *kept, grads))
+        if slope is not None and all(vector is not None for vector in vectors):
+            done = update(rule, vectors, slope, numbers, ok=ok, in_place=True)
+            before = zip(done, vectors, (params, *kept), strict=True)
+            params, *kept = (layers if new is old else parts_of(new, layers) for new, old, layers in before)
+            return params, (count + 1, *kept)
         after: list[list[Layer]] = [[] for _ in range(1 + len(kept))]
         for i, slopes in enumerate(grads):
             layers = [params[i], *(layers[i] for layers in kept)]
@@ -379,9 +390,7 @@ def adamw(
 def _adam(learning_rate: LearningRate, betas: tuple[float, float], eps: float, weight_decay: float) -> Optimizer:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"betas must be two numbers, got {betas!r}.")
-    first, second = (
-        check.as_number(f"betas[{i}]", beta, high=math.nextafter(1.0, 0.0)) for i, beta in enumerate(betas)
-    )
+    first, second = (check.as_number(f"betas[{i}]", beta, below=1.0) for i, beta in enumerate(betas))
     return Adam(_as_rate(learning_rate), (first, second), check.as_number("eps", eps), weight_decay)
 
 

@@ -31,10 +31,10 @@ def is_elsewhere(array: Any) -> bool:
     return bool(is_array_api_obj(array)) and not is_numpy_array(array)
 
 
-def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool) -> Targets:
+def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hint: str = "") -> Targets:
     """Check `y`; encode labels as places among the known classes, all of which it must have if `complete`.
 
-    If none are known they are those that it has.
+    If none are known they are those that it has. The hint is about labels that are none of them.
     """
     if is_elsewhere(y):
         _, y = check.as_array("y", y)
@@ -50,10 +50,20 @@ def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool) ->
         return Targets(classes, codes)
     new = np.setdiff1d(y, known)
     if new.size:
-        raise ValueError(f"y must have no classes but those of before, {known}, got also {new}.")
+        raise ValueError(
+            f"y must have no classes but those of before, {shortened(known)}, got also {shortened(new)}.{hint}"
+        )
     if complete and np.setdiff1d(known, y).size:
-        raise ValueError(f"y must have the classes of the call that it goes on from, {known}, got {np.unique(y)}.")
+        raise ValueError(
+            f"y must have the classes of the call that it goes on from, {shortened(known)}, "
+            f"got {shortened(np.unique(y))}."
+        )
     return Targets(known, np.searchsorted(known, y))
+
+
+def shortened(labels: np.ndarray) -> str:
+    """Labels as a message names them."""
+    return np.array2string(labels, threshold=10, edgeitems=3)
 
 
 def _as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
@@ -93,10 +103,17 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
     """Check weights of the rows, or one number for all."""
     if weight is None:
         return None
+    rows = X.shape[0]
     if isinstance(weight, Real):
-        weight = np.full(X.shape[0], check.as_number("sample_weight", weight))
+        weight = np.full(rows, check.as_number("sample_weight", weight))
     elif not is_elsewhere(weight):
+        if np.asarray(weight).dtype.kind in "SU":
+            raise TypeError(f"sample_weight must be numbers, got {np.asarray(weight).ravel()[:1].tolist()[0]!r:.60}.")
         weight = check_array(weight, input_name="sample_weight", ensure_2d=False, dtype=[np.float64, np.float32])
+    if tuple(weight.shape) != (rows,):
+        raise ValueError(
+            f"sample_weight must have shape ({rows},), a number for each row of X, got {tuple(weight.shape)}."
+        )
     return follow("sample_weight", weight, X)
 
 
@@ -113,7 +130,13 @@ def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
         return np.asarray(compute_class_weight("balanced", classes=np.arange(len(classes)), y=values))
     if not isinstance(weight, dict):
         raise TypeError(f'class_weight must be None, a dict or "balanced", got {weight!r:.60}.')
-    return np.asarray(compute_class_weight(weight, classes=classes, y=classes), np.float64)
+    labels = classes.tolist()
+    unknown = set(weight).difference(labels)
+    # As scikit-learn has it: weights of all labels and more are right, for a part of the data may lack a label.
+    if unknown and not weight.keys() >= set(labels):
+        label = next(label for label in weight if label in unknown)
+        raise ValueError(f"class_weight must be of the labels of y, {shortened(classes)}, got one of {label!r}.")
+    return np.array([check.as_number(f"class_weight[{label!r}]", weight.get(label, 1.0)) for label in labels])
 
 
 def labels_of(classes: np.ndarray, codes: Array) -> Array:

@@ -27,6 +27,7 @@ from xpsoftmax._backprop import (
     check_alike,
     finished,
     forward,
+    parts_of,
     plan_chunks,
 )
 from xpsoftmax._loss import LossOptions, Problem, divided, prepare
@@ -320,6 +321,8 @@ def _on_host(x: Array) -> list[float]:
 
 
 def copied(net: Network, layers: Params, dtype: DType) -> Params:
+    if type(layers[0].weight) is np.ndarray:
+        return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), layers)
     asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
     return tuple(Layer(*(asarray(array, **options) for array in layer)) for layer in layers)
 
@@ -352,7 +355,10 @@ class Stepper:
         self.evenly: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
         self.buffers = Buffers() if self.on_host else None
-        self.grads = tuple(Layer(*map(np.empty_like, layer)) for layer in net.layers) if self.on_host else None
+        self.grads: Params | None = None
+        if self.on_host:
+            size = sum(array.size for layer in net.layers for array in layer)
+            self.grads = parts_of(np.empty(size, net.working), net.layers)
         self.plan(1)  # too small a budget shows at once
 
     def plan(self, rows: int) -> Plan:

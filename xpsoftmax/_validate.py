@@ -343,16 +343,18 @@ def as_integer(name: str, value: object, low: int | None = None) -> int:
     return number
 
 
-def as_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> float:
-    """Check for a finite real number in [low, high]."""
+def as_number(name: str, value: object, low: float = 0.0, high: float = math.inf, *, below: float = math.inf) -> float:
+    """Check for a finite real number in [low, high] that is less than `below`."""
     if type(value) is not float and (not isinstance(value, Real) or isinstance(value, (bool, np.bool_))):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not (math.isfinite(number) and low <= number <= high):
+    if not (low <= number <= high and number < below):
         rule = f"from {low:g} to {high:g}" if math.isfinite(high) else f"finite and at least {low:g}"
+        if math.isfinite(below):
+            rule = f"at least {low:g} and below {below:g}"
         raise ValueError(f"{name} must be {rule}, got {number!r}.")
     return number
 

@@ -7,12 +7,13 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import ModuleType
-from typing import Any, Self, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array
+from array_api_compat import array_namespace, device, is_dask_array, is_jax_namespace
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -23,13 +24,23 @@ except ImportError as error:
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import check_activation
-from xpsoftmax._backprop import DEFAULT_MAX_MEMORY, Buffers, Layer, Network, Params, as_network, forward, is_writable
+from xpsoftmax._backprop import (
+    DEFAULT_MAX_MEMORY,
+    Buffers,
+    Layer,
+    Network,
+    Params,
+    as_network,
+    forward,
+    is_writable,
+    parts_of,
+)
 from xpsoftmax._io import to_host, to_library
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._optim import Optimizer, State, UncorrectedAdam, VelocitySgd
@@ -41,38 +52,41 @@ from xpsoftmax._targets import (
     as_targets,
     is_elsewhere,
     labels_of,
+    shortened,
 )
 from xpsoftmax._training import Stepper, as_data, copied, interrupts
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
 
 __all__ = ["MLPClassifier"]
 
-BELOW_ONE = math.nextafter(1.0, 0.0)
-RANGES = {
-    "alpha": (0.0, math.inf),
-    "learning_rate_init": (0.0, math.inf),
-    "power_t": (0.0, math.inf),
-    "tol": (0.0, math.inf),
-    "momentum": (0.0, 1.0),
-    "validation_fraction": (0.0, BELOW_ONE),
-    "beta_1": (0.0, BELOW_ONE),
-    "beta_2": (0.0, BELOW_ONE),
-    "epsilon": (0.0, math.inf),
-    "label_smoothing": (0.0, 1.0),
+NUMBERS: dict[str, dict[str, float]] = {
+    "alpha": {},
+    "learning_rate_init": {},
+    "power_t": {},
+    "tol": {},
+    "momentum": {"high": 1.0},
+    "validation_fraction": {"below": 1.0},
+    "beta_1": {"below": 1.0},
+    "beta_2": {"below": 1.0},
+    "epsilon": {},
+    "label_smoothing": {"high": 1.0},
 }
+"""Parameters that are numbers from 0 on, and up to where."""
 CHOICES = {
     "solver": ("adam", "sgd", "lbfgs"),
     "learning_rate": ("constant", "invscaling", "adaptive"),
 }
 FLAGS = ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
 NOT_FINITE = (
-    "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-    "preprocessed; a smaller learning_rate_init may help, too."
+    "Solver produced non-finite parameter weights, {}. The input data may contain large values and need to be "
+    "preprocessed; a smaller learning_rate_init may help, too. The model is as it was before."
 )
 IN_CACHE = 2**20
 """Bytes of the widest layer of a chunk of NumPy rows that are predicted."""
 LEAST_ROWS = 64
 """Rows of such a chunk at least: a product of fewer takes longer for each."""
+INTERRUPTED = "Training interrupted by user."
+HINT = " Weights of the rows go by name: sample_weight=..."
 LEAST_RATE = 1e-6
 """An adaptive learning rate that is not above this is not divided again."""
 
@@ -159,7 +173,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     params_ : tuple of Layer
         The same as the functions of xpsoftmax take them.
     loss_ : float
-        Loss of the last epoch (the mean over its steps), penalty included.
+        Loss of the last epoch (the mean over its steps, as far as they were made), penalty included; nan before there
+        is one.
     loss_curve_ : list of float
         Loss of each epoch, or iteration of lbfgs; `warm_start` and `partial_fit` go on with it.
     best_loss_ : float or None
@@ -190,8 +205,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     layer; ``hidden_layer_sizes=()`` with `alpha` is `LogisticRegression` with ``C = 1 / alpha``, or for two classes
     ``C = 2 / alpha``. What else differs, and why, is in ADR 11 (docs/adr/0011-the-estimator.md).
 
-    An interrupt (Ctrl-C) ends the step that is being made; what was learnt so far stays. Not with "lbfgs": there it is
-    raised, and nothing is learnt.
+    An interrupt (Ctrl-C) ends the step that is being made, or the evaluation of lbfgs; what was learnt so far stays,
+    with a warning, but an epoch that is not complete is not counted. A second one is raised.
+
+    An error, a loss that is not finite among them, leaves the model as it was before the call.
 
     References
     ----------
@@ -298,7 +315,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            If a parameter or an array does not fit, or if the solver came to numbers that are not finite.
+            If a parameter or an array does not fit, or if the solver came to numbers that are not finite: the message
+            names the step. The model is then as it was before.
         """
         return self._fit(X, y, sample_weight)
 
@@ -311,7 +329,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y, sample_weight
             As for `fit`.
         classes : array-like, (C,), optional
-            All labels that there are. The first call must have them, unless `y` holds probabilities.
+            All labels that there are, each once. The first call must have them, unless `y` holds probabilities. In
+            scikit-learn's classifier `sample_weight` comes before them: pass both by name.
 
         Returns
         -------
@@ -322,6 +341,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ------
         TypeError, ValueError
             As `fit`; and with `early_stopping` or a balanced `class_weight`, which are about all data at once.
+
+        Notes
+        -----
+        As in scikit-learn the optimiser is made in the first call (or in `fit`) and stays: later changes of `solver`,
+        `learning_rate`, `learning_rate_init`, `power_t`, `momentum`, `nesterovs_momentum`, `beta_1`, `beta_2` and
+        `epsilon` have no effect on it. Other parameters count from the next call on.
         """
         if self.early_stopping:
             raise ValueError("early_stopping must be False for partial_fit, got True: partial_fit sees no whole epoch.")
@@ -338,28 +363,35 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return True
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, incremental: bool = False) -> Self:
-        hidden = self._check_parameters()
-        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
-        if y is None:
-            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        X = self._checked(X, "partial_fit" if incremental else "fit", reset=first)
-        known = _known_classes(classes, None if first else self.classes_)
-        targets = as_targets(y, X, known, complete=not incremental)
-        check_consistent_length(X, targets.values)
-        if known is None and incremental and targets.values.ndim == 1:
-            raise ValueError("classes must be passed on the first call to partial_fit, got None.")
-        sizes = (X.shape[1], *hidden, len(targets.classes))
-        rng = check_random_state(self.random_state)
-        if first:
-            self._begin(self._initial(rng, sizes, X), targets.classes)
-        self._check_sizes(sizes)
-        stepper, held_out = self._prepared(X, targets, as_sample_weight(sample_weight, X), rng)
-        with quiet(stepper.given.xp, stepper.given.frame.device):
-            if self.solver == "lbfgs":
-                layers = self._minimised(stepper)
+        """Check everything, then begin, then learn; an error at any time leaves the model as it was."""
+        with _all_or_nothing(self):
+            hidden = self._check_parameters()
+            first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+            if y is None:
+                raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+            X = self._checked(X, "partial_fit" if incremental else "fit", reset=first)
+            known = _known_classes(classes, None if first else self.classes_)
+            targets = as_targets(y, X, known, complete=not incremental, hint=HINT if classes is not None else "")
+            check_consistent_length(X, targets.values)
+            if known is None and incremental and targets.values.ndim == 1:
+                raise ValueError("classes must be passed on the first call to partial_fit, got None.")
+            weight = as_sample_weight(sample_weight, X)
+            sizes = (X.shape[1], *hidden, len(targets.classes))
+            if not first:
+                self._check_sizes(sizes)
+            rng = _as_random_state(self.random_state)
+            layers = self._initial(rng, sizes, X) if first else self.params_
+            stepper, held_out = self._prepared(as_network(layers, self.activation), X, targets, weight, rng)
+            if first:
+                self._begin(layers, targets.classes)
             else:
-                layers = self._stepped(stepper, held_out, rng, incremental=incremental)
-        self._keep(layers)
+                self._go_on()
+            with quiet(stepper.given.xp, stepper.given.frame.device):
+                if self.solver == "lbfgs":
+                    layers = self._minimised(stepper)
+                else:
+                    layers = self._stepped(stepper, held_out, rng, incremental=incremental)
+            self._keep(layers)
         return self
 
     def _check_parameters(self) -> list[int]:
@@ -367,13 +399,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_activation(self.activation)
         for name, choices in CHOICES.items():
             check.check_choice(name, getattr(self, name), choices)
-        for name, (low, high) in RANGES.items():
-            check.as_number(name, getattr(self, name), low, high)
+        for name, limits in NUMBERS.items():
+            check.as_number(name, getattr(self, name), **limits)
         for name in ("learning_rate_init", "epsilon"):
             if getattr(self, name) == 0.0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in FLAGS:
             check.check_flag(name, getattr(self, name))
+        if not isinstance(self.verbose, (bool, np.bool_)):
+            check.as_integer("verbose", self.verbose, low=0)
         for name in ("max_iter", "max_fun"):
             check.as_integer(name, getattr(self, name), low=1)
         if self.n_iter_no_change != math.inf:
@@ -387,15 +421,18 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_sizes(self, sizes: Sequence[int]) -> None:
         own = [self.coefs_[0].shape[0], *(bias.shape[0] for bias in self.intercepts_)]
         if own != list(sizes):
-            raise ValueError(f"hidden_layer_sizes must make the layers to go on from, {own}, got {list(sizes)}.")
+            raise ValueError(
+                f"hidden_layer_sizes must make the layers to go on from, {own}, got {list(sizes)}. "
+                "fit with warm_start=False begins anew."
+            )
 
     def _checked(self, X: Any, method: str, *, reset: bool) -> Array:
         """Check inputs; return them in the dtype to compute in. Without `reset` they must fit the model."""
         if not reset:
             self._check_library(X, method)
         if not is_elsewhere(X):
-            if not reset and self._seen_to_fit(X):
-                return X
+            if not reset and self._seen_to_fit(X) and (method != "partial_fit" or _surely_finite(X)):
+                return X  # what is predicted is looked at on the way
             dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
             return validate_data(self, X, dtype=dtype, reset=reset)
         xp, array = check.as_array("X", X)
@@ -411,18 +448,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return validate_data(self, array, skip_check_array=True, reset=reset)
 
     def _seen_to_fit(self, X: Any) -> bool:
-        """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing."""
-        if not (
+        """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing but numbers."""
+        return (
             type(X) is np.ndarray
             and X.dtype == self.coefs_[0].dtype
             and X.ndim == 2
             and X.shape[0] > 0
             and X.shape[1] == self.n_features_in_
             and not hasattr(self, "feature_names_in_")
-        ):
-            return False
-        with np.errstate(all="ignore"):
-            return math.isfinite(np.sum(X))  # a sum that overflows is left to them
+        )
 
     def _check_library(self, X: Any, method: str) -> None:
         own, where = array_namespace(self.coefs_[0]), device(self.coefs_[0])
@@ -443,9 +477,14 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 return np.float32 if kind in SIXTEEN_BIT else [np.float64, np.float32]
             wide = "float64" in xp.__array_namespace_info__().dtypes(kind="real floating")
             name = "float32" if kind in ("float32", *SIXTEEN_BIT) or not wide else "float64"
-        elif not isinstance(name, str):
-            name = dtype_name(np.dtype(name) if isinstance(name, type) else name)
-        check.check_choice("dtype", name, ("float32", "float64"))
+        else:
+            with suppress(TypeError):  # of other libraries
+                name = np.dtype(name)
+            name = dtype_name(name)
+        if name not in ("float32", "float64"):
+            raise ValueError(f'dtype must be "float32" or "float64", got {self.dtype!r}.')
+        if name not in xp.__array_namespace_info__().dtypes(kind="real floating"):
+            raise ValueError(f"dtype must be one that {check.library(xp)} has{_if_set(xp)}, got {self.dtype!r}.")
         return getattr(xp, name)
 
     def _initial(self, rng: Any, sizes: Sequence[int], X: Array) -> Params:
@@ -466,6 +505,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_outputs_ = len(classes)
         self.out_activation_ = "softmax"
         self.n_iter_ = self.t_ = 0
+        self.loss_ = math.nan
         self.loss_curve_: list[float] = []
         # Numbers and a list, or None: as scikit-learn has them.
         self.best_loss_: Any = None
@@ -473,17 +513,29 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.validation_scores_: Any = None
         self._no_improvement_count = 0
         self._optimizer: Optimizer | None = None
+        self._schedule: tuple[str, float, float] = ("constant", 0.0, 0.0)
         self._state: State = ()
         self._best: Params = ()
+
+    def _go_on(self) -> None:
+        """Make lists that grow anew: those of before stay as they are, for the case of an error."""
+        self.loss_curve_ = list(self.loss_curve_)
+        if self.validation_scores_ is not None:
+            self.validation_scores_ = list(self.validation_scores_)
 
     def _keep(self, layers: Params) -> None:
         self.coefs_ = [layer.weight for layer in layers]
         self.intercepts_ = [layer.bias for layer in layers]
 
-    def _prepared(self, X: Array, targets: Targets, weight: Array | None, rng: Any) -> tuple[Stepper, Rows | None]:
+    def _prepared(
+        self, net: Network, X: Array, targets: Targets, weight: Array | None, rng: Any
+    ) -> tuple[Stepper, Rows | None]:
         """What makes steps on the rows to learn from; and rows held out."""
-        net = as_network(self.params_, self.activation)
         xp, options = net.xp, {"dtype": net.dtype, "device": net.frame.device}
+        if self.solver == "lbfgs" and type(X) is not np.ndarray:
+            raise ValueError(
+                f'solver must be "adam" or "sgd" for {check.library(xp)} arrays, got "lbfgs": SciPy needs NumPy.'
+            )
         class_weight = as_class_weight(self.class_weight, targets)
         y, held_out = targets.values, None
         parts = self._split(to_host("y", y), rng) if self.early_stopping and self.solver != "lbfgs" else None
@@ -496,26 +548,37 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         data = as_data(net, "X", X, y, loss)
         if data.counts is not None and not data.counts.any():
-            raise ValueError("sample_weight must let a row count, got weights that are all zero.")
+            self._refuse_weights(weight, "to learn from")
+        if held_out is not None and held_out[2] is not None and not bool(xp.any(held_out[2] != 0.0)):
+            self._refuse_weights(held_out[2], "held out")
         return Stepper(net, data, float(self.alpha), "mean", self.max_memory, averaged=True), held_out
+
+    def _refuse_weights(self, weight: Array | None, which: str) -> NoReturn:
+        """Say by which weights no row counts; with early stopping, of which rows."""
+        if weight is None or bool(array_namespace(weight).any(weight != 0.0)):
+            name, got = "class_weight", f"{self.class_weight!r:.60}: no row is left that weighs anything"
+        else:
+            name, got = "sample_weight", "weights that are all zero"
+        if self.early_stopping and self.solver != "lbfgs":
+            raise ValueError(
+                f"{name} must let a row count of those {which}, got {got}. Another random_state holds out others."
+            )
+        raise ValueError(f"{name} must let a row count, got {got}.")
 
     def _split(self, y: np.ndarray, rng: Any) -> Sequence[np.ndarray]:
         """Rows to learn from and rows to hold out, with their share of each class if every class has enough."""
-        stratify = None
+        held, stratify = math.ceil(self.validation_fraction * len(y)), None
+        if not 2 <= held < len(y):
+            raise ValueError(
+                f"validation_fraction must hold out at least 2 rows and leave one, got {self.validation_fraction} of "
+                f"{len(y)} rows, which is {held}. The validation set is too {'small' if held < 2 else 'large'}."
+            )
         if y.ndim == 1:
             counts = np.bincount(y)
-            held = math.ceil(self.validation_fraction * len(y))
             if counts[counts > 0].min() > 1 and min(held, len(y) - held) >= np.count_nonzero(counts):
                 stratify = y
-        split = train_test_split(
-            np.arange(len(y)), test_size=self.validation_fraction, stratify=stratify, random_state=rng
-        )
-        if len(split[1]) < 2:
-            raise ValueError(
-                f"validation_fraction must hold out at least 2 rows, got {self.validation_fraction} of {len(y)}. "
-                "The validation set is too small."
-            )
-        return split  # type: ignore[no-any-return]
+        rows = np.arange(len(y))
+        return train_test_split(rows, test_size=held, stratify=stratify, random_state=rng)  # type: ignore[no-any-return]
 
     # --- solvers ------------------------------------------------------------------------------------------------------
 
@@ -530,6 +593,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             count, *kept = self._state
             state = (count, *(copied(net, arrays, net.dtype) for arrays in kept))
+        schedule, first_rate, power = self._schedule
         self._expect(layers if held_out is not None else None)
         batch = self._batch(rows)
         order = np.arange(rows) if self.shuffle else None
@@ -540,13 +604,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     order = order[rng.permutation(rows)]
                 layers, state, loss = _epoch(stepper, optimizer, layers, state, order, batch, interrupted)
                 if interrupted():
-                    warnings.warn("Training interrupted by user.", stacklevel=4)
+                    self.loss_ = self.loss_ if math.isnan(loss) else loss
+                    warnings.warn(INTERRUPTED, stacklevel=4)
                     break
                 self._count(loss, rows)
                 waited = self._waited(layers, held_out)
-                if self.solver == "sgd" and self.learning_rate == "invscaling":
-                    rate = self.learning_rate_init / (self.t_ + 1) ** self.power_t
-                    optimizer = replace(optimizer, learning_rate=rate)
+                if schedule == "invscaling":
+                    optimizer = replace(optimizer, learning_rate=first_rate / (self.t_ + 1) ** power)
                 if waited:
                     optimizer, going = self._slowed(optimizer)
                     if not going:
@@ -562,7 +626,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return _finite(self._best if held_out is not None else layers)
 
     def _new_optimizer(self) -> Optimizer:
+        """Make what the parameters ask for, and keep it: they may be others in a later call to `partial_fit`."""
         rate = float(self.learning_rate_init)
+        self._schedule = (self.learning_rate if self.solver == "sgd" else "constant", rate, float(self.power_t))
         if self.solver == "sgd":
             return VelocitySgd(rate, float(self.momentum), self.nesterovs_momentum)
         return UncorrectedAdam(rate, (float(self.beta_1), float(self.beta_2)), float(self.epsilon), 0.0)
@@ -618,7 +684,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._no_improvement_count = 0
         what = "Validation score" if self.early_stopping else "Training loss"
         said = f"{what} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
-        if self.solver != "sgd" or self.learning_rate != "adaptive":
+        if self._schedule[0] != "adaptive":
             self._say(f"{said} Stopping.")
             return optimizer, False
         if optimizer.learning_rate <= LEAST_RATE:
@@ -630,33 +696,39 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _minimised(self, stepper: Stepper) -> Params:
         """Minimise the loss of all rows by scipy's L-BFGS-B."""
+        from scipy.optimize import OptimizeResult, minimize
+
         net = stepper.given
-        if not stepper.on_host:
-            raise ValueError(
-                f'solver must be "adam" or "sgd" for {check.library(net.xp)} arrays, got "lbfgs": SciPy needs NumPy.'
-            )
-        from scipy.optimize import minimize
+        found = OptimizeResult(x=_packed(net.layers), fun=math.nan)  # as far as it has come
 
         def loss_and_grad(x: np.ndarray) -> tuple[float, np.ndarray]:
+            if interrupted():
+                raise Interrupted
             loss, grads = stepper.loss_and_grads(_unpacked(x, net), None)
+            if math.isnan(found.fun):
+                found.fun = float(loss)
             return float(loss), _packed(grads)
 
         def report(intermediate_result: Any) -> None:
-            self._count(float(intermediate_result.fun), 0)
+            found.update(x=intermediate_result.x.copy(), fun=float(intermediate_result.fun))
+            self._count(found.fun, 0)
 
         self.n_iter_ = 0
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
-        found = minimize(
-            loss_and_grad, _packed(net.layers), method="L-BFGS-B", jac=True, options=options, callback=report
-        )
+        with interrupts() as interrupted:
+            try:
+                found = minimize(loss_and_grad, found.x, method="L-BFGS-B", jac=True, options=options, callback=report)
+            except Interrupted:
+                warnings.warn(INTERRUPTED, stacklevel=4)
+            else:
+                if found.status != 0:
+                    warnings.warn(
+                        f"lbfgs failed to converge after {self.n_iter_} iterations (status {found.status}): "
+                        f"{found.message}. Increase max_iter or max_fun, or scale the data.",
+                        ConvergenceWarning,
+                        stacklevel=4,
+                    )
         self.loss_ = self.best_loss_ = float(found.fun)
-        if found.status != 0:
-            warnings.warn(
-                f"lbfgs failed to converge after {self.n_iter_} iterations (status {found.status}): {found.message}. "
-                "Increase max_iter or max_fun, or scale the data.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
         return _finite(_unpacked(found.x, net))
 
     def _say(self, text: str) -> None:
@@ -729,7 +801,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._outputs(X, "predict_proba", "softmax_rows")
 
     def predict_log_proba(self, X: Any) -> Array:
-        """Logarithms of the probabilities: finite also where a probability is 0.
+        """Logarithms of the probabilities: finite also where a probability is 0, but for those beyond all numbers.
 
         Parameters
         ----------
@@ -782,16 +854,17 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         X = self._checked(X, method, reset=False)
         net = as_network(self.params_, self.activation)
-        finish: Any = getattr(net.kernels, operation) if operation else lambda logits, out=None: logits  # noqa: ARG005
+        finish: Any = getattr(net.kernels, operation) if operation else None
         result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
         parts = []
         with quiet(net.xp, net.frame.device):
             for rows, logits in self._passes(net, X):
-                part = finish(logits, out=logits if is_writable(logits) else None)
                 if result is None:
-                    parts.append(part)
-                else:  # the next chunk overwrites the logits
-                    result[rows] = part
+                    parts.append(finish(logits, out=logits if is_writable(logits) else None) if finish else logits)
+                elif finish:
+                    finish(logits, out=result[rows])
+                else:  # the next chunk overwrites them
+                    result[rows] = logits
             if result is not None:
                 return result
             return parts[0] if len(parts) == 1 else net.xp.concat(parts)
@@ -807,10 +880,31 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         itemsize, widths = int(net.xp.finfo(net.dtype).bits) // 8, [*net.hidden, len(self.classes_)]
         step = max(1, (self.max_memory or DEFAULT_MAX_MEMORY) // (2 * itemsize * sum(widths)))
         buffers = None
+        watch = None
         if type(X) is np.ndarray:
             step, buffers = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(widths)))), Buffers()
+            watch = self._watched(net, X)
         for start, stop in itertools.pairwise([*range(0, X.shape[0], step), X.shape[0]]):
-            yield slice(start, stop), forward(net, X[start:stop, :], buffers=buffers)[2]
+            yield slice(start, stop), forward(net, X[start:stop, :], buffers=buffers, watch=watch)[2]
+
+    def _watched(self, net: Network, X: np.ndarray) -> Callable[[Array], None] | None:
+        """Tell by a column of the first product whether inputs are finite: to read them for that takes a tenth of all.
+
+        A product with nan or infinity is not finite, unless the BLAS leaves out terms whose weight is 0.
+        """
+        if not net.layers[0].weight[:, 0].all():
+            if not _surely_finite(X):
+                check_array(X, input_name="X", estimator=self)
+            return None
+        seen = False
+
+        def watch(z: Array) -> None:
+            nonlocal seen
+            if not (seen or _surely_finite(z[:, 0])):
+                check_array(X, input_name="X", estimator=self)  # it may be an overflow
+                seen = True
+
+        return watch
 
     # --- weights, and where they are ----------------------------------------------------------------------------------
 
@@ -895,7 +989,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ['yes']
         """
         check_is_fitted(self)
-        namespace = check.as_namespace("xp", xp)
+        namespace, dtype = check.as_namespace("xp", xp), dtype_name(self.coefs_[0].dtype)
+        if dtype not in namespace.__array_namespace_info__().dtypes(kind="real floating"):
+            raise TypeError(
+                f"xp must have the dtype of the model, {dtype}, got {check.library(namespace)}, which lacks it"
+                f"{_if_set(namespace)}."
+            )
 
         def moved(layers: Params) -> Params:
             return tuple(
@@ -912,6 +1011,39 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return model
 
 
+def _surely_finite(x: np.ndarray) -> bool:
+    """Whether all numbers are finite; not sure if their sum is not."""
+    with np.errstate(all="ignore"):
+        return math.isfinite(np.add.reduce(x, axis=None))
+
+
+def _as_random_state(seed: Any) -> np.random.RandomState:
+    try:
+        return check_random_state(seed)  # type: ignore[no-any-return]
+    except ValueError:
+        raise ValueError(f"random_state must be None, an integer from 0 or a RandomState, got {seed!r:.60}.") from None
+
+
+def _if_set(xp: Namespace) -> str:
+    return " (float64 only if jax_enable_x64 is set)" if is_jax_namespace(xp) else ""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ends a function that calls back."""
+
+
+@contextmanager
+def _all_or_nothing(model: Any) -> Iterator[None]:
+    """Let an error, or a second Ctrl-C, leave the attributes of a model as they were."""
+    before = dict(vars(model))
+    try:
+        yield
+    except BaseException:
+        vars(model).clear()
+        vars(model).update(before)
+        raise
+
+
 def _taken(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
     rows = net.xp.asarray(rows, device=net.frame.device)
     X, y, weight = (None if array is None else net.xp.take(array, rows, axis=0) for array in arrays)
@@ -922,9 +1054,18 @@ def _known_classes(classes: Any, before: np.ndarray | None) -> np.ndarray | None
     """The classes that labels are looked up in; None if they are those that they have."""
     if classes is None:
         return before
-    unique = np.unique(to_host("classes", classes) if is_elsewhere(classes) else np.asarray(classes))
+    labels = to_host("classes", classes) if is_elsewhere(classes) else np.asarray(classes)
+    if labels.ndim != 1 or labels.size == 0:
+        raise ValueError(f"classes must be labels (C,), got shape {labels.shape}.{HINT}")
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError(f"classes must be finite labels, got {labels[~np.isfinite(labels)][0]}.{HINT}")
+    unique, counts = np.unique(labels, return_counts=True)
+    if unique.size != labels.size:
+        raise ValueError(f"classes must be different labels, got {unique[counts.argmax()]} {counts.max()} times.{HINT}")
     if before is not None and not np.array_equal(unique, before):
-        raise ValueError(f"classes must be the same as on the first call to partial_fit, {before}, got {unique}.")
+        raise ValueError(
+            f"classes must be the same as on the first call to partial_fit, {before}, got {shortened(unique)}.{HINT}"
+        )
     return unique
 
 
@@ -937,9 +1078,10 @@ def _epoch(
     batch: int,
     interrupted: Callable[[], bool],
 ) -> tuple[Params, State, float]:
-    """Make a step on each batch, in this order of the rows; also return their mean loss."""
-    rows = stepper.data.rows
+    """Make a step on each batch, in this order of the rows; also return their mean loss, nan if there is none."""
+    rows, first = stepper.data.rows, state[0]
     there = None if batch == rows else stepper.there(order)
+    losses: list[Any] = []
     total: Any = 0.0
     counted = 0
     for start in range(0, rows, batch):
@@ -948,11 +1090,17 @@ def _epoch(
             continue
         taken: Any = None if batch == rows else part if there is None else there[part]
         loss, grads = stepper.loss_and_grads(layers, taken)
-        layers, state = optimizer.step(layers, grads, state, in_place=True)
+        if stepper.on_host:  # elsewhere it is waited for only when the epoch ends
+            loss = float(loss)
+        losses.append(loss)
         total, counted = total + loss * (part.stop - part.start), counted + part.stop - part.start
-    mean = float(total) / max(counted, 1)
-    if not math.isfinite(mean):
-        raise ValueError(NOT_FINITE)
+        if stepper.on_host and not math.isfinite(loss):
+            break
+        layers, state = optimizer.step(layers, grads, state, in_place=True)
+    mean = float(total) / counted if counted else math.nan
+    if counted and not math.isfinite(mean):
+        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(float(loss))), len(losses) - 1)
+        raise ValueError(NOT_FINITE.format(f"and the loss {float(losses[bad])} at step {first + bad}"))
     return layers, state, mean
 
 
@@ -960,7 +1108,7 @@ def _finite(layers: Params) -> Params:
     """The layers, if all their numbers are finite."""
     xp = array_namespace(layers[0].weight)
     if not all(bool(xp.all(xp.isfinite(array))) for layer in layers for array in layer):
-        raise ValueError(NOT_FINITE)
+        raise ValueError(NOT_FINITE.format("by the last step"))
     return layers
 
 
@@ -976,8 +1124,4 @@ def _packed(layers: Params) -> np.ndarray:
 
 
 def _unpacked(x: np.ndarray, net: Network) -> Params:
-    x, start, arrays = x.astype(net.dtype, copy=False), 0, []
-    for like in (array for layer in net.layers for array in layer):
-        arrays.append(x[start : start + like.size].reshape(like.shape))
-        start += like.size
-    return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
+    return parts_of(x.astype(net.dtype, copy=False), net.layers)

@@ -51,10 +51,11 @@ def bias_activation(
         in_parts(lambda z: np.add(z, bias, out=z), z)
         return z, None
     if activation == "relu":
+        zero = np.zeros_like(bias)  # with a single number NumPy takes four times as long
 
         def relu(z: Array) -> None:
             np.add(z, bias, out=z)
-            np.maximum(z, 0.0, out=z)
+            np.maximum(z, zero, out=z)
 
         in_parts(relu, z)
         return z, z if grad else None
@@ -94,11 +95,13 @@ def _times(delta: Array, slope: Array) -> None:
 
 def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tuple[Array, Array | None]:
     """See `xpsoftmax.kernels.generic.weight_penalty`; the parts of the sum are always the same."""
-    step = max(1, weight.shape[0] * PART // max(1, weight.nbytes))
-    squares = [np.square(weight[start : start + step]).sum() for start in range(0, weight.shape[0], step)]
     if grad is not None:
         in_parts(lambda g, w: np.add(g, reg * w, out=g), grad, weight)
-    return 0.5 * reg * (squares[0] if len(squares) == 1 else np.sum(squares)), grad
+    if weight.nbytes <= PART:
+        return 0.5 * reg * np.add.reduce(np.square(weight), axis=None), grad
+    step = max(1, weight.shape[0] * PART // weight.nbytes)
+    squares = [np.square(weight[start : start + step]).sum() for start in range(0, weight.shape[0], step)]
+    return 0.5 * reg * np.sum(squares), grad
 
 
 def parameter_update(
