@@ -6,6 +6,7 @@ It is built as a tree, in which every text is escaped, and drawn as SVG in the c
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 from xml.etree import ElementTree as ET
@@ -313,7 +314,7 @@ def ticks(values: Sequence[float], most: int = 6) -> list[float]:
     exponents = range(math.floor(low), math.ceil(high) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10)), tuple(k / 10 for k in range(10, 100))):
         found = [float(f"{digit}e{k}") for k in exponents for digit in digits]
-        found = [value for value in found if value > 0.0 and low <= math.log10(value) <= high]
+        found = [value for value in found if value >= sys.float_info.min and low <= math.log10(value) <= high]
         if len(found) >= 3:
             break
     return found[:: math.ceil(len(found) / most)]
