@@ -108,7 +108,7 @@ def bench_training(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the site; a warning is an error. It opens at docs/_build/html/index.html."""
-    session.install(".[io]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    session.install(".[dask,io,sklearn]", *nox.project.dependency_groups(PYPROJECT, "docs"))
     options = ("--fail-on-warning", "--keep-going", "--fresh-env", "--builder", "html")
     session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", *session.posargs)
 

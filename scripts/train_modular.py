@@ -18,8 +18,8 @@ differs is where the loss and the gradient of the logits come from:
 
 After every so many steps these are recorded: the loss that the formula gives, and the exact one of the same logits
 (computed in float64 without cancellation); the norm of the label entries of the gradient; the share of training rows
-whose label entry is exactly zero; accuracy on the rows trained on and on the others; the norm of all weights and the
-mean of the logits. The largest of the losses in the last quarter shows whether training was steady. Products of so
+whose label entry is exactly zero; accuracy on the rows trained on and on the others; the norm of all weights, that of
+their gradient, and the mean of the logits. The largest of the losses in the last quarter shows whether training was steady. Products of so
 small matrices are faster on one thread: set OPENBLAS_NUM_THREADS=1.
 
 Writes JSON and a PNG (--json, --plot; by default into report/ under the current directory). Exit status: 0; 2 for a bad
@@ -85,6 +85,7 @@ class Trace:
     train_accuracy: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     weight_norm: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)  # of the same weights
     mean_logit: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -155,10 +156,12 @@ def trained(settings: Settings, seed: int, halves: tuple[LossAndGrad, LossAndGra
     for step in range(settings.steps + 1):
         hidden, z = forward(params, task.X)
         loss, dlogits = halves[2 * step >= settings.steps](z, task.y)
+        grads = backward(params, task.X, hidden, dlogits)
         if step % settings.every == 0 or step == settings.steps:
             record(trace, step, params, task, z, float(loss), dlogits)
+            trace.grad_norm.append(norm(grads))
         if step < settings.steps:
-            params, state = optimizer.update(params, backward(params, task.X, hidden, dlogits), state)
+            params, state = optimizer.update(params, grads, state)
     trace.seconds = round(time.perf_counter() - start, 1)
     return trace
 
@@ -173,8 +176,13 @@ def record(trace: Trace, step: int, params: Params, task: Task, z: np.ndarray, l
     trace.zero_share.append(float(np.mean(of_labels == 0.0)))
     trace.train_accuracy.append(float(np.mean(z.argmax(axis=1) == task.y)))
     trace.test_accuracy.append(float(np.mean(forward(params, task.X_test)[1].argmax(axis=1) == task.y_test)))
-    trace.weight_norm.append(float(np.hypot(*(np.linalg.norm(layer.weight) for layer in params))))
+    trace.weight_norm.append(norm(params))
     trace.mean_logit.append(float(z.mean(dtype=np.float64)))
+
+
+def norm(params: Params) -> float:
+    """Return the norm of all weights, biases excepted."""
+    return float(np.hypot(*(np.linalg.norm(layer.weight) for layer in params)))
 
 
 def summary(trace: Trace) -> dict[str, float]:
@@ -226,7 +234,8 @@ def draw(settings: Settings, runs: dict[str, list[Trace]], path: Path) -> None:
         if name in ("zero_share", "test_accuracy"):
             axes.set_ylim(-0.03, 1.03)
         axes.grid(visible=True, alpha=0.25)
-    grid[0][0].legend()
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=len(runs))
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
 
