@@ -19,8 +19,8 @@ differs is where the loss and the gradient of the logits come from:
 After every so many steps these are recorded: the loss that the formula gives, and the exact one of the same logits
 (computed in float64 without cancellation); the norm of the label entries of the gradient; the share of training rows
 whose label entry is exactly zero; accuracy on the rows trained on and on the others; the norm of all weights, that of
-their gradient, and the mean of the logits. The largest of the losses in the last quarter shows whether training was steady. Products of so
-small matrices are faster on one thread: set OPENBLAS_NUM_THREADS=1.
+their gradient, and the mean of the logits. The largest of the losses in the last quarter shows whether training was
+steady. Products of so small matrices are faster on one thread: set OPENBLAS_NUM_THREADS=1.
 
 Writes JSON and a PNG (--json, --plot; by default into report/ under the current directory). Exit status: 0; 2 for a bad
 option. Nothing is expected of the result, so nothing can fail.

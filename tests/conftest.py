@@ -28,6 +28,7 @@ def pytest_addoption(parser):
         help="fail, instead of skipping, if this backend cannot be used (may be repeated)",
     )
     parser.addoption("--kernels", action="store_true", help="compile the CUDA kernels, and run them on the CPU")
+    parser.addoption("--site", action="store_true", help="look at the site that is in docs/_build/html")
 
 
 def pytest_configure(config):

@@ -165,9 +165,9 @@ def test_where_a_table_comes_from():
 # --- the truth table --------------------------------------------------------------------------------------------------
 
 
-def cells_of_the_page():
+def cells_of_the_page(mark="truth"):
     text = (DOCS / "guides" / "labels.md").read_text()
-    lines = text[text.index("<!-- truth") :].split("\n\n")[1].splitlines()
+    lines = text[text.index(f"<!-- {mark}") :].split("\n\n")[1].splitlines()
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
@@ -178,6 +178,25 @@ def test_the_truth_table_is_true_here():
     for row, want in zip(found, wanted, strict=True):
         if len(row) > 1 and row[1]:
             assert row[1] == want[1], row[0]
+
+
+def test_the_table_of_combinations_is_true_here():
+    found = cells_of_the_page("together")
+    assert [row[:4] for row in found] == _truth.lines_together(peer=False)
+    assert len(found) == 2**3 + 2**2  # labels may be ignored, soft targets not
+
+
+def test_the_table_of_combinations_is_true_in_pytorch(monkeypatch):
+    pytest.importorskip("torch")
+    assert cells_of_the_page("together") == _truth.lines_together(peer=True)
+    right = _truth.here
+
+    def wrong(case):
+        loss, grad = right(case)
+        return loss, grad * (1 + 1e-12)
+
+    monkeypatch.setattr(_truth, "here", wrong)  # the test of the test: a digit of the gradient
+    assert all(row[-1] == "others" for row in _truth.lines_together(peer=True))
 
 
 def test_the_truth_table_is_true_in_pytorch():
