@@ -67,7 +67,7 @@ def _timed(of_shapes: Iterable[dict[str, Any]], name: str) -> bool:
 
 def _pair(of_shape: dict[str, Any], name: str) -> str:
     if name == "torch":
-        return " / ".join(f"{1e3 * finding['timings'][name]['median']:.3g} ms" for finding in of_shape.values())
+        return " / ".join(f"{1e3 * finding['timings'][name]['median']:.3g}" for finding in of_shape.values())
     return " / ".join(_ratio(finding, name) for finding in of_shape.values())
 
 
@@ -106,7 +106,7 @@ def training(content: dict[str, Any]) -> str:
     rows = []
     for name in _names(findings):
         cells = [
-            f"{1e3 * finding['timings'][name]['median']:.3g} ms"
+            f"{1e3 * finding['timings'][name]['median']:.3g}"
             if name == "torch" and name in finding["timings"]
             else _ratio(finding, name)
             for finding in findings
