@@ -9,7 +9,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "kernels", "compare", "docs", "build"]
+nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "stand_in", "kernels", "compare", "docs", "build"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
@@ -73,6 +73,14 @@ def tests_peers(session: nox.Session) -> None:
     install(session, "test", "report", "peers")
     backends = ("--require-backend=torch", "--require-backend=jax", "--backend=torch", "--backend=jax")
     session.run("pytest", "-n", "auto", *backends, *session.posargs, env=SAFE_PATH)
+
+
+@nox.session
+def stand_in(session: nox.Session) -> None:
+    """The tests of CuPy's arrays, on a module that stands in for CuPy: no GPU is needed."""
+    install(session, "test")
+    backends = ("--backend=cupy", "--backend=cupy:device1", "-k", "cupy")
+    session.run("pytest", "-n", "auto", "--stand-in", *backends, *session.posargs, env=SAFE_PATH)
 
 
 @nox.session

@@ -1,17 +1,31 @@
-"""The kernel benchmark of gpu_check.py: the package beside CuPy, PyTorch and Liger, verified before they are timed."""
+"""The kernel benchmark of gpu_check.py: the package beside CuPy, PyTorch and Liger, verified before they are timed.
+
+    python scripts/_gpu_kernels.py PATH SECONDS
+
+Loss and gradient of labels, softmax and log_softmax, in float32 and bfloat16: CUDA events, medians, inputs rotated so
+that the second-level cache holds none of them. The ceiling is a copy from device to device of as many bytes as the
+logits have. "xpsoftmax kernel" is the kernel without the layers above it. Then the host's time and the launches of a
+small call without validation. Writes JSON; cases for which the seconds do not suffice are problems.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from _report import described
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
+
+from _report import described, finite
 
 import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
@@ -41,28 +55,39 @@ class Benchmark:
 
 def run(found: Benchmark, cache_bytes: int, deadline: float) -> None:
     """Verify and time every competitor at every shape, as far as time allows; then a small call."""
-    for rows, classes in SHAPES:
-        for dtype in DTYPES:
-            if time.monotonic() > deadline:
-                found.problems.append(f"no time left for {rows}x{classes} {dtype}")
-            else:
-                found.cases.append(timed_case(found, rows, classes, dtype, cache_bytes))
+    for operation in OPERATIONS:
+        for rows, classes in SHAPES:
+            for dtype in DTYPES:
+                if time.monotonic() > deadline:
+                    found.problems.append(f"no time left for {operation} {rows}x{classes} {dtype}")
+                else:
+                    found.cases.append(timed_case(found, operation, rows, classes, dtype, cache_bytes))
     found.small_call = small_call()
 
 
-def timed_case(found: Benchmark, rows: int, classes: int, dtype: str, cache_bytes: int) -> dict[str, Any]:
+def timed_case(
+    found: Benchmark, operation: str, rows: int, classes: int, dtype: str, cache_bytes: int
+) -> dict[str, Any]:
     """Medians and quartiles in milliseconds, and GB/s of the traffic that cannot be avoided."""
     inputs = drawn(rows, classes, dtype, cache_bytes)
     traffic = 2 * inputs.bytes
-    case: dict[str, Any] = {"rows": rows, "classes": classes, "dtype": dtype, "traffic_bytes": traffic, "timings": {}}
-    for name, make in COMPETITORS.items():
+    title = f"{operation} {rows}x{classes} {dtype}"
+    case: dict[str, Any] = {
+        "operation": operation,
+        "rows": rows,
+        "classes": classes,
+        "dtype": dtype,
+        "traffic_bytes": traffic,
+        "timings": {},
+    }
+    for name, make in OPERATIONS[operation].items():
         if name in found.missing:
             continue
         try:
             call = make(inputs)
-            error = 0.0 if name == "copy" else off_by(call(0), inputs)
+            error = 0.0 if name == "copy" else off_by(operation, call(0), inputs)
             if not error <= ALLOWED[dtype]:
-                found.problems.append(f"{name} is off by {error:.2g} at {rows}x{classes} {dtype}: not timed")
+                found.problems.append(f"{name} is off by {error:.2g} at {title}: not timed")
                 continue
             low, median, high = statistics.quantiles(milliseconds(call, len(inputs.logits)), n=4)
             speed = traffic / median / 1e6
@@ -70,7 +95,7 @@ def timed_case(found: Benchmark, rows: int, classes: int, dtype: str, cache_byte
         except ImportError as error:
             found.missing[name] = described(error)
         except Exception as error:  # noqa: BLE001 - one that fails must not end the others
-            found.problems.append(f"{name} failed at {rows}x{classes} {dtype}: {described(error)}")
+            found.problems.append(f"{name} failed at {title}: {described(error)}")
     del inputs
     importlib.import_module("cupy").get_default_memory_pool().free_all_blocks()
     return case
@@ -137,6 +162,35 @@ def copied(inputs: Inputs) -> Call:
     return lambda i: inputs.out.data.copy_from_device_async(inputs.logits[i].data, inputs.bytes)
 
 
+def ours_elementwise(inputs: Inputs, *, function: str) -> Call:
+    """Call softmax or log_softmax of the package."""
+    return lambda i: getattr(xs, function)(inputs.logits[i], out=inputs.out)
+
+
+def cupyx_elementwise(inputs: Inputs, *, function: str) -> Call:
+    """Call that of cupyx.scipy.special, in float32 for bfloat16, which it does not know."""
+    special = getattr(importlib.import_module("cupyx.scipy.special"), function)
+    return lambda i: special(inputs.logits[i].astype("f4", copy=False), axis=1).astype(inputs.out.dtype, copy=False)
+
+
+def torch_elementwise(inputs: Inputs, *, function: str, compiled: bool = False) -> Call:
+    """Call PyTorch's on the same memory."""
+    torch = importlib.import_module("torch")
+    logits = as_torch(torch, inputs)
+    of = functools.partial(getattr(torch, function), dim=1)
+    if compiled:
+        torch._dynamo.reset()
+        of = torch.compile(of, dynamic=False)
+    return lambda i: of(logits[i])
+
+
+def as_torch(torch: Any, inputs: Inputs) -> list[Any]:
+    """The logits as tensors, on the same memory."""
+    if inputs.logits[0].dtype.itemsize == 4:
+        return [torch.from_dlpack(z) for z in inputs.logits]
+    return [torch.from_dlpack(z.view("i2")).view(torch.bfloat16) for z in inputs.logits]  # not all exchange bfloat16
+
+
 def ours(inputs: Inputs, **options: Any) -> Call:
     """Call the package; the labels are not looked at: that would wait for the GPU."""
     return lambda i: xs.softmax_loss_and_grad(
@@ -181,10 +235,7 @@ def plain_cupy(inputs: Inputs, *, special: bool = False) -> Call:
 def in_torch(inputs: Inputs, *, compiled: bool = False, liger: bool = False) -> Call:
     """PyTorch, forward and backward through autograd, on the same memory."""
     torch = importlib.import_module("torch")
-    wide = inputs.logits[0].dtype.itemsize == 4
-    # As bits: not every version exchanges bfloat16.
-    views = [torch.from_dlpack(z if wide else z.view("i2")) for z in inputs.logits]
-    logits = [(z if wide else z.view(torch.bfloat16)).requires_grad_() for z in views]
+    logits = [z.requires_grad_() for z in as_torch(torch, inputs)]
     labels = torch.from_dlpack(inputs.labels)
     loss_of = torch.nn.functional.cross_entropy
     if liger:
@@ -203,25 +254,45 @@ def in_torch(inputs: Inputs, *, compiled: bool = False, liger: bool = False) -> 
     return call
 
 
-COMPETITORS: dict[str, Callable[[Inputs], Call]] = {
-    "copy": copied,
-    "xpsoftmax": ours,
-    "xpsoftmax kernel": kernel_alone,
-    "xpsoftmax generic": functools.partial(ours, impl="generic"),
-    "CuPy": plain_cupy,
-    "cupyx": functools.partial(plain_cupy, special=True),
-    "torch": in_torch,
-    "torch.compile": functools.partial(in_torch, compiled=True),
-    "Liger": functools.partial(in_torch, liger=True),
+def elementwise(function: str) -> dict[str, Callable[[Inputs], Call]]:
+    """The competitors of softmax or log_softmax."""
+    return {
+        "copy": copied,
+        "xpsoftmax": functools.partial(ours_elementwise, function=function),
+        "cupyx": functools.partial(cupyx_elementwise, function=function),
+        "torch": functools.partial(torch_elementwise, function=function),
+        "torch.compile": functools.partial(torch_elementwise, function=function, compiled=True),
+    }
+
+
+LOSS = "loss and gradient"
+OPERATIONS: dict[str, dict[str, Callable[[Inputs], Call]]] = {
+    LOSS: {
+        "copy": copied,
+        "xpsoftmax": ours,
+        "xpsoftmax kernel": kernel_alone,
+        "xpsoftmax generic": functools.partial(ours, impl="generic"),
+        "CuPy": plain_cupy,
+        "cupyx": functools.partial(plain_cupy, special=True),
+        "torch": in_torch,
+        "torch.compile": functools.partial(in_torch, compiled=True),
+        "Liger": functools.partial(in_torch, liger=True),
+    },
+    "softmax": elementwise("softmax"),
+    "log_softmax": elementwise("log_softmax"),
 }
 
 
-def off_by(result: Any, inputs: Inputs) -> float:
-    """Largest difference of the first rows' gradient from NumPy in float64, over the largest entry."""
-    found = result[1][: len(inputs.host_labels)]
+def off_by(operation: str, result: Any, inputs: Inputs) -> float:
+    """Largest difference of the first rows from the package on NumPy in float64, over the largest entry."""
+    found = (result[1] if operation == LOSS else result)[: len(inputs.host_labels)]
     found = found.float().cpu().numpy() if hasattr(found, "cpu") else found.astype("f4").get()
     z = inputs.host_logits.astype("f8")
-    exact = xs.softmax_loss_and_grad(z, inputs.host_labels, reduction="sum", impl="generic")[1] / len(inputs.labels)
+    if operation == LOSS:
+        exact = xs.softmax_loss_and_grad(z, inputs.host_labels, reduction="sum", impl="generic")[1]
+        exact /= len(inputs.labels)
+    else:
+        exact = getattr(xs, operation)(z, impl="generic")
     return float(np.abs(found - exact).max() / np.abs(exact).max())
 
 
@@ -239,3 +310,20 @@ def milliseconds(call: Call, copies: int) -> list[float]:
         pairs.append((start, end))
     pairs[-1][1].synchronize()
     return [cupy.cuda.get_elapsed_time(start, end) for start, end in pairs]
+
+
+def main() -> int:
+    """Time everything and write it; 1 if there were problems."""
+    path, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    cupy = importlib.import_module("cupy")
+    cache = int(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["l2CacheSize"])
+    found = Benchmark()
+    try:
+        run(found, cache, time.monotonic() + seconds)
+    finally:
+        path.write_text(json.dumps(finite(asdict(found)), indent=1) + "\n")
+    return 1 if found.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

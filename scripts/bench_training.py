@@ -2,6 +2,7 @@
 
     python scripts/bench_training.py
     python scripts/bench_training.py --case 5x4x10x3 --competitor torch --competitor "xpsoftmax train"
+    python scripts/bench_training.py --device cuda
 
 A step is the loss, all gradients and an update by gradient descent, of a two-layer network with ReLU: sizes are
 N x D x H x C (rows, features, hidden units, classes). NxDxC is a linear layer, of which loss and gradients are wanted
@@ -17,16 +18,22 @@ quartiles and the ratio to PyTorch's eager autograd.
 - "products" are the bare matrix products, into arrays that are there: a floor. For the linear layer two, Z = X W and
   X^T Z; "three products" adds Z W^T, the gradient of the inputs, which the competitors do not form.
 
+On a GPU (--device cuda; CuPy arrays, and PyTorch's beside them) a call is `GPU_STEPS` steps and a wait, and its time is
+divided by them. Launches and waits of one step are counted by PyTorch's profiler, which sees those of every library.
+
 Needs rich; competitors that are not installed are listed.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
+import importlib
 import json
 import shlex
 import sys
 from argparse import ArgumentTypeError
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -51,6 +58,7 @@ REFERENCE = "torch"
 FLOORS = ("products", "three products")
 RATE = 1e-3
 MEMORY = 64 * 2**20
+GPU_STEPS = 20
 ALLOWED = 1e-3
 """Largest difference over the largest entry of a gradient: what tells a wrong formula from float32."""
 PACKAGES = ("numpy", "array-api-compat", "torch", "jax", "scikit-learn")
@@ -58,9 +66,10 @@ PACKAGES = ("numpy", "array-api-compat", "torch", "jax", "scikit-learn")
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a network: rows, features, hidden units if any, classes."""
+    """Sizes of a network: rows, features, hidden units if any, classes; and where its arrays lie."""
 
     sizes: tuple[int, ...]
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return "x".join(map(str, self.sizes))
@@ -71,19 +80,31 @@ class Case:
         return len(self.sizes) == 3
 
     @functools.cached_property
+    def on_host(self) -> Case:
+        """The same in NumPy arrays."""
+        return self if self.device == "cpu" else Case(self.sizes)
+
+    @property
+    def xp(self) -> Any:
+        """NumPy or CuPy."""
+        return np if self.device == "cpu" else importlib.import_module("cupy")
+
+    @functools.cached_property
     def params(self) -> tuple[xs.Layer, ...]:
         """First parameters."""
+        if self.device != "cpu":
+            return tuple(xs.Layer(*map(self.xp.asarray, layer)) for layer in self.on_host.params)
         return xs.init_params(self.sizes[1:], rng=0, dtype=np.float32)
 
     @functools.cached_property
-    def X(self) -> np.ndarray:  # noqa: N802
+    def X(self) -> Any:  # noqa: N802
         """Inputs (N, D)."""
-        return np.random.default_rng(1).standard_normal(self.sizes[:2], np.float32)
+        return self.xp.asarray(np.random.default_rng(1).standard_normal(self.sizes[:2], np.float32))
 
     @functools.cached_property
-    def y(self) -> np.ndarray:
+    def y(self) -> Any:
         """Labels (N,)."""
-        return np.random.default_rng(2).integers(0, self.sizes[-1], self.sizes[0])
+        return self.xp.asarray(np.random.default_rng(2).integers(0, self.sizes[-1], self.sizes[0]))
 
 
 @dataclass
@@ -93,6 +114,7 @@ class Finding:
     case: str
     timings: dict[str, Timing] = field(default_factory=dict)
     extra_mib: dict[str, float] = field(default_factory=dict)  # peak beyond inputs and outputs
+    events: dict[str, dict[str, int]] = field(default_factory=dict)  # of one step on a GPU, by name
     problems: list[str] = field(default_factory=list)
 
     def ratio(self, name: str, reference: str = REFERENCE) -> float | None:
@@ -107,6 +129,7 @@ class Finding:
 
 def by_hand(case: Case) -> tuple[float, list[np.ndarray]]:
     """Plain NumPy in float64, by the formulas of every textbook."""
+    case = case.on_host
     weights = [array.astype("f8") for layer in case.params for array in layer]
     inputs = [case.X.astype("f8")]
     for i in range(0, len(weights) - 2, 2):
@@ -164,19 +187,20 @@ def package_functions(case: Case) -> tuple[Call, Call]:
 
 
 def plain_numpy(case: Case) -> tuple[Call, Call]:
-    """What people write: no array is used again but where += says so."""
+    """What people write, also for CuPy: no array is used again but where += says so."""
+    xp = case.xp
     weights = [array.copy() for layer in case.params for array in layer]
-    rows = np.arange(len(case.y))
+    rows = xp.arange(len(case.y))
 
     def loss_and_grads() -> Any:
         inputs = [case.X]
         for i in range(0, len(weights) - 2, 2):
-            inputs.append(np.maximum(inputs[-1] @ weights[i] + weights[i + 1], 0.0))
+            inputs.append(xp.maximum(inputs[-1] @ weights[i] + weights[i + 1], 0.0))
         z = inputs[-1] @ weights[-2] + weights[-1]
         z -= z.max(axis=1, keepdims=True)
-        p = np.exp(z)
+        p = xp.exp(z)
         p /= p.sum(axis=1, keepdims=True)
-        loss = -np.log(p[rows, case.y]).mean()
+        loss = -xp.log(p[rows, case.y]).mean()
         p[rows, case.y] -= 1.0
         delta, grads = p / len(case.y), []
         for i in range(len(weights) - 2, -1, -2):
@@ -201,16 +225,16 @@ def products(case: Case, *, inputs_too: bool = False) -> tuple[Call, None]:
     jobs = []
     left = case.X
     for i, layer in enumerate(case.params):
-        z = np.ones((len(left), layer.weight.shape[1]), np.float32)
+        z = case.xp.ones((len(left), layer.weight.shape[1]), np.float32)
         jobs.append((left, layer.weight, z))
-        jobs.append((left.T, z, np.empty_like(layer.weight)))
+        jobs.append((left.T, z, case.xp.empty_like(layer.weight)))
         if i > 0 or inputs_too:
-            jobs.append((z, layer.weight.T, np.empty_like(left)))
+            jobs.append((z, layer.weight.T, case.xp.empty_like(left)))
         left = z
 
     def call() -> None:
         for a, b, out in jobs:
-            np.matmul(a, b, out=out)
+            case.xp.matmul(a, b, out=out)
 
     return call, None
 
@@ -219,17 +243,23 @@ def _torch_parts(case: Case) -> tuple[Any, Any, Any, Any]:
     import torch
 
     layers: list[Any] = []
-    for weight, bias in case.params:
+    host = case.on_host
+    for weight, bias in host.params:
         linear = torch.nn.Linear(*weight.shape)
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(weight.T.copy()))
             linear.bias.copy_(torch.from_numpy(bias))
         layers += [linear, torch.nn.ReLU()]
-    return torch, torch.nn.Sequential(*layers[:-1]), torch.from_numpy(case.X), torch.from_numpy(case.y)
+    model = torch.nn.Sequential(*layers[:-1]).to(case.device)
+    return torch, model, *(torch.from_numpy(array).to(case.device) for array in (host.X, host.y))
 
 
 def _grads_of(model: Any) -> list[np.ndarray]:
-    return [p.grad.numpy().T if p.ndim == 2 else p.grad.numpy() for p in model.parameters()]
+    return [_as_ours(p.grad) for p in model.parameters()]
+
+
+def _as_ours(grad: Any) -> np.ndarray:
+    return np.asarray(grad.cpu()).T  # a no-op for biases
 
 
 def torch_eager(case: Case) -> tuple[Call, Call]:
@@ -276,7 +306,7 @@ def torch_compiled(case: Case) -> tuple[Call, Call]:
 
     def verify() -> Any:
         grads, loss = torch.compile(with_grads, dynamic=False)(tensors, X, y)
-        return loss.item(), [g.numpy().T if g.ndim == 2 else g.numpy() for g in grads]
+        return loss.item(), [_as_ours(grad) for grad in grads]
 
     return lambda: compiled(tensors, X, y), verify
 
@@ -346,13 +376,22 @@ def sklearn_step(case: Case) -> tuple[Call, None] | None:
     return lambda: model.partial_fit(case.X, case.y), None
 
 
-COMPETITORS: dict[str, Callable[[Case], tuple[Call, Call | None] | None]] = {
+Competitor = Callable[[Case], tuple[Call, Call | None] | None]
+
+
+def only_on(device: str, competitor: Competitor) -> Competitor:
+    """The same, where the case lies there."""
+    return lambda case: competitor(case) if case.device == device else None
+
+
+COMPETITORS: dict[str, Competitor] = {
     "torch": torch_eager,
     "torch.compile": torch_compiled,
     "linear_cross_entropy": torch_chunked,
-    "JAX": jax_jit,
-    "scikit-learn": sklearn_step,
-    "NumPy": plain_numpy,
+    "JAX": only_on("cpu", jax_jit),
+    "scikit-learn": only_on("cpu", sklearn_step),
+    "NumPy": only_on("cpu", plain_numpy),
+    "CuPy": only_on("cuda", plain_numpy),
     "xpsoftmax functions": package_functions,
     "xpsoftmax train": package_train,
     "products": products,
@@ -363,12 +402,11 @@ COMPETITORS: dict[str, Callable[[Case], tuple[Call, Call | None] | None]] = {
 # --- verify, measure, time --------------------------------------------------------------------------------------------
 
 
-def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
-    """Verify the competitors and time those that are right."""
-    finding = Finding(str(case))
+def verified(case: Case, names: Sequence[str], finding: Finding) -> tuple[dict[str, Call], dict[str, float]]:
+    """Return the calls of the competitors that are right, and the errors; what is wrong with others is noted."""
     truth_loss, truth = by_hand(case)
-    calls = {}
-    errors = {}
+    calls: dict[str, Call] = {}
+    errors: dict[str, float] = {}
     for name in names:
         try:
             made = COMPETITORS[name](case)
@@ -387,15 +425,84 @@ def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
             calls[name] = call
         else:
             finding.problems.append(f"{name} is off by {errors[name]:.2g} of the largest entry: not timed")
-    del truth
-    for name, found in sampled(calls, seconds).items():
-        low, median, high = np.quantile(found, (0.25, 0.5, 0.75)).tolist()
+    return calls, errors
+
+
+def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
+    """Verify the competitors and time those that are right."""
+    finding = Finding(str(case))
+    calls, errors = verified(case, names, finding)
+    steps, timed = (1, calls) if case.device == "cpu" else (GPU_STEPS, {n: many(c) for n, c in calls.items()})
+    for name, found in sampled(timed, seconds).items():
+        low, median, high = (np.quantile(found, (0.25, 0.5, 0.75)) / steps).tolist()
         finding.timings[name] = Timing(low, median, high, len(found), errors[name])
-    if case.linear:
-        for name in calls:
-            if name not in FLOORS:
-                finding.extra_mib[name] = peak_mib(case, name)
+    for name in calls if case.linear else ():
+        if name not in FLOORS:
+            finding.extra_mib[name] = peak_mib(case, name) if case.device == "cpu" else gpu_peak_mib(calls[name])
+    if case.device != "cpu":
+        try:
+            finding.events = {name: events(call) for name, call in calls.items()}
+        except Exception as error:  # noqa: BLE001 - no profiler is no reason to lose the times
+            finding.problems.append(f"no events were counted: {described(error)}")
     return finding
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def many(call: Call) -> Call:
+    """So many steps that one wait does not count, and the wait."""
+
+    def calls() -> None:
+        for _ in range(GPU_STEPS):
+            call()
+        wait()
+
+    return calls
+
+
+def wait() -> None:
+    """Until the GPU has done everything."""
+    importlib.import_module("cupy").cuda.runtime.deviceSynchronize()
+
+
+def gpu_peak_mib(call: Call) -> float:
+    """How much more than before PyTorch or CuPy takes from the GPU during a call, its result included; MiB."""
+    torch = importlib.import_module("torch")
+    pool = importlib.import_module("cupy").get_default_memory_pool()
+    gc.collect()
+    pool.free_all_blocks()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() + pool.total_bytes()
+    result = call()
+    wait()
+    del result
+    return float(torch.cuda.max_memory_allocated() + pool.total_bytes() - before) / 2**20
+
+
+def events(call: Call) -> dict[str, int]:
+    """Kernels, copies and waits of one call, by name, less those of the profiler itself."""
+    profiler = importlib.import_module("torch").profiler
+
+    def counted(call: Call) -> Counter[str]:
+        kinds = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
+        with profiler.profile(activities=kinds) as profile:
+            call()
+        return Counter(kind for event in profile.events() if (kind := kind_of_event(event)))
+
+    call()
+    wait()
+    return dict(counted(call) - counted(lambda: None))
+
+
+def kind_of_event(event: Any) -> str | None:
+    """What an event counts as: a kernel, a copy on the GPU, a wait of the host, or nothing."""
+    name = event.name
+    if name.startswith("cu"):  # a function of CUDA, called by the host
+        return "waits" if "Synchronize" in name or name in ("cudaMemcpy", "cudaMemset") else None
+    if not str(event.device_type).endswith("CUDA"):
+        return None
+    return "copies" if name.startswith(("Memcpy", "Memset")) else "kernels"
 
 
 def peak_mib(case: Case, name: str) -> float:
@@ -445,6 +552,10 @@ def table(findings: Sequence[Finding]) -> Table:
             else:
                 cells.append(f"{ratio:.2f}")
         result.add_row(finding.case, *cells)
+        if finding.events:
+            counts = [finding.events.get(name) for name in names]
+            cells = ["" if c is None else f"{c.get('kernels', 0)} kernels, {c.get('waits', 0)} waits" for c in counts]
+            result.add_row("  of a step", *cells)
         if finding.extra_mib:
             peaks = [f"{finding.extra_mib[name]:.0f} MiB" if name in finding.extra_mib else "" for name in names]
             result.add_row("  beyond in- and outputs", *peaks)
@@ -468,13 +579,13 @@ def as_json(findings: Sequence[Finding], absent: dict[str, str], argv: Sequence[
     return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def missing(names: Sequence[str]) -> dict[str, str]:
+def missing(names: Sequence[str], device: str = "cpu") -> dict[str, str]:
     """Why competitors cannot be used here: they are tried on a small case."""
     reasons = {}
     for name in names:
         try:
             for sizes in ((4, 3, 2), (4, 3, 5, 2)):
-                made = COMPETITORS[name](Case(sizes))
+                made = COMPETITORS[name](Case(sizes, device))
                 if made is not None:
                     made[0]()
         except Exception as error:  # noqa: BLE001
@@ -496,6 +607,7 @@ def parser() -> Parser:
     """Name the options."""
     options = Parser(prog="bench_training.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     options.add_argument("--case", action="append", type=_case, metavar="NxDxHxC", help="only this one (repeatable)")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     options.add_argument("--competitor", action="append", choices=COMPETITORS, help="only this one (repeatable)")
     options.add_argument(
         "--seconds", type=float, default=2.0, help="for each competitor and case; default: %(default)s"
@@ -523,12 +635,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = 200
     wanted = given.competitor or list(COMPETITORS)
-    absent = missing(wanted)
+    absent = missing(wanted, given.device)
     names = [name for name in wanted if name not in absent]
     findings: list[Finding] = []
     with np.errstate(all="ignore"):
         for case in given.case or map(_case, CASES):
-            finding = measured(case, names, given.seconds)
+            finding = measured(Case(case.sizes, given.device), names, given.seconds)
             findings.append(finding)
             cells = ", ".join(f"{name} {1e3 * timing.median:.3g} ms" for name, timing in finding.timings.items())
             console.print(f"{case}: {cells}", markup=False, highlight=False, soft_wrap=True)

@@ -2,16 +2,21 @@
 
     python scripts/compare_sklearn.py
     python scripts/compare_sklearn.py --only accuracy --seeds 3
+    python scripts/compare_sklearn.py --only gpu
 
 Accuracy: on digits, iris, wine and breast_cancer, standardised, a stratified quarter held out, for each seed of the
 split and of the model. Time: fits of the same epochs, batches and solver on float64 NumPy arrays, in turn; the ratio of
 the medians. Peak memory: of a fit in a process of its own, beyond what the process held before it.
+
+With --only gpu: fits of float32 CuPy arrays, beside NumPy arrays, scikit-learn, and the same network, optimiser, epochs
+and batches in a loop of PyTorch on the GPU.
 
 Writes what it finds to benchmarks/results/DATE-compare-sklearn-Ncore.json, or to --json. Needs scikit-learn and rich.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -24,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from _report import Parser, finite, output_of, surroundings
+from _report import Parser, described, finite, output_of, surroundings
 from rich.console import Console
 from rich.table import Table
 from sklearn import datasets
@@ -129,6 +134,108 @@ def timed(rounds: int, console: Console) -> list[dict[str, Any]]:
     return found
 
 
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def many_rows() -> Problem:
+    """Return rows with labels that a network can learn, but for noise."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((200_000, 784), np.float32)
+    y = (X[:, :10] + 0.3 * rng.standard_normal((len(X), 10), np.float32)).argmax(axis=1)
+    return X, y, {"hidden_layer_sizes": 256, "max_iter": 2}
+
+
+GPU_CASES: dict[str, Callable[[], Problem]] = {
+    "digits, 30 epochs": digits,
+    "200000 x 784, hidden 256, 10 classes, 2 epochs": many_rows,
+}
+
+
+class InPytorch:
+    """The classifier as a loop of PyTorch: two layers with ReLU, Adam, minibatches of 200 rows."""
+
+    def __init__(self, hidden_layer_sizes: int = 100, max_iter: int = 200, device: str = "cuda", **others: Any) -> None:  # noqa: ARG002
+        self.hidden, self.epochs, self.device = hidden_layer_sizes, max_iter, device
+
+    def fit(self, X: Any, y: Any) -> InPytorch:
+        """Train on tensors that lie on the device."""
+        torch = importlib.import_module("torch")
+        torch.manual_seed(0)
+        units, classes = (X.shape[1], self.hidden), int(y.max()) + 1
+        layers = (torch.nn.Linear(*units), torch.nn.ReLU(), torch.nn.Linear(self.hidden, classes))
+        self.model = torch.nn.Sequential(*layers).to(self.device)
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        for _ in range(self.epochs):
+            for rows in torch.randperm(len(y), device=self.device).split(200):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(self.model(X[rows]), y[rows]).backward()
+                optimizer.step()
+        return self
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return probabilities on the device."""
+        torch = importlib.import_module("torch")
+        with torch.no_grad():
+            return torch.softmax(self.model(X), dim=1)
+
+    def score(self, X: Any, y: Any) -> float:
+        """Return the share of right labels."""
+        return float((self.predict_proba(X).argmax(dim=1) == y).float().mean())
+
+
+def on_gpu(rounds: int, console: Console) -> list[dict[str, Any]]:
+    """Return times and accuracies on the training data; those who cannot run are missing, with the reason."""
+    cupy = importlib.import_module("cupy")
+    table = Table("case", "kind", "fit", "predict_proba", "accuracy", title="seconds, medians")
+    found = []
+    for case, problem in GPU_CASES.items():
+        X, y, options = problem()
+        X = X.astype(np.float32)
+        kinds: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+            "xpsoftmax on CuPy": (MLPClassifier, cupy.asarray),
+            "PyTorch on the GPU": (InPytorch, in_pytorch),
+            "xpsoftmax": (MLPClassifier, np.asarray),
+            "scikit-learn": (Theirs, np.asarray),
+        }
+        for kind, (make, moved) in kinds.items():
+            seconds: dict[str, list[float]] = {"fit": [], "predict": []}
+            try:
+                here = moved(X), moved(y)
+                make(max_iter=1).fit(here[0][:400], here[1][:400])  # compiles kernels
+                for _ in range(rounds):
+                    model = make(random_state=0, **ENDLESS, **options)
+                    seconds["fit"].append(duration(cupy, model.fit, *here))
+                    model.predict_proba(here[0])
+                    seconds["predict"].append(duration(cupy, model.predict_proba, here[0]))
+                accuracy = float(model.score(*here))
+            except Exception as error:  # noqa: BLE001 - one that fails must not end the others
+                found.append({"case": case, "kind": kind, "failed": described(error)})
+                console.print(f"{kind} failed at {case}: {described(error)}", markup=False)
+                continue
+            medians = {what: float(np.median(times)) for what, times in seconds.items()}
+            found.append({"case": case, "kind": kind, "seconds": seconds, "accuracy": accuracy})
+            table.add_row(case, kind, *(f"{median:.4g}" for median in medians.values()), f"{accuracy:.4f}")
+    console.print(table)
+    return found
+
+
+def in_pytorch(array: np.ndarray) -> Any:
+    """Return a tensor on the GPU."""
+    return importlib.import_module("torch").from_numpy(array).to("cuda")
+
+
+def duration(cupy: Any, call: Callable[..., Any], *arguments: Any) -> float:
+    """Return the seconds until the GPU has done all of a call."""
+    cupy.cuda.runtime.deviceSynchronize()
+    start = time.perf_counter()
+    call(*arguments)
+    cupy.cuda.runtime.deviceSynchronize()
+    return time.perf_counter() - start
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
 def peak(kind: str, case: str) -> int:
     """Return the bytes that a fit takes at most, beyond those that its process has before."""
     return int(output_of(__file__, "--peak", kind, case))
@@ -156,7 +263,7 @@ def main() -> int:
         print_peak(*sys.argv[2:])
         return 0
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("accuracy", "time"))
+    parser.add_argument("--only", choices=("accuracy", "time", "gpu"))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
@@ -165,15 +272,17 @@ def main() -> int:
     warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
     console = Console(width=110)
     found: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), **surroundings(PACKAGES)}
-    if options.only != "time":
+    if options.only in (None, "accuracy"):
         found["accuracy"] = accuracy(options.seeds, console)
-    if options.only != "accuracy":
+    if options.only in (None, "time"):
         found["time"] = timed(options.rounds, console)
+    if options.only == "gpu":
+        found["gpu"] = on_gpu(options.rounds, console)
     name = f"{datetime.now(UTC):%Y-%m-%d}-compare-sklearn-{os.cpu_count()}core.json"
     target = options.json or Path(__file__).resolve().parent.parent / "benchmarks" / "results" / name
     target.write_text(json.dumps(finite(found), indent=1) + "\n")
     console.print(f"Wrote {target.name}.")
-    return 0
+    return 1 if any("failed" in finding for finding in found.get("gpu", ())) else 0
 
 
 if __name__ == "__main__":

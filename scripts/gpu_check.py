@@ -1,19 +1,16 @@
-"""Check the package on a GPU in one command of at most nine minutes: tests, kernel benchmark, training.
+"""Check the package on a GPU in one command: tests, sanitizer, kernels, training, comparison with NumPy.
 
     python scripts/gpu_check.py OUT
+    python scripts/gpu_check.py OUT --part tests --part compare
 
-Needs a GPU that CuPy can use, pytest and what the tests import; no network, no nox, no installed package. PyTorch and
-Liger are timed where they can be imported. It runs, in this order,
+Needs a GPU that CuPy can use, pytest, rich and what the tests import; no network, no nox, no installed package.
+PyTorch, Liger, scikit-learn and dask are used where they can be imported. The parts, and their seconds at most:
 
-1. the test-suite with --require-backend=cupy, warnings shown;
-2. loss and gradient of labels in float32 and bfloat16 (_gpu_kernels.py): CUDA events, medians, inputs rotated so that
-   the second-level cache holds none of them; every competitor is verified before it is timed. The ceiling is a copy
-   from device to device of as many bytes as the logits have. "xpsoftmax kernel" is the kernel without the layers above
-   it. Then the host's time and the launches of a small call without validation;
-3. a two-layer network, trained from the same weights on NumPy and on CuPy.
+{parts}
 
-Into the folder OUT go gpu_check.json, the log of the tests and the row for docs/gpu-runs.md; a short table is printed
-last. Exit status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can be used.
+Each command of a part runs in a process of its own, so that neither a crash nor a hang ends the others. Into the folder
+OUT go gpu_check.json, the log of everything, the plot of the comparison and the row for docs/gpu-runs.md; a short table
+is printed last. Exit status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can be used.
 """
 
 from __future__ import annotations
@@ -22,6 +19,8 @@ import importlib
 import importlib.util
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -32,23 +31,24 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
+
+from _report import Parser, described, finite, surroundings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the package of this checkout, installed or not
-
-import _gpu_kernels  # noqa: E402
-from _gpu_kernels import Benchmark  # noqa: E402
-from _report import Parser, described, finite, surroundings  # noqa: E402
-
-import xpsoftmax as xs  # noqa: E402
 
 NO_GPU = 3
-SECONDS = 540
-"""For everything."""
-TEST_SECONDS = 330
-TRAINING_SECONDS = 40
-EPOCHS, BATCH = 20, 300
+Command = list[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Commands, and how their findings are read; both are told the folder for their files."""
+
+    what: str
+    seconds: float
+    commands: Callable[[Path], list[Command]]
+    findings: Callable[[Path], dict[str, Any]] = lambda folder: {}  # noqa: ARG005
 
 
 @dataclass
@@ -56,9 +56,7 @@ class Report:
     """Everything that is printed and written."""
 
     device: dict[str, Any]
-    tests: dict[str, Any] = field(default_factory=dict)
-    kernels: Benchmark = field(default_factory=Benchmark)
-    training: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -82,27 +80,112 @@ def usable_gpu() -> dict[str, Any] | str:
         return described(error)
 
 
-# --- tests ------------------------------------------------------------------------------------------------------------
+# --- the parts --------------------------------------------------------------------------------------------------------
 
 
-def run_tests(folder: Path, seconds: float) -> dict[str, Any]:
-    """Run the suite in a process of its own, so that neither a crash nor a hang ends the rest."""
-    results, log = folder / "tests.xml", folder / "tests.log"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--require-backend=cupy",
-        f"--junitxml={results}",
-        "-p",
-        "no:cacheprovider",
-    ]
-    if importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(4, os.cpu_count() or 1))]
+def script(name: str, *arguments: object) -> Command:
+    """Return the command that runs a script of this folder."""
+    return [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+
+
+def pytest_commands(folder: Path) -> list[Command]:
+    """The whole suite; in several processes where it can be."""
+    command = [sys.executable, "-m", "pytest", "--require-backend=cupy", f"--junitxml={folder / 'tests.xml'}"]
+    many = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    return [[*command, "-p", "no:cacheprovider", *many, str(ROOT / "tests")]]
+
+
+def counted(folder: Path) -> dict[str, Any]:
+    """Count what the JUnit file of the tests tells of."""
+    suite = ET.fromstring((folder / "tests.xml").read_text("utf-8")).find("testsuite")
+    if suite is None:
+        return {}
+    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    return {"passed": total - skipped - failed, "failed": failed, "skipped": skipped}
+
+
+def sanitizer_commands(folder: Path) -> list[Command]:  # noqa: ARG001
+    """Every kernel at every size class: alone, which compiles them, and under each tool."""
+    kernels = script("_gpu_small.py")
+    tools = ("memcheck", "racecheck")
+    return [kernels, *(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *kernels] for tool in tools)]
+
+
+def read(name: str) -> Callable[[Path], dict[str, Any]]:
+    """Return what reads a file of findings."""
+    return lambda folder: dict(json.loads((folder / name).read_text("utf-8")))
+
+
+KERNEL_SECONDS = 240
+PARTS = {
+    "tests": Part("the test-suite with --require-backend=cupy", 420, pytest_commands, counted),
+    "sanitizer": Part("every kernel under compute-sanitizer: memcheck, racecheck", 300, sanitizer_commands),
+    "kernels": Part(
+        "loss and gradient, softmax, log_softmax beside a copy and others (_gpu_kernels.py)",
+        KERNEL_SECONDS + 60,  # the last case may take a minute
+        lambda folder: [script("_gpu_kernels.py", folder / "kernels.json", KERNEL_SECONDS)],
+        read("kernels.json"),
+    ),
+    "steps": Part(
+        "training steps beside PyTorch, kernels and waits of each (bench_training.py)",
+        240,
+        lambda folder: [script("bench_training.py", "--device", "cuda", "--json", folder / "steps.json")],
+        read("steps.json"),
+    ),
+    "compare": Part(
+        "a network trained on NumPy and on CuPy (compare_backends.py)",
+        90,
+        lambda folder: [
+            script(
+                "compare_backends.py",
+                *("--backend", "cupy", "--json", folder / "compare.json", "--plot", folder / "compare.png"),
+            )
+        ],
+        read("compare.json"),
+    ),
+    "estimator": Part(
+        "the classifier fitted on CuPy arrays, beside scikit-learn and PyTorch (compare_sklearn.py)",
+        240,
+        lambda folder: [
+            script("compare_sklearn.py", "--only", "gpu", "--rounds", "3", "--json", folder / "estimator.json")
+        ],
+        read("estimator.json"),
+    ),
+}
+__doc__ = (__doc__ or "").format(
+    parts="\n".join(f"- {name}, {part.seconds:.0f} s: {part.what}" for name, part in PARTS.items())
+)
+
+
+def run_part(part: Part, folder: Path, log: Path) -> tuple[dict[str, Any], list[str]]:
+    """Run the commands of a part; return what was found, and what went wrong."""
+    problems = []
+    begin = time.monotonic()
+    for command in part.commands(folder):
+        status = run(command, log, part.seconds - (time.monotonic() - begin))
+        if status != 0:
+            problems.append(f"{shlex.join(command)}: {status if isinstance(status, str) else f'status {status}'}")
+    found: dict[str, Any] = {"seconds": time.monotonic() - begin}
+    try:
+        found |= part.findings(folder)
+    except Exception as error:  # noqa: BLE001 - a part that died may have left anything
+        problems.append(f"its findings cannot be read: {described(error)}")
+    return found, problems
+
+
+def run(command: Command, log: Path, seconds: float) -> int | str:
+    """Run a command, its output going to the end of the log; return its status, or why it has none."""
+    if shutil.which(command[0]) is None:
+        return f"{command[0]} is not here"
+    if seconds <= 0.0:
+        return "no time was left"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
-    with log.open("w") as stream:
+    with log.open("a") as stream:
+        stream.write(f"\n$ {shlex.join(command)}\n")
+        stream.flush()
         try:
-            status = subprocess.run(
+            return subprocess.run(
                 command,
                 cwd=ROOT,
                 env=environment,
@@ -112,57 +195,7 @@ def run_tests(folder: Path, seconds: float) -> dict[str, Any]:
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            return {"status": f"not finished in {seconds:.0f} s"}
-    return {"status": status, **(counted(results.read_text("utf-8")) if results.exists() else {})}
-
-
-def counted(junit: str) -> dict[str, int]:
-    """Count what a JUnit file tells of."""
-    suite = ET.fromstring(junit).find("testsuite")
-    if suite is None:
-        return {}
-    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
-    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-    return {"passed": total - skipped - failed, "failed": failed, "skipped": skipped}
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-def trained(xp: Any) -> dict[str, Any]:
-    """Train two layers on the spirals from fixed weights: what is drawn is drawn on the host."""
-    rng = np.random.default_rng(0)
-    rows, classes = 3000, 3
-    y = np.arange(rows) % classes
-    radius = rng.uniform(0.05, 1, rows)
-    angle = 4 * radius + 2 * np.pi * y / classes + rng.normal(0, 0.1, rows)
-    X = xp.asarray(np.stack((radius * np.sin(angle), radius * np.cos(angle)), 1).astype("f4"))
-    labels = xp.asarray(y)
-    params = tuple(
-        xs.Layer(xp.asarray(layer.weight), xp.asarray(layer.bias))
-        for layer in xs.init_params((2, 100, classes), rng=0, dtype=np.float32)
-    )
-    how = {"optimizer": xs.adam(0.01), "batch_size": BATCH, "rng": 0, "activation": "tanh", "reg": 1e-4}
-    xs.train(params, X, labels, epochs=1, **how)  # compiles the kernels
-    start = time.perf_counter()
-    result = xs.train(params, X, labels, epochs=EPOCHS, **how)
-    losses = [float(loss) for loss in result.history["loss"]]
-    seconds = time.perf_counter() - start
-    accuracy = float((xs.mlp_predict(result.params, X, activation="tanh") == labels).mean())
-    return {
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "accuracy": accuracy,
-        "step_ms": 1e3 * seconds / (EPOCHS * -(-rows // BATCH)),
-    }
-
-
-def compare_training(report: Report) -> None:
-    """The same network on NumPy and on CuPy must learn the same."""
-    report.training = {"NumPy": trained(np), "CuPy": trained(importlib.import_module("cupy"))}
-    ours, reference = report.training["CuPy"], report.training["NumPy"]
-    if abs(ours["first_loss"] - reference["first_loss"]) > 1e-5 or abs(ours["accuracy"] - reference["accuracy"]) > 0.02:
-        report.problems.append(f"CuPy and NumPy do not learn the same: {report.training}")
+            return f"not finished in {seconds:.0f} s"
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -170,76 +203,82 @@ def compare_training(report: Report) -> None:
 
 def table(report: Report) -> str:
     """A few lines of text."""
-    lines = [f"{report.device['gpu']}: tests {report.tests}"]
-    for case in report.kernels.cases:
-        title = f"{case['rows']}x{case['classes']} {case['dtype']}"
+    lines = [report.device["gpu"]]
+    for name, found in report.parts.items():
+        short = {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
+        lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in short.items()))
+    kernels = report.parts.get("kernels", {})
+    for case in kernels.get("cases", ()):
+        title = f"{case['operation']} {case['rows']}x{case['classes']} {case['dtype']}"
         ceiling = case["timings"].get("copy", {}).get("gb_per_s")
         for name, timing in case["timings"].items():
             share = f"{timing['gb_per_s'] / ceiling:6.0%} of copy" if ceiling else ""
-            lines.append(f"{title:22} {name:18} {timing['ms'][1]:9.4f} ms {timing['gb_per_s']:8.0f} GB/s {share}")
-    if small := report.kernels.small_call:
+            lines.append(f"{title:40} {name:18} {timing['ms'][1]:9.4f} ms {timing['gb_per_s']:8.0f} GB/s {share}")
+    if small := kernels.get("small_call"):
         lines.append(
             f"a small call without validation: {small['launches']:.0f} launches, {small['microseconds']:.1f} "
             "microseconds of the host"
         )
-    lines += [f"training on {name}: {found}" for name, found in report.training.items()]
-    lines += [f"not here: {name}: {reason}" for name, reason in report.kernels.missing.items()]
-    return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in problems(report))])
+    lines += [f"not here: {name}: {reason}" for name, reason in kernels.get("missing", {}).items()]
+    for finding in report.parts.get("steps", {}).get("findings", ()):
+        for name, timing in finding["timings"].items():
+            ratio = finding["ratios"].get(name)
+            share = "" if ratio is None else f"{ratio:6.2f} of PyTorch"
+            events = finding["events"].get(name, "")
+            lines.append(f"step {finding['case']:24} {name:20} {1e3 * timing['median']:9.4f} ms {share} {events}")
+    for finding in report.parts.get("estimator", {}).get("gpu", ()):
+        medians = {what: sorted(times)[len(times) // 2] for what, times in finding.get("seconds", {}).items()}
+        result = finding.get("failed") or f"{medians} seconds, accuracy {finding['accuracy']:.4f}"
+        lines.append(f"estimator {finding['case']}, {finding['kind']}: {result}")
+    return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in report.problems)])
 
 
-def problems(report: Report) -> list[str]:
-    """All that went wrong."""
-    return [*report.problems, *report.kernels.problems]
-
-
-def row(report: Report, commit: str | None, day: str) -> str:
+def row(report: Report, commit: str | None, day: str, command: str) -> str:
     """The row for docs/gpu-runs.md."""
-    device, tests = report.device, report.tests
-    speeds = "; ".join(
-        f"{case['rows']}x{case['classes']} {case['dtype']} {case['timings']['xpsoftmax']['gb_per_s']:.0f} GB/s"
-        for case in report.kernels.cases
-        if "xpsoftmax" in case["timings"]
-    )
-    counts = ", ".join(f"{tests[name]} {name}" for name in ("passed", "failed", "skipped") if name in tests)
+    device, results = report.device, []
+    for name, found in report.parts.items():
+        counts = [f"{found[key]} {key}" for key in ("passed", "failed", "skipped") if key in found]
+        results.append(f"{name} ({', '.join(counts)})" if counts else name)
+    for case in report.parts.get("kernels", {}).get("cases", ()):
+        if "xpsoftmax" in case["timings"]:
+            speed = case["timings"]["xpsoftmax"]["gb_per_s"]
+            results.append(f"{case['operation']} {case['rows']}x{case['classes']} {case['dtype']} {speed:.0f} GB/s")
     versions = f"{device['driver']}, {device['cuda']}, {device['cupy']}"
-    result = f"tests: {counts or tests.get('status')}; {speeds or 'nothing timed'}; {len(problems(report))} problems"
-    return f"| {day} | {commit} | {device['gpu']} | {versions} | scripts/gpu_check.py | {result} |"
+    result = "; ".join([*results, f"{len(report.problems)} problems"])
+    return f"| {day} | {commit} | {device['gpu']} | {versions} | {command} | {result} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, print and write; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     options = Parser(prog="gpu_check.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     options.add_argument("out", type=Path, help="folder for the findings")
-    folder = options.parse_args(argv).out
-    begin = time.monotonic()
+    options.add_argument("--part", action="append", choices=PARTS, help="only this one (repeatable)")
+    given = options.parse_args(argv)
+    folder = given.out.resolve()
     device = usable_gpu()
     if isinstance(device, str):
         print(f"gpu_check: there is no GPU that can be used here, so nothing was checked: {device}")
         return NO_GPU
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu_check.log").unlink(missing_ok=True)
     report = Report(device)
-    report.tests = run_tests(folder, TEST_SECONDS)
-    if report.tests["status"] != 0:
-        report.problems.append(f"tests: {report.tests}; see tests.log")
-    steps: tuple[Callable[[], None], ...] = (
-        # The last case may take a minute.
-        lambda: _gpu_kernels.run(report.kernels, device["cache_bytes"], begin + SECONDS - TRAINING_SECONDS - 60),
-        lambda: compare_training(report),
-    )
-    for step in steps:
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001 - what was found so far is still worth having
-            report.problems.append(described(error))
     where = surroundings(("numpy", "array-api-compat"))
     day = datetime.now(UTC).date().isoformat()
-    line = row(report, where["commit"], day)
-    (folder / "gpu_check.json").write_text(
-        json.dumps(finite({"date": day, **where, **asdict(report)}), indent=1) + "\n"
-    )
+    command = shlex.join(["python", "scripts/gpu_check.py", "OUT", *(f"--part={name}" for name in given.part or ())])
+    for name in given.part or PARTS:
+        found, problems = run_part(PARTS[name], folder, folder / "gpu_check.log")
+        report.parts[name] = found
+        report.problems += [f"{name}: {problem}" for problem in problems]
+        # After each part: what was found so far is worth having when something ends this process.
+        content = {"command": command, "date": day, **where, **asdict(report)}
+        (folder / "gpu_check.json").write_text(json.dumps(finite(content), indent=1) + "\n")
+    for name in ("tests.xml", "kernels.json", "steps.json", "compare.json", "estimator.json"):
+        (folder / name).unlink(missing_ok=True)  # their content is in gpu_check.json
+    line = row(report, where["commit"], day, command)
     (folder / "gpu-runs-row.md").write_text(line + "\n")
     print(line, table(report), sep="\n")
-    return 1 if problems(report) else 0
+    return 1 if report.problems else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,11 @@ class Backend:
         return array_namespace(self.library.asarray(0.0))
 
     @property
+    def here(self) -> AbstractContextManager[Any]:
+        """Where a test computes by itself: with the arrays' device being the current one."""
+        return self.device if self.name == "cupy:device1" else nullcontext()
+
+    @property
     def mutable(self) -> bool:
         return self.name not in ("jax", "dask")
 
@@ -46,7 +52,7 @@ class Backend:
 
     def to_numpy(self, array: Any) -> np.ndarray:
         """The values on the host; bfloat16 as float32."""
-        if self.name == "cupy":
+        if self.name.startswith("cupy"):
             array = array.astype("float32") if array.dtype.name == "bfloat16" else array
             return array.get()
         if self.name == "torch":
@@ -87,6 +93,12 @@ def _usable_cupy() -> None:
     assert float((cupy.arange(4, dtype="f4") * 2).sum()) == 12.0
 
 
+def _usable_second_gpu() -> None:
+    _usable_cupy()
+    if importlib.import_module("cupy").cuda.runtime.getDeviceCount() < 2:
+        raise RuntimeError("no second CUDA device")
+
+
 _PROBES: dict[str, Callable[[], None]] = {
     "numpy": _usable_numpy,
     "array_api_strict": _usable_import("array_api_strict"),
@@ -95,6 +107,7 @@ _PROBES: dict[str, Callable[[], None]] = {
     "torch": _usable_import("torch"),
     "jax": _usable_jax,
     "cupy": _usable_cupy,
+    "cupy:device1": _usable_second_gpu,
 }
 
 NAMES = tuple(_PROBES)
@@ -114,5 +127,7 @@ def unusable(name: str) -> str | None:
 def backend_named(name: str) -> Backend:
     if name == "array_api_strict:device1":
         return Backend(name, "array_api_strict", _strict_device())
+    if name == "cupy:device1":  # while the device 0 is current
+        return Backend(name, "cupy", importlib.import_module("cupy").cuda.Device(1))
     modules = {"dask": "dask.array", "jax": "jax.numpy"}
     return Backend(name, modules.get(name, name))

@@ -9,6 +9,7 @@ import zlib
 # Before SciPy is imported: scikit-learn's checks of array libraries want it, and 1.6 does not even load without it.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
+import _stand_in_cupy
 import numpy as np
 import pytest
 from _backends import NAMES, backend_named, unusable
@@ -27,11 +28,14 @@ def pytest_addoption(parser):
         choices=NAMES,
         help="fail, instead of skipping, if this backend cannot be used (may be repeated)",
     )
+    parser.addoption("--stand-in", action="store_true", help="a module of the tests stands in for CuPy: no GPU")
     parser.addoption("--kernels", action="store_true", help="compile the CUDA kernels, and run them on the CPU")
     parser.addoption("--site", action="store_true", help="look at the site that is in docs/_build/html")
 
 
 def pytest_configure(config):
+    if config.getoption("--stand-in"):
+        _stand_in_cupy.install()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in config.getoption("--require-backend"):

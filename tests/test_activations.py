@@ -1,5 +1,7 @@
 """Activations: values and derivatives, also where they saturate."""
 
+from contextlib import nullcontext
+
 import mpmath as mp
 import numpy as np
 import pytest
@@ -19,6 +21,13 @@ EXACT = {
 }
 # Not 0, where the ReLU has a kink; 30 is deep in saturation for float32, where 1 - tanh**2 is 0.
 POINTS = [-30.0, -4.0, -1.3, -0.2, 1e-3, 0.4, 1.0, 2.5, 7.0, 30.0]
+
+
+@pytest.fixture(autouse=True)
+def _here(request):
+    """The functions are called without what surrounds them in the package."""
+    with request.getfixturevalue("backend").here if "backend" in request.fixturenames else nullcontext():
+        yield
 
 
 def exact(name, x, order):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -17,7 +18,14 @@ JUNIT = '<testsuites><testsuite tests="10" failures="1" errors="1" skipped="3"/>
 
 def case(**timings):
     found = {name: {"ms": (1.0, 2.0, 3.0), "gb_per_s": speed, "off_by": 0.0} for name, speed in timings.items()}
-    return {"rows": 8, "classes": 10, "dtype": "float32", "traffic_bytes": 640, "timings": found}
+    return {
+        "operation": "softmax",
+        "rows": 8,
+        "classes": 10,
+        "dtype": "float32",
+        "traffic_bytes": 640,
+        "timings": found,
+    }
 
 
 @pytest.mark.skipif(unusable("cupy") is None, reason="there is a GPU")
@@ -34,54 +42,194 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, capsys):
 )
 def test_a_gpu_that_cannot_compute_is_none(monkeypatch, count, sums, reason):
     runtime = SimpleNamespace(getDeviceCount=lambda: count)
-    numbers = SimpleNamespace(sum=lambda: sums)
     fake = SimpleNamespace(
-        cuda=SimpleNamespace(runtime=runtime),
-        arange=lambda n, dtype: SimpleNamespace(__mul__=None, sum=None) if n < 0 else np.array(sums / 2).reshape(1),
+        cuda=SimpleNamespace(runtime=runtime), arange=lambda n, dtype: np.array(sums / 2, dtype).reshape(1)
     )
-    assert numbers.sum() == sums
     monkeypatch.setitem(sys.modules, "cupy", fake)
     assert gpu_check.usable_gpu() == reason
 
 
-def test_tests_are_counted():
-    assert gpu_check.counted(JUNIT) == {"passed": 5, "failed": 2, "skipped": 3}
+def test_tests_are_counted(tmp_path):
+    (tmp_path / "tests.xml").write_text(JUNIT)
+    assert gpu_check.counted(tmp_path) == {"passed": 5, "failed": 2, "skipped": 3}
 
 
 def test_the_row_and_the_table_name_what_was_found():
-    report = gpu_check.Report(DEVICE, tests={"status": 0, "passed": 5, "failed": 0, "skipped": 3})
-    report.kernels.cases = [case(copy=4000.0, xpsoftmax=3600.0)]
-    report.kernels.small_call = {"launches": 2, "microseconds": 12.34}
-    report.kernels.problems = ["one"]
-    line = gpu_check.row(report, "abc", "2026-01-02")
-    result = "tests: 5 passed, 0 failed, 3 skipped; 8x10 float32 3600 GB/s; 1 problems"
-    assert line == f"| 2026-01-02 | abc | A GPU | 13000, 13000, 14.0 | scripts/gpu_check.py | {result} |"
+    report = gpu_check.Report(DEVICE)
+    report.parts["tests"] = {"seconds": 1.5, "passed": 5, "failed": 0, "skipped": 3}
+    report.parts["kernels"] = {
+        "cases": [case(copy=4000.0, xpsoftmax=3600.0)],
+        "small_call": {"launches": 2, "microseconds": 12.34},
+        "missing": {"Liger": "none"},
+    }
+    timings = {"torch": {"median": 2e-3}, "xpsoftmax train": {"median": 1e-3}}
+    ratios = {"torch": 1.0, "xpsoftmax train": 0.5}
+    events = {"xpsoftmax train": {"kernels": 9}}
+    steps = {"case": "5x4x10x3", "timings": timings, "ratios": ratios, "events": events}
+    report.parts["steps"] = {"findings": [steps]}
+    fits = [
+        {"case": "digits", "kind": "NumPy", "seconds": {"fit": [3.0, 1.0, 2.0]}, "accuracy": 0.99},
+        {"case": "digits", "kind": "CuPy", "failed": "no"},
+    ]
+    report.parts["estimator"] = {"gpu": fits}
+    report.problems = ["one"]
+    line = gpu_check.row(report, "abc", "2026-01-02", "the command")
+    result = (
+        "tests (5 passed, 0 failed, 3 skipped); kernels; steps; estimator; softmax 8x10 float32 3600 GB/s; 1 problems"
+    )
+    assert line == f"| 2026-01-02 | abc | A GPU | 13000, 13000, 14.0 | the command | {result} |"
     text = gpu_check.table(report)
-    assert "90% of copy" in text
-    assert "2 launches, 12.3 microseconds of the host" in text
+    for part in (
+        "tests: seconds 1.5, passed 5, failed 0, skipped 3",
+        "90% of copy",
+        "2 launches, 12.3 microseconds of the host",
+        "not here: Liger: none",
+        "0.50 of PyTorch {'kernels': 9}",
+        "estimator digits, NumPy: {'fit': 2.0} seconds, accuracy 0.9900",
+        "estimator digits, CuPy: no",
+    ):
+        assert part in text
     assert text.endswith("PROBLEM: one")
 
 
-def test_a_row_of_nothing_claims_nothing():
-    report = gpu_check.Report(DEVICE, tests={"status": "not finished in 330 s"})
-    assert "tests: not finished in 330 s; nothing timed; 0 problems" in gpu_check.row(report, None, "2026-01-02")
+# --- the parts --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_trained_is_learnt():
-    found = gpu_check.trained(np)
-    assert found["last_loss"] < 0.6 * found["first_loss"]
-    assert found["accuracy"] > 0.75
+def part(*codes, seconds=60.0, findings=lambda folder: {}):
+    return gpu_check.Part("", seconds, lambda folder: [[sys.executable, "-c", code] for code in codes], findings)
 
 
-def test_the_usual_lines_are_right_on_numpy(monkeypatch):
-    """The competitor that others are compared with, with NumPy in the place of CuPy."""
+def test_a_part_that_goes_well_has_findings_and_no_problem(tmp_path):
+    found, problems = gpu_check.run_part(
+        part("print('hello')", "print(1 + 1)", findings=lambda folder: {"folder": folder.name}),
+        tmp_path,
+        tmp_path / "log",
+    )
+    assert problems == []
+    assert found["folder"] == tmp_path.name
+    assert "hello\n" in (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().endswith("\n2\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys; sys.exit(4)", "status 4"),
+        ("import os; os.abort()", "status -6"),
+        ("import time; time.sleep(60)", "not finished in 1 s"),
+    ],
+)
+def test_a_command_that_fails_is_a_problem_and_does_not_end_the_others(code, reason, tmp_path):
+    seconds = 1.0 if "sleep" in code else 60.0
+    _, problems = gpu_check.run_part(part(code, seconds=seconds), tmp_path, tmp_path / "log")
+    assert len(problems) == 1
+    assert problems[0].endswith(reason)
+
+
+def test_a_second_command_has_what_the_first_left_of_the_time(tmp_path):
+    _, problems = gpu_check.run_part(
+        part("import time; time.sleep(60)", "print(1)", seconds=0.5), tmp_path, tmp_path / "log"
+    )
+    assert [problem.rpartition(": ")[2] for problem in problems] == ["not finished in 0 s", "no time was left"]
+
+
+def test_a_missing_program_and_findings_that_cannot_be_read_are_problems(tmp_path):
+    absent = gpu_check.Part("", 9.0, lambda folder: [["no-such-program"]], gpu_check.read("none.json"))
+    _, problems = gpu_check.run_part(absent, tmp_path, tmp_path / "log")
+    assert problems[0] == "no-such-program: no-such-program is not here"
+    assert problems[1].startswith("its findings cannot be read: FileNotFoundError")
+
+
+def test_main_runs_the_parts_that_are_asked_for_and_writes_all(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "usable_gpu", lambda: DEVICE)
+    parts = {
+        "tests": part("print('tests ran')", findings=lambda folder: {"passed": 5}),
+        "kernels": part("raise SystemExit(1)"),
+        "steps": part("print('never')"),
+    }
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
+    assert gpu_check.main([str(tmp_path), "--part", "tests", "--part", "kernels"]) == 1
+    content = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert content["command"] == "python scripts/gpu_check.py OUT --part=tests --part=kernels"
+    assert list(content["parts"]) == ["tests", "kernels"]
+    assert content["parts"]["tests"]["passed"] == 5
+    assert len(content["problems"]) == 1
+    log = (tmp_path / "gpu_check.log").read_text()
+    assert "tests ran" in log
+    assert "never" not in log
+    assert (tmp_path / "gpu-runs-row.md").read_text().startswith("| 20")
+    assert "PROBLEM: kernels: " in capsys.readouterr().out
+
+
+def test_every_part_is_a_script_of_this_checkout(tmp_path):
+    for name, found in gpu_check.PARTS.items():
+        for command in found.commands(tmp_path):
+            files = [word for word in command if word.endswith(".py")]
+            assert all((gpu_check.ROOT / "scripts" / word).exists() for word in files)
+            assert files or name == "tests"
+        assert f"- {name}, " in gpu_check.__doc__
+
+
+def test_the_scripts_of_the_parts_know_their_options(tmp_path, monkeypatch):
+    """The command lines that a GPU would see, parsed by the scripts themselves."""
+    for module in ("rich", "sklearn", "matplotlib"):
+        pytest.importorskip(module)
+    import bench_training
+    import compare_backends
+
+    for name, module in (("steps", bench_training), ("compare", compare_backends)):
+        (command,) = gpu_check.PARTS[name].commands(tmp_path)
+        module.parser().parse_args(command[2:])
+
+
+# --- the kernel benchmark ---------------------------------------------------------------------------------------------
+
+
+class OnGpu:
+    """A result as CuPy has it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __getitem__(self, rows):
+        return OnGpu(self.array[rows])
+
+    def astype(self, kind):
+        return SimpleNamespace(get=lambda: self.array.astype(kind))
+
+
+@pytest.fixture
+def inputs(monkeypatch):
+    """With NumPy in the place of CuPy."""
     monkeypatch.setitem(sys.modules, "cupy", np)
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(6, 4)).astype("f4"), rng.integers(4, size=6)
-    inputs = _gpu_kernels.Inputs([z], y, np.empty_like(z), z, y)
-    monkeypatch.setattr(_gpu_kernels, "CHECKED_ROWS", 6)
+    return _gpu_kernels.Inputs([z], y, np.empty_like(z), z, y)
+
+
+def test_the_usual_lines_are_right_on_numpy(inputs):
+    """The competitor that others are compared with."""
     for call in (_gpu_kernels.plain_cupy(inputs), _gpu_kernels.ours(inputs)):
         loss, grad = call(0)
-        array = SimpleNamespace(astype=lambda kind, grad=grad: SimpleNamespace(get=lambda: grad.astype(kind)))
-        sliced = type("Sliced", (), {"__getitem__": lambda self, rows, array=array: array})()
-        assert _gpu_kernels.off_by((loss, sliced), inputs) < 1e-6
+        assert _gpu_kernels.off_by(_gpu_kernels.LOSS, (loss, OnGpu(grad)), inputs) < 1e-6
+        grad[2, 1] += 1e-3
+        assert _gpu_kernels.off_by(_gpu_kernels.LOSS, (loss, OnGpu(grad)), inputs) > 1e-3
+
+
+@pytest.mark.parametrize("operation", ["softmax", "log_softmax"])
+def test_elementwise_competitors_are_right_on_numpy(operation, inputs, monkeypatch):
+    special = pytest.importorskip("scipy.special")
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", special)
+    for name in ("xpsoftmax", "cupyx"):
+        result = _gpu_kernels.OPERATIONS[operation][name](inputs)(0)
+        assert _gpu_kernels.off_by(operation, OnGpu(result), inputs) < 1e-6
+    result[0, 0] += 0.01
+    assert _gpu_kernels.off_by(operation, OnGpu(result), inputs) > 1e-3
+
+
+def test_pytorch_is_right_on_the_same_memory(inputs):
+    pytest.importorskip("torch")
+    for operation, names in (("softmax", ("torch",)), ("log_softmax", ("torch",)), (_gpu_kernels.LOSS, ("torch",))):
+        for name in names:
+            result = _gpu_kernels.OPERATIONS[operation][name](inputs)(0)
+            assert _gpu_kernels.off_by(operation, result, inputs) < 1e-6

@@ -14,7 +14,9 @@ import pytest
 from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax.kernels import plan
 
-nvrtc = pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda.nvrtc
+nvrtc = getattr(pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda, "nvrtc", None)
+if nvrtc is None:
+    pytest.skip("a stand-in for CuPy has no NVRTC", allow_module_level=True)
 
 pytestmark = pytest.mark.kernels
 

@@ -13,12 +13,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import device, is_dask_array, is_jax_array
+from array_api_compat import array_namespace, device, is_dask_array, is_jax_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import check_activation
 from xpsoftmax._loss import LossOptions, Problem, mean_or_nan, prepare
-from xpsoftmax._softmax import quiet, summed
+from xpsoftmax._softmax import on_device, quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import Operations, generic, operations
 from xpsoftmax.kernels.generic import narrowed, scratch_arrays
@@ -85,8 +85,10 @@ class PartialSums(NamedTuple):
         if not isinstance(other, PartialSums):
             return NotImplemented
         check_alike("other", other.grads, self.grads)
-        grads = tuple(Layer(a.weight + b.weight, a.bias + b.bias) for a, b in zip(self.grads, other.grads, strict=True))
-        return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
+        with on_device(array_namespace(self.loss), device(self.loss)):
+            pairs = zip(self.grads, other.grads, strict=True)
+            grads = tuple(Layer(a.weight + b.weight, a.bias + b.bias) for a, b in pairs)
+            return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
 
     def __radd__(self, other: object) -> PartialSums:
         """Let `sum` add up partial sums: it starts from 0."""

@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import device
 
 from xpsoftmax import _validate as check
-from xpsoftmax._softmax import quiet
+from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array, Namespace, dtype_name
 
 # Offsets in steps and their coefficients: f'(x) = sum of c * f(x + o h) / h, with an error of h**order.
@@ -76,15 +76,16 @@ def numerical_grad(
     array([ 3., 12.])
     """
     xp, array, h = _arguments(function, x, order, step)
-    if directions is not None:
-        vectors = _directions(xp, array, directions, rng)
-        values = [_derivative(function, array, h * vectors[i, ...], order) / h for i in range(vectors.shape[0])]
-        return xp.asarray(values, dtype=array.dtype, device=device(array)), vectors
-    index = xp.reshape(xp.arange(math.prod(array.shape), device=device(array)), array.shape)
-    values = []
-    for i in range(math.prod(array.shape)):
-        values.append(_derivative(function, array, xp.where(index == i, h, xp.zeros_like(array)), order) / h)
-    return xp.reshape(xp.asarray(values, dtype=array.dtype, device=device(array)), array.shape)
+    with on_device(xp, device(array)):
+        if directions is not None:
+            vectors = _directions(xp, array, directions, rng)
+            values = [_derivative(function, array, h * vectors[i, ...], order) / h for i in range(vectors.shape[0])]
+            return xp.asarray(values, dtype=array.dtype, device=device(array)), vectors
+        index = xp.reshape(xp.arange(math.prod(array.shape), device=device(array)), array.shape)
+        values = []
+        for i in range(math.prod(array.shape)):
+            values.append(_derivative(function, array, xp.where(index == i, h, xp.zeros_like(array)), order) / h)
+        return xp.reshape(xp.asarray(values, dtype=array.dtype, device=device(array)), array.shape)
 
 
 def check_grad(

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from array_api_compat import device as device_of
 from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array, is_torch_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import Layer, Params, as_network
+from xpsoftmax._softmax import on_device
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
 
 if TYPE_CHECKING:
@@ -237,7 +239,8 @@ def to_host(name: str, array: Array) -> np.ndarray:
     """Bring an array of any library to the host: a C-contiguous NumPy array."""
     xp, array = check.as_array(name, array)
     if dtype_name(array.dtype) == "bfloat16":  # which no library hands over; float32 holds every one of them
-        return to_host(name, xp.astype(array, xp.float32)).astype("bfloat16")
+        with on_device(xp, device_of(array)):
+            return to_host(name, xp.astype(array, xp.float32)).astype("bfloat16")
     if is_cupy_array(array):
         array = array.get()
     elif is_torch_array(array):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
+from array_api_compat import device as device_of
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
@@ -29,7 +30,7 @@ from xpsoftmax._backprop import (
     penalised,
 )
 from xpsoftmax._loss import LossOptions
-from xpsoftmax._softmax import quiet
+from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array, Device, DType, Impl, Namespace, Reduction
 from xpsoftmax.kernels.generic import narrowed
 
@@ -97,10 +98,11 @@ def init_params(
     xp = check.as_namespace("xp", np if xp is None else xp)
     options = check.as_placement(xp, dtype, device)
     layers = []
-    for fan_in, fan_out in itertools.pairwise(widths):
-        scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
-        weight = xp.asarray(scale * generator.standard_normal((fan_in, fan_out)), **options)
-        layers.append(Layer(weight, xp.zeros((fan_out,), **options)))
+    with on_device(xp, device):
+        for fan_in, fan_out in itertools.pairwise(widths):
+            scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
+            weight = xp.asarray(scale * generator.standard_normal((fan_in, fan_out)), **options)
+            layers.append(Layer(weight, xp.zeros((fan_out,), **options)))
     return tuple(layers)
 
 
@@ -191,7 +193,9 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     array([1])
     """
     logits = mlp_logits(params, X, activation=activation, impl=impl)
-    return array_namespace(logits).argmax(logits, axis=1)
+    xp = array_namespace(logits)
+    with on_device(xp, device_of(logits)):
+        return xp.argmax(logits, axis=1)
 
 
 def mlp_loss(

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import Layer, Params, as_network, check_alike
-from xpsoftmax._softmax import quiet
+from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels import operations
 
@@ -58,7 +58,8 @@ class Optimizer(ABC):
             If `params` is not a network.
         """
         net = as_network(params, "identity")
-        zeros = [tuple(Layer(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)]
+        with on_device(net.xp, net.frame.device):
+            zeros = [tuple(Layer(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)]
         return (0, *zeros)
 
     def update(self, params: Params, grads: Params, state: State) -> tuple[Params, State]:

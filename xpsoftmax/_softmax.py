@@ -271,10 +271,15 @@ def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
     computes on its current device, which may be another than the one that holds the arrays.
     """
     if is_cupy_namespace(xp):
-        return device  # type: ignore[no-any-return]
+        return on_device(xp, device)
     if is_torch_namespace(xp) or is_jax_namespace(xp):
         return nullcontext()
     return np.errstate(all="ignore")
+
+
+def on_device(xp: Namespace, device: Device | None) -> AbstractContextManager[Any]:
+    """Surroundings in which new arrays are made on this device; None: on that which is current."""
+    return nullcontext() if device is None or not is_cupy_namespace(xp) else device
 
 
 def to_rows(xp: Namespace, array: Array, axis: int) -> Array:

@@ -1,0 +1,69 @@
+"""What stands in for CuPy refuses what CuPy refuses: a fault that it let pass would be found on a GPU only."""
+
+from __future__ import annotations
+
+import _stand_in_cupy as cupy
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def x():
+    return cupy.array([3.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: np.asarray(x),
+        lambda x: x + np.ones(3),
+        lambda x: np.ones(3) + x,
+        lambda x: np.add(x, np.ones(3)),
+        lambda x: x.__setitem__(slice(None), np.ones(3)),
+        lambda x: cupy.called(np.stack, [x, np.ones(3)]),
+    ],
+)
+def test_arrays_of_the_host_are_not_mixed_with_those_of_the_device(call, x):
+    with pytest.raises(TypeError, match=r"Implicit conversion|Unsupported type|unsupported operand"):
+        call(x)
+
+
+def test_numbers_are_mixed(x):
+    for result in (x + 1.0, 1.0 + x, x * np.float64(1.0) + 1, np.add(x, 1.0)):
+        assert type(result) is cupy.ndarray
+        np.testing.assert_array_equal(result.get(), [4.0, 2.0, 3.0])
+
+
+def test_a_result_is_an_array_and_not_a_number(x):
+    total = x.sum()
+    assert type(total) is cupy.ndarray
+    assert (total.shape, float(total)) == ((), 6.0)
+
+
+@pytest.mark.parametrize("call", [lambda x: x + 1.0, lambda x: cupy.called(np.exp, x), lambda x: x[x]])
+def test_arrays_of_another_device_are_refused(call):
+    with cupy.Device(1):
+        x = cupy.array([0, 1])
+    assert x.device == cupy.Device(1) != cupy.Device()
+    with pytest.raises(ValueError, match="Array device must be same as the current device: array device = 1"):
+        call(x)
+    with x.device:
+        assert call(x).device == cupy.Device(1)
+
+
+@pytest.mark.parametrize("call", [float, bool, cupy.ndarray.get, cupy.ndarray.item, lambda x: x[x > 0]])
+def test_waiting_is_refused_where_it_is_not_allowed(call):
+    x = cupy.array(1.0)
+    call(x)
+    with cupy.allow_synchronize(False), pytest.raises(cupy.DeviceSynchronized):
+        call(x)
+
+
+def test_memory_is_shared_with_views_alone(x):
+    x[1:].fill(0.0)
+    np.testing.assert_array_equal(x.get(), [3.0, 0.0, 0.0])
+    host = x.get()
+    host[0] = 7.0
+    assert float(x[0]) == 3.0
+    with pytest.raises(BufferError):
+        np.from_dlpack(x)
