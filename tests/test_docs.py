@@ -110,6 +110,14 @@ def test_every_equation_of_the_derivation_has_its_function_and_test():
         assert f":pyobject: {form}\n" in text
 
 
+def test_the_drawing_of_the_cases_has_the_numbers_of_the_text():
+    drawn = (DOCS / "_static" / "cases.html").read_text().replace("−", "-")
+    numbers = [float(text) for text in re.findall(r">(-?\d[\d.]*)</text>", drawn)]
+    z = np.log([[2.0, 3.0, 5.0]])
+    _, dz = xs.softmax_loss_and_grad(z, np.array([1]))
+    assert numbers == pytest.approx([*xs.softmax(z)[0], 0, 1, 0, *dz[0]], abs=1e-12)
+
+
 def test_the_reference_has_every_public_name():
     listed = re.findall(r"^   (\w[\w.]*)$", (DOCS / "reference.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted([*xs.__all__, "_optim.Optimizer", "MLPClassifier"])
