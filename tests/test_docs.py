@@ -111,7 +111,7 @@ def test_every_equation_of_the_derivation_has_its_function_and_test():
 
 
 def test_the_drawing_of_the_cases_has_the_numbers_of_the_text():
-    drawn = (DOCS / "_static" / "cases.html").read_text().replace("−", "-")
+    drawn = (DOCS / "_static" / "cases.html").read_text().replace("\N{MINUS SIGN}", "-")
     numbers = [float(text) for text in re.findall(r">(-?\d[\d.]*)</text>", drawn)]
     z = np.log([[2.0, 3.0, 5.0]])
     _, dz = xs.softmax_loss_and_grad(z, np.array([1]))
