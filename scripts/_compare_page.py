@@ -64,7 +64,8 @@ code { font-size: .9em; }
   tr { display: grid; grid-template-columns: var(--columns); padding: .3rem 0; }
   tr > * { padding: 0 0 0 .25rem; font-size: .8rem; }
   tr > [scope=row], thead th:first-child { grid-column: 1 / -1; font-size: .95rem; }
-  tr > :nth-child(2), tr > :first-child:not([scope=row]) { text-align: left; padding-left: 0; }
+  thead th:nth-child(2), [scope=row] + td, td:first-child { text-align: left; padding-left: 0; }
+  td small { font-size: .7rem; }
   thead th:first-child { display: none; }
   dl { display: block; }
   dd { margin-bottom: .5rem; }
@@ -181,7 +182,7 @@ def training(content: Content) -> Node:
             node("td", f"{result['train_accuracy']:.2%}"),
             node("td", f"{result['test_accuracy']:.2%}"),
             node("td", f"{result['final_loss']:.6f}"),
-            node("td", middle, node("small", f"{low} to {high}")),
+            node("td", middle, node("small", f"{low}\N{EN DASH}{high}")),
             node("td", f"{result['speed']:.3g} x"),
         )
         rows.append(node("tbody", node("tr", node("th", name, about, scope="row"), *cells)))
