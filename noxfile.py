@@ -9,7 +9,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "stand_in", "kernels", "compare", "build"]
+nox.options.sessions = ["lint", "typecheck", "tests", "tests_lowest", "stand_in", "kernels", "compare", "docs", "build"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
@@ -115,10 +115,12 @@ def bench_training(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site; a warning is an error. It opens at docs/_build/html/index.html."""
-    session.install(".[io,dask]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    """Build the site, where a warning is an error, and look at it. It opens at docs/_build/html/index.html."""
+    groups = (dependency for name in ("docs", "test") for dependency in nox.project.dependency_groups(PYPROJECT, name))
+    session.install(".[dask,io,sklearn]", *groups)
     options = ("--fail-on-warning", "--keep-going", "--fresh-env", "--builder", "html")
     session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", *session.posargs)
+    session.run("pytest", "-n", "auto", "--site", "tests/test_site.py")
 
 
 @nox.session

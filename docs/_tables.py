@@ -67,7 +67,7 @@ def _timed(of_shapes: Iterable[dict[str, Any]], name: str) -> bool:
 
 def _pair(of_shape: dict[str, Any], name: str) -> str:
     if name == "torch":
-        return " / ".join(f"{1e3 * finding['timings'][name]['median']:.3g} ms" for finding in of_shape.values())
+        return " / ".join(f"{1e3 * finding['timings'][name]['median']:.3g}" for finding in of_shape.values())
     return " / ".join(_ratio(finding, name) for finding in of_shape.values())
 
 
@@ -106,7 +106,7 @@ def training(content: dict[str, Any]) -> str:
     rows = []
     for name in _names(findings):
         cells = [
-            f"{1e3 * finding['timings'][name]['median']:.3g} ms"
+            f"{1e3 * finding['timings'][name]['median']:.3g}"
             if name == "torch" and name in finding["timings"]
             else _ratio(finding, name)
             for finding in findings
@@ -142,24 +142,28 @@ def confidence(content: dict[str, Any]) -> str:
 
 
 def modular(content: dict[str, Any]) -> str:
-    """What became of each run."""
-    rows = []
-    for seed in range(content["options"]["seeds"]):
-        for formula, summaries in content["summaries"].items():
-            found = summaries[seed]
-            rows.append(
-                [
-                    f"{seed}, {formula}",
-                    f"{found['final_exact_loss']:.1e}",
-                    f"{found['largest_exact_loss_of_last_quarter']:.1e}",
-                    f"{found['final_zero_share']:.1%}",
-                    f"{found['largest_zero_share']:.1%}",
-                    f"{found['final_train_accuracy']:.1%}",
-                    f"{found['best_test_accuracy']:.1%}",
-                ]
-            )
-    header = ["seed, formula", "loss at the end", "largest of the last quarter", "label gradients of 0 at the end"]
-    return markdown([*header, "at most", "accuracy", "best on other rows"], rows)
+    """What became of the runs with each formula: the least and the greatest over the seeds."""
+    columns = {
+        "loss at the end": ("final_exact_loss", ".1e"),
+        "largest of the last quarter": ("largest_exact_loss_of_last_quarter", ".1e"),
+        "label gradients of 0 at the end": ("final_zero_share", ".1%"),
+        "at most": ("largest_zero_share", ".1%"),
+        "norm of the weights": ("final_weight_norm", ".0f"),
+        "mean logit": ("final_mean_logit", ".0f"),
+        "accuracy": ("final_train_accuracy", ".1%"),
+        "best on other rows": ("best_test_accuracy", ".1%"),
+    }
+    rows = [
+        [formula, *(between([found[name] for found in summaries], spec) for name, spec in columns.values())]
+        for formula, summaries in content["summaries"].items()
+    ]
+    return markdown([f"{content['options']['seeds']} seeds", *columns], rows)
+
+
+def between(values: list[float], spec: str) -> str:
+    """Spell the range of numbers, or the one that all of them are when spelled."""
+    least, greatest = (f"{end(values):{spec}}" for end in (min, max))
+    return least if least == greatest else f"{least} to {greatest}"
 
 
 def compare(content: dict[str, Any]) -> str:
@@ -249,10 +253,11 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def results(kind: str, name: str) -> str:
-    """Return the table of a kind from a file, and under it where it comes from."""
+def results(kind: str, name: str, *, again: bool = False) -> str:
+    """Return the table of a kind from a file, and under it where it comes from: once a page."""
     content = json.loads((RESULTS / name).read_text())
-    return f"{KINDS[kind](content)}\n\n{source(content, name)}\n"
+    below = f"`{name}`, as above." if again else source(content, name)
+    return f"{KINDS[kind](content)}\n\n{below}\n"
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -269,8 +274,11 @@ def setup(app: Any) -> dict[str, bool]:
         def run(self) -> list[nodes.Node]:
             kind, name = self.arguments
             self.env.note_dependency(str(RESULTS / name))
+            seen = self.env.temp_data.setdefault("results", set())
+            text = results(kind, name, again=name in seen)
+            seen.add(name)
             holder = nodes.container(classes=["results"])
-            self.state.nested_parse(StringList(results(kind, name).splitlines(), name), self.content_offset, holder)
+            self.state.nested_parse(StringList(text.splitlines(), name), self.content_offset, holder)
             return [holder]
 
     app.add_directive("results", Results)

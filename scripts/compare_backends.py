@@ -6,7 +6,8 @@
 A two-layer network learns scikit-learn's handwritten digits (1797 images of 8 x 8 pixels, 10 classes) by plain
 minibatch gradient descent with `train`, once for each library: NumPy always, and CuPy, PyTorch, JAX, array-api-strict
 and dask where they can be used (dask in a loop of its own, since `train` does not take its arrays). It prints, and
-writes as JSON and PNG (--json, --plot; by default into report/ under the current directory):
+writes as JSON, PNG and one HTML page that loads nothing (--json, --plot, --html; by default into report/ under the
+current directory):
 
 - train and test accuracy, and the loss of the training set at the end;
 - how far loss and gradients are from those of NumPy in float64 for the very same (rounded) weights and inputs, at the
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from _compare_page import page
 from _report import Parser, described, finite, surroundings
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -509,9 +511,9 @@ def _draw_times(axes: Any, report: Report) -> None:
     axes.invert_yaxis()
 
 
-def as_json(report: Report, argv: Sequence[str]) -> str:
-    """Everything as JSON; numbers that are not finite become null."""
-    content = {
+def described_run(report: Report, argv: Sequence[str]) -> dict[str, Any]:
+    """Return everything, and where it ran."""
+    content: dict[str, Any] = {
         "command": shlex.join(["python", "scripts/compare_backends.py", *argv]),
         "date": datetime.now(UTC).date().isoformat(),
         **surroundings(("array-api-compat", "numpy", "scikit-learn", "matplotlib", "rich")),
@@ -520,6 +522,11 @@ def as_json(report: Report, argv: Sequence[str]) -> str:
     }
     for name, result in content["backends"].items():
         result["speed"] = report.speed(name)
+    return content
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """Everything as JSON; numbers that are not finite become null."""
     return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
@@ -535,8 +542,8 @@ def parser() -> Parser:
         options.add_argument(
             flag(setting.name), type=type(setting.default), default=setting.default, help="default: %(default)s"
         )
-    for kind in ("json", "plot"):
-        path = Path("report", f"compare_backends.{'png' if kind == 'plot' else kind}")
+    for kind, end in (("json", "json"), ("plot", "png"), ("html", "html")):
+        path = Path("report", f"compare_backends.{end}")
         options.add_argument(f"--{kind}", type=Path, default=path, metavar="PATH", help="default: %(default)s")
     return options
 
@@ -559,7 +566,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(**{setting.name: getattr(given, setting.name) for setting in fields(Settings)})
         task = drawn(settings)
         backends, unusable = usable(given.backend or (), settings.dtype)
-        for path in (given.json, given.plot):  # a path that cannot be written is found now, not after the training
+        for path in (given.json, given.plot, given.html):  # one that cannot be written is found now, not at the end
             path.parent.mkdir(parents=True, exist_ok=True)
             path.open("ab").close()
     except (OSError, ValueError) as error:
@@ -570,8 +577,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.problems += [problem for name in report.backends for problem in judged(name, report)]
     show(report, console)
     draw(report, given.plot)
-    given.json.write_text(as_json(report, argv))
-    console.print(f"Written: {given.json} and {given.plot}", markup=False, highlight=False, soft_wrap=True)
+    content = described_run(report, argv)
+    given.json.write_text(as_json(content))
+    given.html.write_bytes(page(content))
+    files = f"{given.json}, {given.plot} and {given.html}"
+    console.print(f"Written: {files}", markup=False, highlight=False, soft_wrap=True)
     return 1 if report.problems else 0
 
 

@@ -140,6 +140,7 @@ PARTS = {
             script(
                 "compare_backends.py",
                 *("--backend", "cupy", "--json", folder / "compare.json", "--plot", folder / "compare.png"),
+                *("--html", folder / "compare.html"),
             )
         ],
         read("compare.json"),

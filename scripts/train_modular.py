@@ -1,4 +1,4 @@
-"""Train one network twice, with two formulas for the gradient of the softmax loss, and see where training stalls.
+"""Train one network with two formulas for the gradient of the softmax loss, and see where training stalls.
 
     python scripts/train_modular.py
     python scripts/train_modular.py --modulus 7 --steps 200 --seeds 1
@@ -8,17 +8,19 @@ arXiv:2501.04697): two numbers come in as one-hot vectors, their sum is the clas
 trained on a part of the table with the whole batch at once, by Adam without weight decay, in float32. Once all rows are
 right, all that training can do is to widen the gaps, so every row becomes surer and surer.
 
-The two runs of a seed have the same data, first weights, optimiser, matrix products and number of steps. All that
+The three runs of a seed have the same data, first weights, optimiser, matrix products and number of steps. All that
 differs is where the loss and the gradient of the logits come from:
 
 - "standard": softmax shifted by the largest logit, minus one at the label, in plain NumPy, in float32;
-- "xpsoftmax": `softmax_loss_and_grad`.
+- "xpsoftmax": `softmax_loss_and_grad`;
+- "standard, then xpsoftmax": the first in the first half of the steps, the second from there on. It tells what comes
+  of the formula from what comes of the network that another formula has led to.
 
 After every so many steps these are recorded: the loss that the formula gives, and the exact one of the same logits
 (computed in float64 without cancellation); the norm of the label entries of the gradient; the share of training rows
-whose label entry is exactly zero; accuracy on the rows trained on and on the others. The largest of the losses in the
-last quarter shows whether training was steady. Products of so small matrices are faster on one thread: set
-OPENBLAS_NUM_THREADS=1.
+whose label entry is exactly zero; accuracy on the rows trained on and on the others; the norm of all weights, that of
+their gradient, and the mean of the logits. The largest of the losses in the last quarter shows whether training was
+steady. Products of so small matrices are faster on one thread: set OPENBLAS_NUM_THREADS=1.
 
 Writes JSON and a PNG (--json, --plot; by default into report/ under the current directory). Exit status: 0; 2 for a bad
 option. Nothing is expected of the result, so nothing can fail.
@@ -82,6 +84,9 @@ class Trace:
     zero_share: list[float] = field(default_factory=list)
     train_accuracy: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
+    weight_norm: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)  # of the same weights
+    mean_logit: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -120,7 +125,12 @@ def standard(z: np.ndarray, y: np.ndarray) -> tuple[np.floating[Any], np.ndarray
     return -log_p[rows, y].mean(), dz
 
 
-FORMULAS: dict[str, LossAndGrad] = {"standard": standard, "xpsoftmax": xs.softmax_loss_and_grad}
+FORMULAS: dict[str, tuple[LossAndGrad, LossAndGrad]] = {
+    "standard": (standard, standard),
+    "xpsoftmax": (xs.softmax_loss_and_grad, xs.softmax_loss_and_grad),
+    "standard, then xpsoftmax": (standard, xs.softmax_loss_and_grad),
+}
+"""In the first half of the steps, and in the second."""
 
 
 def forward(params: Params, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +146,7 @@ def backward(params: Params, X: np.ndarray, hidden: np.ndarray, dlogits: np.ndar
     return xs.Layer(X.T @ dz1, dz1.sum(axis=0)), xs.Layer(hidden.T @ dlogits, dlogits.sum(axis=0))
 
 
-def trained(settings: Settings, seed: int, loss_and_grad: LossAndGrad) -> Trace:
+def trained(settings: Settings, seed: int, halves: tuple[LossAndGrad, LossAndGrad]) -> Trace:
     """Train one network and record."""
     task, trace, start = drawn(settings, seed), Trace(), time.perf_counter()
     sizes = (2 * settings.modulus, settings.hidden, settings.modulus)
@@ -145,11 +155,13 @@ def trained(settings: Settings, seed: int, loss_and_grad: LossAndGrad) -> Trace:
     state = optimizer.init(params)
     for step in range(settings.steps + 1):
         hidden, z = forward(params, task.X)
-        loss, dlogits = loss_and_grad(z, task.y)
+        loss, dlogits = halves[2 * step >= settings.steps](z, task.y)
+        grads = backward(params, task.X, hidden, dlogits)
         if step % settings.every == 0 or step == settings.steps:
             record(trace, step, params, task, z, float(loss), dlogits)
+            trace.grad_norm.append(norm(grads))
         if step < settings.steps:
-            params, state = optimizer.update(params, backward(params, task.X, hidden, dlogits), state)
+            params, state = optimizer.update(params, grads, state)
     trace.seconds = round(time.perf_counter() - start, 1)
     return trace
 
@@ -164,6 +176,13 @@ def record(trace: Trace, step: int, params: Params, task: Task, z: np.ndarray, l
     trace.zero_share.append(float(np.mean(of_labels == 0.0)))
     trace.train_accuracy.append(float(np.mean(z.argmax(axis=1) == task.y)))
     trace.test_accuracy.append(float(np.mean(forward(params, task.X_test)[1].argmax(axis=1) == task.y_test)))
+    trace.weight_norm.append(norm(params))
+    trace.mean_logit.append(float(z.mean(dtype=np.float64)))
+
+
+def norm(params: Params) -> float:
+    """Return the norm of all weights, biases excepted."""
+    return float(np.hypot(*(np.linalg.norm(layer.weight) for layer in params)))
 
 
 def summary(trace: Trace) -> dict[str, float]:
@@ -177,6 +196,8 @@ def summary(trace: Trace) -> dict[str, float]:
         "final_train_accuracy": trace.train_accuracy[-1],
         "final_test_accuracy": trace.test_accuracy[-1],
         "best_test_accuracy": max(trace.test_accuracy),
+        "final_weight_norm": trace.weight_norm[-1],
+        "final_mean_logit": trace.mean_logit[-1],
     }
 
 
@@ -186,9 +207,11 @@ PANELS = (
     ("exact_loss", "training loss (exact, of the same logits)", "log"),
     ("label_grad_norm", "norm of the label entries of the gradient", "log"),
     ("zero_share", "share of rows with a label gradient of 0", "linear"),
+    ("weight_norm", "norm of the weights", "log"),
+    ("mean_logit", "mean logit", "linear"),
     ("test_accuracy", "accuracy on the rows not trained on", "linear"),
 )
-COLOURS = {"standard": "#D55E00", "xpsoftmax": "#0000A0"}
+COLOURS = {"standard": "#D55E00", "xpsoftmax": "#0000A0", "standard, then xpsoftmax": "#009E73"}
 
 
 def draw(settings: Settings, runs: dict[str, list[Trace]], path: Path) -> None:
@@ -198,9 +221,9 @@ def draw(settings: Settings, runs: dict[str, list[Trace]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, grid = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure, grid = plt.subplots(3, 2, figsize=(11, 10), layout="constrained")
     for axes, (name, title, scale) in zip(grid.flat, PANELS, strict=True):
-        for formula, traces in runs.items():
+        for formula, traces in reversed(runs.items()):  # the mixed one below the two that it is made of
             for i, trace in enumerate(traces):
                 values = np.array(getattr(trace, name), float)
                 if scale == "log":
@@ -211,7 +234,8 @@ def draw(settings: Settings, runs: dict[str, list[Trace]], path: Path) -> None:
         if name in ("zero_share", "test_accuracy"):
             axes.set_ylim(-0.03, 1.03)
         axes.grid(visible=True, alpha=0.25)
-    grid[0][0].legend()
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=len(runs))
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
 
@@ -266,8 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.error(str(error))
     runs: dict[str, list[Trace]] = {formula: [] for formula in FORMULAS}
     for seed in range(settings.seeds):
-        for formula, loss_and_grad in FORMULAS.items():
-            trace = trained(settings, seed, loss_and_grad)
+        for formula, halves in FORMULAS.items():
+            trace = trained(settings, seed, halves)
             runs[formula].append(trace)
             found = summary(trace)
             print(
@@ -275,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"(largest of the last quarter {found['largest_exact_loss_of_last_quarter']:.2e}), "
                 f"label gradients of zero {found['final_zero_share']:.1%}, "
                 f"accuracy {found['final_train_accuracy']:.2%}, "
-                f"on other rows {found['final_test_accuracy']:.2%}, {trace.seconds:.0f} s",
+                f"on other rows {found['final_test_accuracy']:.2%}, weights {found['final_weight_norm']:.0f}, "
+                f"mean logit {found['final_mean_logit']:.0f}, {trace.seconds:.0f} s",
                 flush=True,
             )
     draw(settings, runs, given.plot)

@@ -207,6 +207,7 @@ for _name in ("neg", "pos", "abs", "invert"):
     setattr(ndarray, f"__{_name}__", _method(f"__{_name}__"))
 for _name in ("bool", "int", "float", "index", "complex"):
     setattr(ndarray, f"__{_name}__", lambda self, _name=_name: getattr(self.get(), f"__{_name}__")())
+ndarray.__module__ = "cupy"
 ndarray.__hash__ = None
 
 

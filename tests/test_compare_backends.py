@@ -54,6 +54,9 @@ def finished(tmp_path_factory):
     """A short run of the command on two backends, and the folder it wrote to."""
     folder = tmp_path_factory.mktemp("report")
     options = ["--backend", "numpy", "--backend", "array-api-strict", "--json", "new/a.json", "--plot", "b.png"]
+    options += ["--html", "new/c.html"]
+    (folder / "new").mkdir()
+    (folder / "new/c.html").write_text("what was there before" * 1000)
     return command(*QUICK, *options, cwd=folder), folder
 
 
@@ -64,6 +67,7 @@ def test_a_run_succeeds_and_says_where_the_files_are(finished):
     assert "array-api-strict" in process.stdout
     assert "new/a.json" in process.stdout
     assert "b.png" in process.stdout
+    assert "new/c.html" in process.stdout
 
 
 def test_progress_is_printed_without_a_terminal(finished):
@@ -116,6 +120,16 @@ def test_json_tells_how_it_was_made(finished):
 def test_plot_is_a_png(finished):
     _, folder = finished
     assert (folder / "b.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_page_replaces_what_was_there_and_has_the_numbers_of_the_json(finished):
+    _, folder = finished
+    text = (folder / "new/c.html").read_text()
+    assert text.startswith("<!DOCTYPE html>")
+    assert "what was there before" not in text
+    for result in json.loads((folder / "new/a.json").read_text())["backends"].values():
+        assert f"{result['final_loss']:.6f}" in text
+        assert f"{1e3 * result['step_seconds'][1]:.3g}" in text
 
 
 def test_an_accuracy_below_the_limit_counts_with_default_options_only(finished):
@@ -232,6 +246,8 @@ def test_a_backend_that_fails_does_not_hide_the_others(script, run, monkeypatch)
         (["--learning-rate", "nan"], "--learning-rate must be a positive number, got nan"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--json", "."], "Is a directory"),
+        (["--html", "."], "Is a directory: '.'"),
+        (["--html", "/dev/null/page.html"], "/dev/null"),
     ],
 )
 def test_bad_options_end_with_status_2_and_one_line(script, monkeypatch, tmp_path, capsys, options, message):

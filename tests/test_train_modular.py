@@ -54,12 +54,27 @@ def test_gradients_are_those_of_the_package(rng):
 
 
 def test_two_formulas_begin_alike_and_a_run_repeats():
-    traces = {name: script.trained(QUICK, 0, formula) for name, formula in script.FORMULAS.items()}
+    traces = {name: script.trained(QUICK, 0, halves) for name, halves in script.FORMULAS.items()}
     assert traces["standard"].step == [0, 10, 20, 30]
     assert traces["standard"].exact_loss == pytest.approx(traces["xpsoftmax"].exact_loss, rel=1e-3)
     assert traces["xpsoftmax"].exact_loss[-1] < traces["xpsoftmax"].exact_loss[0]
-    again = script.trained(QUICK, 0, xs.softmax_loss_and_grad)
+    again = script.trained(QUICK, 0, script.FORMULAS["xpsoftmax"])
     assert again.exact_loss == traces["xpsoftmax"].exact_loss
+
+
+def test_the_formula_changes_after_half_of_the_steps():
+    calls = []
+
+    def first(z, y):
+        calls.append("first")
+        return xs.softmax_loss_and_grad(z, y)
+
+    def second(z, y):
+        calls.append("second")
+        return xs.softmax_loss_and_grad(z, y)
+
+    script.trained(QUICK, 0, (first, second))
+    assert calls == ["first"] * 15 + ["second"] * 16  # the last one is recorded only
 
 
 def test_zero_label_gradients_are_counted():
@@ -71,6 +86,9 @@ def test_zero_label_gradients_are_counted():
     script.record(trace, 0, params, task, z, 1.0, dz)
     assert trace.zero_share == [5 / len(z)]
     assert trace.label_grad_norm == [pytest.approx((len(z) - 5) ** 0.5)]
+    squares = sum(float((layer.weight.astype(float) ** 2).sum()) for layer in params)
+    assert trace.weight_norm == [pytest.approx(squares**0.5, rel=1e-6)]
+    assert trace.mean_logit == [pytest.approx(z.astype(float).mean())]
 
 
 def test_a_run_writes_its_files(tmp_path, capsys):
@@ -78,11 +96,11 @@ def test_a_run_writes_its_files(tmp_path, capsys):
     paths = ["--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
     assert script.main([*options, *paths]) == 0
     content = json.loads((tmp_path / "a.json").read_text())
-    assert {name: len(traces) for name, traces in content["runs"].items()} == {"standard": 2, "xpsoftmax": 2}
+    assert {name: len(traces) for name, traces in content["runs"].items()} == dict.fromkeys(script.FORMULAS, 2)
     assert content["options"]["modulus"] == 5
     assert len(content["summaries"]["standard"]) == 2
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.count("label gradients of zero") == 4
+    assert capsys.readouterr().out.count("label gradients of zero") == 6
 
 
 @pytest.mark.parametrize(

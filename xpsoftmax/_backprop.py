@@ -28,7 +28,22 @@ DEFAULT_MAX_MEMORY = 256 * 2**20
 
 
 class Layer(NamedTuple):
-    """Weights (fan_in, fan_out) and bias (fan_out,) of one layer: ``X @ weight + bias``."""
+    """Weights and bias of one layer: ``X @ weight + bias``.
+
+    Attributes
+    ----------
+    weight : array, (fan_in, fan_out)
+    bias : array, (fan_out,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> layer = xs.Layer(np.array([[1.0, -1.0, 0.0]]), np.zeros(3))
+    >>> xs.mlp_logits((layer,), np.array([[2.0]]))
+    array([[ 2., -2.,  0.]])
+    >>> weight, bias = layer
+    """
 
     weight: Array
     bias: Array

@@ -222,17 +222,22 @@ def mlp_loss(
 
     Parameters
     ----------
-    params, X, activation
+    params, X
         As for `mlp_logits`.
     targets : array, (N,) or (N, C)
         Labels or soft targets, as for `softmax_loss`.
+    activation
+        As for `mlp_logits`.
     reg : float
         Strength of the L2 penalty on the weight matrices; biases are free.
     max_memory : int, optional
         Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
         Dask arrays are not chunked here: their own chunks are.
+    class_weight, sample_weight, ignore_index, label_smoothing, z_loss
+        As for `softmax_loss`.
     reduction : {"mean", "sum"}
-    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, validate, impl
+        The penalty is added once to either.
+    validate, impl
         As for `softmax_loss`.
 
     Returns
@@ -290,9 +295,13 @@ def mlp_loss_and_grad(
 
     Parameters
     ----------
-    params, X, targets, activation, reg, max_memory, reduction
+    params, X, targets, activation, reg, max_memory
         As for `mlp_loss`.
-    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, validate, impl
+    class_weight, sample_weight, ignore_index, label_smoothing, z_loss
+        As for `softmax_loss`.
+    reduction
+        As for `mlp_loss`.
+    validate, impl
         As for `softmax_loss`.
 
     Returns

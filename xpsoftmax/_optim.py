@@ -23,7 +23,21 @@ State: TypeAlias = tuple[Any, ...]
 
 
 class Optimizer(ABC):
-    """What `sgd`, `adam` and `adamw` return. It never changes: what does is in the parameters and the state."""
+    """What `sgd`, `adam` and `adamw` return. It never changes: what does is in the parameters and the state.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y, params = np.eye(3), np.array([0, 1, 2]), xs.init_params((3, 3), rng=0)
+    >>> optimizer = xs.sgd(1.0, momentum=0.9)
+    >>> state = optimizer.init(params)
+    >>> for _ in range(20):
+    ...     loss, grads = xs.mlp_loss_and_grad(params, X, y)
+    ...     params, state = optimizer.update(params, grads, state)
+    >>> bool(loss < 0.1)
+    True
+    """
 
     learning_rate: LearningRate
 

@@ -62,6 +62,18 @@ class TrainState(NamedTuple):
         Of the training: the steps of an epoch are counted in them.
     blocks : tuple or None
         Of `xpsoftmax.dask.train`: how many rows each block has, and how many blocks a step goes over.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
+    >>> options = {"optimizer": xs.sgd(0.1), "batch_size": 2, "rng": 0}
+    >>> half = xs.train(xs.init_params((4, 3), rng=0), X, y, epochs=3, **options)
+    >>> half.state.epoch, half.state.step, half.state.rows
+    (3, 0, 4)
+    >>> xs.train(half.params, X, y, epochs=6, resume=half.state, **options).state.epoch
+    6
     """
 
     params: Params
@@ -88,6 +100,16 @@ class TrainResult(NamedTuple):
         each epoch: "validation_loss", without the penalty, and "validation_accuracy".
     state : TrainState
         To go on from, by ``train(..., resume=state)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
+    >>> result = xs.train(xs.init_params((4, 3), rng=0), X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
+    >>> len(result.history["loss"])  # two batches an epoch
+    10
+    >>> params, history, state = result
     """
 
     params: Params
@@ -106,6 +128,18 @@ class TrainStep:
         On a GPU it is still there: ``float(loss)`` waits for it.
     params : tuple of Layer
         A copy, made when it is asked for: in the callback, not later.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
+    >>> def stop(step):
+    ...     return step.step == 2  # the third
+    >>> options = {"optimizer": xs.sgd(1.0), "batch_size": 2, "rng": 0, "callback": stop}
+    >>> result = xs.train(xs.init_params((4, 3), rng=0), X, y, epochs=5, **options)
+    >>> len(result.history["loss"]), result.state.epoch, result.state.step
+    (3, 1, 1)
     """
 
     def __init__(self, epoch: int, step: int, loss: Any, copy: Callable[[], Params]) -> None:
@@ -134,8 +168,21 @@ class DivergenceError(FloatingPointError):
     ----------
     step : int
         The step of that loss, counted from 0; or the last one, after which the parameters are not finite.
+    loss : float or None
+        None where it is the parameters.
     result : TrainResult
         As it was before the step of that loss; or as it is, with parameters that are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y, params = np.eye(4), np.array([0, 1, 2, 0]), xs.init_params((4, 8, 3), rng=0)
+    >>> try:
+    ...     xs.train(params, X, y, optimizer=xs.sgd(1e200), epochs=5, batch_size=4, rng=0)
+    ... except xs.DivergenceError as error:
+    ...     print(error.step, bool(np.isfinite(error.result.params[0].weight).all()))
+    1 True
     """
 
     def __init__(self, step: int, loss: float | None, result: TrainResult) -> None:
@@ -189,10 +236,10 @@ def train(
 
     Parameters
     ----------
-    params, X, targets, activation, reg, max_memory
+    params, X, targets
         As for `mlp_loss_and_grad`. The arguments are not modified. 16-bit parameters are trained in float32 and
         rounded at the end; layers that share an array are trained apart. `X` may be a memory map: only the rows of a
-        batch are read. They are held beside what `max_memory` bounds.
+        batch are read.
     optimizer : Optimizer
         `sgd`, `adam` or `adamw`.
     epochs : int
@@ -201,6 +248,8 @@ def train(
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
         With `resume` only its kind matters.
+    activation, reg
+        As for `mlp_loss_and_grad`.
     validation : (X, targets), optional
         Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
         for after each epoch.
@@ -213,6 +262,8 @@ def train(
         Show a progress bar; needs tqdm.
     callback : function, optional
         Called with a `TrainStep` after each step; if it returns something true, training stops.
+    max_memory : int, optional
+        As for `mlp_loss_and_grad`; the rows of a batch are held beside what it bounds.
     class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
         As for `mlp_loss_and_grad`. Labels and weights are looked at once, before the first step.
 

@@ -7,13 +7,13 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array, is_jax_namespace
+from array_api_compat import array_namespace, device, is_cupy_array, is_dask_array, is_jax_namespace
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -364,7 +364,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, incremental: bool = False) -> Self:
         """Check everything, then begin, then learn; an error at any time leaves the model as it was."""
-        with _all_or_nothing(self):
+        with _all_or_nothing(self), _beside(X):
             hidden = self._check_parameters()
             first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
             if y is None:
@@ -832,10 +832,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             As `decision_function`.
         """
         check_is_fitted(self)
-        X = self._checked(X, "predict", reset=False)
-        if is_dask_array(X):
-            return self._lazily(X, "predict")
-        return labels_of(self.classes_, self._codes(as_network(self.params_, self.activation), X))
+        with _beside(X):
+            X = self._checked(X, "predict", reset=False)
+            if is_dask_array(X):
+                return self._lazily(X, "predict")
+            return labels_of(self.classes_, self._codes(as_network(self.params_, self.activation), X))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the classes.
@@ -910,7 +911,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _outputs(self, X: Any, method: str, operation: str | None) -> Array:
         """Logits of all rows, or what an operation on rows makes of them."""
         check_is_fitted(self)
-        X = self._checked(X, method, reset=False)
+        with _beside(X):
+            X = self._checked(X, method, reset=False)
         if is_dask_array(X):
             return self._lazily(X, method)
         net = as_network(self.params_, self.activation)
@@ -1109,6 +1111,11 @@ def _labels_here(X: Array, y: Any, weight: Any) -> tuple[Array, Any, Any]:
         )
     X = lazily.of_known_sizes(X, y)
     return X, lazily.on_host(y), lazily.on_host(weight)
+
+
+def _beside(X: Any) -> AbstractContextManager[Any]:
+    """Surroundings in which CuPy's arrays are made where `X` is."""
+    return X.device if is_cupy_array(X) else nullcontext()
 
 
 def _surely_finite(x: np.ndarray) -> bool:
