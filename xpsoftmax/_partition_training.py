@@ -29,6 +29,12 @@ BLOCKS_PER_STEP = 8
 class ClusterError(ConnectionError):
     """The scheduler or all workers of a cluster were lost in training.
 
+    Parameters
+    ----------
+    reason : str
+        What was lost.
+    result : TrainResult
+
     Attributes
     ----------
     result : TrainResult
@@ -110,7 +116,7 @@ def looked_at(scheduler: Scheduler, model: Model, data: Partitions) -> tuple[int
     if not parts.is_unknown(X):
         for block, (rows, found) in enumerate(zip(X.chunks[0], sizes, strict=True)):
             if rows != found:
-                raise parts.UnevenBlocksError("targets", rows, found, block)
+                raise parts.Uneven("targets", int(rows), found, block).error()
     return sizes
 
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add, getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_dask_array
@@ -26,7 +26,7 @@ from xpsoftmax._softmax import quiet
 from xpsoftmax._threads import alone
 from xpsoftmax._training import copied
 from xpsoftmax._typing import Array, DType, Impl, Reduction, dtype_name
-from xpsoftmax._validate import BadValueError
+from xpsoftmax._validate import Bad
 
 try:
     import dask.array as da
@@ -194,18 +194,23 @@ def _kind(value: object) -> str:
 # --- what a block gives -----------------------------------------------------------------------------------------------
 
 
-class UnevenBlocksError(ValueError):
+class Uneven(NamedTuple):
     """Arrays that do not have the same rows in a block, which is seen when it is computed."""
 
-    def __init__(self, name: str, rows: int, found: int, block: int = 0) -> None:
-        super().__init__(f"{name} must have as many rows as X in every block, {rows}, got {found} in block {block}.")
-        self.name, self.rows, self.found, self.block = name, rows, found, block
+    name: str
+    rows: int
+    found: int
+    block: int = 0
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.rows, self.found, self.block)
+    def error(self) -> ValueError:
+        """What is raised for it."""
+        return ValueError(
+            f"{self.name} must have as many rows as X in every block, {self.rows}, got {self.found} "
+            f"in block {self.block}."
+        )
 
 
-Flaw = UnevenBlocksError | BadValueError
+Flaw = Uneven | Bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,24 +232,32 @@ class Block:
     def flawless(self) -> Block:
         """Raise what was found."""
         if self.flaw is not None:
-            raise self.flaw
+            raise self.flaw.error()
         return self
 
 
 def _behind(block: Block, flaw: Flaw | None) -> Flaw | None:
-    if isinstance(flaw, UnevenBlocksError):
-        return UnevenBlocksError(flaw.name, flaw.rows, flaw.found, flaw.block + len(block.sizes))
-    if isinstance(flaw, BadValueError):
+    if isinstance(flaw, Uneven):
+        return flaw._replace(block=flaw.block + len(block.sizes))
+    if isinstance(flaw, Bad):
         row, *rest = flaw.position
-        return BadValueError(flaw.name, flaw.rule, flaw.value, flaw.unit, (row + sum(block.sizes), *rest))
+        return flaw._replace(position=(row + sum(block.sizes), *rest))
     return None
 
 
 def _order(flaw: Flaw) -> tuple[bool, bool, int]:
     """Targets are looked at before weights, and the first row first."""
-    if isinstance(flaw, UnevenBlocksError):
+    if isinstance(flaw, Uneven):
         return False, flaw.name == "sample_weight", flaw.block
     return True, flaw.name == "sample_weight", flaw.position[0]
+
+
+def bad_row(error: ValueError) -> Bad:
+    """What an error says of a row; any other is raised."""
+    bad: Bad | None = getattr(error, "bad", None)
+    if bad is None or bad.unit == "class":
+        raise error
+    return bad
 
 
 def one_thread() -> AbstractContextManager[None]:
@@ -260,10 +273,10 @@ def one_thread() -> AbstractContextManager[None]:
     return alone(blas=threads != 1)
 
 
-def uneven(X: Array, targets: Array, weight: Array | None) -> UnevenBlocksError | None:
+def uneven(X: Array, targets: Array, weight: Array | None) -> Uneven | None:
     for name, array in (("targets", targets), ("sample_weight", weight)):
         if array is not None and array.shape[0] != X.shape[0]:
-            return UnevenBlocksError(name, X.shape[0], array.shape[0])
+            return Uneven(name, X.shape[0], array.shape[0])
     return None
 
 
@@ -300,10 +313,8 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
             net, sums, _ = add_up(
                 model.params, X, targets, model.activation, 0.0, model.max_memory, options, model.impl, grad=grad
             )
-    except BadValueError as error:
-        if error.unit == "class":
-            raise  # of the class weights: it has no row
-        return Block(sizes, error)
+    except ValueError as error:
+        return Block(sizes, bad_row(error))
     return Block(sizes, None, sums.partial(net), bool(net.xp.any(sums.row_weight != 0.0)))
 
 
@@ -319,8 +330,8 @@ def look_at_block(
     with quiet(xp, frame.device):
         try:
             prepare(targets, frame, options._replace(sample_weight=weight))
-        except BadValueError as error:
-            return Block(sizes, error)
+        except ValueError as error:
+            return Block(sizes, bad_row(error))
     return Block(sizes)
 
 

@@ -304,16 +304,21 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
             _raise_first(suspect)
 
 
-class BadValueError(ValueError):
-    """What `check_values` raises. Those who look at one block of rows after the other put the row of all into it."""
+class Bad(NamedTuple):
+    """The first bad value. Those who look at one block of rows after the other put its row of all into it."""
 
-    def __init__(self, name: str, rule: str, value: float, unit: str, position: tuple[int, ...]) -> None:
-        place = f" at {unit} {position[0] if len(position) == 1 else position}" if position else ""
-        super().__init__(f"{name} must {rule}, got {value}{place}.")
-        self.name, self.rule, self.value, self.unit, self.position = name, rule, value, unit, position
+    name: str
+    rule: str
+    value: float
+    unit: str
+    position: tuple[int, ...]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.rule, self.value, self.unit, self.position)
+    def error(self) -> ValueError:
+        """What is raised for it, which knows it."""
+        place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
+        error = ValueError(f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}.")
+        error.bad = self  # type: ignore[attr-defined]
+        return error
 
 
 def _raise_first(suspect: Suspect) -> None:
@@ -327,7 +332,7 @@ def _raise_first(suspect: Suspect) -> None:
     value = xp.reshape(values, (-1,))[flat]
     value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
     value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
-    raise BadValueError(suspect.name, suspect.rule, value, suspect.unit, position)
+    raise Bad(suspect.name, suspect.rule, value, suspect.unit, position).error()
 
 
 def _computed(array: Array) -> Array:
