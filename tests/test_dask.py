@@ -820,7 +820,7 @@ def test_the_classifier_learns_what_it_learns_in_memory(
 def test_the_classifier_over_groups_of_shuffled_blocks(classifier, rng, ignore_warnings):
     X = rng.standard_normal((400, 2)).astype("f4")
     y = (X[:, 0] * X[:, 1] > 0).astype(int)
-    held = lazy(X, 20), lazy(y, 50)
+    held = lazy(X, 40), lazy(y, 50)
     options = {"hidden_layer_sizes": (16,), "learning_rate_init": 0.02, "batch_size": 40, "max_iter": 60}
     model = classifier(**options, random_state=0).fit(*held)
     assert model.coefs_[0].dtype == np.float32

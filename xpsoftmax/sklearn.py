@@ -300,7 +300,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array or array-like, (N, D)
             NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
-            are.
+            are. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`): epochs go
+            through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
+            `y` must be labels; whether inputs are finite shows in the loss.
         y : array or array-like, (N,) or (N, C)
             Labels: integers, booleans, strings, or floats of integral value. Or floating probabilities, a column for
             each class, whose rows add up to 1.
@@ -798,7 +800,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array or array-like, (N, D)
-            Of the library and on the device that the model is on.
+            Of the library and on the device that the model is on. For dask arrays and data frames, of which the blocks
+            are, the result is a dask array.
 
         Returns
         -------
