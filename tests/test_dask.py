@@ -895,7 +895,7 @@ def test_a_cluster_gives_the_bits_of_threads(chunks, client, problem, rng):
     held = [lazy(array, CHUNKS[chunks]) for array in (X, y, weight)]
     lazily = xd.mlp_loss_and_grad(params, *held[:2], sample_weight=held[2], reg=0.1)
     actual = dask.compute(*lazily)
-    assert_same_bits(actual, dask.compute(*lazily, scheduler="threads"))
+    assert_same_bits(actual, dask.compute(*lazily, scheduler=dask.threaded.get))
     assert_equal_to(actual, xs.mlp_loss_and_grad(params, X, y, sample_weight=weight, reg=0.1))
     np.testing.assert_array_equal(xd.mlp_predict(params, held[0]).compute(), xs.mlp_predict(params, X))
 
