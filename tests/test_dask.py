@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import textwrap
 import threading
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +183,15 @@ def test_targets_and_weights_in_memory_are_taken(problem, rng):
     weight = rng.random(N)
     actual = xd.mlp_loss_and_grad(params, lazy(X, CHUNKS["even"]), y, sample_weight=weight)
     assert_equal_to(dask.compute(*actual), xs.mlp_loss_and_grad(params, X, y, sample_weight=weight))
+
+
+def test_columns_in_several_chunks_of_blocks_of_unknown_sizes(problem):
+    params, X, y = problem
+    keep = da.from_array(np.arange(N) % 3 > 0, chunks=10)
+    held = da.from_array(X, chunks=(10, 2))[keep], lazy(y, 10)[keep]
+    with pytest.warns(da.PerformanceWarning, match="X has its features in 3 chunks"):
+        actual = dask.compute(*xd.mlp_loss_and_grad(params, *held))
+    assert_equal_to(actual, xs.mlp_loss_and_grad(params, X[np.arange(N) % 3 > 0], y[np.arange(N) % 3 > 0]))
 
 
 def test_columns_in_several_chunks_are_put_together_with_a_warning(problem, rng):
@@ -521,6 +532,27 @@ def test_what_is_refused_before_anything_is_computed(name, function, problem, tm
     with pytest.raises(error, match=message):
         called(function, given.pop("params"), given.pop("X"), given.pop("y"), **given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_guide_lists_every_public_name():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "guides" / "dask.md").read_text()
+    listed = re.findall(r"^   (\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(xd.__all__)
+
+
+def test_a_data_frame_is_told_what_to_do(problem):
+    pandas = pytest.importorskip("pandas")
+    frames = pytest.importorskip("dask.dataframe")
+    params, X, y = problem
+    frame = frames.from_pandas(pandas.DataFrame(X), npartitions=3)
+    with pytest.raises(
+        TypeError, match=r"^X must be a dask array, got dask\.DataFrame\. Call its to_dask_array\(\)\.$"
+    ):
+        xd.mlp_loss(params, frame, y)
+    loss = xd.mlp_loss(
+        params, frame.to_dask_array(), frames.from_pandas(pandas.Series(y), npartitions=3).to_dask_array()
+    )
+    assert abs(loss.compute() - xs.mlp_loss(params, X, y)) <= 1e-12 * abs(loss.compute())
 
 
 def test_the_module_needs_dask_and_the_package_does_not():

@@ -107,9 +107,10 @@ class Partitions:
 def as_rows(net: Network, X: object, name: str = "X") -> Array:
     """Check inputs (N, D): a dask array, its features in one chunk."""
     if not is_dask_array(X):
-        raise TypeError(
-            f"{name} must be a dask array, got {_kind(X)}. Arrays in memory are for the functions of xpsoftmax itself."
+        hint = (
+            "Call its to_dask_array()." if hasattr(X, "to_dask_array") else "xpsoftmax itself takes arrays in memory."
         )
+        raise TypeError(f"{name} must be a dask array, got {_kind(X)}. {hint}")
     check.as_companion(name, X._meta, net.frame)
     fan_in = net.layers[0].weight.shape[0]
     if X.ndim != 2 or X.shape[1] != fan_in:
@@ -148,8 +149,7 @@ def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array |
         sample_weight = _aligned("sample_weight", sample_weight, X)
     data = Partitions(X, targets, sample_weight)
     # What a block without rows has to say of dtypes and options is true of all.
-    rows = [np.empty((0, *array.shape[1:])) for array in data.arrays]
-    sums_of_block(*(_like(a._meta, row.shape) for a, row in zip(data.arrays, rows, strict=True)), model=model)
+    sums_of_block(*(_like(array._meta, (0, *array.shape[1:])) for array in data.arrays), model=model)
     return data
 
 
