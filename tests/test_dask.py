@@ -26,7 +26,7 @@ distributed = pytest.importorskip("distributed")
 import _dask_blocks as blocks  # noqa: E402
 
 import xpsoftmax.dask as xd  # noqa: E402
-from xpsoftmax import _loss, _partitions, _threads  # noqa: E402
+from xpsoftmax import _block_sums, _loss, _threads  # noqa: E402
 
 N, D, H, C = 47, 5, 7, 4
 SIZES = (D, H, C)
@@ -393,14 +393,14 @@ def test_a_task_is_one_thread(problem, monkeypatch):
         return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 
     before, within, helpers = of_blas(), [], []
-    add_up = _partitions.add_up
+    add_up = _block_sums.add_up
 
     def looking(*args, **kwargs):
         within.append(of_blas())
         _threads.share(lambda items: helpers.append((threading.get_ident(), list(items))), range(64), 8)
         return add_up(*args, **kwargs)
 
-    monkeypatch.setattr(_partitions, "add_up", looking)
+    monkeypatch.setattr(_block_sums, "add_up", looking)
     lazily = xd.mlp_loss(params, lazy(X, (10, 10, 10, 10, 7)), y)
     within.clear(), helpers.clear()
     lazily.compute(scheduler="threads", num_workers=3)

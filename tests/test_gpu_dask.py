@@ -14,7 +14,7 @@ pytest.importorskip("distributed")
 
 import _gpu_dask
 
-from xpsoftmax import _partitions
+from xpsoftmax import _block_sums
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def test_what_is_right_is_not_wrong(small, tmp_path, capsys):
 
 
 def test_sums_that_are_off_are_seen(small, monkeypatch, tmp_path, capsys):
-    sums = _partitions._sums
+    sums = _block_sums._sums
 
     def off(*args, **kwargs):
         block = sums(*args, **kwargs)
         return block if block.sums is None else replace(block, sums=block.sums._replace(loss=block.sums.loss * 1.001))
 
-    monkeypatch.setattr(_partitions, "_sums", off)
+    monkeypatch.setattr(_block_sums, "_sums", off)
     assert _gpu_dask.main(str(tmp_path / "dask.json"), processes=False) == 1
     said = capsys.readouterr().out
     assert "wrong: gradients, threads: off by 7.0e-04" in said  # the penalty is not

@@ -16,6 +16,7 @@ from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax import _partitions as parts
 from xpsoftmax._backprop import Network, Params
+from xpsoftmax._block_sums import Model, as_model
 from xpsoftmax._io import to_host
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._mlp import mlp_logits
@@ -81,7 +82,7 @@ def as_steps(
 ) -> PartitionSteps:
     """What makes the steps of the classifier, over blocks."""
     options = LossOptions(class_weight, None, None, label_smoothing, validate=False)
-    model = parts.as_model(net.layers, net.activation, max_memory, options, "auto")
+    model = as_model(net.layers, net.activation, max_memory, options, "auto")
     data = parts.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
     sizes = tuple(map(int, X.chunks[0]))
     blocks = len(sizes) if all_blocks else min(BLOCKS_PER_STEP, len(sizes))
@@ -99,7 +100,7 @@ def _beside(values: np.ndarray, X: Array) -> Array:
 
 def outputs(params: Params, activation: str, X: Array, method: str, classes: np.ndarray) -> Array:
     """Predictions of all blocks, lazily; by the name of the classifier's method."""
-    model = parts.as_model(params, activation, None, LossOptions(), "auto")
+    model = as_model(params, activation, None, LossOptions(), "auto")
     return parts.by_rows(Predictor(method, classes), model, parts.as_rows(model.network, X))
 
 
@@ -110,7 +111,7 @@ class Predictor:
         self.method, self.classes = method, classes
         self.__name__ = method
 
-    def __call__(self, X: Array, *, model: parts.Model) -> Array:
+    def __call__(self, X: Array, *, model: Model) -> Array:
         options: dict[str, Any] = {"activation": model.activation, "impl": model.impl}
         if self.method == "predict":
             return labels_of(self.classes, predict_in_memory(model.params, X, **options))

@@ -17,7 +17,8 @@ from dask.base import get_scheduler
 
 from xpsoftmax import _partitions as parts
 from xpsoftmax._backprop import Params
-from xpsoftmax._partitions import Block, Model, Partitions
+from xpsoftmax._block_sums import Block, Model, Uneven, finished_sums, look_at_block, one_thread, sums_of_block, uneven
+from xpsoftmax._partitions import Partitions
 from xpsoftmax._softmax import quiet
 from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation
 from xpsoftmax._typing import Array, Reduction
@@ -111,12 +112,12 @@ def looked_at(scheduler: Scheduler, model: Model, data: Partitions) -> tuple[int
         return sized(map(int, X.chunks[0]))
     net = model.network
     options = {"classes": net.layers[-1].bias.shape[0], "options": model.options, "working": net.working}
-    total = scheduler.computed(parts.added_up(parts.each_block(parts.look_at_block, data.labels, **options)))
+    total = scheduler.computed(parts.added_up(parts.each_block(look_at_block, data.labels, **options)))
     sizes = sized(total.flawless().sizes)
     if not parts.is_unknown(X):
         for block, (rows, found) in enumerate(zip(X.chunks[0], sizes, strict=True)):
             if rows != found:
-                raise parts.Uneven("targets", int(rows), found, block).error()
+                raise Uneven("targets", int(rows), found, block).error()
     return sizes
 
 
@@ -225,7 +226,7 @@ class PartitionSteps:
         node = parts.as_node(model)
         if batch.rows is None:
             data = self.of(batch.blocks)
-            column = parts.each_block(parts.sums_of_block, data.pairs, model=node)
+            column = parts.each_block(sums_of_block, data.pairs, model=node)
         else:
             column = parts.each_rows(self.loaded(batch.blocks), node, self.of_blocks(batch.blocks, batch.rows))
         total = parts.added_up(column)
@@ -233,7 +234,7 @@ class PartitionSteps:
         if not block.counts or (self.reduction == "mean" and not bool(block.sums.weight != 0.0)):
             return None
         reg = self.reg / block.sums.weight if self.averaged else self.reg
-        return parts.finished_sums(model.network, block.sums, reg, self.reduction)
+        return finished_sums(model.network, block.sums, reg, self.reduction)
 
     def loss_and_grads(self, layers: Params, rows: None) -> tuple[Array, Params]:  # noqa: ARG002
         """Of all rows, of which one counts."""
@@ -271,13 +272,13 @@ class PartitionSteps:
 
 def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reduction) -> Block:
     """Loss and hits of a block."""
-    sizes, flaw = (int(X.shape[0]),), parts.uneven(X, targets, None)
+    sizes, flaw = (int(X.shape[0]),), uneven(X, targets, None)
     if flaw is not None:
         return Block(sizes, flaw)
     if sizes == (0,):
         return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
     net = replace(model.network, dtype=X.dtype)
-    with parts.one_thread(), quiet(net.xp, net.frame.device):
+    with one_thread(), quiet(net.xp, net.frame.device):
         data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
         loss, total, right, counted = evaluation(net, data, reduction, model.max_memory, None)
         return Block(sizes, None, Evaluation(float(loss), float(total), float(right), counted))

@@ -13,6 +13,7 @@ from typing import Any
 from xpsoftmax import _partitions as parts
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import Params
+from xpsoftmax._block_sums import Model, as_model, sums_of_block
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._mlp import mlp_predict as predict_in_memory
 from xpsoftmax._optim import Optimizer
@@ -181,10 +182,10 @@ def _lazily(
 ) -> list[Array]:
     check.check_choice("reduction", options.reduction, ("mean", "sum"))
     reg = check.as_number("reg", reg)
-    model = parts.as_model(params, activation, max_memory, options, impl)
+    model = as_model(params, activation, max_memory, options, impl)
     data = parts.as_partitions(model, X, targets, options.sample_weight)
     node = parts.as_node(model)
-    total = parts.added_up(parts.each_block(parts.sums_of_block, data.pairs, model=node, grad=grad))
+    total = parts.added_up(parts.each_block(sums_of_block, data.pairs, model=node, grad=grad))
     return parts.finished_arrays(model, node, total, reg, options.reduction, grad=grad)
 
 
@@ -220,11 +221,11 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     >>> xd.mlp_predict(params, da.eye(3, chunks=2).rechunk((2, 3))).compute()
     array([0, 1, 2])
     """
-    model = parts.as_model(params, activation, None, LossOptions(), impl)
+    model = as_model(params, activation, None, LossOptions(), impl)
     return parts.by_rows(_labels, model, parts.as_rows(model.network, X))
 
 
-def _labels(X: Array, *, model: parts.Model) -> Array:
+def _labels(X: Array, *, model: Model) -> Array:
     return predict_in_memory(model.params, X, activation=model.activation, impl=model.impl)
 
 
@@ -337,7 +338,7 @@ def train(
         blocks_per_step = check.as_integer("blocks_per_step", blocks_per_step, low=1)
     check_parts(optimizer, callback, patience, validation)
     reg = check.as_number("reg", reg)
-    model = parts.as_model(params, activation, max_memory, options, impl)
+    model = as_model(params, activation, max_memory, options, impl)
     data = parts.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X)
     sizes = looked_at(scheduler, model, data)
