@@ -722,6 +722,14 @@ def test_numbers_that_are_not_finite_are_refused(rate, epochs, message, backend,
     assert not [name for name in vars(model) if name.endswith("_") or name.startswith("_")]
 
 
+def test_a_loss_of_lbfgs_that_is_not_finite_is_refused():
+    X = np.array([[1e308, 1e308], [-1e308, 1e308], [0.0, 0.0], [1.0, 1.0]])
+    model = MLPClassifier(solver="lbfgs", random_state=0)
+    with pytest.raises(ValueError, match=r"non-finite parameter weights, and the loss (nan|inf) after 0 iterations"):
+        model.fit(X, [0, 1, 0, 1])
+    assert not hasattr(model, "coefs_")
+
+
 def test_an_interrupt_keeps_what_was_learnt(iris, monkeypatch):
     from xpsoftmax._optim import UncorrectedAdam
 
@@ -1069,6 +1077,12 @@ def test_a_fit_leaves_earlier_weights_alone(iris):
             r"classes must be labels of one kind, got \[None",
         ),
         ([(np.eye(2), np.zeros(2))], {"activation": "swish"}, ValueError, "activation must be one of"),
+        (
+            [(np.eye(2), np.zeros(2))],
+            {"dtype": "float32"},
+            ValueError,
+            "dtype must be None or that .* float64, got 'flo",
+        ),
         ([(np.eye(2), np.zeros(2))], {"hidden_layer_sizes": 3}, ValueError, "hidden_layer_sizes must make the layers"),
     ],
 )
@@ -1150,6 +1164,32 @@ def test_targets_are_checked(y, message):
         MLPClassifier().fit(np.eye(4), y)
 
 
+def test_columns_of_probabilities_are_those_of_sorted_classes(iris):
+    X, y = iris
+    rows, names = np.eye(3)[y], np.array(["a", "b", "c"])
+    options = {"random_state": 0, "learning_rate_init": 0.1}
+    model = MLPClassifier(**options).partial_fit(X, rows, classes=names)
+    assert difference(model, MLPClassifier(**options).partial_fit(X, names[y], classes=names)) < SAME
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    for one in (MLPClassifier(**options), model):
+        with pytest.raises(
+            ValueError, match=r"classes must be sorted, as the columns of probabilities are, got \['b', "
+        ):
+            one.partial_fit(X, rows, classes=["b", "a", "c"])
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_weights_of_other_shapes_begin_anew(solver, iris):
+    """A pruned network can go on, but not with what the optimiser keeps for the weights that are gone."""
+    model = MLPClassifier((6,), solver=solver, max_iter=2, random_state=0).fit(*iris)
+    model.coefs_ = [model.coefs_[0][:, :4].copy(), model.coefs_[1][:4].copy()]
+    model.intercepts_[0] = model.intercepts_[0][:4].copy()
+    model.set_params(hidden_layer_sizes=(4,), warm_start=True)
+    with pytest.raises(ValueError, match=r"coefs_ .* must have the shapes that partial_fit has seen, got \[\(4, 4\), "):
+        model.partial_fit(*iris)
+    assert model.fit(*iris).partial_fit(*iris).coefs_[0].shape == (4, 4)
+
+
 def test_targets_of_every_library_are_checked(backend):
     if backend.name == "dask":
         pytest.skip("refused")
@@ -1227,7 +1267,7 @@ def test_another_dtype_is_not_left_unnoticed_where_a_fit_goes_on(method, backend
     X = backend.asarray(iris[0], "float32")
     model = MLPClassifier(max_iter=1, warm_start=True, dtype="float32").fit(X, iris[1])
     getattr(model, method)(X, iris[1])
-    with pytest.raises(ValueError, match=r"dtype must be None or that of the model to go on from, float32, got .*64"):
+    with pytest.raises(ValueError, match=r"dtype must be None or that of the weights to go on from, float32, got .*64"):
         getattr(model.set_params(dtype="float64"), method)(X, iris[1])
     with pytest.raises(ValueError, match='dtype must be "float32" or "float64", got \'bogus\''):
         getattr(model.set_params(dtype="bogus"), method)(X, iris[1])

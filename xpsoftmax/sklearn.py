@@ -162,7 +162,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     max_memory : int, optional
         Bytes of temporary memory of a step, and of `predict`; rows pass through the network in chunks.
     dtype : {"float32", "float64"} or dtype, optional
-        To compute in. Default: that of `X` if it is float32, float32 for 16-bit `X`, else float64.
+        To compute in. Default: that of `X` if it is float32, float32 for 16-bit `X`, else float64; that of the weights
+        where a fit goes on.
 
     Attributes
     ----------
@@ -329,8 +330,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y, sample_weight
             As for `fit`.
         classes : array-like, (C,), optional
-            All labels that there are, each once. The first call must have them, unless `y` holds probabilities. In
-            scikit-learn's classifier `sample_weight` comes before them: pass both by name.
+            All labels that there are, each once; sorted if `y` holds probabilities, of which they name the columns. The
+            first call must have them, unless `y` holds probabilities. In scikit-learn's classifier `sample_weight`
+            comes before them: pass both by name.
 
         Returns
         -------
@@ -373,6 +375,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             known = _known_classes(classes, None if first else self.classes_)
             targets = as_targets(y, X, known, complete=not incremental, hint=HINT if classes is not None else "")
             check_consistent_length(X, targets.values)
+            if (
+                targets.values.ndim == 2
+                and classes is not None
+                and not np.array_equal(_as_labels(classes), targets.classes)
+            ):
+                raise ValueError(f"classes must be sorted, as the columns of probabilities are, got {classes!r:.60}.")
             if known is None and incremental and targets.values.ndim == 1:
                 raise ValueError("classes must be passed on the first call to partial_fit, got None.")
             weight = as_sample_weight(sample_weight, X)
@@ -431,7 +439,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         own = self.coefs_[0].dtype
         if self.dtype is not None and own != self._dtype(array_namespace(X), X):
             raise ValueError(
-                f"dtype must be None or that of the model to go on from, {dtype_name(own)}, got {self.dtype!r}. "
+                f"dtype must be None or that of the weights to go on from, {dtype_name(own)}, got {self.dtype!r}. "
                 "fit with warm_start=False begins anew."
             )
 
@@ -602,6 +610,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             state = optimizer.init(layers)
         else:
             count, *kept = self._state
+            shapes = [tuple(layer.weight.shape) for layer in layers]
+            if any([tuple(layer.weight.shape) for layer in part] != shapes for part in kept):
+                raise ValueError(
+                    "coefs_ and intercepts_ must have the shapes that partial_fit has seen, got "
+                    f"{shapes}: what the optimiser keeps of the steps before "
+                    "does not fit. fit with warm_start=True goes on from them."
+                )
             state = (count, *(copied(net, arrays, net.dtype) for arrays in kept))
         schedule, first_rate, power = self._schedule
         self._expect(layers if held_out is not None else None)
@@ -732,6 +747,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             except Interrupted:
                 warnings.warn(INTERRUPTED, stacklevel=4)
             else:
+                if not math.isfinite(found.fun):
+                    raise ValueError(NOT_FINITE.format(f"and the loss {found.fun} after {self.n_iter_} iterations"))
                 if found.status != 0:
                     warnings.warn(
                         f"lbfgs failed to converge after {self.n_iter_} iterations (status {found.status}): "
@@ -977,6 +994,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"classes must be {outputs} sorted and different labels, got {classes!r:.60}.")
         model._begin(copied(net, net.layers, net.dtype), labels)
         model._check_sizes([net.layers[0].weight.shape[0], *model._check_parameters(), outputs])
+        model._check_dtype(net.layers[0].weight)
         model.n_features_in_ = net.layers[0].weight.shape[0]
         return model
 
