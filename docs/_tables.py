@@ -183,6 +183,58 @@ def compare(content: dict[str, Any]) -> str:
     return markdown(["library", "train", "test", "a step", "speed", "farthest from float64, eps"], rows)
 
 
+def dask_overhead(content: dict[str, Any]) -> str:
+    """One pass over blocks in memory, and how much longer than the plain loop of as many threads."""
+    beyond = content["beyond_the_loop"]
+    rows = []
+    for way, times in content["overhead"].items():
+        shares = [f"{beyond[way][time]:+.0%}" for time in ("median", "least")] if way in beyond else ["", ""]
+        rows.append([way, *(f"{1e3 * times[time]:.0f} ms" for time in ("median", "least")), *shares])
+    header = f"{content['blocks']} blocks of {content['rows']} x {content['network'][0]}"
+    return markdown([header, "median", "least", "beyond the loop, median", "least"], rows)
+
+
+def dask_workers(content: dict[str, Any]) -> str:
+    """Passes on worker processes."""
+    rows = [
+        [
+            str(found["workers"]),
+            f"{found['blocks'] * content['rows']}",
+            f"{1e3 * found['seconds']:.0f} ms",
+            f"{found['rows_per_second']:.2g}",
+        ]
+        for found in content["workers"]
+    ]
+    return markdown(["worker processes", "rows", "a pass", "rows a second"], rows)
+
+
+def dask_constants(content: dict[str, Any]) -> str:
+    """What a pass costs beside its arithmetic."""
+    found = content["constants"]
+    rows = [
+        ["t0, a pass", f"{1e3 * found['seconds_fixed']:.0f} ms"],
+        ["t1, a block", f"{1e3 * found['seconds_per_block']:.2f} ms"],
+        ["p, parameters on their way to the workers", f"{1e9 * found['seconds_per_byte_of_parameters']:.2g} s a GB"],
+        ["g, gradients on their way back", f"{1e9 * found['seconds_per_byte_of_gradients']:.2g} s a GB"],
+    ]
+    return markdown(["constant", "measured"], rows)
+
+
+def dask_predictions(content: dict[str, Any]) -> str:
+    """A step of many GPUs, by what takes the time."""
+    parts = ("compute", "scheduler", "parameters", "reduction")
+    rows = [
+        [
+            f"{found['size']:.0e}",
+            str(found["gpus"]),
+            *(f"{found[part]:.2g} s" for part in parts),
+            f"{found['efficiency']:.0%}",
+        ]
+        for found in content["predictions"]
+    ]
+    return markdown(["parameters", "GPUs", *parts, "share that computes"], rows)
+
+
 KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     **{
         f"bench-{operation}": lambda content, operation=operation: bench(content, operation)
@@ -194,6 +246,10 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "confidence": confidence,
     "modular": modular,
     "compare": compare,
+    "dask-overhead": dask_overhead,
+    "dask-workers": dask_workers,
+    "dask-constants": dask_constants,
+    "dask-predictions": dask_predictions,
 }
 
 

@@ -153,10 +153,10 @@ def package_train(case: Case) -> tuple[Call, Call]:
     net = as_network(case.params, "relu")
     data = _training.as_data(net, "X", case.X, case.y, LossOptions())
     stepper = _training.Stepper(net, data, 0.0, "mean", **options)
-    run = _training._Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
+    run = _training.Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
 
     def step() -> Any:  # in surroundings that `train` enters once
-        return stepper.loss_and_grads(run.layers, None) if case.linear else run.one_step(None)
+        return stepper.loss_and_grads(run.layers, None) if case.linear else run.one_step((None, True))
 
     def verify() -> Any:
         loss, grads = stepper.loss_and_grads(net.layers, None)

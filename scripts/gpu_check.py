@@ -153,6 +153,12 @@ PARTS = {
         ],
         read("estimator.json"),
     ),
+    "dask": Part(
+        "loss, training and the classifier over dask arrays of CuPy blocks, on a worker of its own too (_gpu_dask.py)",
+        180,
+        lambda folder: [script("_gpu_dask.py", folder / "dask.json")],
+        read("dask.json"),
+    ),
 }
 __doc__ = (__doc__ or "").format(
     parts="\n".join(f"- {name}, {part.seconds:.0f} s: {part.what}" for name, part in PARTS.items())
@@ -231,6 +237,8 @@ def table(report: Report) -> str:
         medians = {what: sorted(times)[len(times) // 2] for what, times in finding.get("seconds", {}).items()}
         result = finding.get("failed") or f"{medians} seconds, accuracy {finding['accuracy']:.4f}"
         lines.append(f"estimator {finding['case']}, {finding['kind']}: {result}")
+    for name, found in report.parts.get("dask", {}).get("checks", {}).items():
+        lines.append(f"dask {name}: {found}")
     return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in report.problems)])
 
 
@@ -274,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # After each part: what was found so far is worth having when something ends this process.
         content = {"command": command, "date": day, **where, **asdict(report)}
         (folder / "gpu_check.json").write_text(json.dumps(finite(content), indent=1) + "\n")
-    for name in ("tests.xml", "kernels.json", "steps.json", "compare.json", "estimator.json"):
+    for name in ("tests.xml", "kernels.json", "steps.json", "compare.json", "estimator.json", "dask.json"):
         (folder / name).unlink(missing_ok=True)  # their content is in gpu_check.json
     line = row(report, where["commit"], day, command)
     (folder / "gpu-runs-row.md").write_text(line + "\n")

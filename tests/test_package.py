@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
 NEEDED = {"xpsoftmax.kernels.cuda": ("cupy",), "xpsoftmax.sklearn": ("sklearn",), "xpsoftmax._targets": ("sklearn",)}
+NEEDED |= {f"xpsoftmax.{name}": ("dask",) for name in ("dask", "_partitions", "_partition_training", "kernels.blocks")}
 """What a module cannot be imported without, beyond the package's dependencies."""
 
 

@@ -412,12 +412,6 @@ def test_a_device_that_there_is_not(iris):
         MLPClassifier(max_iter=1).fit(*iris).to(np, device="moon")
 
 
-def test_a_dask_array_is_refused():
-    da = pytest.importorskip("dask.array")
-    with pytest.raises(TypeError, match=r"X must be an array in memory, got a dask array\. Call its compute\(\)"):
-        MLPClassifier().fit(da.ones((5, 2)), np.arange(5))
-
-
 def test_a_dtype_that_a_library_lacks(request):
     jax = pytest.importorskip("jax")
     request.addfinalizer(partial(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64))

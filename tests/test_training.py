@@ -634,7 +634,7 @@ def test_nothing_waits_for_the_device_within_an_epoch(backend, problem, monkeypa
     y[batches(3, 1)[0][2]] = -1
     held = moved(backend, params), backend.asarray(X), backend.asarray(y)
     waiting = Waiting(backend, monkeypatch)
-    collect, steps_of_epoch = _training._Run.collect, _training._Run.steps_of_epoch
+    collect, steps_of_epoch = _training.Run.collect, _training.Run.steps_of_epoch
     raised = []
 
     def steps(self, *args):
@@ -649,8 +649,8 @@ def test_nothing_waits_for_the_device_within_an_epoch(backend, problem, monkeypa
         with waiting.allowed(True):
             collect(self, *args)
 
-    monkeypatch.setattr(_training._Run, "steps_of_epoch", steps)
-    monkeypatch.setattr(_training._Run, "collect", collected)
+    monkeypatch.setattr(_training.Run, "steps_of_epoch", steps)
+    monkeypatch.setattr(_training.Run, "collect", collected)
     seen = []
     result = xs.train(*held, optimizer=xs.adam(0.01), epochs=2, batch_size=BATCH, rng=3, ignore_index=-1, reg=0.1,
                       callback=lambda step: seen.append(step.loss) and None)  # fmt: skip

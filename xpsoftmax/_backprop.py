@@ -142,13 +142,15 @@ class PartialSums(NamedTuple):
         net = as_network(params, "identity")
         check_alike("params", net.layers, self.grads)
         reg = check.as_number("reg", reg)
-        xp = net.xp
-        with quiet(xp, net.frame.device):
-            nothing = self.weight == 0.0
-            weight = xp.where(nothing, 1.0, xp.where(xp.isfinite(self.weight), self.weight, float("nan")))
-            loss = xp.where(nothing, float("nan"), self.loss / weight)
-            grads = tuple(Layer(*(xp.where(nothing, 0.0, g / weight) for g in layer)) for layer in self.grads)
-            return finished(net, loss, grads, reg)
+        with quiet(net.xp, net.frame.device):
+            return finished(net, *self.mean(net.xp), reg)
+
+    def mean(self, xp: Namespace) -> tuple[Array, Params]:
+        """Loss and gradients over the weight; nan and zero for the mean over nothing."""
+        nothing = self.weight == 0.0
+        weight = xp.where(nothing, 1.0, xp.where(xp.isfinite(self.weight), self.weight, float("nan")))
+        loss = xp.where(nothing, float("nan"), self.loss / weight)
+        return loss, tuple(Layer(*(xp.where(nothing, 0.0, g / weight) for g in layer)) for layer in self.grads)
 
 
 def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
@@ -185,6 +187,14 @@ class Sums(NamedTuple):
     loss: Array
     weight: Array | float
     grads: Params
+    row_weight: Array  # (R,): all that multiplies a row; 0 where it does not count
+
+    def partial(self, net: Network) -> PartialSums:
+        """What is added to that of other rows."""
+        weight = self.weight
+        if type(weight) is float:
+            weight = net.xp.asarray(weight, dtype=net.working, device=net.frame.device)
+        return PartialSums(self.loss, weight, self.grads)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -443,7 +453,7 @@ def add_up(
         loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
-    return net, Sums(loss, problem.total, grads), reg
+    return net, Sums(loss, problem.total, grads, problem.row_weight), reg
 
 
 def add_rows(

@@ -399,6 +399,4 @@ def mlp_partial_sums(
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, "sum", validate)
     net, total, _ = add_up(params, X, targets, activation, 0.0, max_memory, options, impl, grad=True)
-    placement = {"dtype": net.working, "device": net.frame.device}
-    weight = net.xp.asarray(total.weight, **placement) if type(total.weight) is float else total.weight
-    return PartialSums(total.loss, weight, total.grads)
+    return total.partial(net)

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,12 +31,13 @@ class _State:
 
 
 _state = _State()
+_here = threading.local()  # whether this thread is to be `alone`
 _limits: list[tuple[int, int]] = []  # of the `threads` blocks that are open now: thread, limit
 
 
 def _after_fork() -> None:
-    global _state
-    _state = _State()
+    global _state, _one_blas_thread
+    _state, _one_blas_thread = _State(), _OneBlasThread()
     here = threading.get_ident()
     _limits[:] = [limit for limit in _limits if limit[0] == here]  # the child has no other thread
 
@@ -91,6 +92,65 @@ def threads(n: int, /) -> Iterator[None]:
             _limits.remove(limit)
 
 
+@contextmanager
+def alone(*, blas: bool) -> Iterator[None]:
+    """Give what this thread computes no helping threads: somebody else has a thread for every core.
+
+    With `blas` that goes for the products, too, if threadpoolctl is there; this is a setting of the whole process.
+    """
+    before, _here.alone = getattr(_here, "alone", False), True
+    try:
+        with _one_blas_thread if blas else nullcontext():
+            yield
+    finally:
+        _here.alone = before
+
+
+class _OneBlasThread:
+    """The first to enter sets the limit, the last to leave lifts it: others between them would lift it too soon.
+
+    Both is done by one thread that lives on: threadpoolctl lets nobody else touch what a thread has set.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.limit: Any = None
+        self.controller: Any = None
+        self.keeper: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1 and self.available():
+                self.limit = self.kept(lambda: self.controller.limit(limits=1, user_api="blas").__enter__())
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.limit is not None:
+                limit, self.limit = self.limit, None
+                self.kept(lambda: limit.__exit__(None, None, None))
+
+    def kept(self, call: Callable[[], Any]) -> Any:
+        with suppress(RuntimeError):  # while the interpreter shuts down no thread can be started
+            self.keeper = self.keeper or ThreadPoolExecutor(1, "xpsoftmax-blas")
+            return self.keeper.submit(call).result()
+        return None
+
+    def available(self) -> bool:
+        if self.controller is None:
+            try:
+                from threadpoolctl import ThreadpoolController
+            except ImportError:
+                return False
+            self.controller = ThreadpoolController()  # finding the libraries takes a while: once
+        return True
+
+
+_one_blas_thread = _OneBlasThread()
+
+
 def allowed() -> int:
     """How many threads may run: the cores of this process, or less inside `threads`."""
     return min([_cores(), *(n for _, n in _limits)])
@@ -111,6 +171,7 @@ def share(worker: Callable[[Iterator[Item]], None], items: Iterable[Item], most:
     helper raises is raised here. The caller never waits for a helper to start: where none is free it does all itself.
     """
     job, state = _Job(worker, deque(items)), _state
+    most = 1 if getattr(_here, "alone", False) else most
     with state.lock:
         helpers = max(0, min(most, len(job.queue), allowed() - state.running) - 1)
         state.running += 1 + helpers

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from itertools import islice
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from array_api_compat import is_dask_array
@@ -59,6 +60,8 @@ class TrainState(NamedTuple):
     history : dict of lists
     rows, batch_size : int
         Of the training: the steps of an epoch are counted in them.
+    blocks : tuple or None
+        Of `xpsoftmax.dask.train`: how many rows each block has, and how many blocks a step goes over.
 
     Examples
     --------
@@ -82,6 +85,7 @@ class TrainState(NamedTuple):
     history: History
     rows: int
     batch_size: int
+    blocks: tuple[tuple[int, ...], int] | None = None
 
 
 class TrainResult(NamedTuple):
@@ -307,7 +311,7 @@ def train(
     epochs = check.as_integer("epochs", epochs, low=1)
     batch_size = check.as_integer("batch_size", batch_size, low=1)
     check.check_flag("progress", progress)
-    _check_parts(optimizer, callback, patience, validation)
+    check_parts(optimizer, callback, patience, validation)
     net = as_network(params, activation, impl)
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
@@ -322,21 +326,12 @@ def train(
             raise
     generator = check.as_generator("rng", rng)
     if resume is not None:
-        _check_resumable(resume, net, optimizer, generator, data.rows, min(batch_size, data.rows))
+        check_resumable(resume, net, optimizer, generator, data.rows, min(batch_size, data.rows))
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     stepper = Stepper(net, data, reg, reduction, max_memory)
     with quiet(net.xp, net.frame.device):
-        run = _Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
-        with _progress(run.steps_left(epochs), shown=progress) as tick, interrupts() as interrupted:
-            going = True
-            while going and run.epoch < epochs and not run.out_of_patience(patience):
-                going = run.steps_of_epoch(callback, tick, interrupted)
-                if run.step == run.batches:
-                    run.end_epoch(held_out, keep_best=patience is not None)
-        result = run.result(best=patience is not None)
-        if not all(bool(net.xp.all(net.xp.isfinite(array))) for layer in result.params for array in layer):
-            raise DivergenceError(len(result.history["loss"]) - 1, None, result)
-    return result
+        run = Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
+        return trained(run, epochs, held_out, patience, callback, progress=progress)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -381,6 +376,50 @@ def copied(net: Network, layers: Params, dtype: DType) -> Params:
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
+class Batches(Protocol):
+    """The batches of an epoch in their order; what one is, only the steps know that made it."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Steps(Protocol):
+    """What a training goes over: rows in memory (`Stepper`), or the blocks of dask arrays."""
+
+    given: Network
+    on_host: bool  # whether looking at a loss waits for nothing
+    rows: int
+    blocks: tuple[tuple[int, ...], int] | None
+
+    def expected(self, batch_size: int) -> int:
+        """How many batches an epoch has, or about how many."""
+
+    def batches(self, generator: np.random.Generator, batch_size: int) -> Batches:
+        """Draw an epoch."""
+
+    def of_batch(self, layers: Params, batch: Any) -> tuple[Array, Params] | None:
+        """Loss and gradients; None where no row counts."""
+
+    def evaluated(self, layers: Params, data: Any) -> tuple[float, float]:
+        """Loss, without penalty, and accuracy of other data."""
+
+
+class _Rows:
+    """Batches of rows in memory: for each which rows, None for all of them, and whether one of them counts."""
+
+    def __init__(self, stepper: Stepper, order: np.ndarray | None, batch_size: int) -> None:
+        self.stepper, self.order, self.batch_size = stepper, order, batch_size
+        self.there = stepper.there(order)
+
+    def __len__(self) -> int:
+        return self.stepper.expected(self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Array | None, bool]]:
+        for start in range(0, self.stepper.rows, self.batch_size):
+            rows = slice(start, min(start + self.batch_size, self.stepper.rows))
+            yield None if self.there is None else self.there[rows], self.stepper.counts(self.order, rows)
+
+
 class Stepper:
     """Loss and gradients of batches of rows, with arrays that are used again on NumPy.
 
@@ -402,6 +441,8 @@ class Stepper:
         self.net = replace(net, dtype=net.working)
         self.data, self.reg, self.reduction, self.max_memory = data, reg, reduction, max_memory
         self.averaged = averaged
+        self.rows = data.rows
+        self.blocks: tuple[tuple[int, ...], int] | None = None
         self.plans: dict[int, Plan] = {}
         self.evenly: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
@@ -424,6 +465,16 @@ class Stepper:
         plan = self.plan(X.shape[0])
         loss, grads = add_rows(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
         return finished(self.net, loss, grads, self.reg / problem.total if self.averaged else self.reg)
+
+    def expected(self, batch_size: int) -> int:
+        return -(-self.rows // batch_size)
+
+    def batches(self, generator: np.random.Generator, batch_size: int) -> Batches:
+        return _Rows(self, generator.permutation(self.rows) if batch_size < self.rows else None, batch_size)
+
+    def of_batch(self, layers: Params, batch: tuple[Array | None, bool]) -> tuple[Array, Params] | None:
+        rows, counts = batch
+        return self.loss_and_grads(layers, rows) if counts else None
 
     def there(self, order: np.ndarray | None) -> Array | None:
         """Numbers of rows, where the data is."""
@@ -467,36 +518,82 @@ class Stepper:
         return array.take(rows, axis=0, out=out, mode="clip")  # in its default mode NumPy fills a copy of `out` first
 
     def evaluated(self, layers: Params, data: Data) -> tuple[float, float]:
-        """Loss, without penalty, and accuracy of other data."""
         net = replace(self.given, layers=layers)
-        xp, problem = net.xp, data.problem
-        loss, right = 0.0, 0.0
-        counted = data.rows if data.counts is None else int(np.count_nonzero(data.counts))
-        for rows in plan_chunks(net, data.rows, problem, self.max_memory).chunks:
-            rows = slice(0, data.rows) if rows is None else rows
-            X = xp.astype(data.X[rows, :], net.working, copy=False)
-            targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
-            _, _, logits = forward(net, X, buffers=self.buffers)
-            labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
-            hits = xp.argmax(logits, axis=1) == labels
-            if problem.counting is not None:
-                hits = hits & ((problem.counting if self.reduction == "mean" else problem.row_weight)[rows] != 0.0)
-            losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
-            loss, right = loss + summed(xp, losses), right + xp.sum(xp.astype(hits, net.working))
-        if counted == 0:
+        return evaluation(net, data, self.reduction, self.max_memory, self.buffers).finish(self.reduction)
+
+
+class Evaluation(NamedTuple):
+    """Sums over rows that are not trained with: those of disjoint rows add up."""
+
+    loss: Any  # 0-d, or a number: the sum of the weighted losses
+    total: Any  # of the counting weights
+    right: Any  # how many of the rows that count are told rightly
+    counted: int  # how many count
+
+    def __add__(self, other: object) -> Evaluation:
+        if not isinstance(other, Evaluation):
+            return NotImplemented
+        return Evaluation(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def finish(self, reduction: Reduction) -> tuple[float, float]:
+        """Loss and accuracy; nan where nothing counts."""
+        if self.counted == 0:
             return math.nan, math.nan
-        return float(loss / problem.total if self.reduction == "mean" else loss), float(right) / counted
+        loss = float(self.loss / self.total if reduction == "mean" else self.loss)
+        return loss, float(self.right) / self.counted
+
+
+def evaluation(
+    net: Network, data: Data, reduction: Reduction, max_memory: int | None, buffers: Buffers | None
+) -> Evaluation:
+    xp, problem = net.xp, data.problem
+    loss, right = 0.0, 0.0
+    for rows in plan_chunks(net, data.rows, problem, max_memory).chunks:
+        rows = slice(0, data.rows) if rows is None else rows
+        X = xp.astype(data.X[rows, :], net.working, copy=False)
+        targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
+        _, _, logits = forward(net, X, buffers=buffers)
+        labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
+        hits = xp.argmax(logits, axis=1) == labels
+        if problem.counting is not None:
+            hits = hits & ((problem.counting if reduction == "mean" else problem.row_weight)[rows] != 0.0)
+        losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
+        loss, right = loss + summed(xp, losses), right + xp.sum(xp.astype(hits, net.working))
+    counted = data.rows if data.counts is None else int(np.count_nonzero(data.counts))
+    return Evaluation(loss, problem.total, right, counted)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class _Run:
+def trained(
+    run: Run,
+    epochs: int,
+    held_out: Any,
+    patience: int | None,
+    callback: Callable[[TrainStep], object] | None,
+    *,
+    progress: bool,
+) -> TrainResult:
+    """Train until the epochs are over, or something ends it before."""
+    with _progress(run.steps_left(epochs), shown=progress) as tick, interrupts() as interrupted:
+        going = True
+        while going and run.epoch < epochs and not run.out_of_patience(patience):
+            going = run.steps_of_epoch(callback, tick, interrupted)
+            if run.step == run.batches:
+                run.end_epoch(held_out, keep_best=patience is not None)
+    result, xp = run.result(best=patience is not None), run.stepper.given.xp
+    if not all(bool(xp.all(xp.isfinite(array))) for layer in result.params for array in layer):
+        raise DivergenceError(len(result.history["loss"]) - 1, None, result)
+    return result
+
+
+class Run:
     """A training between two steps: all that changes."""
 
     def __init__(
         self,
-        stepper: Stepper,
+        stepper: Steps,
         optimizer: Optimizer,
         generator: np.random.Generator,
         batch_size: int,
@@ -504,7 +601,7 @@ class _Run:
     ) -> None:
         net = stepper.given
         self.stepper, self.optimizer, self.generator, self.batch_size = stepper, optimizer, generator, batch_size
-        self.batches = -(-stepper.data.rows // batch_size)
+        self.batches = stepper.expected(batch_size)
         self.losses: list[Any] = []  # of this epoch's steps; on a device they stay there until it ends
         self.sound: Array | None = None  # 0-d: whether all of them are finite
         if resume is None:
@@ -532,26 +629,27 @@ class _Run:
     ) -> bool:
         """Make the steps that an epoch still lacks; whether to go on after them."""
         self.rng = dict(self.generator.bit_generator.state)
-        order = self.generator.permutation(self.stepper.data.rows) if self.batches > 1 else None
-        there = self.stepper.there(order)
+        epoch = self.stepper.batches(self.generator, self.batch_size)
+        self.batches = len(epoch)
         first, updates, going = self.step, self.state[0], True
-        while going and self.step < self.batches:
-            start = self.step * self.batch_size
-            rows = slice(start, min(start + self.batch_size, self.stepper.data.rows))
-            loss = math.nan
-            if self.stepper.counts(order, rows):
-                loss = self.one_step(None if there is None else there[rows])
+        for batch in islice(epoch, self.step, None):
+            loss = self.one_step(batch)
             self.losses.append(loss)
             self.step += 1
             tick()
             if callback is not None:
                 going = not self.asked_to_stop(callback, loss)
-            going = going and not interrupted()
+            if not going or interrupted():
+                going = False
+                break
         self.collect(first, updates)
         return going
 
-    def one_step(self, rows: Array | None) -> Any:
-        loss, grads = self.stepper.loss_and_grads(self.layers, rows)
+    def one_step(self, batch: Any) -> Any:
+        found = self.stepper.of_batch(self.layers, batch)
+        if found is None:
+            return math.nan
+        loss, grads = found
         if self.stepper.on_host:
             loss = float(loss)
             if not math.isfinite(loss):
@@ -563,7 +661,7 @@ class _Run:
         return loss
 
     def asked_to_stop(self, callback: Callable[[TrainStep], object], loss: Any) -> bool:
-        number = self.epoch * self.batches + self.step - 1
+        number = len(self.history["loss"]) + len(self.losses) - 1
         step = TrainStep(self.epoch, number, loss, lambda: self.params_of(self.layers))
         try:
             return bool(callback(step))
@@ -596,14 +694,21 @@ class _Run:
 
     def diverged(self, loss: float) -> NoReturn:
         self.history["loss"] += self.losses
-        raise DivergenceError(self.epoch * self.batches + self.step, loss, self.result(best=False))
+        raise DivergenceError(len(self.history["loss"]), loss, self.result(best=False))
 
-    def end_epoch(self, held_out: Data | None, *, keep_best: bool) -> None:
+    def rescued(self) -> TrainResult:
+        """What was learnt before an error: the result of the last step that was completed."""
+        made = sum(type(loss) is not float for loss in self.losses)
+        self.collect(self.step - len(self.losses), self.state[0] - made)
+        return self.result(best=False)
+
+    def end_epoch(self, held_out: Any, *, keep_best: bool) -> None:
+        found = None if held_out is None else self.stepper.evaluated(self.layers, held_out)
         self.epoch, self.step = self.epoch + 1, 0
         self.rng = dict(self.generator.bit_generator.state)
-        if held_out is None:
+        if found is None:
             return
-        loss, accuracy = self.stepper.evaluated(self.layers, held_out)
+        loss, accuracy = found
         self.history.setdefault("validation_loss", []).append(loss)
         self.history.setdefault("validation_accuracy", []).append(accuracy)
         before = math.nan if self.best is None else self.best[0]
@@ -623,12 +728,12 @@ class _Run:
     def result(self, *, best: bool) -> TrainResult:
         layers = self.best[2] if best and self.best is not None else self.layers
         history = {name: list(values) for name, values in self.history.items()}
-        sizes = self.stepper.data.rows, self.batch_size
+        sizes = self.stepper.rows, self.batch_size, self.stepper.blocks
         state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, history, *sizes)
         return TrainResult(self.params_of(layers), self.history, state)
 
 
-def _check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:
+def check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be made by sgd, adam or adamw, got {optimizer!r:.60}.")
     if callback is not None and not callable(callback):
@@ -641,8 +746,14 @@ def _check_parts(optimizer: object, callback: object, patience: object, validati
             raise ValueError(f"patience must be None without validation data, got {patience}.")
 
 
-def _check_resumable(
-    resume: object, net: Network, optimizer: Optimizer, generator: np.random.Generator, rows: int, batch_size: int
+def check_resumable(
+    resume: object,
+    net: Network,
+    optimizer: Optimizer,
+    generator: np.random.Generator,
+    rows: int,
+    batch_size: int,
+    blocks: tuple[tuple[int, ...], int] | None = None,
 ) -> None:
     if not isinstance(resume, TrainState):
         raise TypeError(f"resume must be the state of an earlier call, got {resume!r:.60}.")
@@ -656,6 +767,8 @@ def _check_resumable(
         raise ValueError(
             f"batch_size must be that of the training that is resumed, {resume.batch_size}, got {batch_size}."
         )
+    if resume.blocks != blocks:
+        raise ValueError(f"X must have the blocks of the training that is resumed, {resume.blocks}, got {blocks}.")
     if len(resume.optimizer) != 1 + optimizer.kept:
         raise ValueError(f"resume must be of a training by the same optimizer, got one that is not by {optimizer}.")
     kind = generator.bit_generator.state["bit_generator"]

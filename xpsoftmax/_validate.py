@@ -304,6 +304,23 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
             _raise_first(suspect)
 
 
+class Bad(NamedTuple):
+    """The first bad value. Those who look at one block of rows after the other put its row of all into it."""
+
+    name: str
+    rule: str
+    value: float
+    unit: str
+    position: tuple[int, ...]
+
+    def error(self) -> ValueError:
+        """What is raised for it, which knows it."""
+        place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
+        error = ValueError(f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}.")
+        error.bad = self  # type: ignore[attr-defined]
+        return error
+
+
 def _raise_first(suspect: Suspect) -> None:
     bad, values = (_computed(x) for x in (suspect.bad, suspect.values))
     xp = array_namespace(bad)
@@ -315,8 +332,7 @@ def _raise_first(suspect: Suspect) -> None:
     value = xp.reshape(values, (-1,))[flat]
     value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
     value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
-    place = f" at {suspect.unit} {position[0] if len(position) == 1 else position}" if position else ""
-    raise ValueError(f"{suspect.name} must {suspect.rule}, got {value}{place}.")
+    raise Bad(suspect.name, suspect.rule, value, suspect.unit, position).error()
 
 
 def _computed(array: Array) -> Array:

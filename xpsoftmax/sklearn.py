@@ -301,7 +301,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array or array-like, (N, D)
             NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
-            are.
+            are. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`): epochs go
+            through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
+            `y` must be labels; whether inputs are finite shows in the loss.
         y : array or array-like, (N,) or (N, C)
             Labels: integers, booleans, strings, or floats of integral value. Or floating probabilities, a column for
             each class, whose rows add up to 1.
@@ -372,8 +374,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if y is None:
                 raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
             X = self._checked(X, "partial_fit" if incremental else "fit", reset=first)
+            X, y, sample_weight = _labels_here(X, y, sample_weight)
             known = _known_classes(classes, None if first else self.classes_)
-            targets = as_targets(y, X, known, complete=not incremental, hint=HINT if classes is not None else "")
+            targets = as_targets(
+                y, _block_of(X), known, complete=not incremental, hint=HINT if classes is not None else ""
+            )
             check_consistent_length(X, targets.values)
             if (
                 targets.values.ndim == 2
@@ -383,13 +388,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"classes must be sorted, as the columns of probabilities are, got {classes!r:.60}.")
             if known is None and incremental and targets.values.ndim == 1:
                 raise ValueError("classes must be passed on the first call to partial_fit, got None.")
-            weight = as_sample_weight(sample_weight, X)
+            weight = as_sample_weight(sample_weight, _on_client(X))
             sizes = (X.shape[1], *hidden, len(targets.classes))
             if not first:
                 self._check_sizes(sizes)
                 self._check_dtype(X)
             rng = _as_random_state(self.random_state)
-            layers = self._initial(rng, sizes, X) if first else self.params_
+            layers = self._initial(rng, sizes, _block_of(X)) if first else self.params_
             stepper, held_out = self._prepared(as_network(layers, self.activation), X, targets, weight, rng)
             if first:
                 self._begin(layers, targets.classes)
@@ -447,14 +452,14 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Check inputs; return them in the dtype to compute in. Without `reset` they must fit the model."""
         if not reset:
             self._check_library(X, method)
-        if not is_elsewhere(X):
+        if not (is_elsewhere(X) or is_lazy(X)):
             if not reset and self._seen_to_fit(X) and (method != "partial_fit" or _surely_finite(X)):
                 return X  # what is predicted is looked at on the way
             dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
             return validate_data(self, X, dtype=dtype, reset=reset)
+        if is_lazy(X):
+            return self._checked_lazily(X, reset=reset)
         xp, array = check.as_array("X", X)
-        if is_dask_array(array):
-            raise TypeError("X must be an array in memory, got a dask array. Call its compute().")
         if array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"X must have shape (N, D), both at least 1, got {tuple(array.shape)}.")
         if xp.isdtype(array.dtype, "complex floating"):
@@ -463,6 +468,17 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not bool(xp.all(xp.isfinite(array))):
             raise ValueError("X must be finite, got nan or infinity.")
         return validate_data(self, array, skip_check_array=True, reset=reset)
+
+    def _checked_lazily(self, X: Any, *, reset: bool) -> Array:
+        """The same for dask: whether the numbers are finite shows when they are computed with."""
+        from xpsoftmax import _partition_estimator as lazily
+
+        array, frame = lazily.as_inputs(X), X if is_dask_array(X) else X._meta  # which has the names of features
+        block = array._meta
+        dtype = self._dtype(array_namespace(block), block) if reset else self.coefs_[0].dtype
+        dtype = dtype[0] if isinstance(dtype, list) and block.dtype.name not in ("float32", "float64") else dtype
+        validate_data(self, frame, skip_check_array=True, reset=reset)
+        return array if isinstance(dtype, list) else array.astype(dtype)
 
     def _seen_to_fit(self, X: Any) -> bool:
         """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing but numbers."""
@@ -477,6 +493,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check_library(self, X: Any, method: str) -> None:
         own, where = array_namespace(self.coefs_[0]), device(self.coefs_[0])
+        if is_lazy(X):
+            X = X._meta
         xp, there = (array_namespace(X), device(X)) if is_elsewhere(X) else (array_namespace(np.empty(0)), "cpu")
         if xp is not own or there != where:
             raise ValueError(
@@ -547,16 +565,18 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _prepared(
         self, net: Network, X: Array, targets: Targets, weight: Array | None, rng: Any
-    ) -> tuple[Stepper, Rows | None]:
+    ) -> tuple[Any, Rows | None]:
         """What makes steps on the rows to learn from; and rows held out."""
         xp, options = net.xp, {"dtype": net.dtype, "device": net.frame.device}
-        if self.solver == "lbfgs" and type(X) is not np.ndarray:
+        if self.solver == "lbfgs" and type(_block_of(X)) is not np.ndarray:
             raise ValueError(
                 f'solver must be "adam" or "sgd" for {check.library(xp)} arrays, got "lbfgs": SciPy needs NumPy.'
             )
         class_weight = as_class_weight(self.class_weight, targets)
         y, held_out = targets.values, None
         parts = self._split(to_host("y", y), rng) if self.early_stopping and self.solver != "lbfgs" else None
+        if is_dask_array(X):
+            return self._prepared_lazily(net, X, y, weight, class_weight, parts)
         if y.ndim == 1:
             y = xp.asarray(y, device=net.frame.device)
         if parts is not None:
@@ -570,6 +590,36 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if held_out is not None and held_out[2] is not None and not bool(xp.any(held_out[2] != 0.0)):
             self._refuse_weights(held_out[2], "held out")
         return Stepper(net, data, float(self.alpha), "mean", self.max_memory, averaged=True), held_out
+
+    def _prepared_lazily(
+        self,
+        net: Network,
+        X: Array,
+        y: np.ndarray,
+        weight: np.ndarray | None,
+        class_weight: np.ndarray | None,
+        parts: Sequence[np.ndarray] | None,
+    ) -> tuple[Any, Rows | None]:
+        """The same for dask; rows keep their blocks, and in them their order."""
+        from xpsoftmax import _partition_estimator as lazily
+
+        held_out = None
+        if parts is not None:
+            rows, held = (np.sort(part) for part in parts)
+            held_out = X[held], y[held], None if weight is None else weight[held]
+            X, y, weight = X[rows], y[rows], None if weight is None else weight[rows]
+            if held_out[2] is not None and not held_out[2].any():
+                self._refuse_weights(held_out[2], "held out")
+        counts = np.ones(len(y)) if weight is None else weight
+        if not (counts if class_weight is None else counts * class_weight[y]).any():
+            self._refuse_weights(weight, "to learn from")
+        if class_weight is not None:
+            class_weight = net.xp.asarray(class_weight, dtype=net.dtype, device=net.frame.device)
+        steps = lazily.as_steps(
+            net, X, y, weight, class_weight, self.label_smoothing, float(self.alpha), self.max_memory,
+            all_blocks=self.solver == "lbfgs",
+        )  # fmt: skip
+        return steps, held_out
 
     def _refuse_weights(self, weight: Array | None, which: str) -> NoReturn:
         """Say by which weights no row counts; with early stopping, of which rows."""
@@ -600,34 +650,25 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     # --- solvers ------------------------------------------------------------------------------------------------------
 
-    def _stepped(self, stepper: Stepper, held_out: Rows | None, rng: Any, *, incremental: bool) -> Params:
+    def _stepped(self, stepper: Any, held_out: Rows | None, rng: Any, *, incremental: bool) -> Params:
         """Make epochs of steps, by the rules of scikit-learn, until nothing improves."""
-        net, rows = stepper.given, stepper.data.rows
+        net, rows = stepper.given, stepper.rows
         layers = copied(net, net.layers, net.dtype)
-        optimizer: Any = self._optimizer if incremental else None
-        if optimizer is None:
-            optimizer = self._new_optimizer()
-            state = optimizer.init(layers)
-        else:
-            count, *kept = self._state
-            shapes = [tuple(layer.weight.shape) for layer in layers]
-            if any([tuple(layer.weight.shape) for layer in part] != shapes for part in kept):
-                raise ValueError(
-                    "coefs_ and intercepts_ must have the shapes that partial_fit has seen, got "
-                    f"{shapes}: what the optimiser keeps of the steps before "
-                    "does not fit. fit with warm_start=True goes on from them."
-                )
-            state = (count, *(copied(net, arrays, net.dtype) for arrays in kept))
+        optimizer, state = self._optimizer_and_state(net, layers, incremental=incremental)
         schedule, first_rate, power = self._schedule
         self._expect(layers if held_out is not None else None)
         batch = self._batch(rows)
-        order = np.arange(rows) if self.shuffle else None
+        order = np.arange(rows) if self.shuffle and stepper.blocks is None else None
         self.n_iter_ = 0
         with interrupts() as interrupted:
             for _ in range(1 if incremental else self.max_iter):
                 if order is not None:
                     order = order[rng.permutation(rows)]
-                layers, state, loss = _epoch(stepper, optimizer, layers, state, order, batch, interrupted)
+                if stepper.blocks is None:
+                    batches = _batches(stepper, order, batch)
+                else:
+                    batches = _batches_of_blocks(stepper, rng if self.shuffle else None, batch)
+                layers, state, loss = _epoch(stepper, optimizer, layers, state, batches, interrupted)
                 if interrupted():
                     self.loss_ = self.loss_ if math.isnan(loss) else loss
                     warnings.warn(INTERRUPTED, stacklevel=4)
@@ -649,6 +690,20 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     )
         self._optimizer, self._state = optimizer, state
         return _finite(self._best if held_out is not None else layers)
+
+    def _optimizer_and_state(self, net: Network, layers: Params, *, incremental: bool) -> tuple[Any, State]:
+        """New ones, or for `partial_fit` those of the steps before."""
+        if not incremental or self._optimizer is None:
+            optimizer = self._new_optimizer()
+            return optimizer, optimizer.init(layers)
+        count, *kept = self._state
+        shapes = [tuple(layer.weight.shape) for layer in layers]
+        if any([tuple(layer.weight.shape) for layer in part] != shapes for part in kept):
+            raise ValueError(
+                f"coefs_ and intercepts_ must have the shapes that partial_fit has seen, got {shapes}: what the "
+                "optimiser keeps of the steps before does not fit. fit with warm_start=True goes on from them."
+            )
+        return self._optimizer, (count, *(copied(net, arrays, net.dtype) for arrays in kept))
 
     def _new_optimizer(self) -> Optimizer:
         """Make what the parameters ask for, and keep it: they may be others in a later call to `partial_fit`."""
@@ -695,7 +750,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             X, y, weight = held_out
             net = as_network(layers, self.activation)
-            score = _accuracy(net.xp, self._codes(net, X), y, weight)
+            codes, xp = self._codes(net, X), net.xp
+            if is_dask_array(X):
+                codes, xp = to_host("codes", codes.compute()), np
+            score = _accuracy(xp, codes, y, weight)
             self.validation_scores_.append(score)
             self._say(f"Validation score: {score:f}")
             better = score >= self.best_validation_score_ + float(self.tol)
@@ -719,7 +777,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._no_improvement_count = 0  # else it stays, as in scikit-learn: a warm start that brings nothing stops soon
         return replace(optimizer, learning_rate=rate), True
 
-    def _minimised(self, stepper: Stepper) -> Params:
+    def _minimised(self, stepper: Any) -> Params:
         """Minimise the loss of all rows by scipy's L-BFGS-B."""
         from scipy.optimize import OptimizeResult, minimize
 
@@ -773,7 +831,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array or array-like, (N, D)
-            Of the library and on the device that the model is on.
+            Of the library and on the device that the model is on. For dask arrays and data frames, of which the blocks
+            are, the result is a dask array.
 
         Returns
         -------
@@ -810,6 +869,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         with _beside(X):
             X = self._checked(X, "predict", reset=False)
+            if is_dask_array(X):
+                return self._lazily(X, "predict")
             return labels_of(self.classes_, self._codes(as_network(self.params_, self.activation), X))
 
     def predict_proba(self, X: Any) -> Array:
@@ -874,6 +935,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             As `decision_function`, and if `y` or `sample_weight` does not fit.
         """
         predicted = self.predict(X)
+        y, predicted, sample_weight = (a.compute() if is_lazy(a) else a for a in (y, predicted, sample_weight))
         y, predicted, sample_weight = (
             to_host(name, array) if is_elsewhere(array) else array
             for name, array in (("y", y), ("predicted", predicted), ("sample_weight", sample_weight))
@@ -888,6 +950,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         with _beside(X):
             X = self._checked(X, method, reset=False)
+        if is_dask_array(X):
+            return self._lazily(X, method)
         net = as_network(self.params_, self.activation)
         finish: Any = getattr(net.kernels, operation) if operation else None
         result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
@@ -904,8 +968,17 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 return result
             return parts[0] if len(parts) == 1 else net.xp.concat(parts)
 
+    def _lazily(self, X: Array, method: str) -> Array:
+        from xpsoftmax import _partition_estimator as lazily
+
+        return lazily.outputs(self.params_, self.activation, X, method, self.classes_)
+
     def _codes(self, net: Network, X: Array) -> Array:
         """Places of the largest logits."""
+        if is_dask_array(X):
+            from xpsoftmax import _partition_estimator as lazily
+
+            return lazily.outputs(net.layers, self.activation, X, "codes", self.classes_)
         with quiet(net.xp, net.frame.device):
             parts = [net.xp.argmax(logits, axis=1) for _, logits in self._passes(net, X)]
             return parts[0] if len(parts) == 1 else net.xp.concat(parts)
@@ -1053,6 +1126,37 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return model
 
 
+def is_lazy(X: Any) -> bool:
+    """Whether these are dask arrays, or data frames: what dask has in common."""
+    return hasattr(X, "__dask_graph__")
+
+
+def _block_of(X: Array) -> Array:
+    """What the blocks of a dask array are, without rows; any other array as it is."""
+    return X._meta if is_dask_array(X) else X
+
+
+def _on_client(X: Array) -> Array:
+    """A stand-in of the shape and dtype of a dask array, for what is on the host beside it."""
+    return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else X
+
+
+def _labels_here(X: Array, y: Any, weight: Any) -> tuple[Array, Any, Any]:
+    """Inputs that know their rows, and labels and weights in memory."""
+    if not is_dask_array(X):
+        if is_lazy(y) or is_lazy(weight):
+            raise TypeError("y and sample_weight must be in memory if X is, got one of dask. Call its compute().")
+        return X, y, weight
+    from xpsoftmax import _partition_estimator as lazily
+
+    if getattr(y, "ndim", 1) == 2 and y.shape[1] > 1:
+        raise TypeError(
+            f"y must be labels (N,) for dask arrays, got shape {y.shape}. xpsoftmax.dask.train takes probabilities."
+        )
+    X = lazily.of_known_sizes(X, y)
+    return X, lazily.on_host(y), lazily.on_host(weight)
+
+
 def _beside(X: Any) -> AbstractContextManager[Any]:
     """Surroundings in which CuPy's arrays are made where `X` is."""
     return X.device if is_cupy_array(X) else nullcontext()
@@ -1128,31 +1232,45 @@ def _known_classes(classes: Any, before: np.ndarray | None) -> np.ndarray | None
     return unique
 
 
+def _batches(stepper: Stepper, order: np.ndarray | None, batch: int) -> Iterator[tuple[int, Any]]:
+    """Batches in this order of the rows, each with how many rows it has."""
+    there = None if batch == stepper.rows else stepper.there(order)
+    for start in range(0, stepper.rows, batch):
+        part = slice(start, min(start + batch, stepper.rows))
+        taken: Any = None if batch == stepper.rows else part if there is None else there[part]
+        yield part.stop - part.start, (taken, stepper.counts(order, part))
+
+
+def _batches_of_blocks(stepper: Any, rng: Any, batch: int) -> Iterator[tuple[int, Any]]:
+    epoch = stepper.batches(rng, batch)
+    for drawn in epoch:
+        yield epoch.size(drawn), drawn
+
+
 def _epoch(
-    stepper: Stepper,
+    stepper: Any,
     optimizer: Optimizer,
     layers: Params,
     state: State,
-    order: np.ndarray | None,
-    batch: int,
+    batches: Iterator[tuple[int, Any]],
     interrupted: Callable[[], bool],
 ) -> tuple[Params, State, float]:
-    """Make a step on each batch, in this order of the rows; also return their mean loss, nan if there is none."""
-    rows, first = stepper.data.rows, state[0]
-    there = None if batch == rows else stepper.there(order)
+    """Make a step on each batch; also return their mean loss, nan if there is none."""
+    first = state[0]
     losses: list[Any] = []
     total: Any = 0.0
     counted = 0
-    for start in range(0, rows, batch):
-        part = slice(start, min(start + batch, rows))
-        if interrupted() or not stepper.counts(order, part):
+    for size, batch in batches:
+        if interrupted():
+            break
+        found = stepper.of_batch(layers, batch)
+        if found is None:
             continue
-        taken: Any = None if batch == rows else part if there is None else there[part]
-        loss, grads = stepper.loss_and_grads(layers, taken)
+        loss, grads = found
         if stepper.on_host:  # elsewhere it is waited for only when the epoch ends
             loss = float(loss)
         losses.append(loss)
-        total, counted = total + loss * (part.stop - part.start), counted + part.stop - part.start
+        total, counted = total + loss * size, counted + size
         if stepper.on_host and not math.isfinite(loss):
             break
         layers, state = optimizer.step(layers, grads, state, in_place=True)

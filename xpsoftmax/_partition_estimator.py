@@ -1,0 +1,121 @@
+"""The classifier on dask arrays and data frames: what it asks of them beyond arrays in memory.
+
+Labels and weights, a number a row, come to the client, where all the classifier's rules for them hold. Inputs stay
+where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from array_api_compat import array_namespace, is_dask_array
+
+from xpsoftmax import _partitions as parts
+from xpsoftmax._backprop import Network, Params
+from xpsoftmax._io import to_host
+from xpsoftmax._loss import LossOptions
+from xpsoftmax._mlp import mlp_logits
+from xpsoftmax._mlp import mlp_predict as predict_in_memory
+from xpsoftmax._partition_training import BLOCKS_PER_STEP, PartitionSteps, Scheduler
+from xpsoftmax._softmax import log_softmax, softmax
+from xpsoftmax._targets import is_elsewhere, labels_of
+from xpsoftmax._typing import Array
+
+
+def as_inputs(X: Any) -> Array:
+    """Dask array of a dask array or data frame (N, D) of real numbers."""
+    if not is_dask_array(X):
+        bad = [f"{name} ({kind})" for name, kind in X.dtypes.items() if not _is_number(kind)]
+        if bad:
+            raise ValueError(f"X must have columns of numbers, got {', '.join(bad)}.")
+        X = X.to_dask_array()
+    if X.ndim != 2 or X.shape[1] == 0 or X.shape[0] == 0:
+        raise ValueError(f"X must have shape (N, D), both at least 1, got {X.shape}.")
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"X must be of real numbers, got {X.dtype}.")
+    return parts.whole_rows("X", X, "features")
+
+
+def _is_number(kind: Any) -> bool:
+    return getattr(kind, "kind", "O") in "biuf"
+
+
+def on_host(value: Any) -> Any:
+    """What a dask array, data frame or series of a number a row holds, in memory; anything else as it is."""
+    if not hasattr(value, "__dask_graph__"):
+        return value
+    value = value.compute()
+    return to_host("y", value) if is_elsewhere(value) else value
+
+
+def of_known_sizes(X: Array, y: Any) -> Array:
+    """The same inputs, which know how many rows each block has: as many as the labels, or as were counted."""
+    if not parts.is_unknown(X):
+        return X
+    if hasattr(y, "to_dask_array"):
+        y = y.to_dask_array()
+    if is_dask_array(y) and y.numblocks[0] == X.numblocks[0]:
+        sizes: Iterable[Any] = dask.compute(*(_rows(block) for block in y.to_delayed().ravel()))
+        return da.Array(X.dask, X.name, chunks=(tuple(map(int, sizes)), X.chunks[1]), meta=X._meta)
+    return X.copy().compute_chunk_sizes()
+
+
+_rows = dask.delayed(len, pure=True)
+
+
+def as_steps(
+    net: Network,
+    X: Array,
+    codes: np.ndarray,
+    weight: np.ndarray | None,
+    class_weight: Array | None,
+    label_smoothing: float,
+    alpha: float,
+    max_memory: int | None,
+    *,
+    all_blocks: bool,
+) -> PartitionSteps:
+    """What makes the steps of the classifier, over blocks."""
+    options = LossOptions(class_weight, None, None, label_smoothing, validate=False)
+    model = parts.as_model(net.layers, net.activation, max_memory, options, "auto")
+    data = parts.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
+    sizes = tuple(map(int, X.chunks[0]))
+    blocks = len(sizes) if all_blocks else min(BLOCKS_PER_STEP, len(sizes))
+    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X), averaged=True)
+
+
+def _beside(values: np.ndarray, X: Array) -> Array:
+    """Numbers of the host in blocks like those of X, and where they are."""
+    lazy = da.from_array(values, chunks=(X.chunks[0],))
+    if isinstance(X._meta, np.ndarray):
+        return lazy
+    xp = array_namespace(X._meta)
+    return lazy.map_blocks(xp.asarray, dtype=lazy.dtype, meta=xp.asarray(values[:0]))
+
+
+def outputs(params: Params, activation: str, X: Array, method: str, classes: np.ndarray) -> Array:
+    """Predictions of all blocks, lazily; by the name of the classifier's method."""
+    model = parts.as_model(params, activation, None, LossOptions(), "auto")
+    return parts.by_rows(Predictor(method, classes), model, parts.as_rows(model.network, X))
+
+
+class Predictor:
+    """A method of the classifier on one block."""
+
+    def __init__(self, method: str, classes: np.ndarray) -> None:
+        self.method, self.classes = method, classes
+        self.__name__ = method
+
+    def __call__(self, X: Array, *, model: parts.Model) -> Array:
+        options: dict[str, Any] = {"activation": model.activation, "impl": model.impl}
+        if self.method == "predict":
+            return labels_of(self.classes, predict_in_memory(model.params, X, **options))
+        if self.method == "codes":
+            return predict_in_memory(model.params, X, **options)
+        logits = mlp_logits(model.params, X, **options)
+        finish: dict[str, Callable[[Array], Array]] = {"predict_proba": softmax, "predict_log_proba": log_softmax}
+        return finish[self.method](logits) if self.method in finish else logits

@@ -1,0 +1,283 @@
+"""Training over blocks of rows: which rows a step takes, and whom it asks for their sums.
+
+The loop is that of `train` (_training.py); the updates are made by the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import dask
+import numpy as np
+from array_api_compat import is_dask_array
+from dask.base import get_scheduler
+
+from xpsoftmax import _partitions as parts
+from xpsoftmax._backprop import Params
+from xpsoftmax._partitions import Block, Model, Partitions
+from xpsoftmax._softmax import quiet
+from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation
+from xpsoftmax._typing import Array, Reduction
+
+BLOCKS_PER_STEP = 8
+"""Over how many blocks a minibatch goes by default. It must not depend on the workers: the batches would, too."""
+
+
+class ClusterError(ConnectionError):
+    """The scheduler or all workers of a cluster were lost in training.
+
+    Parameters
+    ----------
+    reason : str
+        What was lost.
+    result : TrainResult
+
+    Attributes
+    ----------
+    result : TrainResult
+        As it was after the last step that was completed; train(..., resume=error.result.state) goes on from there.
+    """
+
+    def __init__(self, reason: str, result: TrainResult) -> None:
+        steps = len(result.history["loss"])
+        super().__init__(
+            f"the cluster must outlive the training, but it was lost after {steps} steps: {reason} "
+            "The error's `result` has the parameters after the last of them, and the state to resume from."
+        )
+        self.reason, self.result = reason, result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.result)
+
+
+class LostError(ConnectionError):
+    """What becomes a `ClusterError` once there is something to keep."""
+
+
+class Scheduler:
+    """The scheduler that Dask would choose when training begins, for all of it.
+
+    Dask goes on with threads of this process where a client is closed: not what was asked for.
+    """
+
+    def __init__(self, collection: Any) -> None:
+        self.get = get_scheduler(collections=[collection])
+        client = getattr(self.get, "__self__", None)
+        self.client: Any = client if type(client).__module__.partition(".")[0] == "distributed" else None
+
+    def computed(self, array: Array, *, optimized: bool = True) -> Any:
+        with self.watched():
+            return dask.compute(array, scheduler=self.get, optimize_graph=optimized)[0]
+
+    def persisted(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        with self.watched():
+            return dask.persist(*arrays, scheduler=self.get)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        if self.client is None:
+            yield
+            return
+        if self.client.status != "running":
+            raise LostError(f"the client is {self.client.status}.")
+        try:
+            # Parameters of more than 10 MB are in each graph on purpose.
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
+                yield
+        except Exception as error:
+            if not self.lost(error):
+                raise
+            raise LostError(f"{type(error).__name__}: {error}".rstrip(".") + ".") from error
+
+    def lost(self, error: Exception) -> bool:
+        from distributed import CancelledError, KilledWorker
+        from distributed.comm.core import CommClosedError
+
+        if isinstance(error, (CancelledError, KilledWorker, CommClosedError)):
+            return True
+        return bool(self.client.status != "running")
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def looked_at(scheduler: Scheduler, model: Model, data: Partitions) -> tuple[int, ...]:
+    """Look at all labels and weights, once; return how many rows each block has."""
+    X = data.X
+    if not model.options.validate and not parts.is_unknown(X):
+        return sized(map(int, X.chunks[0]))
+    net = model.network
+    options = {"classes": net.layers[-1].bias.shape[0], "options": model.options, "working": net.working}
+    total = scheduler.computed(parts.added_up(parts.each_block(parts.look_at_block, data.labels, **options)))
+    sizes = sized(total.flawless().sizes)
+    if not parts.is_unknown(X):
+        for block, (rows, found) in enumerate(zip(X.chunks[0], sizes, strict=True)):
+            if rows != found:
+                raise parts.Uneven("targets", int(rows), found, block).error()
+    return sizes
+
+
+def sized(sizes: Iterable[int]) -> tuple[int, ...]:
+    sizes = tuple(sizes)
+    if sum(sizes) == 0:
+        raise ValueError("X must have at least one row, got none.")
+    return sizes
+
+
+def as_blocks(blocks_per_step: int | None, batch_size: int | None, sizes: tuple[int, ...]) -> int:
+    """How many blocks a step goes over: by default all for full batches, some for minibatches."""
+    if blocks_per_step is None:
+        blocks_per_step = BLOCKS_PER_STEP if batch_size is not None else len(sizes)
+    return min(blocks_per_step, len(sizes))
+
+
+def as_held_out(scheduler: Scheduler, model: Model, X: Any, targets: Any) -> Data | Partitions:
+    """Check validation data: dask arrays, or arrays in memory, which stay with the client."""
+    try:
+        if not is_dask_array(X):
+            return as_data(model.network, "validation", X, targets, model.options)
+        data = parts.as_partitions(model, X, targets, None)
+        looked_at(scheduler, model, data)
+    except (TypeError, ValueError) as error:
+        error.add_note("It is about the validation data.")
+        raise
+    return data
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+class _Batch(NamedTuple):
+    blocks: list[int]
+    rows: np.ndarray | None  # numbers in the rows of these blocks together; None: all of them
+
+
+class _Epoch:
+    """The batches of an epoch: rows of a few blocks, then of the next, in a random order of the blocks.
+
+    The rows of a group of blocks are drawn when it has its turn: a permutation of all rows may be large.
+    """
+
+    def __init__(self, steps: PartitionSteps, generator: Any, batch_size: int) -> None:
+        self.steps, self.generator, self.batch_size = steps, generator, batch_size
+        count, most = len(steps.sizes), steps.blocks_per_step
+        order: Any = range(count) if generator is None or most >= count else generator.permutation(count).tolist()
+        self.groups = [sorted(order[start : start + most]) for start in range(0, count, most)]
+
+    def size(self, batch: _Batch) -> int:
+        """How many rows a batch has."""
+        return self.rows(batch.blocks) if batch.rows is None else len(batch.rows)
+
+    def rows(self, group: list[int]) -> int:
+        return sum(self.steps.sizes[block] for block in group)
+
+    def __len__(self) -> int:
+        return sum(-(-self.rows(group) // self.batch_size) for group in self.groups)
+
+    def __iter__(self) -> Iterator[_Batch]:
+        for group in self.groups:
+            rows = self.rows(group)
+            if 0 < rows <= self.batch_size:
+                yield _Batch(group, None)
+            elif rows:
+                order = np.arange(rows) if self.generator is None else self.generator.permutation(rows)
+                for start in range(0, rows, self.batch_size):
+                    yield _Batch(group, order[start : start + self.batch_size])
+
+
+class PartitionSteps:
+    """The steps of a training over blocks (`xpsoftmax._training.Steps`); `averaged` as for `Stepper`."""
+
+    def __init__(
+        self,
+        model: Model,
+        data: Partitions,
+        sizes: tuple[int, ...],
+        reg: float,
+        reduction: Reduction,
+        blocks_per_step: int,
+        scheduler: Scheduler,
+        *,
+        averaged: bool = False,
+    ) -> None:
+        net = model.network
+        model = replace(model.trusting(), widened=net.dtype != net.working)
+        self.given, self.model, self.data, self.sizes = net, model, data, sizes
+        self.reg, self.reduction, self.blocks_per_step = reg, reduction, blocks_per_step
+        self.scheduler, self.averaged = scheduler, averaged
+        self.on_host = type(net.layers[0].weight) is np.ndarray
+        self.rows = sum(sizes)
+        self.blocks: tuple[tuple[int, ...], int] | None = (sizes, blocks_per_step)
+        self.held: tuple[list[int], Partitions] | None = None  # the blocks that batches are taken from, in memory
+
+    def expected(self, batch_size: int) -> int:
+        return len(_Epoch(self, None, batch_size))
+
+    def batches(self, generator: Any, batch_size: int) -> _Epoch:
+        """Draw an epoch; without a generator blocks and rows keep their order."""
+        return _Epoch(self, generator, batch_size)
+
+    def of_batch(self, layers: Params, batch: _Batch) -> tuple[Array, Params] | None:
+        model = replace(self.model, params=layers)
+        node = parts.as_node(model)
+        if batch.rows is None:
+            data = self.of(batch.blocks)
+            column = parts.each_block(parts.sums_of_block, data.pairs, model=node)
+        else:
+            column = parts.each_rows(self.loaded(batch.blocks), node, self.of_blocks(batch.blocks, batch.rows))
+        total = parts.added_up(column)
+        block: Block = self.scheduler.computed(total, optimized=batch.rows is None).flawless()
+        if not block.counts or (self.reduction == "mean" and not bool(block.sums.weight != 0.0)):
+            return None
+        reg = self.reg / block.sums.weight if self.averaged else self.reg
+        return parts.finished_sums(model.network, block.sums, reg, self.reduction)
+
+    def loss_and_grads(self, layers: Params, rows: None) -> tuple[Array, Params]:  # noqa: ARG002
+        """Of all rows, of which one counts."""
+        found = self.of_batch(layers, _Batch(list(range(len(self.sizes))), None))
+        if found is None:
+            raise ValueError("sample_weight must let a row count, got none that does.")
+        return found
+
+    def of(self, blocks: list[int]) -> Partitions:
+        return self.data if len(blocks) == len(self.sizes) else self.data.blocks(blocks)
+
+    def loaded(self, blocks: list[int]) -> Partitions:
+        """The blocks in the memory of the workers; those before are let go first."""
+        if self.held is None or self.held[0] != blocks:
+            self.held = None
+            data = self.of(blocks)
+            self.held = blocks, data.of(self.scheduler.persisted(data.arrays))
+        return self.held[1]
+
+    def of_blocks(self, blocks: list[int], rows: np.ndarray) -> list[np.ndarray]:
+        """For each block the numbers of its rows in a batch."""
+        ends = np.cumsum([self.sizes[block] for block in blocks])
+        block_of = np.searchsorted(ends, rows, side="right")
+        return [rows[block_of == i] - (end - self.sizes[blocks[i]]) for i, end in enumerate(ends)]
+
+    def evaluated(self, layers: Params, data: Data | Partitions) -> tuple[float, float]:
+        if isinstance(data, Data):
+            net = replace(self.given, layers=layers)
+            return evaluation(net, data, self.reduction, self.model.max_memory, None).finish(self.reduction)
+        node = parts.as_node(replace(self.model, params=layers))
+        column = parts.each_block(evaluate_block, data.pairs, model=node, reduction=self.reduction)
+        sums: Evaluation = self.scheduler.computed(parts.added_up(column)).flawless().sums
+        return sums.finish(self.reduction)
+
+
+def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reduction) -> Block:
+    """Loss and hits of a block."""
+    sizes, flaw = (int(X.shape[0]),), parts.uneven(X, targets, None)
+    if flaw is not None:
+        return Block(sizes, flaw)
+    if sizes == (0,):
+        return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
+    net = replace(model.network, dtype=X.dtype)
+    with parts.one_thread(), quiet(net.xp, net.frame.device):
+        data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
+        loss, total, right, counted = evaluation(net, data, reduction, model.max_memory, None)
+        return Block(sizes, None, Evaluation(float(loss), float(total), float(right), counted))

@@ -1,0 +1,468 @@
+"""Blocks of rows of dask arrays: one task for each, and a tree that adds up what they give.
+
+What a block is computed with, parameters and options, is one object of the graph that all these tasks depend on: it
+reaches a worker once, and a worker that takes over from a lost one gets it again from the graph.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add, getitem
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_dask_array
+
+from xpsoftmax import _validate as check
+from xpsoftmax._backprop import Layer, Network, Params, PartialSums, add_up, as_network, finished, penalised
+from xpsoftmax._loss import LossOptions, prepare
+from xpsoftmax._softmax import quiet
+from xpsoftmax._threads import alone
+from xpsoftmax._training import copied
+from xpsoftmax._typing import Array, DType, Impl, Reduction, dtype_name
+from xpsoftmax._validate import Bad
+
+try:
+    import dask.array as da
+    from dask.array.utils import meta_from_array
+    from dask.delayed import Delayed
+    from dask.highlevelgraph import HighLevelGraph
+except ImportError:
+    text = "xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask]."
+    raise ImportError(text, name="dask") from None
+
+FAN_IN = 8
+"""How many sums a task of the tree adds up: the tree depends on the number of blocks alone, and so do the bits."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that a block is computed with beside its rows. Dask looks into tuples, but not into this."""
+
+    params: Params
+    activation: str
+    options: LossOptions  # those of a sum, without sample weights
+    max_memory: int | None
+    impl: Impl
+    widened: bool = False  # whether inputs of 16 bits meet parameters in float32, as in training
+
+    @property
+    def network(self) -> Network:
+        return as_network(self.params, self.activation, self.impl)
+
+    def trusting(self) -> Model:
+        """The same for labels and weights that have been looked at."""
+        return replace(self, options=self.options._replace(validate=False))
+
+
+def as_model(params: Params, activation: str, max_memory: int | None, options: LossOptions, impl: Impl) -> Model:
+    """Check the parameters, and copy them: what is lazy is computed with the values of now."""
+    check.check_impl(impl)
+    net = as_network(params, activation, impl)
+    if is_dask_array(net.layers[0].weight):
+        raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
+    layers = copied(net, tuple(Layer(*layer) for layer in params), net.dtype)
+    return Model(layers, activation, options._replace(reduction="sum", sample_weight=None), max_memory, impl)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """Dask arrays of the same blocks of rows: whole rows."""
+
+    X: Array  # (N, D)
+    targets: Array  # (N,) or (N, C)
+    sample_weight: Array | None  # (N,)
+
+    @property
+    def pairs(self) -> list[Any]:
+        """Arrays and indices for `blockwise`. All columns are one chunk, so that they can share an index."""
+        return [self.X, "ij", *self.labels]
+
+    @property
+    def labels(self) -> list[Any]:
+        weight = [] if self.sample_weight is None else [self.sample_weight, "i"]
+        return [self.targets, "ij"[: self.targets.ndim], *weight]
+
+    @property
+    def arrays(self) -> list[Any]:
+        return self.pairs[::2]
+
+    def of(self, arrays: Sequence[Array]) -> Partitions:
+        """Others like these."""
+        return Partitions(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
+
+    def blocks(self, numbers: list[int]) -> Partitions:
+        return self.of([array.blocks[numbers] for array in self.arrays])
+
+
+def as_rows(net: Network, X: object, name: str = "X") -> Array:
+    """Check inputs (N, D): a dask array, its features in one chunk."""
+    if not is_dask_array(X):
+        raise TypeError(
+            f"{name} must be a dask array, got {_kind(X)}. Arrays in memory are for the functions of xpsoftmax itself."
+        )
+    check.as_companion(name, X._meta, net.frame)
+    fan_in = net.layers[0].weight.shape[0]
+    if X.ndim != 2 or X.shape[1] != fan_in:
+        raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {X.shape}.")
+    return whole_rows(name, X, "features")
+
+
+def whole_rows(name: str, array: Array, columns: str) -> Array:
+    """Bring the columns of a matrix into one chunk."""
+    if array.ndim != 2 or array.numblocks[1] == 1:
+        return array
+    warnings.warn(
+        f"{name} has its {columns} in {array.numblocks[1]} chunks: every block of rows is put together again on each "
+        f"pass. Call rechunk({{1: -1}}) where {name} is made.",
+        da.PerformanceWarning,
+        stacklevel=5,
+    )
+    return array.rechunk({1: -1})
+
+
+def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array | None) -> Partitions:
+    """Check everything that can be seen without computing; chunk targets and weights as the inputs are."""
+    net = model.network
+    X = as_rows(net, X)
+    classes = net.layers[-1].bias.shape[0]
+    targets = _as_companion("targets", targets, X, net)
+    soft = dtype_name(targets.dtype) in check.FLOATING
+    if targets.ndim != 1 + soft or (soft and targets.shape[1] != classes):
+        rule = f"shape (N, {classes}) if they are floating soft targets" if soft else "shape (N,) if they are labels"
+        raise ValueError(f"targets must have {rule}, got {targets.shape}.")
+    targets = _aligned("targets", whole_rows("targets", targets, "classes"), X)
+    if sample_weight is not None:
+        sample_weight = _as_companion("sample_weight", sample_weight, X, net)
+        if sample_weight.ndim != 1:
+            raise ValueError(f"sample_weight must have shape (N,), got {sample_weight.shape}.")
+        sample_weight = _aligned("sample_weight", sample_weight, X)
+    data = Partitions(X, targets, sample_weight)
+    # What a block without rows has to say of dtypes and options is true of all.
+    rows = [np.empty((0, *array.shape[1:])) for array in data.arrays]
+    sums_of_block(*(_like(a._meta, row.shape) for a, row in zip(data.arrays, rows, strict=True)), model=model)
+    return data
+
+
+def _like(meta: Array, shape: tuple[int, ...]) -> Array:
+    return array_namespace(meta).zeros(shape, dtype=meta.dtype, device=device(meta))
+
+
+def _as_companion(name: str, value: object, X: Array, net: Network) -> Array:
+    """Check for a dask array of the library of the parameters, or make one of an array in memory."""
+    if is_dask_array(value):
+        check.as_companion(name, value._meta, net.frame)
+        return value
+    array = check.as_companion(name, value, net.frame)
+    if array.ndim == 0 or array.shape[0] != X.shape[0]:
+        more = " Make it a dask array with the blocks of X." if is_unknown(X) else ""
+        raise ValueError(f"{name} must have as many rows as X, {X.shape[0]}, got shape {tuple(array.shape)}.{more}")
+    return da.from_array(array, chunks=(X.chunks[0], *(-1 for _ in array.shape[1:])))
+
+
+def is_unknown(array: Array) -> bool:
+    """Whether the number of rows is not known before they are computed."""
+    return bool(np.isnan(array.shape[0]))
+
+
+def _aligned(name: str, array: Array, X: Array) -> Array:
+    if not is_unknown(array) and not is_unknown(X):
+        if array.shape[0] != X.shape[0]:
+            raise ValueError(f"{name} must have as many rows as X, {X.shape[0]}, got {array.shape[0]}.")
+        return array if array.chunks[0] == X.chunks[0] else array.rechunk({0: X.chunks[0]})
+    if array.numblocks[0] != X.numblocks[0]:
+        raise ValueError(
+            f"{name} must have as many blocks of rows as X where their sizes are not known, {X.numblocks[0]}, "
+            f"got {array.numblocks[0]}. Call compute_chunk_sizes() on both first."
+        )
+    return array
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}".removeprefix("builtins.")
+
+
+# --- what a block gives -----------------------------------------------------------------------------------------------
+
+
+class Uneven(NamedTuple):
+    """Arrays that do not have the same rows in a block, which is seen when it is computed."""
+
+    name: str
+    rows: int
+    found: int
+    block: int = 0
+
+    def error(self) -> ValueError:
+        """What is raised for it."""
+        return ValueError(
+            f"{self.name} must have as many rows as X in every block, {self.rows}, got {self.found} "
+            f"in block {self.block}."
+        )
+
+
+Flaw = Uneven | Bad
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What consecutive blocks of rows give: added up in their order, so that a flaw is found in its row of all."""
+
+    sizes: tuple[int, ...]  # rows of each
+    flaw: Flaw | None = None  # the first that a look at all rows at once would find
+    sums: Any = None  # None beside a flaw
+    counts: bool = True  # whether a row counts
+
+    def __add__(self, other: Block) -> Block:
+        sizes, counts = self.sizes + other.sizes, self.counts or other.counts
+        flaws = [flaw for flaw in (self.flaw, _behind(self, other.flaw)) if flaw is not None]
+        if flaws:
+            return Block(sizes, min(flaws, key=_order), None, counts)
+        return Block(sizes, None, None if self.sums is None else self.sums + other.sums, counts)
+
+    def flawless(self) -> Block:
+        """Raise what was found."""
+        if self.flaw is not None:
+            raise self.flaw.error()
+        return self
+
+
+def _behind(block: Block, flaw: Flaw | None) -> Flaw | None:
+    if isinstance(flaw, Uneven):
+        return flaw._replace(block=flaw.block + len(block.sizes))
+    if isinstance(flaw, Bad):
+        row, *rest = flaw.position
+        return flaw._replace(position=(row + sum(block.sizes), *rest))
+    return None
+
+
+def _order(flaw: Flaw) -> tuple[bool, bool, int]:
+    """Targets are looked at before weights, and the first row first."""
+    if isinstance(flaw, Uneven):
+        return False, flaw.name == "sample_weight", flaw.block
+    return True, flaw.name == "sample_weight", flaw.position[0]
+
+
+def bad_row(error: ValueError) -> Bad:
+    """What an error says of a row; any other is raised."""
+    bad: Bad | None = getattr(error, "bad", None)
+    if bad is None or bad.unit == "class":
+        raise error
+    return bad
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """A task is one thread of Dask's, which has as many as it thinks fit.
+
+    A worker of a single thread keeps its BLAS as the cluster sets it: to one thread, if it is not told otherwise.
+    """
+    distributed = sys.modules.get("distributed")
+    try:
+        threads = distributed.get_worker().state.nthreads if distributed else None
+    except ValueError:
+        threads = None  # not a worker
+    return alone(blas=threads != 1)
+
+
+def uneven(X: Array, targets: Array, weight: Array | None) -> Uneven | None:
+    for name, array in (("targets", targets), ("sample_weight", weight)):
+        if array is not None and array.shape[0] != X.shape[0]:
+            return Uneven(name, X.shape[0], array.shape[0])
+    return None
+
+
+def sums_of_block(X: Array, targets: Array, weight: Array | None = None, *, model: Model, grad: bool = True) -> Block:
+    """What `mlp_partial_sums` says of a block, or without `grad` its loss alone."""
+    return _sums(X, targets, weight, model, grad=grad)
+
+
+def sums_of_rows(model: Model, rows: np.ndarray, X: Array, targets: Array, weight: Array | None = None) -> Block:
+    """The same for some rows of a block."""
+    flaw = uneven(X, targets, weight)
+    if flaw is not None:
+        return Block((int(X.shape[0]),), flaw)
+    weight = None if weight is None else _taken(weight, rows)
+    return _sums(_taken(X, rows), _taken(targets, rows), weight, model, grad=True)
+
+
+def _taken(array: Array, rows: np.ndarray) -> Array:
+    if type(array) is np.ndarray:
+        return array[rows]
+    xp = array_namespace(array)
+    return xp.take(array, xp.asarray(rows, device=device(array)), axis=0)
+
+
+def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad: bool) -> Block:
+    sizes, flaw = (int(X.shape[0]),), uneven(X, targets, weight)
+    if flaw is not None:
+        return Block(sizes, flaw)
+    if model.widened:
+        X = array_namespace(X).astype(X, model.params[0].weight.dtype)
+    options = model.options._replace(sample_weight=weight)
+    try:
+        with one_thread():
+            net, sums, _ = add_up(
+                model.params, X, targets, model.activation, 0.0, model.max_memory, options, model.impl, grad=grad
+            )
+    except ValueError as error:
+        return Block(sizes, bad_row(error))
+    return Block(sizes, None, sums.partial(net), bool(net.xp.any(sums.row_weight != 0.0)))
+
+
+def look_at_block(
+    targets: Array, weight: Array | None = None, *, classes: int, options: LossOptions, working: DType
+) -> Block:
+    """How many rows a block has, and the first bad label or weight."""
+    sizes, flaw = (int(targets.shape[0]),), uneven(targets, targets, weight)
+    if flaw is not None or not options.validate:
+        return Block(sizes, flaw)
+    xp = array_namespace(targets)
+    frame = check.Frame(xp, device(targets), (sizes[0], classes), 1, working, "X")
+    with quiet(xp, frame.device):
+        try:
+            prepare(targets, frame, options._replace(sample_weight=weight))
+        except ValueError as error:
+            return Block(sizes, bad_row(error))
+    return Block(sizes)
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------------
+
+
+def as_node(model: Model) -> Delayed:
+    """A model as one object of the graph."""
+    name = _name("model")
+    return Delayed(name, HighLevelGraph.from_collections(name, {name: model}, dependencies=()))
+
+
+def _name(what: str) -> str:
+    return f"xpsoftmax-{what}-{uuid.uuid4().hex}"
+
+
+def each_block(function: Callable[..., Block], pairs: Sequence[Any], **options: Any) -> Array:
+    """A task for each block, as a column of what they give.
+
+    It keeps the index of the columns: dask makes one task of loading and computing a block only if none is summed over.
+    """
+    index = max(pairs[1::2], key=len)
+    meta = np.empty((0,) * len(index), object)
+    return da.blockwise(
+        function,
+        index,
+        *pairs,
+        name=_name(function.__name__.strip("_")),
+        align_arrays=False,
+        dtype=object,
+        meta=meta,
+        **options,
+    )
+
+
+def each_rows(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> Array:
+    """A task for each block of which a batch has rows: vectors of row numbers, one for each block."""
+    name, tasks = _name("sums_of_rows"), dict[Any, Any]()
+    for block, rows in enumerate(batch):
+        if rows.size:
+            keys = [(array.name, block, *(0 for _ in array.shape[1:])) for array in data.arrays]
+            tasks[name, len(tasks)] = (sums_of_rows, node.key, rows, *keys)
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[*data.arrays, node])
+    return da.Array(graph, name, chunks=((1,) * len(tasks),), meta=np.empty(0, object))
+
+
+def added_up(column: Array) -> Array:
+    """The sum of what blocks give, as a 0-d array of this one object; by a tree, neighbours first."""
+    name, tasks = _name("added_up"), dict[Any, Any]()
+    keys: list[Any] = [(column.name, block, *(0 for _ in column.shape[1:])) for block in range(column.numblocks[0])]
+    level = 0
+    while len(keys) > 1 or level == 0:
+        level += 1
+        groups = [keys[start : start + FAN_IN] for start in range(0, len(keys), FAN_IN)]
+        keys = [(f"{name}-{level}", i) for i in range(len(groups))]
+        tasks.update({key: (sum_of, group) for key, group in zip(keys, groups, strict=True)})
+    tasks[name,] = tasks.pop(keys[0])
+    return _array(name, tasks, [column], (), np.empty((), object))
+
+
+def sum_of(parts: list[Block]) -> Block:
+    """The sum of consecutive blocks."""
+    with np.errstate(all="ignore"):
+        return reduce(add, parts)
+
+
+def _array(name: str, tasks: dict[Any, Any], dependencies: Sequence[Any], shape: tuple[int, ...], meta: Array) -> Array:
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=dependencies)
+    return da.Array(graph, name, chunks=tuple((n,) for n in shape), meta=meta)
+
+
+def finished_arrays(
+    model: Model, node: Delayed, total: Array, reg: float, reduction: Reduction, *, grad: bool
+) -> list[Array]:
+    """Loss, and with `grad` the gradients of all parameters, as dask arrays that one task gives."""
+    name, net = _name("finished"), model.network
+    tasks = {name: (finish, node.key, (total.name,), reg, reduction)}
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[total, node])
+    whole = Delayed(name, graph)
+    like = net.layers[0].weight
+    wanted = [((), net.working)]
+    if grad:
+        wanted += [(tuple(array.shape), net.dtype) for layer in net.layers for array in layer]
+    arrays = []
+    for i, (shape, dtype) in enumerate(wanted):
+        part = _name("part")
+        task = {(part, *(0 for _ in shape)): (getitem, name, i)}
+        arrays.append(_array(part, task, [whole], shape, meta_from_array(like, ndim=len(shape), dtype=dtype)))
+    return arrays
+
+
+def finish(model: Model, total: Block, reg: float, reduction: Reduction) -> list[Array]:
+    """Loss, then gradients, in the order of the parameters."""
+    net, sums = model.network, total.flawless().sums
+    loss, grads = finished_sums(net, sums, reg, reduction)
+    return [loss, *(array for layer in grads for array in layer)]
+
+
+def finished_sums(net: Network, sums: PartialSums, reg: float | Array, reduction: Reduction) -> tuple[Array, Params]:
+    """Loss and gradients of sums over all rows."""
+    with quiet(net.xp, net.frame.device):
+        loss, grads = sums.mean(net.xp) if reduction == "mean" else (sums.loss, sums.grads)
+        return finished(net, loss, grads, reg) if grads else (penalised(net, loss, float(reg)), ())
+
+
+def as_layers(arrays: Sequence[Array]) -> Params:
+    return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
+
+
+def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
+    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns)."""
+    meta = function(_like(X._meta, (0, X.shape[1])), model=model)
+    matrix = meta.ndim == 2
+    width = {"j": meta.shape[1] if matrix else 1}
+    rows = da.blockwise(
+        _of_rows, "ij", X, "ij", name=_name(function.__name__.strip("_")), adjust_chunks=width, align_arrays=False,
+        dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function, model=as_node(model),
+    )  # fmt: skip
+    if matrix:
+        return rows
+    name = _name("column")
+    tasks = {(name, block): (_column, (rows.name, block, 0)) for block in range(rows.numblocks[0])}
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[rows])
+    return da.Array(graph, name, chunks=X.chunks[:1], meta=meta)
+
+
+def _of_rows(X: Array, *, function: Callable[..., Array], model: Model) -> Array:
+    with one_thread():
+        result = function(X, model=model)
+    return result if result.ndim == 2 else result[:, None]
+
+
+def _column(block: Array) -> Array:
+    return block[:, 0]
