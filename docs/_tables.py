@@ -135,7 +135,7 @@ def confidence(content: dict[str, Any]) -> str:
             for quantity in ("loss", "gradient"):
                 lost = curve["lost_from"][quantity]
                 worst = max(error for error in curve[quantity] if error is not None)
-                cells.append(f"never; worst error {worst:.1e}" if lost is None else f"{lost:g}")
+                cells.append(f"never ({worst:.1e})" if lost is None else f"{lost:g}")
         rows.append([f"**{name}**" if name == "xpsoftmax" else name, *cells])
     header = [f"{quantity}, {panel['dtype']}" for panel in content["panels"] for quantity in ("loss", "gradient")]
     return markdown(["all digits lost from a gap of", *header], rows)

@@ -47,6 +47,8 @@ class Backend:
             dtype = values.dtype.name
         # NumPy has no bfloat16; float32 holds every one exactly.
         values = values.astype("float32" if dtype == "bfloat16" else dtype)
+        if dtype == "bfloat16" and self.name.startswith("cupy"):
+            importlib.import_module("ml_dtypes")  # which tells NumPy, whose dtypes CuPy has
         options = {} if self.device is None else {"device": self.device}
         return self.xp.asarray(values, dtype=getattr(self.library, dtype, dtype), **options)
 

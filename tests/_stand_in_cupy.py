@@ -246,6 +246,18 @@ def called(function: Any, *arguments: Any, **options: Any) -> Any:
     return out if isinstance(out, ndarray) else wrapped(result)
 
 
+class Generator:
+    """Random numbers on the device; it has fewer methods than NumPy's."""
+
+    def __init__(self, seed: Any = None) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("integers", "random", "standard_exponential", "standard_gamma", "standard_normal", "uniform"):
+            raise AttributeError(f"'Generator' object has no attribute {name!r}")
+        return lambda *arguments, **options: called(getattr(self._generator, name), *arguments, **options)
+
+
 def _function(name: str) -> Any:
     function = getattr(np, name)
 
@@ -311,6 +323,8 @@ def install() -> ModuleType:
     device.Device = Device
     cuda.__dict__.update(runtime=runtime, Device=Device, device=device, get_current_stream=lambda: stream)
     linalg, fft = _module("cupy.linalg", np.linalg), _module("cupy.fft", np.fft)
+    random = _empty("cupy.random")
+    random.default_rng = random.Generator = Generator
     module = _module(
         *("cupy", np),
         ndarray=ndarray,
@@ -321,6 +335,7 @@ def install() -> ModuleType:
         cuda=cuda,
         linalg=linalg,
         fft=fft,
+        random=random,
         abs=_function("absolute"),
         max=_function("max"),
         min=_function("min"),
@@ -329,6 +344,6 @@ def install() -> ModuleType:
     module.stands_in, module.__version__ = True, "14.0"
     cupyx = _empty("cupyx")
     cupyx.__dict__.update(allow_synchronize=allow_synchronize, DeviceSynchronized=DeviceSynchronized)
-    parts = (module, linalg, fft, cuda, device, cupyx)
+    parts = (module, linalg, fft, cuda, device, random, cupyx)
     sys.modules.update({part.__name__: part for part in parts})
     return module

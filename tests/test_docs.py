@@ -279,6 +279,12 @@ def test_the_text_about_times_is_true():
             if times["xpsoftmax"] > times["torch.compile"]:
                 slower.add((rows, classes, dtype))
     assert slower == {(65536, 10, "float32")}
+    assert all(
+        of[256, 1000, "float32"][peer] < of[256, 1000, "float32"]["xpsoftmax"] for peer in ("torch", "torch.compile")
+    )
+    assert all(
+        of[256, 1000, "float64"]["xpsoftmax"] < of[256, 1000, "float64"][peer] for peer in ("torch", "torch.compile")
+    )
     small = {key: times for key, times in of.items() if key[:2] in ((64, 10), (256, 10))}
     shares = [1 - times["kernel"] / times["xpsoftmax"] for times in small.values()]
     said("performance.md", f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of it")
@@ -293,6 +299,26 @@ def test_the_text_about_times_is_true():
     swapped = {key: tuple("float64" if part == "float32" else part for part in key) for key in single}
     ratios = [exp[swapped[key]] / value for key, value in single.items() if swapped[key] in exp]
     said("performance.md", f"takes {min(ratios):.0f} to {max(ratios):.0f} times as long as in float32")
+
+
+def test_the_text_about_times_without_a_gradient_is_true():
+    findings = json.loads((_tables.RESULTS / "2026-11-24-bench-2core-avx512.json").read_text())["findings"]
+    ratios = {tuple(f["case"][key] for key in ("operation", "rows", "classes", "dtype")): f["ratios"] for f in findings}
+    slow, large = [], []
+    for (operation, rows, classes, dtype), of in ratios.items():
+        if operation not in ("softmax_loss", "softmax", "log_softmax"):
+            continue
+        if (rows, classes) in ((64, 10), (256, 1000)):
+            slow.append(of["xpsoftmax"])
+        if rows == 65536 or classes >= 32000:
+            large.append(of["xpsoftmax"])
+        if (rows, classes) == (8192, 1000):
+            assert (of["xpsoftmax"] > 1.0) == (dtype == "float32" and operation != "softmax_loss")
+    said("performance.md", f"they take {min(slow):.1f} to {max(slow):.1f} times as long as PyTorch's")
+    assert len(large) == 18
+    assert max(large) < 0.5
+    steps = json.loads((_tables.RESULTS / "2026-11-24-bench-training-2core-avx512.json").read_text())["findings"]
+    assert [step["ratios"]["NumPy"] < 1.0 for step in steps] == [True] * 5 + [False]
 
 
 def test_the_text_about_tokens_is_true():

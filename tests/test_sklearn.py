@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import signal
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -211,6 +212,27 @@ def test_warm_start_is_that_of_scikit_learn(digits):
     assert {type(loss) for loss in [model.loss_, model.best_loss_, *model.loss_curve_]} == {float}
 
 
+@pytest.mark.parametrize("name", ["stops", "adaptive"])
+def test_a_warm_start_after_a_stop_is_that_of_scikit_learn(name, digits):
+    """What brought nothing before the stop still counts: the next fit may stop after an epoch."""
+    theirs, model = (kind(random_state=3, warm_start=True, **LIKE[name]) for kind in (Theirs, MLPClassifier))
+    for _ in range(3):
+        theirs.fit(*digits)
+        model.fit(*digits)
+        assert difference(model, theirs) < SAME
+        assert (model.n_iter_, model.t_) == (theirs.n_iter_, theirs.t_)
+        assert model.n_iter_ < model.max_iter
+
+
+def test_numbers_of_few_bits_are_as_good(digits):
+    """128 + uint8(128) would be 0, and 1.0 - float16(1e-4) is 1.0."""
+    options = {"max_iter": 40, "random_state": 3, "learning_rate_init": 0.1, "n_iter_no_change": 1}
+    narrow = MLPClassifier(batch_size=np.uint8(128), tol=np.float16(1e-3), **options).fit(*digits)
+    plain = MLPClassifier(batch_size=128, tol=float(np.float16(1e-3)), **options).fit(*digits)
+    assert narrow.loss_curve_ == plain.loss_curve_
+    assert 1 < plain.n_iter_ < 40
+
+
 def test_verbose_prints_what_scikit_learn_prints(digits, capsys):
     for options in (LIKE["stops"], LIKE["adaptive"]):
         Theirs(random_state=3, verbose=True, **options).fit(*digits)
@@ -369,6 +391,27 @@ def test_a_model_moves_and_goes_on_there(name, backend, iris):
         assert difference(model, moved.partial_fit(backend.asarray(X), y).to(np)) < SAME
 
 
+def test_a_model_that_moved_shares_no_memory(backend, iris):
+    if backend.name == "dask":
+        pytest.skip("refused")
+    X, y = iris
+    model = MLPClassifier((5,), max_iter=2, random_state=0).fit(X, y)
+    there = model.to(backend.library, device=backend.device)
+    before = numbers(backend, there.coefs_)
+    host = there.to(np)
+    for one in (model, host):
+        for array in one.coefs_ + one.intercepts_:
+            array[...] = 7.0
+    np.testing.assert_array_equal(numbers(backend, there.coefs_), before)
+    again = MLPClassifier((5,), max_iter=2, random_state=0).fit(X, y)
+    assert difference(again.to(np).partial_fit(X, y), again.partial_fit(X, y)) == 0.0
+
+
+def test_a_device_that_there_is_not(iris):
+    with pytest.raises(ValueError, match="device must be a device of numpy that can be used here, got 'moon'"):
+        MLPClassifier(max_iter=1).fit(*iris).to(np, device="moon")
+
+
 def test_a_dtype_that_a_library_lacks(request):
     jax = pytest.importorskip("jax")
     request.addfinalizer(partial(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64))
@@ -426,6 +469,44 @@ def test_labels_of_every_kind(classes, iris):
     np.testing.assert_array_equal(model.predict(X), np.asarray(classes)[expected.predict(X)])
     assert model.predict(X).dtype == labels.dtype
     assert model.score(X, labels) == expected.score(X, y)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([0, 1, 2]) * 10**15,
+        np.array([0, 1, 2], "u8") + 2**63,
+        np.array([0, 1, 2], "u2") + 60000,
+        np.array([0.0, 1.0, 2.0]) + 2.0**24,
+        np.array([0, 1, 2], ">i4"),
+        np.array([0.0, 1.0, 2.0], ">f8"),
+        np.array([0, 1, 2], np.longdouble),
+    ],
+    ids=lambda labels: labels.dtype.str,
+)
+def test_labels_that_a_library_may_lack_are_not_others(labels, backend, iris):
+    """JAX makes 32 bits of 64, PyTorch has no byte order and takes nothing from some unsigned dtypes."""
+    if backend.name == "dask":
+        pytest.skip("refused")
+    X = backend.asarray(iris[0])
+    model = MLPClassifier(max_iter=20, learning_rate_init=0.05, random_state=0).fit(X, labels[iris[1]])
+    predicted = model.predict(X)
+    predicted = predicted if isinstance(predicted, np.ndarray) else backend.to_numpy(predicted)
+    expected = labels[np.argmax(backend.to_numpy(model.predict_proba(X)), axis=1)]
+    np.testing.assert_array_equal(predicted, expected)
+    assert model.score(X, labels[iris[1]]) == np.mean(expected == labels[iris[1]]) > 0.9
+
+
+@pytest.mark.parametrize("first", [10**15, 2.0**24 + 1.0, 7], ids=repr)
+def test_labels_of_64_bits_that_jax_cuts_to_32_are_on_the_host(first, iris, request):
+    jax = pytest.importorskip("jax")
+    request.addfinalizer(partial(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64))
+    jax.config.update("jax_enable_x64", False)
+    labels = np.arange(3) + first
+    X, y = jax.numpy.asarray(iris[0]), labels[iris[1]]
+    model = MLPClassifier(max_iter=20, learning_rate_init=0.05, random_state=0).fit(X, y)
+    assert isinstance(model.predict(X), jax.Array) == (first == 7)
+    assert model.score(X, y) == np.mean(np.asarray(model.predict(X)) == y) > 0.9
 
 
 def test_booleans_are_two_classes(cancer):
@@ -635,6 +716,14 @@ def test_numbers_that_are_not_finite_are_refused(rate, epochs, message, backend,
     assert not [name for name in vars(model) if name.endswith("_") or name.startswith("_")]
 
 
+def test_a_loss_of_lbfgs_that_is_not_finite_is_refused():
+    X = np.array([[1e308, 1e308], [-1e308, 1e308], [0.0, 0.0], [1.0, 1.0]])
+    model = MLPClassifier(solver="lbfgs", random_state=0)
+    with pytest.raises(ValueError, match=r"non-finite parameter weights, and the loss (nan|inf) after 0 iterations"):
+        model.fit(X, [0, 1, 0, 1])
+    assert not hasattr(model, "coefs_")
+
+
 def test_an_interrupt_keeps_what_was_learnt(iris, monkeypatch):
     from xpsoftmax._optim import UncorrectedAdam
 
@@ -716,6 +805,24 @@ def test_an_interrupt_of_lbfgs_keeps_the_last_iterate(evaluation, digits, monkey
         assert model.loss_ == model.loss_curve_[-1] == fitted.loss_
 
 
+def test_an_interrupt_before_lbfgs_begins_leaves_the_losses(iris, monkeypatch):
+    model = MLPClassifier((5,), max_iter=3, random_state=0, warm_start=True).fit(*iris)
+    before = (model.loss_, model.best_loss_, model.loss_curve_)
+    monkeypatch.setattr("xpsoftmax.sklearn.interrupts", lambda: nullcontext(lambda: True))
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        model.set_params(solver="lbfgs").fit(*iris)
+    assert (model.loss_, model.best_loss_, model.loss_curve_) == before
+
+
+def test_the_best_loss_is_the_least_of_all_solvers(iris):
+    model = MLPClassifier((5,), solver="lbfgs", random_state=0, warm_start=True).fit(*iris)
+    best = model.loss_
+    model.set_params(alpha=10.0, max_iter=2).fit(*iris)
+    assert model.best_loss_ == min(model.loss_curve_) == best < model.loss_
+    model.set_params(solver="adam").fit(*iris)
+    assert model.best_loss_ == best
+
+
 def test_a_second_interrupt_is_raised_and_nothing_is_changed(iris, monkeypatch):
     from xpsoftmax._training import Stepper
 
@@ -761,6 +868,7 @@ FAILING = {
     "no class": ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, {}),
     "parameter": ({"beta_1": 1.0}, {}),
     "random_state": ({"random_state": "seven"}, {}),
+    "dtype": ({"dtype": "bogus"}, {}),
     "split": ({"early_stopping": True, "validation_fraction": 0.001}, {}),
     "max_memory": ({"max_memory": 100}, {}),
     "divergence": ({"solver": "sgd", "momentum": 0.0, "learning_rate_init": 1e200, "batch_size": 20}, {"X": 1e3}),
@@ -904,6 +1012,20 @@ def test_weights_are_saved_and_loaded(backend, iris, tmp_path):
     np.testing.assert_array_equal(backend.to_numpy(logits), backend.to_numpy(loaded.decision_function(X)))
 
 
+def test_given_classes_are_copied_from_every_library(backend):
+    if backend.name == "dask":
+        pytest.skip("refused")
+    params, X = [(np.eye(2), np.zeros(2))], np.eye(2)
+    classes = np.array([3, 5])
+    model = MLPClassifier.from_params(params, classes=classes)
+    learner = MLPClassifier(random_state=0).partial_fit(X, [3, 5], classes)
+    classes[:] = 0
+    assert model.predict(X).tolist() == [3, 5]
+    assert learner.classes_.tolist() == [3, 5]
+    there = MLPClassifier.from_params(params, classes=backend.asarray(np.array([3, 5])))
+    assert there.predict(X).tolist() == [3, 5]
+
+
 def test_a_fit_goes_on_from_given_weights(iris):
     """Those of train() go on in the estimator; what is given is not modified."""
     X, y = iris
@@ -942,7 +1064,19 @@ def test_a_fit_leaves_earlier_weights_alone(iris):
         ),
         ([(np.eye(2), np.zeros(2))], {"classes": [1, 0]}, ValueError, "classes must be 2 sorted and different labels"),
         ([(np.eye(2), np.zeros(2))], {"classes": [1]}, ValueError, "classes must be 2 sorted and different labels"),
+        (
+            [(np.eye(2), np.zeros(2))],
+            {"classes": [None, 1]},
+            TypeError,
+            r"classes must be labels of one kind, got \[None",
+        ),
         ([(np.eye(2), np.zeros(2))], {"activation": "swish"}, ValueError, "activation must be one of"),
+        (
+            [(np.eye(2), np.zeros(2))],
+            {"dtype": "float32"},
+            ValueError,
+            "dtype must be None or that .* float64, got 'flo",
+        ),
         ([(np.eye(2), np.zeros(2))], {"hidden_layer_sizes": 3}, ValueError, "hidden_layer_sizes must make the layers"),
     ],
 )
@@ -995,6 +1129,7 @@ def test_weights_that_do_not_fit(params, options, error, message):
         ),
         ({"dtype": "float16"}, ValueError, 'dtype must be "float32" or "float64", got \'float16\''),
         ({"dtype": "wide"}, ValueError, 'dtype must be "float32" or "float64", got \'wide\''),
+        ({"dtype": ["float32"]}, ValueError, r'dtype must be "float32" or "float64", got \[\'float32\'\]'),
         ({"dtype": 3}, ValueError, 'dtype must be "float32" or "float64", got 3'),
     ],
 )
@@ -1012,12 +1147,41 @@ def test_parameters_are_checked(options, error, message, iris):
         (np.array([[1.0, 0.0]] * 3 + [[1.5, -0.5]]), r"got the sum 1\.0 and the least entry -0\.5 at row 3"),
         ([0.5, 1.0, 2.0, 3.0], "Unknown label type: continuous"),
         ([0, 1, 2], "inconsistent numbers of samples"),
+        ([], r"y must have shape \(N,\) or \(N, C\), both at least 1, got \(0,\)"),
+        (1, r"y must have shape \(N,\) or \(N, C\), both at least 1, got \(\)"),
+        (np.ones((4, 1, 2)), r"y must have shape \(N,\) or \(N, C\), both at least 1, got \(4, 1, 2\)"),
         ([0, 1, np.nan, 2], "NaN"),
     ],
 )
 def test_targets_are_checked(y, message):
     with pytest.raises(ValueError, match=message):
         MLPClassifier().fit(np.eye(4), y)
+
+
+def test_columns_of_probabilities_are_those_of_sorted_classes(iris):
+    X, y = iris
+    rows, names = np.eye(3)[y], np.array(["a", "b", "c"])
+    options = {"random_state": 0, "learning_rate_init": 0.1}
+    model = MLPClassifier(**options).partial_fit(X, rows, classes=names)
+    assert difference(model, MLPClassifier(**options).partial_fit(X, names[y], classes=names)) < SAME
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    for one in (MLPClassifier(**options), model):
+        with pytest.raises(
+            ValueError, match=r"classes must be sorted, as the columns of probabilities are, got \['b', "
+        ):
+            one.partial_fit(X, rows, classes=["b", "a", "c"])
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_weights_of_other_shapes_begin_anew(solver, iris):
+    """A pruned network can go on, but not with what the optimiser keeps for the weights that are gone."""
+    model = MLPClassifier((6,), solver=solver, max_iter=2, random_state=0).fit(*iris)
+    model.coefs_ = [model.coefs_[0][:, :4].copy(), model.coefs_[1][:4].copy()]
+    model.intercepts_[0] = model.intercepts_[0][:4].copy()
+    model.set_params(hidden_layer_sizes=(4,), warm_start=True)
+    with pytest.raises(ValueError, match=r"coefs_ .* must have the shapes that partial_fit has seen, got \[\(4, 4\), "):
+        model.partial_fit(*iris)
+    assert model.fit(*iris).partial_fit(*iris).coefs_[0].shape == (4, 4)
 
 
 def test_targets_of_every_library_are_checked(backend):
@@ -1040,11 +1204,67 @@ def test_targets_of_every_library_are_checked(backend):
         (np.ones(3), r"sample_weight must have shape \(4,\), a number for each row of X, got \(3,\)"),
         (np.ones((4, 1)), r"sample_weight must have shape \(4,\), a number for each row of X, got \(4, 1\)"),
         (["a"] * 4, "sample_weight must be numbers, got 'a'"),
+        ({0: 1.0, 1: 2.0}, r"sample_weight must be an array \(N,\), a number or None, got \{0: 1\.0, 1: 2\.0\}"),
+        (np.ones((4, 1, 1)), r"sample_weight must have shape \(4,\), a number for each row of X, got \(4, 1, 1\)"),
     ],
 )
 def test_sample_weights_are_checked(weight, message):
     with pytest.raises((ValueError, TypeError), match=message):
         MLPClassifier().fit(np.eye(4), [0, 1, 0, 1], weight)
+
+
+def test_weights_of_other_libraries_are_real():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"sample_weight must be real numbers, got torch\.complex64"):
+        MLPClassifier().fit(np.eye(4), [0, 1, 0, 1], torch.ones(4) + 1j)
+
+
+def test_sixteen_bits_of_another_library_are_taken(iris):
+    torch = pytest.importorskip("torch")
+    jnp = pytest.importorskip("jax").numpy
+    X, y = torch.asarray(iris[0]), iris[1]
+    options = {"max_iter": 2, "random_state": 0}
+    expected = MLPClassifier(**options).fit(X, y).loss_
+    weight, rows = (jnp.asarray(a, dtype=jnp.bfloat16) for a in (np.ones(150), np.eye(3)[y]))
+    assert MLPClassifier(**options).fit(X, y, weight).loss_ == pytest.approx(expected, rel=1e-12)
+    assert MLPClassifier(**options).fit(X, rows).loss_ == pytest.approx(expected, rel=1e-12)
+    model = MLPClassifier(**options).fit(X, torch.asarray(y, dtype=torch.bfloat16))
+    assert (model.loss_, model.classes_.tolist()) == (expected, [0.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.ones((4, 2), dtype=int), "y must be labels .* got int64 .*multilabel"),
+        (np.zeros((4, 2)), r"y must be probabilities.* got the sum 0\.0"),
+        (np.full((4, 2), np.nan), "Input y contains NaN"),
+        (np.full((4, 3), 1 / 3), "y must have a column for each of 2 classes, got 3"),
+    ],
+)
+def test_targets_of_score_are_checked(y, message):
+    model = MLPClassifier(max_iter=1).fit(np.eye(4), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=message):
+        model.score(np.eye(4), y)
+
+
+def test_memory_for_predictions_is_checked(iris):
+    model = MLPClassifier(max_iter=1).fit(*iris)
+    for value, error in (("1G", TypeError), (1.5, TypeError), (-4, ValueError), (0, ValueError)):
+        with pytest.raises(error, match=f"max_memory must be .*, got '?{value}"):
+            model.set_params(max_memory=value).predict(iris[0])
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_another_dtype_is_not_left_unnoticed_where_a_fit_goes_on(method, backend, iris):
+    if backend.name == "dask":
+        pytest.skip("refused")
+    X = backend.asarray(iris[0], "float32")
+    model = MLPClassifier(max_iter=1, warm_start=True, dtype="float32").fit(X, iris[1])
+    getattr(model, method)(X, iris[1])
+    with pytest.raises(ValueError, match=r"dtype must be None or that of the weights to go on from, float32, got .*64"):
+        getattr(model.set_params(dtype="float64"), method)(X, iris[1])
+    with pytest.raises(ValueError, match='dtype must be "float32" or "float64", got \'bogus\''):
+        getattr(model.set_params(dtype="bogus"), method)(X, iris[1])
 
 
 def test_inputs_are_checked(iris):
@@ -1091,14 +1311,14 @@ def test_partial_fit_is_checked(iris):
         MLPClassifier(early_stopping=True).partial_fit(X, y, [0, 1, 2])
     with pytest.raises(ValueError, match="class_weight must be None or a dict for partial_fit, got 'balanced'"):
         MLPClassifier(class_weight="balanced").partial_fit(X, y, [0, 1, 2])
-    with pytest.raises(ValueError, match=r"y must have no classes but those of before, \[0 1\], got also \[2\]"):
+    with pytest.raises(ValueError, match=r"y must have no classes but those that are known, \[0 1\], got also \[2\]"):
         MLPClassifier().partial_fit(X, y, [0, 1])
     model = MLPClassifier().partial_fit(X, y, [0, 1, 2])
     with pytest.raises(ValueError, match=r"classes must be the same as on the first call"):
         model.partial_fit(X, y, [0, 1, 2, 3])
     for weight, message in (
         (np.ones(150), r"classes must be different labels, got 1\.0 150 times"),
-        (np.linspace(0.1, 3.1, 150), r"y must have no classes but those of before, \[0\.1 .* got also \[0 1 2\]"),
+        (np.linspace(0.1, 3.1, 150), r"y must have no classes but those that are known, \[0\.1 .* got also \[0 1 2\]"),
         (np.ones((3, 1)), r"classes must be labels \(C,\), got shape \(3, 1\)"),
         ([], r"classes must be labels \(C,\), got shape \(0,\)"),
         ([0.0, 1.0, np.nan], "classes must be finite labels, got nan"),

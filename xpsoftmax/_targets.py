@@ -9,13 +9,13 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array
+from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array, is_torch_namespace
 from sklearn.utils import check_array, column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from xpsoftmax import _validate as check
 from xpsoftmax._io import to_host
-from xpsoftmax._typing import Array, Namespace
+from xpsoftmax._typing import Array, Device, Namespace, dtype_name
 
 SUM_TO_ONE = 1e-3
 """How far from 1 the probabilities of a row may add up: a long row of float32 is not exact."""
@@ -38,11 +38,16 @@ def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hi
     """
     if is_elsewhere(y):
         _, y = check.as_array("y", y)
-        y = y if y.ndim == 2 and y.shape[1] > 1 else to_host("y", y)
     else:
-        y = check_array(y, input_name="y", ensure_2d=False, dtype=None)
+        y = check_array(y, input_name="y", ensure_2d=False, dtype=None, allow_nd=True, ensure_min_samples=0)
+    if y.ndim not in (1, 2) or 0 in y.shape:
+        raise ValueError(f"y must have shape (N,) or (N, C), both at least 1, got {tuple(y.shape)}.")
     if y.ndim == 2 and y.shape[1] > 1:
-        return _as_probabilities(y, X, known)
+        return as_probabilities(y, X, known)
+    if is_elsewhere(y):
+        y = to_host("y", y)
+        if dtype_name(y.dtype) == "bfloat16":  # which NumPy does not know how to sort
+            y = y.astype(np.float32)
     y = column_or_1d(y, warn=True)
     check_classification_targets(y)
     if known is None:
@@ -51,7 +56,7 @@ def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hi
     new = np.setdiff1d(y, known)
     if new.size:
         raise ValueError(
-            f"y must have no classes but those of before, {shortened(known)}, got also {shortened(new)}.{hint}"
+            f"y must have no classes but those that are known, {shortened(known)}, got also {shortened(new)}.{hint}"
         )
     if complete and np.setdiff1d(known, y).size:
         raise ValueError(
@@ -66,7 +71,8 @@ def shortened(labels: np.ndarray) -> str:
     return np.array2string(labels, threshold=10, edgeitems=3)
 
 
-def _as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
+def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
+    """Check a matrix of probabilities, a column for each class; bring it to where X is."""
     xp = array_namespace(y)
     if not xp.isdtype(y.dtype, "real floating"):
         raise ValueError(
@@ -96,7 +102,8 @@ def follow(name: str, value: Any, X: Array) -> Array:
         value = to_host(name, value)
     if is_elsewhere(value):
         return xp.astype(value, X.dtype, copy=False)
-    return xp.asarray(np.asarray(value), dtype=X.dtype, device=where)
+    # In a dtype that every library takes: bfloat16 on the host is none.
+    return xp.asarray(np.asarray(value, dtype=dtype_name(X.dtype)), device=where)
 
 
 def as_sample_weight(weight: Any, X: Array) -> Array | None:
@@ -106,10 +113,24 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
     rows = X.shape[0]
     if isinstance(weight, Real):
         weight = np.full(rows, check.as_number("sample_weight", weight))
-    elif not is_elsewhere(weight):
-        if np.asarray(weight).dtype.kind in "SU":
-            raise TypeError(f"sample_weight must be numbers, got {np.asarray(weight).ravel()[:1].tolist()[0]!r:.60}.")
-        weight = check_array(weight, input_name="sample_weight", ensure_2d=False, dtype=[np.float64, np.float32])
+    elif is_elsewhere(weight):
+        xp, weight = check.as_array("sample_weight", weight)
+        if xp.isdtype(weight.dtype, "complex floating"):
+            raise TypeError(f"sample_weight must be real numbers, got {weight.dtype}.")
+    else:
+        array = np.asarray(weight)
+        if array.dtype.kind in "SU":
+            raise TypeError(f"sample_weight must be numbers, got {array.ravel()[:1].tolist()[0]!r:.60}.")
+        if array.ndim == 0:
+            raise TypeError(f"sample_weight must be an array (N,), a number or None, got {weight!r:.60}.")
+        weight = check_array(
+            weight,
+            input_name="sample_weight",
+            ensure_2d=False,
+            dtype=[np.float64, np.float32],
+            allow_nd=True,
+            ensure_min_samples=0,
+        )
     if tuple(weight.shape) != (rows,):
         raise ValueError(
             f"sample_weight must have shape ({rows},), a number for each row of X, got {tuple(weight.shape)}."
@@ -140,8 +161,18 @@ def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
 
 
 def labels_of(classes: np.ndarray, codes: Array) -> Array:
-    """The labels that codes stand for: where the codes are, if its library has such labels, else on the host."""
+    """The labels that codes stand for: where the codes are, if its library has these labels, else on the host."""
     xp: Namespace = array_namespace(codes)
-    if is_numpy_array(codes) or classes.dtype.kind not in "biuf":
-        return classes[to_host("codes", codes)]
-    return xp.take(xp.asarray(classes, device=device(codes)), codes, axis=0)
+    labels = None if is_numpy_array(codes) else _labels_there(classes, xp, device(codes))
+    return classes[to_host("codes", codes)] if labels is None else xp.take(labels, codes, axis=0)
+
+
+def _labels_there(classes: np.ndarray, xp: Namespace, where: Device) -> Array | None:
+    """Labels in a library; None if it has no such dtype, or others in their place: JAX cuts 64 bits down to 32."""
+    if classes.dtype.kind not in "biuf" or classes.dtype.itemsize > 8:
+        return None
+    if is_torch_namespace(xp) and classes.dtype.kind == "u" and classes.dtype.itemsize > 1:  # it cannot take from them
+        return None
+    classes = classes.astype(classes.dtype.newbyteorder("="), copy=False)
+    labels = xp.asarray(classes, device=where)
+    return labels if np.array_equal(classes.astype(dtype_name(labels.dtype)), classes) else None

@@ -162,7 +162,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     max_memory : int, optional
         Bytes of temporary memory of a step, and of `predict`; rows pass through the network in chunks.
     dtype : {"float32", "float64"} or dtype, optional
-        To compute in. Default: that of `X` if it is float32, float32 for 16-bit `X`, else float64.
+        To compute in. Default: that of `X` if it is float32, float32 for 16-bit `X`, else float64; that of the weights
+        where a fit goes on.
 
     Attributes
     ----------
@@ -331,8 +332,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y, sample_weight
             As for `fit`.
         classes : array-like, (C,), optional
-            All labels that there are, each once. The first call must have them, unless `y` holds probabilities. In
-            scikit-learn's classifier `sample_weight` comes before them: pass both by name.
+            All labels that there are, each once; sorted if `y` holds probabilities, of which they name the columns. The
+            first call must have them, unless `y` holds probabilities. In scikit-learn's classifier `sample_weight`
+            comes before them: pass both by name.
 
         Returns
         -------
@@ -378,12 +380,19 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 y, _block_of(X), known, complete=not incremental, hint=HINT if classes is not None else ""
             )
             check_consistent_length(X, targets.values)
+            if (
+                targets.values.ndim == 2
+                and classes is not None
+                and not np.array_equal(_as_labels(classes), targets.classes)
+            ):
+                raise ValueError(f"classes must be sorted, as the columns of probabilities are, got {classes!r:.60}.")
             if known is None and incremental and targets.values.ndim == 1:
                 raise ValueError("classes must be passed on the first call to partial_fit, got None.")
             weight = as_sample_weight(sample_weight, _on_client(X))
             sizes = (X.shape[1], *hidden, len(targets.classes))
             if not first:
                 self._check_sizes(sizes)
+                self._check_dtype(X)
             rng = _as_random_state(self.random_state)
             layers = self._initial(rng, sizes, _block_of(X)) if first else self.params_
             stepper, held_out = self._prepared(as_network(layers, self.activation), X, targets, weight, rng)
@@ -428,6 +437,14 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if own != list(sizes):
             raise ValueError(
                 f"hidden_layer_sizes must make the layers to go on from, {own}, got {list(sizes)}. "
+                "fit with warm_start=False begins anew."
+            )
+
+    def _check_dtype(self, X: Array) -> None:
+        own = self.coefs_[0].dtype
+        if self.dtype is not None and own != self._dtype(array_namespace(X), X):
+            raise ValueError(
+                f"dtype must be None or that of the weights to go on from, {dtype_name(own)}, got {self.dtype!r}. "
                 "fit with warm_start=False begins anew."
             )
 
@@ -498,7 +515,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             with suppress(TypeError):  # of other libraries
                 name = np.dtype(name)
-            name = dtype_name(name)
+            with suppress(TypeError):  # not one of any: it has no hash
+                name = dtype_name(name)
         if name not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", got {self.dtype!r}.')
         if name not in xp.__array_namespace_info__().dtypes(kind="real floating"):
@@ -636,13 +654,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Make epochs of steps, by the rules of scikit-learn, until nothing improves."""
         net, rows = stepper.given, stepper.rows
         layers = copied(net, net.layers, net.dtype)
-        optimizer: Any = self._optimizer if incremental else None
-        if optimizer is None:
-            optimizer = self._new_optimizer()
-            state = optimizer.init(layers)
-        else:
-            count, *kept = self._state
-            state = (count, *(copied(net, arrays, net.dtype) for arrays in kept))
+        optimizer, state = self._optimizer_and_state(net, layers, incremental=incremental)
         schedule, first_rate, power = self._schedule
         self._expect(layers if held_out is not None else None)
         batch = self._batch(rows)
@@ -679,6 +691,20 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._optimizer, self._state = optimizer, state
         return _finite(self._best if held_out is not None else layers)
 
+    def _optimizer_and_state(self, net: Network, layers: Params, *, incremental: bool) -> tuple[Any, State]:
+        """New ones, or for `partial_fit` those of the steps before."""
+        if not incremental or self._optimizer is None:
+            optimizer = self._new_optimizer()
+            return optimizer, optimizer.init(layers)
+        count, *kept = self._state
+        shapes = [tuple(layer.weight.shape) for layer in layers]
+        if any([tuple(layer.weight.shape) for layer in part] != shapes for part in kept):
+            raise ValueError(
+                f"coefs_ and intercepts_ must have the shapes that partial_fit has seen, got {shapes}: what the "
+                "optimiser keeps of the steps before does not fit. fit with warm_start=True goes on from them."
+            )
+        return self._optimizer, (count, *(copied(net, arrays, net.dtype) for arrays in kept))
+
     def _new_optimizer(self) -> Optimizer:
         """Make what the parameters ask for, and keep it: they may be others in a later call to `partial_fit`."""
         rate = float(self.learning_rate_init)
@@ -695,7 +721,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"batch_size is {self.batch_size}, larger than the sample size, {rows}. It is going to be clipped.",
                 stacklevel=5,
             )
-        return min(self.batch_size, rows)
+        return min(int(self.batch_size), rows)  # one of few bits could not count the rows
 
     def _expect(self, layers: Params | None) -> None:
         """Set what losses or, with the layers to start from, validation scores are compared with, if nothing is yet."""
@@ -719,7 +745,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _waited(self, layers: Params, held_out: Rows | None) -> bool:
         """Look at what the epoch brought; whether too many have brought nothing."""
         if held_out is None:
-            better = self.loss_ <= self.best_loss_ - self.tol
+            better = self.loss_ <= self.best_loss_ - float(self.tol)
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
             X, y, weight = held_out
@@ -730,7 +756,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             score = _accuracy(xp, codes, y, weight)
             self.validation_scores_.append(score)
             self._say(f"Validation score: {score:f}")
-            better = score >= self.best_validation_score_ + self.tol
+            better = score >= self.best_validation_score_ + float(self.tol)
             if score > self.best_validation_score_:
                 self.best_validation_score_, self._best = score, copied(net, layers, net.dtype)
         self._no_improvement_count = 0 if better else self._no_improvement_count + 1
@@ -738,7 +764,6 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _slowed(self, optimizer: Any) -> tuple[Any, bool]:
         """After too many epochs that brought nothing: a smaller learning rate and true, or false."""
-        self._no_improvement_count = 0
         what = "Validation score" if self.early_stopping else "Training loss"
         said = f"{what} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
         if self._schedule[0] != "adaptive":
@@ -749,6 +774,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return optimizer, False
         rate = optimizer.learning_rate / 5.0
         self._say(f"{said} Setting learning rate to {rate:f}")
+        self._no_improvement_count = 0  # else it stays, as in scikit-learn: a warm start that brings nothing stops soon
         return replace(optimizer, learning_rate=rate), True
 
     def _minimised(self, stepper: Any) -> Params:
@@ -770,6 +796,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             found.update(x=intermediate_result.x.copy(), fun=float(intermediate_result.fun))
             self._count(found.fun, 0)
 
+        self._expect(None)
         self.n_iter_ = 0
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
         with interrupts() as interrupted:
@@ -778,6 +805,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             except Interrupted:
                 warnings.warn(INTERRUPTED, stacklevel=4)
             else:
+                if not math.isfinite(found.fun):
+                    raise ValueError(NOT_FINITE.format(f"and the loss {found.fun} after {self.n_iter_} iterations"))
                 if found.status != 0:
                     warnings.warn(
                         f"lbfgs failed to converge after {self.n_iter_} iterations (status {found.status}): "
@@ -785,7 +814,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                         ConvergenceWarning,
                         stacklevel=4,
                     )
-        self.loss_ = self.best_loss_ = float(found.fun)
+        if not math.isnan(found.fun):  # there was an evaluation
+            self.loss_ = float(found.fun)
+            self.best_loss_ = min(self.best_loss_, self.loss_)
         return _finite(_unpacked(found.x, net))
 
     def _say(self, text: str) -> None:
@@ -827,7 +858,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         array, (N,)
-            Where `X` is, but strings on the host.
+            Where `X` is; on the host if its library does not have these labels: strings, or numbers of 64 bits beyond
+            32 in JAX without ``jax_enable_x64``, or unsigned ones of more than 8 bits in PyTorch.
 
         Raises
         ------
@@ -889,7 +921,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X : array or array-like, (N, D)
             As for `decision_function`.
         y : array or array-like, (N,) or (N, C)
-            Labels; of probabilities the largest counts. Of any library: it is compared on the host.
+            Labels, or probabilities as for `fit`, of which the largest counts. Of any library: it is compared on the
+            host.
         sample_weight : array or array-like, (N,), optional
 
         Returns
@@ -907,7 +940,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             to_host(name, array) if is_elsewhere(array) else array
             for name, array in (("y", y), ("predicted", predicted), ("sample_weight", sample_weight))
         )
-        if np.ndim(y) == 2 and np.shape(y)[1] == len(self.classes_) > 1:
+        if np.ndim(y) == 2 and np.shape(y)[1] > 1:
+            y = as_targets(y, np.empty(0), self.classes_, complete=False).values
             y = self.classes_[np.argmax(y, axis=1)]
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
@@ -952,7 +986,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _passes(self, net: Network, X: Array) -> Iterator[tuple[slice, Array]]:
         """Chunks of rows and their logits, which are valid until the next chunk."""
         itemsize, widths = int(net.xp.finfo(net.dtype).bits) // 8, [*net.hidden, len(self.classes_)]
-        step = max(1, (self.max_memory or DEFAULT_MAX_MEMORY) // (2 * itemsize * sum(widths)))
+        memory = (
+            DEFAULT_MAX_MEMORY if self.max_memory is None else check.as_integer("max_memory", self.max_memory, low=1)
+        )
+        step = max(1, memory // (2 * itemsize * sum(widths)))
         buffers = None
         watch = None
         if type(X) is np.ndarray:
@@ -1025,11 +1062,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise TypeError(f"params must be in float32 or float64, got {net.dtype}. Cast them.")
         model = cls(**{"hidden_layer_sizes": tuple(net.hidden), **parameters})
         outputs = net.layers[-1].bias.shape[0]
-        labels = np.arange(outputs) if classes is None else np.asarray(classes)
-        if labels.shape != (outputs,) or not np.array_equal(np.unique(labels), labels):
+        labels = np.arange(outputs) if classes is None else _as_labels(classes)
+        if labels.shape != (outputs,) or not np.array_equal(_unique(labels)[0], labels):
             raise ValueError(f"classes must be {outputs} sorted and different labels, got {classes!r:.60}.")
         model._begin(copied(net, net.layers, net.dtype), labels)
         model._check_sizes([net.layers[0].weight.shape[0], *model._check_parameters(), outputs])
+        model._check_dtype(net.layers[0].weight)
         model.n_features_in_ = net.layers[0].weight.shape[0]
         return model
 
@@ -1070,9 +1108,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{_if_set(namespace)}."
             )
 
+        check.as_placement(namespace, getattr(namespace, dtype), device)
+
         def moved(layers: Params) -> Params:
+            # A copy of its own: libraries share memory on the host.
             return tuple(
-                Layer(*(to_library(to_host("params", a), namespace, device) for a in layer)) for layer in layers
+                Layer(*(to_library(to_host("params", a).copy(), namespace, device) for a in layer)) for layer in layers
             )
 
         model = copy.copy(self)
@@ -1160,16 +1201,28 @@ def _taken(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
     return X, y, weight
 
 
+def _as_labels(classes: Any) -> np.ndarray:
+    """A copy on the host: what the model keeps is its own."""
+    return to_host("classes", classes).copy() if is_elsewhere(classes) else np.array(classes)
+
+
+def _unique(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return np.unique(labels, return_counts=True)
+    except TypeError:
+        raise TypeError(f"classes must be labels of one kind, got {shortened(labels)}.") from None
+
+
 def _known_classes(classes: Any, before: np.ndarray | None) -> np.ndarray | None:
     """The classes that labels are looked up in; None if they are those that they have."""
     if classes is None:
         return before
-    labels = to_host("classes", classes) if is_elsewhere(classes) else np.asarray(classes)
+    labels = _as_labels(classes)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"classes must be labels (C,), got shape {labels.shape}.{HINT}")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise ValueError(f"classes must be finite labels, got {labels[~np.isfinite(labels)][0]}.{HINT}")
-    unique, counts = np.unique(labels, return_counts=True)
+    unique, counts = _unique(labels)
     if unique.size != labels.size:
         raise ValueError(f"classes must be different labels, got {unique[counts.argmax()]} {counts.max()} times.{HINT}")
     if before is not None and not np.array_equal(unique, before):
