@@ -66,7 +66,10 @@ def client(cluster):
 
 @pytest.fixture
 def classifier():
-    return pytest.importorskip("xpsoftmax.sklearn").MLPClassifier
+    pytest.importorskip("sklearn")
+    from xpsoftmax.sklearn import MLPClassifier
+
+    return MLPClassifier
 
 
 MODELS = {

@@ -6,23 +6,21 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from xpsoftmax import _validate as check
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 Item = TypeVar("Item")
 
 
 class _State:
-    """All that a forked child must make anew: threads and held locks do not survive a fork.
-
-    Nor does an import that is under way in another thread: a child that imports the same waits for ever. So the pool's
-    class is imported with this module, not when a call needs it.
-    """
+    """All that a forked child must make anew: threads and held locks do not survive a fork."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -31,19 +29,42 @@ class _State:
 
 
 _state = _State()
+_importing = False
+"""Whether what makes threads is being imported. A child forked meanwhile would wait for ever for the import to end."""
+_helpless = False
+"""Whether this process is such a child. It does all itself."""
 _here = threading.local()  # whether this thread is to be `alone`
 _limits: list[tuple[int, int]] = []  # of the `threads` blocks that are open now: thread, limit
 
 
 def _after_fork() -> None:
-    global _state, _one_blas_thread
-    _state, _one_blas_thread = _State(), _OneBlasThread()
+    global _state, _one_blas_thread, _helpless
+    _state, _one_blas_thread, _helpless = _State(), _OneBlasThread(), _helpless or _importing
     here = threading.get_ident()
     _limits[:] = [limit for limit in _limits if limit[0] == here]  # the child has no other thread
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def _import_under_way() -> Iterator[None]:
+    global _importing
+    if _helpless:
+        raise RuntimeError("this process was forked while its parent imported what makes threads")
+    _importing = True
+    try:
+        yield
+    finally:
+        _importing = False
+
+
+def _pool(threads: int | None, name: str) -> ThreadPoolExecutor:
+    with _import_under_way():
+        from concurrent.futures import ThreadPoolExecutor  # not before it is needed: its import takes a while
+
+    return ThreadPoolExecutor(threads, name)
 
 
 @contextmanager
@@ -134,15 +155,16 @@ class _OneBlasThread:
 
     def kept(self, call: Callable[[], Any]) -> Any:
         with suppress(RuntimeError):  # while the interpreter shuts down no thread can be started
-            self.keeper = self.keeper or ThreadPoolExecutor(1, "xpsoftmax-blas")
+            self.keeper = self.keeper or _pool(1, "xpsoftmax-blas")
             return self.keeper.submit(call).result()
         return None
 
     def available(self) -> bool:
         if self.controller is None:
             try:
-                from threadpoolctl import ThreadpoolController
-            except ImportError:
+                with _import_under_way():
+                    from threadpoolctl import ThreadpoolController
+            except (ImportError, RuntimeError):
                 return False
             self.controller = ThreadpoolController()  # finding the libraries takes a while: once
         return True
@@ -190,11 +212,11 @@ def share(worker: Callable[[Iterator[Item]], None], items: Iterable[Item], most:
 
 
 def _call_for_help(state: _State, job: _Job, helpers: int) -> None:
-    # While the interpreter shuts down, or when no thread can be started, the caller does it all.
+    # While the interpreter shuts down, when no thread can be started, or in a helpless child the caller does it all.
     with suppress(RuntimeError):
         if state.pool is None:
             with state.lock:
-                state.pool = state.pool or ThreadPoolExecutor(os.cpu_count(), "xpsoftmax")
+                state.pool = state.pool or _pool(os.cpu_count(), "xpsoftmax")
         for _ in range(helpers):
             state.pool.submit(job.help)
 
