@@ -802,6 +802,7 @@ def test_a_child_forked_while_others_compute_is_right():
     """Locks that are held and threads that are counted there are no hindrance here."""
     out = run(
         """
+        import concurrent.futures.thread  # a child forked in the middle of this has no threads: see below
         stop = threading.Event()
         def compute():
             while not stop.is_set():
@@ -831,21 +832,29 @@ def test_a_child_forked_while_another_thread_imports_is_right():
     """It would wait for ever for an import that nobody ends: so it makes no pool."""
     out = run(
         """
-        import importlib.abc
-        asked = threading.Event()
-        class Slow(importlib.abc.MetaPathFinder):
-            def find_spec(self, name, path, target=None):
+        import importlib.machinery
+        begun, forked = threading.Event(), threading.Event()
+        class Loader(importlib.machinery.SourceFileLoader):
+            def exec_module(self, module):
+                begun.set()
+                forked.wait(60)
+                super().exec_module(module)
+        class Finder(importlib.machinery.PathFinder):
+            @classmethod
+            def find_spec(cls, name, path=None, target=None):
                 if name == "concurrent.futures.thread":
-                    asked.set()
-                    time.sleep(0.5)
-        sys.meta_path.insert(0, Slow())
+                    spec = super().find_spec(name, path, target)
+                    spec.loader = Loader(name, spec.origin)
+                    return spec
+        sys.meta_path.insert(0, Finder)
         other = threading.Thread(target=lambda: xs.softmax(z))
         other.start()
-        print(asked.wait(60))
+        print(begun.wait(60))
         pid = os.fork()
         if pid == 0:
             os._exit(0 if is_right() and _threads._state.pool is None else 7)
         print(status_of(pid))
+        forked.set()
         other.join()
         print(is_right_with_threads())
         """
