@@ -33,6 +33,8 @@ def as_inputs(X: Any) -> Array:
         bad = [f"{name} ({kind})" for name, kind in X.dtypes.items() if not _is_number(kind)]
         if bad:
             raise ValueError(f"X must have columns of numbers, got {', '.join(bad)}.")
+        if X.to_dask_array().dtype == object:  # bool beside numbers, or columns that may lack values
+            X = X.astype(np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in X.dtypes)))
         X = X.to_dask_array()
     if X.ndim != 2 or X.shape[1] == 0 or X.shape[0] == 0:
         raise ValueError(f"X must have shape (N, D), both at least 1, got {X.shape}.")

@@ -20,7 +20,7 @@ from xpsoftmax._backprop import Params
 from xpsoftmax._block_sums import Block, Model, Uneven, finished_sums, look_at_block, one_thread, sums_of_block, uneven
 from xpsoftmax._partitions import Partitions
 from xpsoftmax._softmax import quiet
-from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation
+from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation, given_up
 from xpsoftmax._typing import Array, Reduction
 
 BLOCKS_PER_STEP = 8
@@ -38,24 +38,24 @@ class ClusterError(ConnectionError):
 
     Attributes
     ----------
-    result : TrainResult
+    result : TrainResult or None
         As it was after the last step that was completed; train(..., resume=error.result.state) goes on from there.
+        None where `train` has made no step yet, since it still looked at labels, and for the classifier, which is as
+        it was before the call.
     """
 
-    def __init__(self, reason: str, result: TrainResult) -> None:
-        steps = len(result.history["loss"])
-        super().__init__(
-            f"the cluster must outlive the training, but it was lost after {steps} steps: {reason} "
-            "The error's `result` has the parameters after the last of them, and the state to resume from."
+    def __init__(self, reason: str, result: TrainResult | None = None) -> None:
+        when = "" if result is None else f" after {len(result.history['loss'])} steps"
+        kept = (
+            "Nothing has been changed."
+            if result is None
+            else "The error's `result` has the parameters after the last of them, and the state to resume from."
         )
+        super().__init__(f"the cluster must outlive the training, but it was lost{when}: {reason} {kept}")
         self.reason, self.result = reason, result
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reason, self.result)
-
-
-class LostError(ConnectionError):
-    """What becomes a `ClusterError` once there is something to keep."""
 
 
 class Scheduler:
@@ -80,18 +80,19 @@ class Scheduler:
     @contextmanager
     def watched(self) -> Iterator[None]:
         if self.client is None:
-            yield
+            with given_up():
+                yield
             return
         if self.client.status != "running":
-            raise LostError(f"the client is {self.client.status}.")
+            raise ClusterError(f"the client is {self.client.status}.")
         try:
             # Parameters of more than 10 MB are in each graph on purpose.
-            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}), given_up():
                 yield
         except Exception as error:
             if not self.lost(error):
                 raise
-            raise LostError(f"{type(error).__name__}: {error}".rstrip(".") + ".") from error
+            raise ClusterError(f"{type(error).__name__}: {error}".rstrip(".") + ".") from error
 
     def lost(self, error: Exception) -> bool:
         from distributed import CancelledError, KilledWorker

@@ -6,6 +6,7 @@ reaches a worker once, and a worker that takes over from a lost one gets it agai
 
 from __future__ import annotations
 
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
@@ -89,9 +90,17 @@ def whole_rows(name: str, array: Array, columns: str) -> Array:
         f"{name} has its {columns} in {array.numblocks[1]} chunks: every block of rows is put together again on each "
         f"pass. Call rechunk({{1: -1}}) where {name} is made.",
         da.PerformanceWarning,
-        stacklevel=5,
+        stacklevel=_outside(),
     )
     return array.rechunk({1: -1})
+
+
+def _outside() -> int:
+    """The `stacklevel` of a warning by the caller that shows the line of the user, however many calls above it."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "xpsoftmax":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array | None) -> Partitions:
