@@ -1070,6 +1070,13 @@ def test_large_parameters_do_not_warn_in_training(client, rng):
     assert len(got.history["loss"]) == 2
 
 
+def test_large_data_in_the_graph_warns(client, rng):
+    """It would be sent with each step."""
+    params, X, y = xs.init_params((64, 3), rng=rng), rng.standard_normal((30_000, 64)), rng.integers(0, 3, 30_000)
+    with pytest.warns(UserWarning, match="Sending large graph of size 14"):
+        xd.train(params, lazy(X, 5000), y, optimizer=xs.sgd(0.1), epochs=1)
+
+
 @pytest.mark.parametrize("batch_size", [None, 8])
 def test_a_scheduler_that_is_lost(batch_size, problem):
     """The error has what was learnt, and a state that goes on to the same bits on another scheduler."""
@@ -1089,6 +1096,28 @@ def test_a_scheduler_that_is_lost(batch_size, problem):
     result = pickle.loads(pickle.dumps(lost.value)).result
     assert result.history["loss"] == desired.history["loss"][:3]
     again = xd.train(params, *held, resume=result.state, **options)
+    assert again.history == desired.history
+    assert flat(again.params).tobytes() == flat(desired.params).tobytes()
+
+
+def test_no_worker_is_left(problem):
+    params, X, y = problem
+    options = {"optimizer": xs.adam(0.01), "epochs": 3, "batch_size": 8, "rng": 3}
+    held = lazy(X, 10), lazy(y, 10)
+
+    def callback(step):
+        if step.step == 2:
+            local.scale(0)
+
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "1s"}),
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **ANY_PORT) as local,
+        distributed.Client(local),
+        pytest.raises(xd.ClusterError, match=r"lost after \d+ steps: NoWorkerError: ") as lost,
+    ):
+        xd.train(params, *held, callback=callback, **options)
+    desired = xd.train(params, *held, **options)
+    again = xd.train(params, *held, resume=lost.value.result.state, **options)
     assert again.history == desired.history
     assert flat(again.params).tobytes() == flat(desired.params).tobytes()
 

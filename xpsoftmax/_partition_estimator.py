@@ -88,7 +88,7 @@ def as_steps(
     data = parts.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
     sizes = tuple(map(int, X.chunks[0]))
     blocks = len(sizes) if all_blocks else min(BLOCKS_PER_STEP, len(sizes))
-    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X), averaged=True)
+    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
 
 
 def _beside(values: np.ndarray, X: Array) -> Array:

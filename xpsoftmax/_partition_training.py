@@ -14,6 +14,7 @@ import dask
 import numpy as np
 from array_api_compat import is_dask_array
 from dask.base import get_scheduler
+from dask.utils import parse_bytes
 
 from xpsoftmax import _partitions as parts
 from xpsoftmax._backprop import Params
@@ -25,6 +26,8 @@ from xpsoftmax._typing import Array, Reduction
 
 BLOCKS_PER_STEP = 8
 """Over how many blocks a minibatch goes by default. It must not depend on the workers: the batches would, too."""
+
+LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
 
 
 class ClusterError(ConnectionError):
@@ -64,7 +67,9 @@ class Scheduler:
     Dask goes on with threads of this process where a client is closed: not what was asked for.
     """
 
-    def __init__(self, collection: Any) -> None:
+    def __init__(self, collection: Any, model: Model) -> None:
+        # Parameters are in each graph on purpose, in float32 if they are of 16 bits: no reason for Dask to warn.
+        self.parameters = 2 * sum(array.nbytes for layer in model.params for array in layer)
         self.get = get_scheduler(collections=[collection])
         client = getattr(self.get, "__self__", None)
         self.client: Any = client if type(client).__module__.partition(".")[0] == "distributed" else None
@@ -85,9 +90,9 @@ class Scheduler:
             return
         if self.client.status != "running":
             raise ClusterError(f"the client is {self.client.status}.")
+        limit = parse_bytes(dask.config.get(LARGE_GRAPH)) + self.parameters
         try:
-            # Parameters of more than 10 MB are in each graph on purpose.
-            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}), given_up():
+            with dask.config.set({LARGE_GRAPH: limit}), given_up():
                 yield
         except Exception as error:
             if not self.lost(error):
@@ -95,10 +100,11 @@ class Scheduler:
             raise ClusterError(f"{type(error).__name__}: {error}".rstrip(".") + ".") from error
 
     def lost(self, error: Exception) -> bool:
-        from distributed import CancelledError, KilledWorker
+        from distributed import CancelledError, KilledWorker, scheduler
         from distributed.comm.core import CommClosedError
 
-        if isinstance(error, (CancelledError, KilledWorker, CommClosedError)):
+        no_worker = getattr(scheduler, "NoWorkerError", KilledWorker)  # of newer versions
+        if isinstance(error, (CancelledError, KilledWorker, no_worker, CommClosedError)):
             return True
         return bool(self.client.status != "running")
 

@@ -304,9 +304,9 @@ def train(
     -----
     Over one group of blocks the steps are those of `xpsoftmax.train` with the same `rng`. The result depends on the
     blocks and on `rng`, not on scheduler, workers or their number, and not on workers that die on the way: Dask
-    computes again what they held (``tests/test_dask.py``). An interrupt (Ctrl-C) gives up the step whose sums are waited
-    for; what was learnt before it is returned. Whole blocks are computed from the graph of `X` in every
-    epoch: call ``X.persist()`` before where they fit into the memory of the cluster.
+    computes again what they held (``tests/test_dask.py``). An interrupt (Ctrl-C) gives up the step whose sums are
+    waited for; what was learnt before it is returned. Whole blocks are computed from the graph of `X` in every epoch:
+    call ``X.persist()`` before where they fit into the memory of the cluster.
 
     References
     ----------
@@ -341,7 +341,7 @@ def train(
     reg = check.as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
     data = parts.as_partitions(model, X, targets, sample_weight)
-    scheduler = Scheduler(data.X)
+    scheduler = Scheduler(data.X, model)
     sizes = looked_at(scheduler, model, data)
     held_out = None if validation is None else as_held_out(scheduler, model, *validation)
     steps = PartitionSteps(model, data, sizes, reg, reduction, as_blocks(blocks_per_step, batch_size, sizes), scheduler)
