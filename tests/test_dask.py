@@ -519,6 +519,7 @@ WRONG = {
     "more in memory": (lambda a: a | {"y": np.zeros(48, int)}, ValueError, r"^targets must have as many rows .*48,"),
     "labels of 2 axes": (lambda a: a | {"y": da.zeros((N, C), dtype=int)}, ValueError, r"shape \(N,\) if they are lab"),
     "soft of 1 axis": (lambda a: a | {"y": da.zeros(N)}, ValueError, r"^targets must have shape \(N, 4\) if they are"),
+    "floating labels": (lambda a: a | {"y": da.zeros(N)}, ValueError, r"got \(47,\)\. Labels must be of an integer d"),
     "soft of 3 classes": (lambda a: a | {"y": da.zeros((N, 3))}, ValueError, r"shape \(N, 4\) .* got \(47, 3\)"),
     "a list": (lambda a: a | {"y": [0] * N}, TypeError, r"^targets must be an array of an Array API .* got list"),
     "weights of 2 axes": (
@@ -563,6 +564,10 @@ def test_a_data_frame_is_told_what_to_do(problem):
         TypeError, match=r"^X must be a dask array, got dask\.DataFrame\. Call its to_dask_array\(\)\.$"
     ):
         xd.mlp_loss(params, frame, y)
+    with pytest.raises(
+        TypeError, match=r"^targets must be a dask array, got dask\.Series\. Call its to_dask_array\(\)\.$"
+    ):
+        xd.mlp_loss(params, lazy(X, 10), frames.from_pandas(pandas.Series(y), npartitions=3))
     loss = xd.mlp_loss(
         params, frame.to_dask_array(), frames.from_pandas(pandas.Series(y), npartitions=3).to_dask_array()
     )

@@ -100,11 +100,11 @@ class Scheduler:
             raise ClusterError(f"{type(error).__name__}: {error}".rstrip(".") + ".") from error
 
     def lost(self, error: Exception) -> bool:
-        from distributed import CancelledError, KilledWorker, scheduler
+        from distributed import CancelledError
         from distributed.comm.core import CommClosedError
+        from distributed.scheduler import KilledWorker, NoWorkerError
 
-        no_worker = getattr(scheduler, "NoWorkerError", KilledWorker)  # of newer versions
-        if isinstance(error, (CancelledError, KilledWorker, no_worker, CommClosedError)):
+        if isinstance(error, (CancelledError, KilledWorker, NoWorkerError, CommClosedError)):
             return True
         return bool(self.client.status != "running")
 

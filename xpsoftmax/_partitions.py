@@ -112,7 +112,8 @@ def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array |
     soft = dtype_name(targets.dtype) in check.FLOATING
     if targets.ndim != 1 + soft or (soft and targets.shape[1] != classes):
         rule = f"shape (N, {classes}) if they are floating soft targets" if soft else "shape (N,) if they are labels"
-        raise ValueError(f"targets must have {rule}, got {targets.shape}.")
+        hint = " Labels must be of an integer dtype." if soft and targets.ndim == 1 else ""
+        raise ValueError(f"targets must have {rule}, got {targets.shape}.{hint}")
     targets = _aligned("targets", whole_rows("targets", targets, "classes"), X)
     if sample_weight is not None:
         sample_weight = _as_companion("sample_weight", sample_weight, X, net)
@@ -134,6 +135,8 @@ def _as_companion(name: str, value: object, X: Array, net: Network) -> Array:
     if is_dask_array(value):
         check.as_companion(name, value._meta, net.frame)
         return value
+    if hasattr(value, "to_dask_array"):
+        raise TypeError(f"{name} must be a dask array, got {_kind(value)}. Call its to_dask_array().")
     array = check.as_companion(name, value, net.frame)
     if array.ndim == 0 or array.shape[0] != X.shape[0]:
         more = " Make it a dask array with the blocks of X." if is_unknown(X) else ""

@@ -800,26 +800,32 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C ended a step, or a function that calls back, before it was completed: what was before it is kept."""
 
 
+class _Noting:
+    """What handles Ctrl-C within `interrupts`: the first is noted, a second one raised."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.asked:
+            signal.default_int_handler(number, frame)
+        self.asked = True
+
+
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
     """Let a step be ended before Ctrl-C stops the training; a second one is raised at once.
 
     Only where the default handler would raise it, which Python calls between any two lines of the main thread.
     """
-    asked: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if asked:
-            signal.default_int_handler(number, frame)
-        asked.append(number)
-
+    noting = _Noting()
     usual = threading.current_thread() is threading.main_thread() and (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
     if usual:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, noting)
     try:
-        yield lambda: bool(asked)
+        yield lambda: noting.asked
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -831,8 +837,8 @@ def given_up() -> Iterator[None]:
 
     A terminal sends it to all processes of the program: workers that were started here end, and their tasks with them.
     """
-    noting: Any = signal.getsignal(signal.SIGINT)
-    if getattr(noting, "__module__", None) != __name__ or threading.current_thread() is not threading.main_thread():
+    noting = signal.getsignal(signal.SIGINT)
+    if not isinstance(noting, _Noting) or threading.current_thread() is not threading.main_thread():
         yield
         return
 
