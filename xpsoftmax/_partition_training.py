@@ -257,8 +257,7 @@ class PartitionSteps:
         """The blocks in the memory of the workers; those before are let go first."""
         if self.held is None or self.held[0] != blocks:
             self.held = None
-            data = self.of(blocks)
-            self.held = blocks, data.of(self.scheduler.persisted(data.arrays))
+            self.held = blocks, Partitions(*self.scheduler.persisted(self.of(blocks).arrays))
         return self.held[1]
 
     def of_blocks(self, blocks: list[int], rows: np.ndarray) -> list[np.ndarray]:

@@ -44,7 +44,7 @@ class Partitions:
 
     X: Array  # (N, D)
     targets: Array  # (N,) or (N, C)
-    sample_weight: Array | None  # (N,)
+    sample_weight: Array | None = None  # (N,)
 
     @property
     def pairs(self) -> list[Any]:
@@ -60,26 +60,22 @@ class Partitions:
     def arrays(self) -> list[Any]:
         return self.pairs[::2]
 
-    def of(self, arrays: Sequence[Array]) -> Partitions:
-        """Others like these."""
-        return Partitions(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
-
     def blocks(self, numbers: list[int]) -> Partitions:
-        return self.of([array.blocks[numbers] for array in self.arrays])
+        return Partitions(*(array.blocks[numbers] for array in self.arrays))
 
 
-def as_rows(net: Network, X: object, name: str = "X") -> Array:
+def as_rows(net: Network, X: object) -> Array:
     """Check inputs (N, D): a dask array, its features in one chunk."""
     if not is_dask_array(X):
         hint = (
             "Call its to_dask_array()." if hasattr(X, "to_dask_array") else "xpsoftmax itself takes arrays in memory."
         )
-        raise TypeError(f"{name} must be a dask array, got {_kind(X)}. {hint}")
-    check.as_companion(name, X._meta, net.frame)
+        raise TypeError(f"X must be a dask array, got {_kind(X)}. {hint}")
+    check.as_companion("X", X._meta, net.frame)
     fan_in = net.layers[0].weight.shape[0]
     if X.ndim != 2 or X.shape[1] != fan_in:
-        raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {X.shape}.")
-    return whole_rows(name, X, "features")
+        raise ValueError(f"X must have shape (N, {fan_in}) to fit params[0].weight, got {X.shape}.")
+    return whole_rows("X", X, "features")
 
 
 def whole_rows(name: str, array: Array, columns: str) -> Array:
@@ -98,7 +94,7 @@ def whole_rows(name: str, array: Array, columns: str) -> Array:
 def _outside() -> int:
     """The `stacklevel` of a warning by the caller that shows the line of the user, however many calls above it."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "xpsoftmax":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "xpsoftmax":
         frame, level = frame.f_back, level + 1
     return level
 
