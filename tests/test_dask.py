@@ -1,5 +1,6 @@
 """Loss, gradients, prediction and training over dask arrays: as in memory, whatever happens to the workers."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -26,7 +27,7 @@ distributed = pytest.importorskip("distributed")
 import _dask_blocks as blocks  # noqa: E402
 
 import xpsoftmax.dask as xd  # noqa: E402
-from xpsoftmax import _block_sums, _loss, _threads  # noqa: E402
+from xpsoftmax import _block_sums, _loss, _partition_training, _threads  # noqa: E402
 
 N, D, H, C = 47, 5, 7, 4
 SIZES = (D, H, C)
@@ -195,6 +196,19 @@ def test_columns_in_several_chunks_of_blocks_of_unknown_sizes(problem):
     with pytest.warns(da.PerformanceWarning, match="X has its features in 3 chunks"):
         actual = dask.compute(*xd.mlp_loss_and_grad(params, *held))
     assert_equal_to(actual, xs.mlp_loss_and_grad(params, X[np.arange(N) % 3 > 0], y[np.arange(N) % 3 > 0]))
+
+
+def test_the_warning_shows_the_line_of_the_call(problem):
+    params, X, y = problem
+    narrow = da.from_array(X, chunks=(10, 2))
+    for call in (
+        lambda: xd.mlp_loss(params, narrow, y),
+        lambda: xd.mlp_predict(params, narrow),
+        lambda: xd.train(params, narrow, y, optimizer=xs.sgd(0.1), epochs=1),
+    ):
+        with pytest.warns(da.PerformanceWarning) as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_columns_in_several_chunks_are_put_together_with_a_warning(problem, rng):
@@ -508,6 +522,7 @@ WRONG = {
     "more in memory": (lambda a: a | {"y": np.zeros(48, int)}, ValueError, r"^targets must have as many rows .*48,"),
     "labels of 2 axes": (lambda a: a | {"y": da.zeros((N, C), dtype=int)}, ValueError, r"shape \(N,\) if they are lab"),
     "soft of 1 axis": (lambda a: a | {"y": da.zeros(N)}, ValueError, r"^targets must have shape \(N, 4\) if they are"),
+    "floating labels": (lambda a: a | {"y": da.zeros(N)}, ValueError, r"got \(47,\)\. Labels must be of an integer d"),
     "soft of 3 classes": (lambda a: a | {"y": da.zeros((N, 3))}, ValueError, r"shape \(N, 4\) .* got \(47, 3\)"),
     "a list": (lambda a: a | {"y": [0] * N}, TypeError, r"^targets must be an array of an Array API .* got list"),
     "weights of 2 axes": (
@@ -552,6 +567,10 @@ def test_a_data_frame_is_told_what_to_do(problem):
         TypeError, match=r"^X must be a dask array, got dask\.DataFrame\. Call its to_dask_array\(\)\.$"
     ):
         xd.mlp_loss(params, frame, y)
+    with pytest.raises(
+        TypeError, match=r"^targets must be a dask array, got dask\.Series\. Call its to_dask_array\(\)\.$"
+    ):
+        xd.mlp_loss(params, lazy(X, 10), frames.from_pandas(pandas.Series(y), npartitions=3))
     loss = xd.mlp_loss(
         params, frame.to_dask_array(), frames.from_pandas(pandas.Series(y), npartitions=3).to_dask_array()
     )
@@ -812,6 +831,29 @@ def test_ctrl_c_returns_what_was_learnt(problem):
     assert len(got.history["loss"]) == 5
 
 
+@pytest.mark.parametrize("where", ["X", "validation"])
+def test_ctrl_c_gives_up_a_step_that_is_waited_for(where, problem, tmp_path):
+    """Nothing of it is kept, and going on gives the same bits."""
+    params, X, y = problem
+    held = lazy(X, CHUNKS["even"]), lazy(y, CHUNKS["even"])
+    options = {"optimizer": xs.adam(0.01), "epochs": 4, "blocks_per_step": 2, "rng": 0}
+    desired = xd.train(params, *held, validation=held, **options)
+    stopping = held[0].map_blocks(
+        blocks.interrupted_once, str(tmp_path / "seen"), X[10, 0], dtype=X.dtype, meta=X[:0]
+    )  # fmt: skip
+    data = (stopping, held[0]) if where == "X" else (held[0], stopping)
+    got = xd.train(params, data[0], held[1], validation=(data[1], held[1]), **options)
+    steps = len(got.history["loss"])
+    draws = np.random.default_rng(0)
+    order = [draws.permutation(5).tolist() for _ in range(2)][1]
+    assert steps == (3 + order.index(1) // 2 if where == "X" else 6)
+    assert got.history["validation_loss"] == desired.history["validation_loss"][:1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = xd.train(params, *held, validation=held, resume=got.state, **options)
+    assert again.history == desired.history
+    assert flat(again.params).tobytes() == flat(desired.params).tobytes()
+
+
 def test_progress(problem, capsys):
     pytest.importorskip("tqdm")
     params, X, y = problem
@@ -896,6 +938,45 @@ def test_the_classifier_on_data_frames(classifier, problem, ignore_warnings):
         got.predict(held[columns[::-1]])
     with pytest.raises(ValueError, match=r"^X must have columns of numbers, got b \((str|object|string).*\)\.$"):
         classifier().fit(frames.from_pandas(frame.assign(b="x"), npartitions=2)[columns], y)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_ctrl_c_while_the_classifier_waits(solver, early_stopping, classifier, rng, tmp_path, monkeypatch):
+    begun, ended = [], []
+    of_batch = _partition_training.PartitionSteps.of_batch
+
+    def watched(*args):
+        begun.append(args)
+        found = of_batch(*args)
+        ended.append(found)
+        return found
+
+    monkeypatch.setattr(_partition_training.PartitionSteps, "of_batch", watched)
+    X, y = rng.standard_normal((N, D)), rng.integers(0, 2, N)
+    stopping = lazy(X, 5).map_blocks(
+        blocks.interrupted_once, str(tmp_path / "seen"), X[0, 0], dtype=X.dtype, meta=X[:0]
+    )  # fmt: skip
+    model = classifier(solver=solver, max_iter=50, batch_size=N // 2, early_stopping=early_stopping, random_state=0)
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        model.fit(stopping, y)
+    in_step, in_validation = len(begun) - len(ended), model.n_iter_ - len(model.validation_scores_ or [])
+    assert in_step + (in_validation if model.validation_scores_ is not None else 0) == 1
+    assert np.isfinite(flat(model.params_)).all()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_classifier_on_columns_that_become_objects(classifier, problem, ignore_warnings):
+    """Columns of bool beside others, and columns that may lack values: arrays of them have no dtype of numbers."""
+    pandas = pytest.importorskip("pandas")
+    frames = pytest.importorskip("dask.dataframe")
+    _, X, y = problem
+    plain = pandas.DataFrame(X, columns=list("abcde")).assign(b=lambda f: f.b > 0)
+    for frame in (plain, plain.astype({"a": "Float64", "b": "boolean"})):
+        held = frames.from_pandas(frame, npartitions=5)
+        got, desired = classifier(**CLASSIFIER).fit(held, y), classifier(**CLASSIFIER).fit(frame, y)
+        np.testing.assert_allclose(flat(got.params_), flat(desired.params_), rtol=1e-6, atol=1e-8)
+        assert got.predict(held).compute().tolist() == desired.predict(frame).tolist()
 
 
 def test_what_the_classifier_refuses(classifier, problem):
@@ -997,6 +1078,13 @@ def test_large_parameters_do_not_warn_in_training(client, rng):
     assert len(got.history["loss"]) == 2
 
 
+def test_large_data_in_the_graph_warns(client, rng):
+    """It would be sent with each step."""
+    params, X, y = xs.init_params((64, 3), rng=rng), rng.standard_normal((30_000, 64)), rng.integers(0, 3, 30_000)
+    with pytest.warns(UserWarning, match="Sending large graph of size 14"):
+        xd.train(params, lazy(X, 5000), y, optimizer=xs.sgd(0.1), epochs=1)
+
+
 @pytest.mark.parametrize("batch_size", [None, 8])
 def test_a_scheduler_that_is_lost(batch_size, problem):
     """The error has what was learnt, and a state that goes on to the same bits on another scheduler."""
@@ -1018,6 +1106,87 @@ def test_a_scheduler_that_is_lost(batch_size, problem):
     again = xd.train(params, *held, resume=result.state, **options)
     assert again.history == desired.history
     assert flat(again.params).tobytes() == flat(desired.params).tobytes()
+
+
+def test_no_worker_is_left(problem):
+    params, X, y = problem
+    options = {"optimizer": xs.adam(0.01), "epochs": 3, "batch_size": 8, "rng": 3}
+    held = lazy(X, 10), lazy(y, 10)
+
+    def callback(step):
+        if step.step == 2:
+            local.scale(0)
+
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "1s"}),
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **ANY_PORT) as local,
+        distributed.Client(local),
+        pytest.raises(xd.ClusterError, match=r"lost after \d+ steps: NoWorkerError: ") as lost,
+    ):
+        xd.train(params, *held, callback=callback, **options)
+    desired = xd.train(params, *held, **options)
+    again = xd.train(params, *held, resume=lost.value.result.state, **options)
+    assert again.history == desired.history
+    assert flat(again.params).tobytes() == flat(desired.params).tobytes()
+
+
+def test_workers_that_are_lost_before_the_first_step_or_by_the_classifier(classifier, client, problem):
+    params, X, y = problem
+    mortal_X = lazy(X, 10).map_blocks(blocks.killing, dtype=X.dtype, meta=X[:0])
+    mortal_y = lazy(y, 10).map_blocks(blocks.killing, dtype=y.dtype, meta=y[:0])
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1}
+    message = r"^the cluster must outlive the training, but it was lost: KilledWorker: .* Nothing has been changed\.$"
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        with pytest.raises(xd.ClusterError, match=message) as lost:
+            xd.train(params, lazy(X, 10), mortal_y, **options)
+        assert pickle.loads(pickle.dumps(lost.value)).result is None
+        with pytest.raises(xd.ClusterError, match=message):
+            classifier().fit(mortal_X, y)
+    client.wait_for_workers(2)
+
+
+INTERRUPTED = """
+    import os, signal, threading
+    import dask.array as da, numpy as np
+    import xpsoftmax as xs, xpsoftmax.dask as xd
+    from _dask_blocks import slow
+    from distributed import Client, LocalCluster
+
+    def ctrl_c(step):
+        if step.step == 3:
+            threading.Timer(0.1, os.killpg, (os.getpgrp(), signal.SIGINT)).start()
+
+    if __name__ == "__main__":
+        rng = np.random.default_rng(0)
+        X = da.from_array(rng.standard_normal((80, 3)), chunks=(10, 3))
+        y, params = rng.integers(0, 3, 80), xs.init_params((3, 5, 3), rng=0)
+        options = {"optimizer": xs.adam(0.01), "epochs": 8, "rng": 0}
+        waited = X.map_blocks(slow, dtype=X.dtype, meta=X._meta)
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
+            result = xd.train(params, waited, y, callback=ctrl_c, **options)
+        whole = xd.train(params, X, y, **options)
+        again = xd.train(params, X, y, resume=result.state, **options)
+        same = all(a.weight.tobytes() == b.weight.tobytes() for a, b in zip(again.params, whole.params))
+        print(len(result.history["loss"]), again.history == whole.history, same)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a terminal")
+def test_ctrl_c_of_a_terminal_which_ends_the_workers_too(tmp_path):
+    """No step would ever end: the one that is waited for is given up, and what was before it is returned."""
+    path = tmp_path / "interrupted.py"
+    path.write_text(textwrap.dedent(INTERRUPTED))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    running = subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+    try:
+        stdout, _ = running.communicate(timeout=90)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert stdout.split() == ["4", "True", "True"]
 
 
 def test_a_scheduler_process_that_is_killed(problem, tmp_path):

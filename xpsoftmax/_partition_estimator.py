@@ -33,6 +33,8 @@ def as_inputs(X: Any) -> Array:
         bad = [f"{name} ({kind})" for name, kind in X.dtypes.items() if not _is_number(kind)]
         if bad:
             raise ValueError(f"X must have columns of numbers, got {', '.join(bad)}.")
+        if X.to_dask_array().dtype == object:  # bool beside numbers, or columns that may lack values
+            X = X.astype(np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in X.dtypes)))
         X = X.to_dask_array()
     if X.ndim != 2 or X.shape[1] == 0 or X.shape[0] == 0:
         raise ValueError(f"X must have shape (N, D), both at least 1, got {X.shape}.")
@@ -86,7 +88,7 @@ def as_steps(
     data = parts.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
     sizes = tuple(map(int, X.chunks[0]))
     blocks = len(sizes) if all_blocks else min(BLOCKS_PER_STEP, len(sizes))
-    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X), averaged=True)
+    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
 
 
 def _beside(values: np.ndarray, X: Array) -> Array:

@@ -14,17 +14,20 @@ import dask
 import numpy as np
 from array_api_compat import is_dask_array
 from dask.base import get_scheduler
+from dask.utils import parse_bytes
 
 from xpsoftmax import _partitions as parts
 from xpsoftmax._backprop import Params
 from xpsoftmax._block_sums import Block, Model, Uneven, finished_sums, look_at_block, one_thread, sums_of_block, uneven
 from xpsoftmax._partitions import Partitions
 from xpsoftmax._softmax import quiet
-from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation
+from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation, given_up
 from xpsoftmax._typing import Array, Reduction
 
 BLOCKS_PER_STEP = 8
 """Over how many blocks a minibatch goes by default. It must not depend on the workers: the batches would, too."""
+
+LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
 
 
 class ClusterError(ConnectionError):
@@ -38,24 +41,24 @@ class ClusterError(ConnectionError):
 
     Attributes
     ----------
-    result : TrainResult
+    result : TrainResult or None
         As it was after the last step that was completed; train(..., resume=error.result.state) goes on from there.
+        None where `train` has made no step yet, since it still looked at labels, and for the classifier, which is as
+        it was before the call.
     """
 
-    def __init__(self, reason: str, result: TrainResult) -> None:
-        steps = len(result.history["loss"])
-        super().__init__(
-            f"the cluster must outlive the training, but it was lost after {steps} steps: {reason} "
-            "The error's `result` has the parameters after the last of them, and the state to resume from."
+    def __init__(self, reason: str, result: TrainResult | None = None) -> None:
+        when = "" if result is None else f" after {len(result.history['loss'])} steps"
+        kept = (
+            "Nothing has been changed."
+            if result is None
+            else "The error's `result` has the parameters after the last of them, and the state to resume from."
         )
+        super().__init__(f"the cluster must outlive the training, but it was lost{when}: {reason} {kept}")
         self.reason, self.result = reason, result
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reason, self.result)
-
-
-class LostError(ConnectionError):
-    """What becomes a `ClusterError` once there is something to keep."""
 
 
 class Scheduler:
@@ -64,7 +67,9 @@ class Scheduler:
     Dask goes on with threads of this process where a client is closed: not what was asked for.
     """
 
-    def __init__(self, collection: Any) -> None:
+    def __init__(self, collection: Any, model: Model) -> None:
+        # Parameters are in each graph on purpose, in float32 if they are of 16 bits: no reason for Dask to warn.
+        self.parameters = 2 * sum(array.nbytes for layer in model.params for array in layer)
         self.get = get_scheduler(collections=[collection])
         client = getattr(self.get, "__self__", None)
         self.client: Any = client if type(client).__module__.partition(".")[0] == "distributed" else None
@@ -80,24 +85,26 @@ class Scheduler:
     @contextmanager
     def watched(self) -> Iterator[None]:
         if self.client is None:
-            yield
+            with given_up():
+                yield
             return
         if self.client.status != "running":
-            raise LostError(f"the client is {self.client.status}.")
+            raise ClusterError(f"the client is {self.client.status}.")
+        limit = parse_bytes(dask.config.get(LARGE_GRAPH)) + self.parameters
         try:
-            # Parameters of more than 10 MB are in each graph on purpose.
-            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
+            with dask.config.set({LARGE_GRAPH: limit}), given_up():
                 yield
         except Exception as error:
             if not self.lost(error):
                 raise
-            raise LostError(f"{type(error).__name__}: {error}".rstrip(".") + ".") from error
+            raise ClusterError(f"{type(error).__name__}: {error}".rstrip(".") + ".") from error
 
     def lost(self, error: Exception) -> bool:
-        from distributed import CancelledError, KilledWorker
+        from distributed import CancelledError
         from distributed.comm.core import CommClosedError
+        from distributed.scheduler import KilledWorker, NoWorkerError
 
-        if isinstance(error, (CancelledError, KilledWorker, CommClosedError)):
+        if isinstance(error, (CancelledError, KilledWorker, NoWorkerError, CommClosedError)):
             return True
         return bool(self.client.status != "running")
 
@@ -250,8 +257,7 @@ class PartitionSteps:
         """The blocks in the memory of the workers; those before are let go first."""
         if self.held is None or self.held[0] != blocks:
             self.held = None
-            data = self.of(blocks)
-            self.held = blocks, data.of(self.scheduler.persisted(data.arrays))
+            self.held = blocks, Partitions(*self.scheduler.persisted(self.of(blocks).arrays))
         return self.held[1]
 
     def of_blocks(self, blocks: list[int], rows: np.ndarray) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ reaches a worker once, and a worker that takes over from a lost one gets it agai
 
 from __future__ import annotations
 
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ class Partitions:
 
     X: Array  # (N, D)
     targets: Array  # (N,) or (N, C)
-    sample_weight: Array | None  # (N,)
+    sample_weight: Array | None = None  # (N,)
 
     @property
     def pairs(self) -> list[Any]:
@@ -59,26 +60,22 @@ class Partitions:
     def arrays(self) -> list[Any]:
         return self.pairs[::2]
 
-    def of(self, arrays: Sequence[Array]) -> Partitions:
-        """Others like these."""
-        return Partitions(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
-
     def blocks(self, numbers: list[int]) -> Partitions:
-        return self.of([array.blocks[numbers] for array in self.arrays])
+        return Partitions(*(array.blocks[numbers] for array in self.arrays))
 
 
-def as_rows(net: Network, X: object, name: str = "X") -> Array:
+def as_rows(net: Network, X: object) -> Array:
     """Check inputs (N, D): a dask array, its features in one chunk."""
     if not is_dask_array(X):
         hint = (
             "Call its to_dask_array()." if hasattr(X, "to_dask_array") else "xpsoftmax itself takes arrays in memory."
         )
-        raise TypeError(f"{name} must be a dask array, got {_kind(X)}. {hint}")
-    check.as_companion(name, X._meta, net.frame)
+        raise TypeError(f"X must be a dask array, got {_kind(X)}. {hint}")
+    check.as_companion("X", X._meta, net.frame)
     fan_in = net.layers[0].weight.shape[0]
     if X.ndim != 2 or X.shape[1] != fan_in:
-        raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {X.shape}.")
-    return whole_rows(name, X, "features")
+        raise ValueError(f"X must have shape (N, {fan_in}) to fit params[0].weight, got {X.shape}.")
+    return whole_rows("X", X, "features")
 
 
 def whole_rows(name: str, array: Array, columns: str) -> Array:
@@ -89,9 +86,17 @@ def whole_rows(name: str, array: Array, columns: str) -> Array:
         f"{name} has its {columns} in {array.numblocks[1]} chunks: every block of rows is put together again on each "
         f"pass. Call rechunk({{1: -1}}) where {name} is made.",
         da.PerformanceWarning,
-        stacklevel=5,
+        stacklevel=_outside(),
     )
     return array.rechunk({1: -1})
+
+
+def _outside() -> int:
+    """The `stacklevel` of a warning by the caller that shows the line of the user, however many calls above it."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "xpsoftmax":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array | None) -> Partitions:
@@ -103,7 +108,8 @@ def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array |
     soft = dtype_name(targets.dtype) in check.FLOATING
     if targets.ndim != 1 + soft or (soft and targets.shape[1] != classes):
         rule = f"shape (N, {classes}) if they are floating soft targets" if soft else "shape (N,) if they are labels"
-        raise ValueError(f"targets must have {rule}, got {targets.shape}.")
+        hint = " Labels must be of an integer dtype." if soft and targets.ndim == 1 else ""
+        raise ValueError(f"targets must have {rule}, got {targets.shape}.{hint}")
     targets = _aligned("targets", whole_rows("targets", targets, "classes"), X)
     if sample_weight is not None:
         sample_weight = _as_companion("sample_weight", sample_weight, X, net)
@@ -125,6 +131,8 @@ def _as_companion(name: str, value: object, X: Array, net: Network) -> Array:
     if is_dask_array(value):
         check.as_companion(name, value._meta, net.frame)
         return value
+    if hasattr(value, "to_dask_array"):
+        raise TypeError(f"{name} must be a dask array, got {_kind(value)}. Call its to_dask_array().")
     array = check.as_companion(name, value, net.frame)
     if array.ndim == 0 or array.shape[0] != X.shape[0]:
         more = " Make it a dask array with the blocks of X." if is_unknown(X) else ""

@@ -578,10 +578,13 @@ def trained(
     """Train until the epochs are over, or something ends it before."""
     with _progress(run.steps_left(epochs), shown=progress) as tick, interrupts() as interrupted:
         going = True
-        while going and run.epoch < epochs and not run.out_of_patience(patience):
-            going = run.steps_of_epoch(callback, tick, interrupted)
-            if run.step == run.batches:
-                run.end_epoch(held_out, keep_best=patience is not None)
+        try:
+            while going and run.epoch < epochs and not run.out_of_patience(patience):
+                going = run.steps_of_epoch(callback, tick, interrupted)
+                if run.step == run.batches:
+                    run.end_epoch(held_out, keep_best=patience is not None)
+        except Interrupted:
+            run.settle()
     result, xp = run.result(best=patience is not None), run.stepper.given.xp
     if not all(bool(xp.all(xp.isfinite(array))) for layer in result.params for array in layer):
         raise DivergenceError(len(result.history["loss"]) - 1, None, result)
@@ -696,10 +699,14 @@ class Run:
         self.history["loss"] += self.losses
         raise DivergenceError(len(self.history["loss"]), loss, self.result(best=False))
 
-    def rescued(self) -> TrainResult:
-        """What was learnt before an error: the result of the last step that was completed."""
+    def settle(self) -> None:
+        """Go back to the last step that was completed, where something ended the one after it."""
         made = sum(type(loss) is not float for loss in self.losses)
         self.collect(self.step - len(self.losses), self.state[0] - made)
+
+    def rescued(self) -> TrainResult:
+        """What was learnt before an error."""
+        self.settle()
         return self.result(best=False)
 
     def end_epoch(self, held_out: Any, *, keep_best: bool) -> None:
@@ -789,26 +796,58 @@ def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
         yield bar.update
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a step, or a function that calls back, before it was completed: what was before it is kept."""
+
+
+class _Noting:
+    """What handles Ctrl-C within `interrupts`: the first is noted, a second one raised."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.asked:
+            signal.default_int_handler(number, frame)
+        self.asked = True
+
+
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
     """Let a step be ended before Ctrl-C stops the training; a second one is raised at once.
 
     Only where the default handler would raise it, which Python calls between any two lines of the main thread.
     """
-    asked: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if asked:
-            signal.default_int_handler(number, frame)
-        asked.append(number)
-
+    noting = _Noting()
     usual = threading.current_thread() is threading.main_thread() and (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
     if usual:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, noting)
     try:
-        yield lambda: bool(asked)
+        yield lambda: noting.asked
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def given_up() -> Iterator[None]:
+    """Within `interrupts`, let Ctrl-C raise `Interrupted` at once: for a wait that changes nothing, and may not end.
+
+    A terminal sends it to all processes of the program: workers that were started here end, and their tasks with them.
+    """
+    noting = signal.getsignal(signal.SIGINT)
+    if not isinstance(noting, _Noting) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        noting(number, frame)
+        raise Interrupted
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, noting)

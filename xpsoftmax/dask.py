@@ -19,7 +19,6 @@ from xpsoftmax._mlp import mlp_predict as predict_in_memory
 from xpsoftmax._optim import Optimizer
 from xpsoftmax._partition_training import (
     ClusterError,
-    LostError,
     PartitionSteps,
     Scheduler,
     as_blocks,
@@ -296,7 +295,8 @@ def train(
         As `mlp_loss_and_grad`, and if an option does not fit.
     ClusterError
         A ConnectionError, if the scheduler of a cluster is lost, or a task loses one worker after the other; its
-        `result` has the parameters after the last step and the state to resume from.
+        `result` has the parameters after the last step and the state to resume from; None before the first one,
+        while labels are looked at.
     DivergenceError, ImportError
         As `xpsoftmax.train`.
 
@@ -304,8 +304,9 @@ def train(
     -----
     Over one group of blocks the steps are those of `xpsoftmax.train` with the same `rng`. The result depends on the
     blocks and on `rng`, not on scheduler, workers or their number, and not on workers that die on the way: Dask
-    computes again what they held (``tests/test_dask.py``). Whole blocks are computed from the graph of `X` in every
-    epoch: call ``X.persist()`` before where they fit into the memory of the cluster.
+    computes again what they held (``tests/test_dask.py``). An interrupt (Ctrl-C) gives up the step whose sums are
+    waited for; what was learnt before it is returned. Whole blocks are computed from the graph of `X` in every epoch:
+    call ``X.persist()`` before where they fit into the memory of the cluster.
 
     References
     ----------
@@ -340,7 +341,7 @@ def train(
     reg = check.as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
     data = parts.as_partitions(model, X, targets, sample_weight)
-    scheduler = Scheduler(data.X)
+    scheduler = Scheduler(data.X, model)
     sizes = looked_at(scheduler, model, data)
     held_out = None if validation is None else as_held_out(scheduler, model, *validation)
     steps = PartitionSteps(model, data, sizes, reg, reduction, as_blocks(blocks_per_step, batch_size, sizes), scheduler)
@@ -353,5 +354,5 @@ def train(
         run = Run(steps, optimizer, generator, batch_size, resume)
         try:
             return trained(run, epochs, held_out, patience, callback, progress=progress)
-        except LostError as error:
-            raise ClusterError(str(error), run.rescued()) from error.__cause__
+        except ClusterError as error:
+            raise ClusterError(error.reason, run.rescued()) from error.__cause__

@@ -54,7 +54,7 @@ from xpsoftmax._targets import (
     labels_of,
     shortened,
 )
-from xpsoftmax._training import Stepper, as_data, copied, interrupts
+from xpsoftmax._training import Interrupted, Stepper, as_data, copied, interrupts
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
 
 __all__ = ["MLPClassifier"]
@@ -674,7 +674,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     warnings.warn(INTERRUPTED, stacklevel=4)
                     break
                 self._count(loss, rows)
-                waited = self._waited(layers, held_out)
+                try:
+                    waited = self._waited(stepper, layers, held_out)
+                except Interrupted:
+                    warnings.warn(INTERRUPTED, stacklevel=4)
+                    break
                 if schedule == "invscaling":
                     optimizer = replace(optimizer, learning_rate=first_rate / (self.t_ + 1) ** power)
                 if waited:
@@ -742,7 +746,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.loss_curve_.append(loss)
         self._say(f"Iteration {self.n_iter_}, loss = {loss:.8f}")
 
-    def _waited(self, layers: Params, held_out: Rows | None) -> bool:
+    def _waited(self, stepper: Any, layers: Params, held_out: Rows | None) -> bool:
         """Look at what the epoch brought; whether too many have brought nothing."""
         if held_out is None:
             better = self.loss_ <= self.best_loss_ - float(self.tol)
@@ -752,7 +756,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             net = as_network(layers, self.activation)
             codes, xp = self._codes(net, X), net.xp
             if is_dask_array(X):
-                codes, xp = to_host("codes", codes.compute()), np
+                codes, xp = to_host("codes", stepper.scheduler.computed(codes)), np
             score = _accuracy(xp, codes, y, weight)
             self.validation_scores_.append(score)
             self._say(f"Validation score: {score:f}")
@@ -1179,10 +1183,6 @@ def _if_set(xp: Namespace) -> str:
     return " (float64 only if jax_enable_x64 is set)" if is_jax_namespace(xp) else ""
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ends a function that calls back."""
-
-
 @contextmanager
 def _all_or_nothing(model: Any) -> Iterator[None]:
     """Let an error, or a second Ctrl-C, leave the attributes of a model as they were."""
@@ -1263,7 +1263,10 @@ def _epoch(
     for size, batch in batches:
         if interrupted():
             break
-        found = stepper.of_batch(layers, batch)
+        try:
+            found = stepper.of_batch(layers, batch)
+        except Interrupted:
+            break
         if found is None:
             continue
         loss, grads = found
