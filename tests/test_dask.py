@@ -999,6 +999,13 @@ def test_what_the_classifier_refuses(classifier, problem):
         model.predict(da.ones((N, 3)))
     with pytest.raises(ValueError, match=r"^X must be of real numbers, got complex128"):
         model.fit(held[0] * 1j, held[1])
+    holes = X.copy()
+    holes[-1, 2] = np.nan
+    for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        predicted = getattr(model, method)(lazy(holes, 10))
+        assert predicted.blocks[0].compute().shape[0] == 10
+        with pytest.raises(ValueError, match=f"^X must be finite, got nan or infinity in what {method} was given"):
+            predicted.compute()
 
 
 # --- a cluster --------------------------------------------------------------------------------------------------------

@@ -114,6 +114,9 @@ class Predictor:
         self.__name__ = method
 
     def __call__(self, X: Array, *, model: Model) -> Array:
+        xp = array_namespace(X)
+        if not bool(xp.all(xp.isfinite(X))):
+            raise ValueError(f"X must be finite, got nan or infinity in what {self.method} was given.")
         options: dict[str, Any] = {"activation": model.activation, "impl": model.impl}
         if self.method == "predict":
             return labels_of(self.classes, predict_in_memory(model.params, X, **options))
