@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,22 @@ def compare(content: dict[str, Any]) -> str:
     return markdown(["library", "train", "test", "a step", "speed", "farthest from float64, eps"], rows)
 
 
+def sklearn_times(content: dict[str, Any]) -> str:
+    """Fits and predictions relative to scikit-learn's."""
+    kinds = ("fit", "predict", "memory")
+    rows = [[found["case"], *(f"{found['ratios'][kind]:.2f}" for kind in kinds)] for found in content["time"]]
+    return markdown(["relative to scikit-learn", "fit", "predict_proba", "peak memory of the fit"], rows)
+
+
+def sklearn_accuracy(content: dict[str, Any]) -> str:
+    """Mean and standard deviation over the seeds."""
+    rows = []
+    for found in content["accuracy"]:
+        cells = [f"{statistics.fmean(x):.4f} ± {statistics.pstdev(x):.4f}" for x in found["scores"].values()]
+        rows.append([found["data"], *cells, f"{found['largest_difference']:.4f}"])
+    return markdown(["data set", *content["accuracy"][0]["scores"], "largest difference of a seed"], rows)
+
+
 def dask_overhead(content: dict[str, Any]) -> str:
     """One pass over blocks in memory, and how much longer than the plain loop of as many threads."""
     beyond = content["beyond_the_loop"]
@@ -246,6 +263,8 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "confidence": confidence,
     "modular": modular,
     "compare": compare,
+    "sklearn-times": sklearn_times,
+    "sklearn-accuracy": sklearn_accuracy,
     "dask-overhead": dask_overhead,
     "dask-workers": dask_workers,
     "dask-constants": dask_constants,

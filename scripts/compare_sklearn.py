@@ -271,14 +271,16 @@ def main() -> int:
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
     console = Console(width=110)
-    found: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), **surroundings(PACKAGES)}
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
+    command = shlex.join(["python", "scripts/compare_sklearn.py", *sys.argv[1:]])
+    found: dict[str, Any] = {"command": command, "date": day, **surroundings(PACKAGES)}
     if options.only in (None, "accuracy"):
         found["accuracy"] = accuracy(options.seeds, console)
     if options.only in (None, "time"):
         found["time"] = timed(options.rounds, console)
     if options.only == "gpu":
         found["gpu"] = on_gpu(options.rounds, console)
-    name = f"{datetime.now(UTC):%Y-%m-%d}-compare-sklearn-{os.cpu_count()}core.json"
+    name = f"{day}-compare-sklearn-{os.cpu_count()}core.json"
     target = options.json or Path(__file__).resolve().parent.parent / "benchmarks" / "results" / name
     target.write_text(json.dumps(finite(found), indent=1) + "\n")
     console.print(f"Wrote {target.name}.")

@@ -70,7 +70,7 @@ def public():
 def methods(thing):
     for name, value in vars(thing).items() if inspect.isclass(thing) else ():
         function = value.__func__ if isinstance(value, classmethod) else value
-        if not name.startswith("_") and inspect.isfunction(function) and " Parameters\n" in (function.__doc__ or ""):
+        if not name.startswith("_") and inspect.isfunction(function) and "Parameters\n" in (function.__doc__ or ""):
             yield function
 
 

@@ -476,7 +476,7 @@ def test_bad_options_end_with_status_2_and_one_line(monkeypatch, tmp_path, capsy
 # --- memory under a real limit ----------------------------------------------------------------------------------------
 
 # What is allocated once (BLAS, matplotlib, threads) is allocated by a first run; then the address space is limited to
-# what the process has and 160 MiB. All logits would take N x C x 4 = 800 MiB, also if they came as one batch.
+# what the process has and 160 MiB. All logits would take N x C x 4, about 1 GiB, also if they came as one batch.
 LIMITED = """
 import os, resource, sys
 import train_tokens as script
@@ -486,7 +486,7 @@ assert script.main(tiny) == 0
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + 160 * 2**20,) * 2)
 try:
-    script.main([*tiny, "--classes", "3500", *sys.argv[1:]])
+    script.main([*tiny, "--tokens", "90000", "--classes", "3500", *sys.argv[1:]])
 except MemoryError:
     print("refused")
 """
