@@ -14,6 +14,8 @@ from xml.etree import ElementTree as ET
 Node: TypeAlias = ET.Element
 Content: TypeAlias = dict[str, Any]
 """What compare_backends.py writes as JSON, in which numbers that are not finite may still be."""
+Scale: TypeAlias = Callable[[float], float]
+"""Where a value lies on an axis."""
 
 LIGHT = ("#1d5fd0", "#b04a00", "#187038", "#7a3fd0", "#c01c32", "#0a6b7c")
 DARK = ("#78acff", "#f59a4e", "#57cc79", "#c8a2ff", "#ff8a86", "#45cdd8")
@@ -24,6 +26,8 @@ WIDTH, HEIGHT = 360.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 10.0, 36.0
 NAMES, VALUES, ROW = 106.0, 74.0, 26.0
 """Of the plot of times: room for the names and for the numbers, and the height of a row."""
+LEVELS, CHARACTER, SPACE = 34.0, 7.5, 9.0
+"""How far apart numbers on the axis upwards are; how wide a character of those below is, and the space between two."""
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1c2024; --quiet: #59626c; --line: #d5dadf; --bad: #b3122a;
@@ -242,7 +246,7 @@ def losses(content: Content) -> Node:
     values = [value for curve in curves.values() for value in curve if 0.0 < value < math.inf]
     epochs = max(map(len, curves.values()))
     down = logarithmic(values or [1.0], HEIGHT - BOTTOM, TOP)
-    drawn = [_level(down(value), short(value)) for value in ticks(values or [1.0])]
+    drawn = [_level(down(value), short(value)) for value in ticks(values or [1.0], down)]
 
     def across(epoch: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * ((epoch - 1) / (epochs - 1) if epochs > 1 else 0.5)
@@ -274,7 +278,7 @@ def times(content: Content) -> Node:
     end = TOP + ROW * len(seconds)
     across = logarithmic(milliseconds, NAMES, WIDTH - VALUES)
     drawn = []
-    for value in ticks(milliseconds, most=4):
+    for value in ticks(milliseconds, across, lambda text: CHARACTER * len(text) + SPACE):
         x = across(value)
         drawn.append(node("line", x1=x, x2=x, y1=TOP, y2=end, class_="grid"))
         drawn.append(node("text", short(value), x=x, y=end + 15, text_anchor="middle"))
@@ -296,7 +300,7 @@ def times(content: Content) -> Node:
     )
 
 
-def logarithmic(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
     """Return the scale on which the values, with a margin, lie between two places."""
     low, high = bounds(values)
     return lambda value: start + (end - start) * (math.log10(value) - low) / (high - low)
@@ -309,21 +313,29 @@ def bounds(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def ticks(values: Sequence[float], most: int = 6) -> list[float]:
-    """Return round numbers within the scale: at least three, if there are so many, and not many more than `most`."""
+def ticks(values: Sequence[float], scale: Scale, room: Callable[[str], float] = lambda _: LEVELS) -> list[float]:
+    """Return round numbers within the scale whose texts, as they need this much room, do not meet: three or more."""
     low, high = bounds(values)
     exponents = range(math.floor(low), math.ceil(high) + 1)
+    most: list[float] = []
     for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10)), tuple(k / 10 for k in range(10, 100))):
         found = [float(f"{digit}e{k}") for k in exponents for digit in digits]
         found = [value for value in found if value >= sys.float_info.min and low <= math.log10(value) <= high]
-        if len(found) >= 3:
+        kept = found[:1]
+        for value in found[1:]:
+            if abs(scale(value) - scale(kept[-1])) >= (room(short(value)) + room(short(kept[-1]))) / 2:
+                kept.append(value)
+        most = max(most, kept, key=len)
+        if len(most) >= 3:
             break
-    return found[:: math.ceil(len(found) / most)]
+    return most
 
 
 def short(value: float) -> str:
     """Spell a round number in at most six characters."""
-    return f"{value:g}" if 1e-3 <= value < 1e5 else f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+    if 1e-3 <= value < 1e5:
+        return f"{value:g}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
 
 
 def _round_steps() -> Iterable[int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import html.parser
+import itertools
 import json
 import math
+import random
 import struct
 
 import pytest
@@ -15,7 +17,23 @@ pytest.importorskip("rich")
 
 import compare_backends
 from _chromium import PROGRAM, Chromium
-from _compare_page import bounds, node, page, short, ticks
+from _compare_page import (
+    BOTTOM,
+    CHARACTER,
+    HEIGHT,
+    LEVELS,
+    NAMES,
+    SPACE,
+    TOP,
+    VALUES,
+    WIDTH,
+    bounds,
+    logarithmic,
+    node,
+    page,
+    short,
+    ticks,
+)
 
 needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium")
 WIDTHS = {"phone": 360, "desktop": 1280}
@@ -131,18 +149,40 @@ def test_losses_that_are_none_of_them_numbers_are_no_error(content):
     assert b"<svg" in page(content)
 
 
-@pytest.mark.parametrize("values", [[0.3], [0.29, 0.31], [0.07, 1.7], [1e-8, 1e3], [1e-300, 1e300], [3e-5, 0.2]])
-def test_ticks_are_round_numbers_within_the_scale(values):
-    low, high = bounds(values)
-    found = ticks(values)
-    assert all(low <= math.log10(value) <= high for value in found)
-    assert 3 <= len(found) <= 6
-    assert all(float(short(value)) == pytest.approx(value, rel=1e-15) for value in found)
-    assert max(len(short(value)) for value in found) <= 6
+AXES = {
+    "down": (HEIGHT - BOTTOM, TOP, lambda text: LEVELS),
+    "across": (NAMES, WIDTH - VALUES, lambda text: CHARACTER * len(text) + SPACE),
+}
 
 
-def test_ticks_of_a_usual_scale():
-    assert ticks([0.07, 1.7]) == [0.1, 0.3, 1.0]
+@pytest.mark.parametrize("axis", AXES)
+def test_ticks_are_round_numbers_within_the_scale_that_do_not_meet(axis):
+    start, end, room = AXES[axis]
+    draw, count = random.Random(0), 0
+    spans = [(0.3, 0.3), (0.29, 0.31), (0.07, 1.7), (1e-8, 1e3), (1e-300, 1e300), (3e-5, 0.2)]
+    for width in (0.0, 0.2, 0.5, 2.0, 12.0):
+        firsts = [draw.uniform(-6.0, 6.0) for _ in range(1000)]
+        spans += [(10.0**first, 10.0 ** (first + draw.uniform(0.0, width))) for first in firsts]
+    for values in spans:
+        low, high = bounds(values)
+        scale = logarithmic(values, start, end)
+        found = ticks(values, scale, room)
+        assert all(low <= math.log10(value) <= high for value in found)
+        assert 3 <= len(found) <= 7, values
+        texts = [short(value) for value in found]
+        assert [float(text) for text in texts] == found
+        assert max(map(len, texts)) <= 6 or min(values) < 1e-9
+        places = [scale(value) for value in found]
+        for (one, other), (a, b) in zip(itertools.pairwise(texts), itertools.pairwise(places), strict=True):
+            assert abs(b - a) >= (room(one) + room(other)) / 2
+        count += len(found)
+    assert count > 3 * 5000
+
+
+def test_ticks_of_usual_scales():
+    assert ticks([0.07, 1.7], logarithmic([0.07, 1.7], HEIGHT - BOTTOM, TOP)) == [0.1, 0.3, 1.0]
+    start, end, room = AXES["across"]
+    assert ticks([0.08, 0.1], logarithmic([0.08, 0.1], start, end), room) == [0.08, 0.09, 0.1]
 
 
 def test_an_attribute_that_is_none_is_left_out():
@@ -189,6 +229,30 @@ COLLISIONS = """[...document.querySelectorAll("svg")].flatMap(svg => {
     a.left < b.right && b.left < a.right && a.top + 1 < b.bottom && b.top + 1 < a.bottom).map(([two]) => one + two));
   return [...out.map(([text]) => text), ...meet];
 })"""
+
+
+# Of [0.0820, 0.1]: where numbers of an earlier page lay on each other; and others as narrow and as wide.
+SPANS = [
+    [8.2e-5, 1e-4],
+    [8.7e-5, 8.7e-5],
+    [1.15e-3, 1.3e-3],
+    [2.1e-4, 2.2e-4],
+    [9.9e-3, 1e-2],
+    [1e-5, 3e-4],
+    [0.5, 90.0],
+]
+
+
+@needs_chromium
+@pytest.mark.parametrize("span", SPANS)
+def test_numbers_in_the_browser_do_not_meet_whatever_was_timed(content, browser, tmp_path, span):
+    content, file = copy.deepcopy(content), tmp_path / "page.html"
+    for result, seconds in zip(content["backends"].values(), itertools.cycle(span), strict=False):
+        result["step_seconds"] = [seconds] * 3
+        result["losses"] = [1e3 * seconds] * 12
+    file.write_bytes(page(content))
+    with browser.page(file.as_uri(), width=360, scheme="light") as opened:
+        assert opened.evaluate(COLLISIONS) == []
 
 
 @needs_chromium
