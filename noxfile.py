@@ -15,6 +15,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
 # The tests see the installed wheel, never the source tree: the working directory stays off sys.path.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+# A test that waits for ever fails, with the stacks of all threads, instead of ending the whole run.
+TESTING = {**SAFE_PATH, "PYTEST_TIMEOUT": "900"}
 
 
 def at_hand(version: str) -> bool:
@@ -55,7 +57,7 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests on NumPy, array-api-strict, dask (and CuPy with a GPU), on the oldest and the newest Python found."""
     install(session, "test", "report")
-    session.run("pytest", "-n", "auto", *session.posargs, env=SAFE_PATH)
+    session.run("pytest", "-n", "auto", *session.posargs, env=TESTING)
 
 
 @nox.session(python=OLDEST_AND_NEWEST[0])
@@ -64,7 +66,7 @@ def tests_lowest(session: nox.Session) -> None:
     install(session, "test")
     session.install("numpy==2.0.0", "array-api-compat==1.11", "array-api-strict==2.3.1")
     backends = ("--backend=numpy", "--backend=array_api_strict")
-    session.run("pytest", "-n", "auto", *backends, *session.posargs, env=SAFE_PATH)
+    session.run("pytest", "-n", "auto", *backends, *session.posargs, env=TESTING)
 
 
 @nox.session
@@ -72,7 +74,7 @@ def tests_peers(session: nox.Session) -> None:
     """The tests on PyTorch and JAX, and those that compare with them. Installs more than a gigabyte."""
     install(session, "test", "report", "peers")
     backends = ("--require-backend=torch", "--require-backend=jax", "--backend=torch", "--backend=jax")
-    session.run("pytest", "-n", "auto", *backends, *session.posargs, env=SAFE_PATH)
+    session.run("pytest", "-n", "auto", *backends, *session.posargs, env=TESTING)
 
 
 @nox.session
@@ -80,7 +82,7 @@ def stand_in(session: nox.Session) -> None:
     """The tests of CuPy's arrays, on a module that stands in for CuPy: no GPU is needed."""
     install(session, "test")
     backends = ("--backend=cupy", "--backend=cupy:device1", "-k", "cupy")
-    session.run("pytest", "-n", "auto", "--stand-in", *backends, *session.posargs, env=SAFE_PATH)
+    session.run("pytest", "-n", "auto", "--stand-in", *backends, *session.posargs, env=TESTING)
 
 
 @nox.session
@@ -89,7 +91,7 @@ def kernels(session: nox.Session) -> None:
     install(session, "test", "kernels")
     session.run("python", "-c", "from cupy.cuda import nvrtc; nvrtc.getVersion()", env=SAFE_PATH)
     files = sorted(str(path) for path in Path("tests").glob("test_*cuda*.py"))
-    session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=SAFE_PATH)
+    session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=TESTING)
 
 
 @nox.session

@@ -18,11 +18,12 @@ def noted(block, path):
     return block
 
 
-def killed_once(block, path, value):
-    """The block that begins with this value kills its worker the first time."""
-    if block.size and np.ravel(block)[0] == value and not Path(path).exists():
-        Path(path).touch()
-        time.sleep(0.1)  # others of the worker's tasks have ended, and are lost
+def killing(block, value, once=None):
+    """The block that begins with this value kills its worker: each time, or until there is a file `once`."""
+    if block.size and np.ravel(block)[0] == value and not (once and Path(once).exists()):
+        if once:
+            Path(once).touch()
+            time.sleep(0.1)  # others of the worker's tasks have ended, and are lost
         os.kill(os.getpid(), signal.SIGKILL)
     return block
 
@@ -41,13 +42,6 @@ def interrupted_once(block, path, value):
         if Path(path).read_text() == "..":
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
-    return block
-
-
-def killing(block):
-    """Every worker that computes it is killed."""
-    if block.size:
-        os.kill(os.getpid(), signal.SIGKILL)
     return block
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -61,8 +62,22 @@ def cluster():
 @pytest.fixture
 def client(cluster):
     with distributed.Client(cluster) as client:
-        client.wait_for_workers(2)
+        both_started(client, cluster)
         yield client
+
+
+def both_started(client, cluster):
+    """Wait for workers that have been replaced.
+
+    One can be given tasks before its nanny knows that it has started; if it is killed then, it may not be replaced.
+    """
+    client.wait_for_workers(2, timeout=120)
+    deadline = time.monotonic() + 120
+    while not all(
+        nanny.process and nanny.process.status == distributed.Status.running for nanny in cluster.workers.values()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -1051,7 +1066,7 @@ def test_a_worker_that_is_killed_changes_nothing(batch_size, client, problem, tm
     chunks = CHUNKS["even"]
     desired = xd.train(params, lazy(X, chunks), lazy(y, chunks), **options)
     path = tmp_path / "killed"
-    mortal = lazy(X, chunks).map_blocks(blocks.killed_once, str(path), X[30, 0], dtype=X.dtype, meta=X[:0])
+    mortal = lazy(X, chunks).map_blocks(blocks.killing, X[30, 0], str(path), dtype=X.dtype, meta=X[:0])
     before = {worker["pid"] for worker in client.run(lambda: {"pid": os.getpid()}).values()}
     got = xd.train(params, mortal, lazy(y, chunks), **options)
     assert path.exists()
@@ -1137,19 +1152,21 @@ def test_no_worker_is_left(problem):
     assert flat(again.params).tobytes() == flat(desired.params).tobytes()
 
 
-def test_workers_that_are_lost_before_the_first_step_or_by_the_classifier(classifier, client, problem):
+def test_workers_that_are_lost_before_the_first_step_or_by_the_classifier(classifier, client, cluster, problem):
     params, X, y = problem
-    mortal_X = lazy(X, 10).map_blocks(blocks.killing, dtype=X.dtype, meta=X[:0])
-    mortal_y = lazy(y, 10).map_blocks(blocks.killing, dtype=y.dtype, meta=y[:0])
+    y[20] = C - 1
+    y[[0, 10, 30, 40]] = 0
+    mortal_X = lazy(X, 10).map_blocks(blocks.killing, X[20, 0], dtype=X.dtype, meta=X[:0])
+    mortal_y = lazy(y, 10).map_blocks(blocks.killing, C - 1, dtype=y.dtype, meta=y[:0])
     options = {"optimizer": xs.sgd(0.1), "epochs": 1}
     message = r"^the cluster must outlive the training, but it was lost: KilledWorker: .* Nothing has been changed\.$"
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         with pytest.raises(xd.ClusterError, match=message) as lost:
             xd.train(params, lazy(X, 10), mortal_y, **options)
         assert pickle.loads(pickle.dumps(lost.value)).result is None
+        both_started(client, cluster)
         with pytest.raises(xd.ClusterError, match=message):
             classifier().fit(mortal_X, y)
-    client.wait_for_workers(2)
 
 
 INTERRUPTED = """
