@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,13 @@ def killing(block, value, once=None):
     return block
 
 
-def slow(block, seconds=0.05):
+def interrupting(block, path):
+    """The first block that finds a file sends a Ctrl-C to all processes of the program, as a terminal does."""
     if block.size:
-        time.sleep(seconds)
+        with suppress(FileNotFoundError):
+            Path(path).unlink()
+            os.killpg(os.getpgrp(), signal.SIGINT)
+            time.sleep(1.0)
     return block
 
 

@@ -1170,22 +1170,24 @@ def test_workers_that_are_lost_before_the_first_step_or_by_the_classifier(classi
 
 
 INTERRUPTED = """
-    import os, signal, threading
+    import pathlib
     import dask.array as da, numpy as np
     import xpsoftmax as xs, xpsoftmax.dask as xd
-    from _dask_blocks import slow
+    from _dask_blocks import interrupting
     from distributed import Client, LocalCluster
+
+    path = pathlib.Path(__file__).with_name("now")
 
     def ctrl_c(step):
         if step.step == 3:
-            threading.Timer(0.1, os.killpg, (os.getpgrp(), signal.SIGINT)).start()
+            path.touch()
 
     if __name__ == "__main__":
         rng = np.random.default_rng(0)
         X = da.from_array(rng.standard_normal((80, 3)), chunks=(10, 3))
         y, params = rng.integers(0, 3, 80), xs.init_params((3, 5, 3), rng=0)
         options = {"optimizer": xs.adam(0.01), "epochs": 8, "rng": 0}
-        waited = X.map_blocks(slow, dtype=X.dtype, meta=X._meta)
+        waited = X.map_blocks(interrupting, str(path), dtype=X.dtype, meta=X._meta)
         with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
             result = xd.train(params, waited, y, callback=ctrl_c, **options)
         whole = xd.train(params, X, y, **options)

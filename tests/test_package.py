@@ -181,11 +181,11 @@ def test_importing_costs_little(tmp_path):
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
     code = """
 import time
-start = time.perf_counter()
+start = time.process_time()
 import numpy, array_api_compat
-between = time.perf_counter()
+between = time.process_time()
 import xpsoftmax
-print((time.perf_counter() - start) / (between - start))
+print((time.process_time() - start) / (between - start))
 """
 
     def ratio():

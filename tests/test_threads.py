@@ -461,7 +461,7 @@ def failing(helper):
                 events.append("fails")
                 raise BrokenError(f"item {item}")
             assert begun.wait(LONG)
-            time.sleep(0.05)
+            time.sleep(0.5)
             events.append("done")
 
     return worker, events
@@ -545,17 +545,16 @@ def test_an_interrupt_while_waiting_for_the_helpers():
                 assert begun.wait(LONG)
             else:
                 begun.set()
-                time.sleep(0.6)
+                time.sleep(0.3)  # now the caller waits
+                signal.pthread_kill(caller, signal.SIGINT)
+                time.sleep(0.3)
                 ended.append(True)
 
-    timer = threading.Timer(0.3, signal.pthread_kill, (caller, signal.SIGINT))
-    timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             _threads.share(worker, range(2), 2)
         found = list(ended), _threads._state.running
     finally:
-        timer.join()
         _threads._state.pool.shutdown()
         _threads._state.running = 0
     assert found == ([True], 0)
