@@ -498,11 +498,12 @@ def events(call: Call) -> dict[str, int]:
 def kind_of_event(event: Any) -> str | None:
     """What an event counts as: a kernel, a copy on the GPU, a wait of the host, or nothing."""
     name = event.name
-    if name.startswith("cu"):  # a function of CUDA, called by the host
-        return "waits" if "Synchronize" in name or name in ("cudaMemcpy", "cudaMemset") else None
-    if not str(event.device_type).endswith("CUDA"):
-        return None
-    return "copies" if name.startswith(("Memcpy", "Memset")) else "kernels"
+    if str(event.device_type).endswith("CUDA"):  # kernels may be called as CUDA's functions are: cupy_add, cutlass_...
+        if getattr(event, "is_user_annotation", False):  # a span that PyTorch names, such as a step of an optimiser
+            return None
+        return "copies" if name.startswith(("Memcpy", "Memset")) else "kernels"
+    waits = name.startswith("cu") and ("Synchronize" in name or name in ("cudaMemcpy", "cudaMemset"))
+    return "waits" if waits else None
 
 
 def peak_mib(case: Case, name: str) -> float:

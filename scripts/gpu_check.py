@@ -8,9 +8,11 @@ PyTorch, Liger, scikit-learn and dask are used where they can be imported. The p
 
 {parts}
 
-Each command of a part runs in a process of its own, so that neither a crash nor a hang ends the others. Into the folder
-OUT go gpu_check.json, the log of everything, the plot of the comparison and the row for docs/gpu-runs.md; a short table
-is printed last. Exit status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can be used.
+Each command of a part runs in a process of its own, so that neither a crash nor a hang ends the others; one that takes
+too long is interrupted as by Ctrl-C, so that what it has found is written, and ended with all it has started. Into the
+folder OUT go gpu_check.json, the log of everything, the plot of the comparison and the row for docs/gpu-runs.md; a
+short table is printed last. Exit status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can
+be used.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +42,8 @@ from _report import Parser, described, finite, surroundings
 ROOT = Path(__file__).resolve().parent.parent
 
 NO_GPU = 3
+GRACE = 15.0
+"""Seconds that a command has to write what it has found, once it is interrupted."""
 Command = list[str]
 
 
@@ -106,10 +112,21 @@ def counted(folder: Path) -> dict[str, Any]:
 
 
 def sanitizer_commands(folder: Path) -> list[Command]:  # noqa: ARG001
-    """Every kernel at every size class: alone, which compiles them, and under each tool."""
+    """Every kernel at every size class: alone, which compiles them, and under each tool.
+
+    Only what kernels do is reported: libraries ask CUDA for what may be missing, and go on.
+    """
     kernels = script("_gpu_small.py")
-    tools = ("memcheck", "racecheck")
-    return [kernels, *(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *kernels] for tool in tools)]
+    options = ["--error-exitcode", "9", "--report-api-errors", "no"]
+    return [kernels, *([sanitizer(), "--tool", tool, *options, *kernels] for tool in ("memcheck", "racecheck"))]
+
+
+def sanitizer() -> str:
+    """Where compute-sanitizer is: on the path, or in CUDA's folder."""
+    roots = [os.environ[name] for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)]
+    folders = [Path(root, "bin") for root in (*roots, "/usr/local/cuda")]
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *map(str, folders)))
+    return shutil.which("compute-sanitizer", path=path) or "compute-sanitizer"
 
 
 def read(name: str) -> Callable[[Path], dict[str, Any]]:
@@ -120,17 +137,19 @@ def read(name: str) -> Callable[[Path], dict[str, Any]]:
 KERNEL_SECONDS = 240
 PARTS = {
     "tests": Part("the test-suite with --require-backend=cupy", 420, pytest_commands, counted),
-    "sanitizer": Part("every kernel under compute-sanitizer: memcheck, racecheck", 300, sanitizer_commands),
+    "sanitizer": Part("every kernel under compute-sanitizer: memcheck, racecheck", 270, sanitizer_commands),
     "kernels": Part(
         "loss and gradient, softmax, log_softmax beside a copy and others (_gpu_kernels.py)",
-        KERNEL_SECONDS + 60,  # the last case may take a minute
+        KERNEL_SECONDS + 50,  # the last case may take most of a minute
         lambda folder: [script("_gpu_kernels.py", folder / "kernels.json", KERNEL_SECONDS)],
         read("kernels.json"),
     ),
     "steps": Part(
         "training steps beside PyTorch, kernels and waits of each (bench_training.py)",
         240,
-        lambda folder: [script("bench_training.py", "--device", "cuda", "--json", folder / "steps.json")],
+        lambda folder: [
+            script("bench_training.py", "--device", "cuda", "--seconds", 1, "--json", folder / "steps.json")
+        ],
         read("steps.json"),
     ),
     "compare": Part(
@@ -147,7 +166,7 @@ PARTS = {
     ),
     "estimator": Part(
         "the classifier fitted on CuPy arrays, beside scikit-learn and PyTorch (compare_sklearn.py)",
-        240,
+        150,
         lambda folder: [
             script("compare_sklearn.py", "--only", "gpu", "--rounds", "3", "--json", folder / "estimator.json")
         ],
@@ -155,7 +174,7 @@ PARTS = {
     ),
     "dask": Part(
         "loss, training and the classifier over dask arrays of CuPy blocks, on a worker of its own too (_gpu_dask.py)",
-        180,
+        120,
         lambda folder: [script("_gpu_dask.py", folder / "dask.json")],
         read("dask.json"),
     ),
@@ -191,18 +210,21 @@ def run(command: Command, log: Path, seconds: float) -> int | str:
     with log.open("a") as stream:
         stream.write(f"\n$ {shlex.join(command)}\n")
         stream.flush()
+        # A session of its own, which can be ended whole: a debugger's program, and workers, outlive who started them.
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            return subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                check=False,
-            ).returncode
+            return process.wait(seconds)
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
             return f"not finished in {seconds:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -265,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--part", action="append", choices=PARTS, help="only this one (repeatable)")
     given = options.parse_args(argv)
     folder = given.out.resolve()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background jobs; commands would ignore it, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     device = usable_gpu()
     if isinstance(device, str):
         print(f"gpu_check: there is no GPU that can be used here, so nothing was checked: {device}")

@@ -311,8 +311,17 @@ def asarray(obj: Any, dtype: Any = None, order: str = "K", **options: Any) -> nd
 # What NumPy has and CuPy 14.2 has not, or has elsewhere.
 LACKING = {
     "cupy": (
-        *("False_", "ScalarType", "True_", "asmatrix", "block", "bmat", "busday_count", "busday_offset", "busdaycalendar"),
-        *("bytes_", "character", "clongdouble", "complex256", "datetime64", "datetime_as_string", "datetime_data"),
+        *("False_", "ScalarType", "True_", "asmatrix", "block", "bmat", "busday_count", "busday_offset"),
+        *(
+            "busdaycalendar",
+            "bytes_",
+            "character",
+            "clongdouble",
+            "complex256",
+            "datetime64",
+            "datetime_as_string",
+            "datetime_data",
+        ),
         *("einsum_path", "errstate", "flexible", "float128", "frompyfunc", "fromregex", "geomspace", "get_include"),
         *("getbufsize", "geterr", "geterrcall", "histogram_bin_edges", "info", "insert", "is_busday", "isnat"),
         *("little_endian", "longdouble", "matrix", "matvec", "memmap", "nanpercentile", "nanquantile", "ndenumerate"),

@@ -165,10 +165,14 @@ def test_kernels_and_waits_are_told_from_other_events(script):
         ("cudaMemcpyAsync", "DeviceType.CPU"): None,
         ("Memcpy DtoH (Device -> Pageable)", "DeviceType.CUDA"): "copies",
         ("softmax_loss", "DeviceType.CUDA"): "kernels",
+        ("cupy_multiply__float_float_float", "DeviceType.CUDA"): "kernels",
+        ("cutlass_80_simt_sgemm_128x64_8x5_nn_align1", "DeviceType.CUDA"): "kernels",
         ("aten::mm", "DeviceType.CPU"): None,
     }
     for (name, device), kind in names.items():
         assert script.kind_of_event(SimpleNamespace(name=name, device_type=device)) == kind
+    step = SimpleNamespace(name="Optimizer.step#SGD.step", device_type="DeviceType.CUDA", is_user_annotation=True)
+    assert script.kind_of_event(step) is None
 
 
 def test_without_a_profiler_times_remain(script, run, waits, monkeypatch):
