@@ -21,6 +21,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -42,6 +43,8 @@ from _report import Parser, described, finite, surroundings
 ROOT = Path(__file__).resolve().parent.parent
 
 NO_GPU = 3
+LOG = "gpu_check.log"
+TOOLS = ("memcheck", "racecheck")
 GRACE = 15.0
 """Seconds that a command has to write what it has found, once it is interrupted."""
 Command = list[str]
@@ -114,11 +117,20 @@ def counted(folder: Path) -> dict[str, Any]:
 def sanitizer_commands(folder: Path) -> list[Command]:  # noqa: ARG001
     """Every kernel at every size class: alone, which compiles them, and under each tool.
 
-    Only what kernels do is reported: libraries ask CUDA for what may be missing, and go on.
+    Only what kernels do is reported: libraries ask CUDA for what may be missing, and go on. Python is waited for however
+    long it takes to come to CUDA: a program that is given up is not looked at, and ends well.
     """
     kernels = script("_gpu_small.py")
-    options = ["--error-exitcode", "9", "--report-api-errors", "no"]
-    return [kernels, *([sanitizer(), "--tool", tool, *options, *kernels] for tool in ("memcheck", "racecheck"))]
+    options = ["--error-exitcode", "9", "--report-api-errors", "no", "--launch-timeout", "0"]
+    return [kernels, *([sanitizer(), "--tool", tool, *options, *kernels] for tool in TOOLS)]
+
+
+def summaries(folder: Path) -> dict[str, Any]:
+    """Find the last line of each tool in the log: without it nothing was looked at."""
+    found = re.findall(r"^=+ \w+ SUMMARY: (.*)$", (folder / LOG).read_text("utf-8"), re.MULTILINE)
+    if len(found) != len(TOOLS):
+        raise ValueError(f"compute-sanitizer reported {len(found)} times, not {len(TOOLS)}")
+    return dict(zip(TOOLS, found, strict=True))
 
 
 def sanitizer() -> str:
@@ -137,7 +149,7 @@ def read(name: str) -> Callable[[Path], dict[str, Any]]:
 KERNEL_SECONDS = 240
 PARTS = {
     "tests": Part("the test-suite with --require-backend=cupy", 420, pytest_commands, counted),
-    "sanitizer": Part("every kernel under compute-sanitizer: memcheck, racecheck", 270, sanitizer_commands),
+    "sanitizer": Part(f"every kernel under compute-sanitizer: {', '.join(TOOLS)}", 270, sanitizer_commands, summaries),
     "kernels": Part(
         "loss and gradient, softmax, log_softmax beside a copy and others (_gpu_kernels.py)",
         KERNEL_SECONDS + 50,  # the last case may take most of a minute
@@ -294,13 +306,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpu_check: there is no GPU that can be used here, so nothing was checked: {device}")
         return NO_GPU
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu_check.log").unlink(missing_ok=True)
+    (folder / LOG).unlink(missing_ok=True)
     report = Report(device)
     where = surroundings(("numpy", "array-api-compat"))
     day = datetime.now(UTC).date().isoformat()
     command = shlex.join(["python", "scripts/gpu_check.py", "OUT", *(f"--part={name}" for name in given.part or ())])
     for name in given.part or PARTS:
-        found, problems = run_part(PARTS[name], folder, folder / "gpu_check.log")
+        found, problems = run_part(PARTS[name], folder, folder / LOG)
         report.parts[name] = found
         report.problems += [f"{name}: {problem}" for problem in problems]
         # After each part: what was found so far is worth having when something ends this process.

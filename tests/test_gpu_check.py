@@ -179,6 +179,17 @@ def test_the_sanitizer_is_found_in_the_folder_of_cuda(monkeypatch, tmp_path):
     assert memcheck[:3] == [str(program), "--tool", "memcheck"]
 
 
+def test_each_tool_of_the_sanitizer_must_have_reported(tmp_path):
+    log = tmp_path / gpu_check.LOG
+    log.write_text("0 wrong\n========= COMPUTE-SANITIZER\n0 wrong\n========= ERROR SUMMARY: 0 errors\n")
+    with pytest.raises(ValueError, match="reported 1 times, not 2"):
+        gpu_check.summaries(tmp_path)
+    with log.open("a") as stream:
+        stream.write("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n")
+    found = {"memcheck": "0 errors", "racecheck": "1 hazard displayed (1 error, 0 warnings)"}
+    assert gpu_check.summaries(tmp_path) == found
+
+
 def test_the_commands_of_ten_minutes_end_in_ten_minutes():
     page = (gpu_check.ROOT / "docs" / "gpu-runs.md").read_text("utf-8")
     lines = [line for line in page.splitlines() if line.startswith("python scripts/gpu_check.py")]
@@ -321,9 +332,8 @@ def test_what_both_libraries_keep_at_hand_is_given_back(monkeypatch):
     asked = []
     pool = SimpleNamespace(free_all_blocks=lambda: asked.append("CuPy"))
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(get_default_memory_pool=lambda: pool))
-    monkeypatch.setitem(
-        sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(empty_cache=lambda: asked.append("t")))
-    )
+    cuda = SimpleNamespace(empty_cache=lambda: asked.append("PyTorch"))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     _gpu_kernels.give_back()
     monkeypatch.delitem(sys.modules, "torch")
     _gpu_kernels.give_back()
