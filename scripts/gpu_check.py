@@ -117,8 +117,8 @@ def counted(folder: Path) -> dict[str, Any]:
 def sanitizer_commands(folder: Path) -> list[Command]:  # noqa: ARG001
     """Every kernel at every size class: alone, which compiles them, and under each tool.
 
-    Only what kernels do is reported: libraries ask CUDA for what may be missing, and go on. Python is waited for however
-    long it takes to come to CUDA: a program that is given up is not looked at, and ends well.
+    Only what kernels do is reported: libraries ask CUDA for what may be missing, and go on. Python is waited for
+    however long it takes to come to CUDA: a program that is given up is not looked at, and ends well.
     """
     kernels = script("_gpu_small.py")
     options = ["--error-exitcode", "9", "--report-api-errors", "no", "--launch-timeout", "0"]

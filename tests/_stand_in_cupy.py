@@ -3,7 +3,7 @@
 `nox -s stand_in` runs the tests on it. It shows what mixes arrays of host and device, copies implicitly, waits, uses
 arrays of a device that is not current, or a function, method or bfloat16 loop that CuPy 14.2 lacks
 (`test_stand_in_cupy.py` compares it with CuPy itself where that is installed). It shows nothing about the CUDA kernels,
-which it refuses, nor about numbers, which are NumPy's.
+which it refuses, nor about numbers, which are NumPy's, but for subnormal ones of float32: CuPy has them become 0.
 """
 
 from __future__ import annotations
@@ -264,10 +264,39 @@ def called(function: Any, *arguments: Any, **options: Any) -> Any:
         wait()
     if getattr(function, "__name__", "") in NOT_OF_BFLOAT16 and any(map(_is_bfloat16, (*arguments, *_owner(function)))):
         raise TypeError(f"Wrong type (bfloat16) of arguments for cupy_{function.__name__}")
-    out = options.get("out")
+    out, computes = options.get("out"), _computes(function)
+    arguments = tuple(map(unwrapped, arguments))
     with np.errstate(all="ignore"):  # a GPU has no such flags
-        result = function(*map(unwrapped, arguments), **unwrapped(options))
+        if computes:
+            written = function.__name__ in _IN_PLACE  # to the first one, which must be the array itself
+            arguments = (*arguments[:written], *map(flushed, arguments[written:]))
+        result = function(*arguments, **unwrapped(options))
+        if computes:
+            result = flushed(result, in_place=True)
     return out if isinstance(out, ndarray) else wrapped(result)
+
+
+def _computes(function: Any) -> bool:
+    """Whether an operation makes new numbers, in arrays of its own or in what it is to write to."""
+    return isinstance(function, np.ufunc) or getattr(function, "__name__", "") in (*_OPERATORS, *_IN_PLACE)
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "lt", "le", "gt", "ge", "eq", "ne", "sum")
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+TINY = np.finfo(np.float32).smallest_normal
+
+
+def flushed(value: Any, *, in_place: bool = False) -> Any:
+    """Subnormal numbers of float32 become 0, as CuPy's option -ftz=true has it."""
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype != np.float32:
+        return value
+    subnormal = (np.abs(value) < TINY) & (value != 0)
+    if not subnormal.any():
+        return value
+    if in_place and isinstance(value, np.ndarray):
+        value[subnormal] = 0.0
+        return value
+    return np.where(subnormal, np.float32(0.0), value)
 
 
 class Generator:

@@ -99,6 +99,32 @@ def test_what_has_no_loop_for_bfloat16_is_refused(call, x):
         call(x.astype(kind))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x * 0.5,
+        lambda x: x.__imul__(0.5),
+        lambda x: cupy.called(np.exp, x * 0.0 - 90.0),
+        lambda x: cupy.called(np.multiply, x, 0.5, out=x),
+    ],
+)
+def test_subnormal_numbers_of_float32_become_zero(call):
+    for dtype, lost in (("f4", True), ("f8", False)):
+        tiny = np.finfo(dtype).smallest_normal
+        assert (call(cupy.array([tiny, -tiny], dtype)).get() == 0.0).all() == lost
+
+
+def test_subnormal_numbers_of_float32_are_taken_for_zero():
+    x = cupy.array([1e-40], "f4")
+    assert not (x * 1e10).get().any()
+    assert not (x != 0.0).get().any()
+
+
+def test_copies_keep_subnormal_numbers():
+    x = cupy.array(np.array([1e-40], "f4"))
+    assert x.copy().get() == x.reshape(1, 1).get() == x[:1].get() == np.float32(1e-40)
+
+
 def test_it_has_nothing_that_cupy_lacks():
     real = pytest.importorskip("cupy", reason="CuPy is not installed")
     if hasattr(real, "stands_in"):
