@@ -12,6 +12,7 @@ import contextlib
 import importlib.machinery
 import operator
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -29,6 +30,11 @@ _waiting_allowed = [True]
 @contextlib.contextmanager
 def allow_synchronize(allow: bool) -> Iterator[None]:
     """Whether the host may wait for the device."""
+    warnings.warn(
+        "cupyx.allow_synchronize will be removed in future releases as it is not possible to reliably detect "
+        "synchronizations.",
+        stacklevel=3,
+    )
     _waiting_allowed.append(allow)
     try:
         yield
@@ -266,6 +272,8 @@ def called(function: Any, *arguments: Any, **options: Any) -> Any:
         raise TypeError(f"Wrong type (bfloat16) of arguments for cupy_{function.__name__}")
     out, computes = options.get("out"), _computes(function)
     arguments = tuple(map(unwrapped, arguments))
+    if computes:
+        cast_numbers(arguments)
     with np.errstate(all="ignore"):  # a GPU has no such flags
         if computes:
             written = function.__name__ in _IN_PLACE  # to the first one, which must be the array itself
@@ -284,6 +292,13 @@ def _computes(function: Any) -> bool:
 _OPERATORS = ("add", "sub", "mul", "truediv", "lt", "le", "gt", "ge", "eq", "ne", "sum")
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 TINY = np.finfo(np.float32).smallest_normal
+
+
+def cast_numbers(arguments: tuple[Any, ...]) -> None:
+    """CuPy casts Python's numbers on the host, where NumPy warns of those that are too large."""
+    kinds = {x.dtype for x in arguments if isinstance(x, np.ndarray) and x.dtype in (np.float16, np.float32)}
+    for kind in kinds if len(kinds) == 1 else ():
+        np.array([x for x in arguments if type(x) is float], kind)
 
 
 def flushed(value: Any, *, in_place: bool = False) -> Any:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import operator
 
 import _stand_in_cupy as cupy
 import numpy as np
 import pytest
+
+
+@contextlib.contextmanager
+def waiting_refused():
+    with contextlib.ExitStack() as stack:
+        with pytest.warns(UserWarning, match="will be removed"):
+            stack.enter_context(cupy.allow_synchronize(False))
+        yield
 
 
 @pytest.fixture
@@ -64,7 +73,7 @@ def test_arrays_of_another_device_are_refused(call):
 def test_waiting_is_refused_where_it_is_not_allowed(call):
     x = cupy.array(1.0)
     call(x)
-    with cupy.allow_synchronize(False), pytest.raises(cupy.DeviceSynchronized):
+    with waiting_refused(), pytest.raises(cupy.DeviceSynchronized):
         call(x)
 
 
@@ -79,7 +88,7 @@ def test_memory_is_shared_with_views_alone(x):
 
 
 def test_a_number_is_put_where_a_mask_holds_without_waiting(x):
-    with cupy.allow_synchronize(False):
+    with waiting_refused():
         x[x > 1.5] = 0.0
     np.testing.assert_array_equal(x.get(), [0.0, 1.0, 0.0])
 
@@ -118,6 +127,13 @@ def test_subnormal_numbers_of_float32_are_taken_for_zero():
     x = cupy.array([1e-40], "f4")
     assert not (x * 1e10).get().any()
     assert not (x != 0.0).get().any()
+
+
+def test_numbers_are_cast_on_the_host():
+    x = cupy.array([1.0], "f4")
+    with pytest.warns(RuntimeWarning, match="overflow"):
+        x = x * 1e200
+    assert np.isinf(x.get()).all()
 
 
 def test_copies_keep_subnormal_numbers():
