@@ -437,8 +437,13 @@ def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
         low, median, high = (np.quantile(found, (0.25, 0.5, 0.75)) / steps).tolist()
         finding.timings[name] = Timing(low, median, high, len(found), errors[name])
     for name in calls if case.linear else ():
-        if name not in FLOORS:
-            finding.extra_mib[name] = peak_mib(case, name) if case.device == "cpu" else gpu_peak_mib(calls[name])
+        if name not in FLOORS and case.device == "cpu":
+            finding.extra_mib[name] = peak_mib(case, name)
+        elif name not in FLOORS:
+            try:
+                finding.extra_mib[name] = gpu_peak_mib(calls[name])
+            except Exception as error:  # noqa: BLE001 - no PyTorch, or no memory, is no reason to lose the times
+                finding.problems.append(f"no peak of {name}: {described(error)}")
     if case.device != "cpu":
         try:
             finding.events = {name: events(call) for name, call in calls.items()}

@@ -184,3 +184,15 @@ def test_without_a_profiler_times_remain(script, run, waits, monkeypatch):
     assert status == 1
     assert content["findings"][0]["problems"] == ["no events were counted: RuntimeError: no profiler"]
     assert "CuPy" in content["findings"][0]["timings"]
+
+
+def test_without_a_peak_times_remain(script, run, waits, monkeypatch):
+    def none(call):
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr(script, "gpu_peak_mib", none)
+    monkeypatch.setattr(script, "events", lambda call: {})
+    status, content, _ = run("--device", "cuda", "--case", "6x4x3", "--competitor", "CuPy")
+    assert status == 1
+    assert content["findings"][0]["problems"] == ["no peak of CuPy: ModuleNotFoundError: No module named 'torch'"]
+    assert "CuPy" in content["findings"][0]["timings"]
