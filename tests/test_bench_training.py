@@ -7,10 +7,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _backends import numpy_as_cupy
 
 for module in ("rich", "sklearn"):
     pytest.importorskip(module)
@@ -131,10 +132,8 @@ def test_missing_competitors_are_named(script, run, monkeypatch):
 def waits(monkeypatch):
     """A module of the name cupy; how often the GPU was waited for."""
     waits = []
-    module = ModuleType("cupy")
-    module.__getattr__ = lambda name: getattr(np, name)
-    module.cuda = SimpleNamespace(runtime=SimpleNamespace(deviceSynchronize=lambda: waits.append(1)))
-    monkeypatch.setitem(sys.modules, "cupy", module)
+    runtime = SimpleNamespace(deviceSynchronize=lambda: waits.append(1))
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy(cuda=SimpleNamespace(runtime=runtime)))
     return waits
 
 

@@ -2,10 +2,11 @@
 
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _backends import numpy_as_cupy
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
@@ -54,10 +55,8 @@ def test_the_case_of_many_classes_has_them_all(monkeypatch):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """NumPy in the place of CuPy, PyTorch on the CPU."""
-    cupy = ModuleType("cupy")
-    cupy.asarray = np.asarray
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(deviceSynchronize=lambda: None))
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    runtime = SimpleNamespace(deviceSynchronize=lambda: None)
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy(cuda=SimpleNamespace(runtime=runtime)))
     name = "digits, 30 epochs"
     monkeypatch.setattr(compare_sklearn, "GPU_CASES", {name: compare_sklearn.GPU_CASES[name]})
     return name

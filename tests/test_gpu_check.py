@@ -13,7 +13,7 @@ import _gpu_kernels
 import gpu_check
 import numpy as np
 import pytest
-from _backends import unusable
+from _backends import numpy_as_cupy, unusable
 
 import xpsoftmax as xs
 
@@ -267,7 +267,7 @@ class OnGpu:
 @pytest.fixture
 def inputs(monkeypatch):
     """With NumPy in the place of CuPy."""
-    monkeypatch.setitem(sys.modules, "cupy", np)
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy())
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(6, 4)).astype("f4"), rng.integers(4, size=6)
     return _gpu_kernels.Inputs([z], y, np.empty_like(z), z, y)

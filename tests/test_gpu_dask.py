@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from types import ModuleType
 
-import numpy as np
 import pytest
+from _backends import numpy_as_cupy
 
 pytest.importorskip("dask.array")
 pytest.importorskip("distributed")
@@ -20,10 +19,7 @@ from xpsoftmax import _block_sums
 
 @pytest.fixture
 def small(monkeypatch):
-    module = ModuleType("cupy")
-    module.__getattr__ = lambda name: getattr(np, name)
-    module.ndarray = type("ndarray", (), {})  # NumPy's arrays must not be taken for CuPy's
-    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy())
     monkeypatch.setattr(_gpu_dask, "ROWS", 400)
     monkeypatch.setattr(_gpu_dask, "CHUNKS", (100, 0, 200, 99, 1))
 
