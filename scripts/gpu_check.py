@@ -218,7 +218,8 @@ def run(command: Command, log: Path, seconds: float) -> int | str:
         return f"{command[0]} is not here"
     if seconds <= 0.0:
         return "no time was left"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}  # the log shows what it hung at
     with log.open("a") as stream:
         stream.write(f"\n$ {shlex.join(command)}\n")
         stream.flush()

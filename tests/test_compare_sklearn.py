@@ -88,6 +88,17 @@ def test_a_kind_that_fails_on_the_gpu_does_not_end_the_others(no_gpu, monkeypatc
     assert [row.get("failed") for row in found] == [None, "RuntimeError: no GPU", None, None]
 
 
+def test_an_interrupt_leaves_what_was_found(no_gpu, monkeypatch, tmp_path):
+    def interrupted(array):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_sklearn, "in_pytorch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json"))
+    (row,) = json.loads((tmp_path / "g.json").read_text())["gpu"]
+    assert row["kind"] == "xpsoftmax on CuPy"
+
+
 def test_the_picture_of_digits(monkeypatch, tmp_path, capsys):
     import matplotlib as mpl
 
