@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
 
 import numpy as np
+from _report import described, finite
 
 import xpsoftmax as xs
 
@@ -143,25 +145,32 @@ def main(path: str, *, processes: bool = True) -> int:
         return 0
     import dask
 
-    found: dict[str, dict[str, float]] = {}
-    with dask.config.set(scheduler="threads", num_workers=2):
-        run(checks(), "threads", found)
-    if processes and importlib.util.find_spec("distributed"):
-        with worker() as name:
-            run(checks(), name, found)
-    Path(path).write_text(json.dumps({"checks": found}, indent=1) + "\n", encoding="utf-8")
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        with dask.config.set(scheduler="threads", num_workers=2):
+            run(checks(), "threads", found)
+        if processes and importlib.util.find_spec("distributed"):
+            with worker() as name:
+                run(checks(), name, found)
+    finally:  # what was found before a cluster that does not start, or an interrupt
+        Path(path).write_text(json.dumps({"checks": finite(found)}, indent=1) + "\n", encoding="utf-8")
     wrong = [name for name, result in found.items() if not result["off_by"] <= MOST[name.partition(",")[0]]]
     for name in wrong:
-        print(f"wrong: {name}: off by {found[name]['off_by']:.1e}")
+        print(f"wrong: {name}: {found[name].get('failed') or 'off by {off_by:.1e}'.format(**found[name])}")
     print(f"{len(found)} checks, {len(wrong)} wrong")
     return 1 if wrong else 0
 
 
-def run(checks: dict[str, Callable[[], float]], where: str, found: dict[str, dict[str, float]]) -> None:
+def run(checks: dict[str, Callable[[], float]], where: str, found: dict[str, dict[str, Any]]) -> None:
     """Make each check, and time it."""
     for name, check in checks.items():
         start = time.perf_counter()
-        found[f"{name}, {where}"] = {"off_by": check(), "seconds": time.perf_counter() - start}
+        result = found[f"{name}, {where}"] = {"off_by": math.inf}
+        try:
+            result["off_by"] = check()
+        except Exception as error:  # noqa: BLE001 - one that fails must not end the others
+            result["failed"] = described(error)
+        result["seconds"] = time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -437,8 +437,13 @@ def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
         low, median, high = (np.quantile(found, (0.25, 0.5, 0.75)) / steps).tolist()
         finding.timings[name] = Timing(low, median, high, len(found), errors[name])
     for name in calls if case.linear else ():
-        if name not in FLOORS:
-            finding.extra_mib[name] = peak_mib(case, name) if case.device == "cpu" else gpu_peak_mib(calls[name])
+        if name not in FLOORS and case.device == "cpu":
+            finding.extra_mib[name] = peak_mib(case, name)
+        elif name not in FLOORS:
+            try:
+                finding.extra_mib[name] = gpu_peak_mib(calls[name])
+            except Exception as error:  # noqa: BLE001 - no PyTorch, or no memory, is no reason to lose the times
+                finding.problems.append(f"no peak of {name}: {described(error)}")
     if case.device != "cpu":
         try:
             finding.events = {name: events(call) for name, call in calls.items()}
@@ -498,11 +503,12 @@ def events(call: Call) -> dict[str, int]:
 def kind_of_event(event: Any) -> str | None:
     """What an event counts as: a kernel, a copy on the GPU, a wait of the host, or nothing."""
     name = event.name
-    if name.startswith("cu"):  # a function of CUDA, called by the host
-        return "waits" if "Synchronize" in name or name in ("cudaMemcpy", "cudaMemset") else None
-    if not str(event.device_type).endswith("CUDA"):
-        return None
-    return "copies" if name.startswith(("Memcpy", "Memset")) else "kernels"
+    if str(event.device_type).endswith("CUDA"):  # kernels may be called as CUDA's functions are: cupy_add, cutlass_...
+        if getattr(event, "is_user_annotation", False):  # a span that PyTorch names, such as a step of an optimiser
+            return None
+        return "copies" if name.startswith(("Memcpy", "Memset")) else "kernels"
+    waits = name.startswith("cu") and ("Synchronize" in name or name in ("cudaMemcpy", "cudaMemset"))
+    return "waits" if waits else None
 
 
 def peak_mib(case: Case, name: str) -> float:

@@ -183,11 +183,10 @@ class InPytorch:
         return float((self.predict_proba(X).argmax(dim=1) == y).float().mean())
 
 
-def on_gpu(rounds: int, console: Console) -> list[dict[str, Any]]:
-    """Return times and accuracies on the training data; those who cannot run are missing, with the reason."""
+def on_gpu(rounds: int, console: Console, found: list[dict[str, Any]]) -> None:
+    """Find times and accuracies on the training data; those who cannot run are missing, with the reason."""
     cupy = importlib.import_module("cupy")
     table = Table("case", "kind", "fit", "predict_proba", "accuracy", title="seconds, medians")
-    found = []
     for case, problem in GPU_CASES.items():
         X, y, options = problem()
         X = X.astype(np.float32)
@@ -216,7 +215,6 @@ def on_gpu(rounds: int, console: Console) -> list[dict[str, Any]]:
             found.append({"case": case, "kind": kind, "seconds": seconds, "accuracy": accuracy})
             table.add_row(case, kind, *(f"{median:.4g}" for median in medians.values()), f"{accuracy:.4f}")
     console.print(table)
-    return found
 
 
 def in_pytorch(array: np.ndarray) -> Any:
@@ -278,11 +276,13 @@ def main() -> int:
         found["accuracy"] = accuracy(options.seeds, console)
     if options.only in (None, "time"):
         found["time"] = timed(options.rounds, console)
-    if options.only == "gpu":
-        found["gpu"] = on_gpu(options.rounds, console)
     name = f"{day}-compare-sklearn-{os.cpu_count()}core.json"
     target = options.json or Path(__file__).resolve().parent.parent / "benchmarks" / "results" / name
-    target.write_text(json.dumps(finite(found), indent=1) + "\n")
+    try:
+        if options.only == "gpu":
+            on_gpu(options.rounds, console, found.setdefault("gpu", []))
+    finally:  # an interrupt leaves what was found
+        target.write_text(json.dumps(finite(found), indent=1) + "\n")
     console.print(f"Wrote {target.name}.")
     return 1 if any("failed" in finding for finding in found.get("gpu", ())) else 0
 

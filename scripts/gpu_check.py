@@ -8,9 +8,11 @@ PyTorch, Liger, scikit-learn and dask are used where they can be imported. The p
 
 {parts}
 
-Each command of a part runs in a process of its own, so that neither a crash nor a hang ends the others. Into the folder
-OUT go gpu_check.json, the log of everything, the plot of the comparison and the row for docs/gpu-runs.md; a short table
-is printed last. Exit status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can be used.
+Each command of a part runs in a process of its own, so that neither a crash nor a hang ends the others; one that takes
+too long is interrupted as by Ctrl-C, so that what it has found is written, and ended with all it has started. Into the
+folder OUT go gpu_check.json, the log of everything, the plot of the comparison and the row for docs/gpu-runs.md; a
+short table is printed last. Exit status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can
+be used.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +43,10 @@ from _report import Parser, described, finite, surroundings
 ROOT = Path(__file__).resolve().parent.parent
 
 NO_GPU = 3
+LOG = "gpu_check.log"
+TOOLS = ("memcheck", "racecheck")
+GRACE = 15.0
+"""Seconds that a command has to write what it has found, once it is interrupted."""
 Command = list[str]
 
 
@@ -106,10 +115,30 @@ def counted(folder: Path) -> dict[str, Any]:
 
 
 def sanitizer_commands(folder: Path) -> list[Command]:  # noqa: ARG001
-    """Every kernel at every size class: alone, which compiles them, and under each tool."""
+    """Every kernel at every size class: alone, which compiles them, and under each tool.
+
+    Only what kernels do is reported: libraries ask CUDA for what may be missing, and go on. Python is waited for
+    however long it takes to come to CUDA: a program that is given up is not looked at, and ends well.
+    """
     kernels = script("_gpu_small.py")
-    tools = ("memcheck", "racecheck")
-    return [kernels, *(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *kernels] for tool in tools)]
+    options = ["--error-exitcode", "9", "--report-api-errors", "no", "--launch-timeout", "0"]
+    return [kernels, *([sanitizer(), "--tool", tool, *options, *kernels] for tool in TOOLS)]
+
+
+def summaries(folder: Path) -> dict[str, Any]:
+    """Find the last line of each tool in the log: without it nothing was looked at."""
+    found = re.findall(r"^=+ \w+ SUMMARY: (.*)$", (folder / LOG).read_text("utf-8"), re.MULTILINE)
+    if len(found) != len(TOOLS):
+        raise ValueError(f"compute-sanitizer reported {len(found)} times, not {len(TOOLS)}")
+    return dict(zip(TOOLS, found, strict=True))
+
+
+def sanitizer() -> str:
+    """Where compute-sanitizer is: on the path, or in CUDA's folder."""
+    roots = [os.environ[name] for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)]
+    folders = [Path(root, "bin") for root in (*roots, "/usr/local/cuda")]
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *map(str, folders)))
+    return shutil.which("compute-sanitizer", path=path) or "compute-sanitizer"
 
 
 def read(name: str) -> Callable[[Path], dict[str, Any]]:
@@ -120,17 +149,19 @@ def read(name: str) -> Callable[[Path], dict[str, Any]]:
 KERNEL_SECONDS = 240
 PARTS = {
     "tests": Part("the test-suite with --require-backend=cupy", 420, pytest_commands, counted),
-    "sanitizer": Part("every kernel under compute-sanitizer: memcheck, racecheck", 300, sanitizer_commands),
+    "sanitizer": Part(f"every kernel under compute-sanitizer: {', '.join(TOOLS)}", 270, sanitizer_commands, summaries),
     "kernels": Part(
         "loss and gradient, softmax, log_softmax beside a copy and others (_gpu_kernels.py)",
-        KERNEL_SECONDS + 60,  # the last case may take a minute
+        KERNEL_SECONDS + 50,  # the last case may take most of a minute
         lambda folder: [script("_gpu_kernels.py", folder / "kernels.json", KERNEL_SECONDS)],
         read("kernels.json"),
     ),
     "steps": Part(
         "training steps beside PyTorch, kernels and waits of each (bench_training.py)",
         240,
-        lambda folder: [script("bench_training.py", "--device", "cuda", "--json", folder / "steps.json")],
+        lambda folder: [
+            script("bench_training.py", "--device", "cuda", "--seconds", 1, "--json", folder / "steps.json")
+        ],
         read("steps.json"),
     ),
     "compare": Part(
@@ -147,7 +178,7 @@ PARTS = {
     ),
     "estimator": Part(
         "the classifier fitted on CuPy arrays, beside scikit-learn and PyTorch (compare_sklearn.py)",
-        240,
+        150,
         lambda folder: [
             script("compare_sklearn.py", "--only", "gpu", "--rounds", "3", "--json", folder / "estimator.json")
         ],
@@ -155,7 +186,7 @@ PARTS = {
     ),
     "dask": Part(
         "loss, training and the classifier over dask arrays of CuPy blocks, on a worker of its own too (_gpu_dask.py)",
-        180,
+        120,
         lambda folder: [script("_gpu_dask.py", folder / "dask.json")],
         read("dask.json"),
     ),
@@ -187,22 +218,26 @@ def run(command: Command, log: Path, seconds: float) -> int | str:
         return f"{command[0]} is not here"
     if seconds <= 0.0:
         return "no time was left"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}  # the log shows what it hung at
     with log.open("a") as stream:
         stream.write(f"\n$ {shlex.join(command)}\n")
         stream.flush()
+        # A session of its own, which can be ended whole: a debugger's program, and workers, outlive who started them.
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            return subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                check=False,
-            ).returncode
+            return process.wait(seconds)
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
             return f"not finished in {seconds:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -265,18 +300,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--part", action="append", choices=PARTS, help="only this one (repeatable)")
     given = options.parse_args(argv)
     folder = given.out.resolve()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background jobs; commands would ignore it, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     device = usable_gpu()
     if isinstance(device, str):
         print(f"gpu_check: there is no GPU that can be used here, so nothing was checked: {device}")
         return NO_GPU
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu_check.log").unlink(missing_ok=True)
+    (folder / LOG).unlink(missing_ok=True)
     report = Report(device)
     where = surroundings(("numpy", "array-api-compat"))
     day = datetime.now(UTC).date().isoformat()
     command = shlex.join(["python", "scripts/gpu_check.py", "OUT", *(f"--part={name}" for name in given.part or ())])
     for name in given.part or PARTS:
-        found, problems = run_part(PARTS[name], folder, folder / "gpu_check.log")
+        found, problems = run_part(PARTS[name], folder, folder / LOG)
         report.parts[name] = found
         report.problems += [f"{name}: {problem}" for problem in problems]
         # After each part: what was found so far is worth having when something ends this process.

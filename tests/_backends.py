@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ class Backend:
     @property
     def mutable(self) -> bool:
         return self.name not in ("jax", "dask")
+
+    def flushes(self, dtype: str) -> bool:
+        """Whether what would be a subnormal number of this dtype may be 0."""
+        return self.name == "jax" or (self.name.startswith("cupy") and dtype == "float32")
 
     def asarray(self, values: Any, dtype: str | None = None) -> Any:
         """An array of this library with these values, in this dtype (by its standard name) or that of `values`."""
@@ -133,3 +138,13 @@ def backend_named(name: str) -> Backend:
         return Backend(name, "cupy", importlib.import_module("cupy").cuda.Device(1))
     modules = {"dask": "dask.array", "jax": "jax.numpy"}
     return Backend(name, modules.get(name, name))
+
+
+def numpy_as_cupy(**more: Any) -> ModuleType:
+    """A module of the name cupy whose functions are NumPy's, for scripts that ask for CuPy.
+
+    Its `ndarray` is not NumPy's: what `is_cupy_array` once said of a class it says to the end of the process.
+    """
+    module = ModuleType("cupy")
+    module.__dict__.update(ndarray=type("ndarray", (), {}), __getattr__=lambda name: getattr(np, name), **more)
+    return module

@@ -127,7 +127,8 @@ def run(launch: plan.Launch, *, schedule: int = 0, change: tuple[str, str] | Non
     cluster = int(dict(launch.defines).get("BLOCKS", "1"))
     _, runtime = fibers()
     body = ctypes.cast(library.body, ctypes.c_void_p)
-    if runtime.run_kernel(body, params, launch.grid, launch.block, cluster, schedule):
+    flush = dict(launch.defines).get("SCALAR") != "double"  # -ftz=true is of float, and CuPy's option for all kernels
+    if runtime.run_kernel(body, params, launch.grid, launch.block, cluster, schedule, flush):
         raise KernelError(runtime.failure().decode())
 
 

@@ -84,7 +84,7 @@ class Recorder:
             cuda=SimpleNamespace(runtime=runtime, Device=device),
             empty=lambda shape, dtype: np.full(shape, 123, dtype).view(Array),
             zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
-            ascontiguousarray=lambda x: x if x.flags.c_contiguous else np.ascontiguousarray(x).view(Array),
+            ascontiguousarray=lambda x: x if x.flags.c_contiguous and x.ndim else np.ascontiguousarray(x).view(Array),
             RawModule=self._raw_module,
         )
 

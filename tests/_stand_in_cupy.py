@@ -1,8 +1,9 @@
 """A module that stands in for CuPy where there is no GPU: its arrays hold NumPy's, and are as unlike them as CuPy's.
 
 `nox -s stand_in` runs the tests on it. It shows what mixes arrays of host and device, copies implicitly, waits, uses
-arrays of a device that is not current or a method that CuPy lacks. It shows nothing about the CUDA kernels, which it
-refuses, nor about numbers, which are NumPy's.
+arrays of a device that is not current, or a function, method or bfloat16 loop that CuPy 14.2 lacks
+(`test_stand_in_cupy.py` compares it with CuPy itself where that is installed). It shows nothing about the CUDA kernels,
+which it refuses, nor about numbers, which are NumPy's, but for subnormal ones of float32: CuPy has them become 0.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import importlib.machinery
 import operator
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -28,6 +30,11 @@ _waiting_allowed = [True]
 @contextlib.contextmanager
 def allow_synchronize(allow: bool) -> Iterator[None]:
     """Whether the host may wait for the device."""
+    warnings.warn(
+        "cupyx.allow_synchronize will be removed in future releases as it is not possible to reliably detect "
+        "synchronizations.",
+        stacklevel=3,
+    )
     _waiting_allowed.append(allow)
     try:
         yield
@@ -132,11 +139,13 @@ class ndarray:  # noqa: N801 - CuPy's name
         self._array.fill(unwrapped(value))
 
     def __getitem__(self, key: Any) -> Any:
-        if any(isinstance(part, ndarray) and part.dtype == bool for part in (key if type(key) is tuple else (key,))):
+        if _has_mask(key):
             wait()  # for how many there are
         return ndarray(self._array[unwrapped(key)], self._device)
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        if _has_mask(key) and np.ndim(unwrapped(value)) > 0:
+            wait()  # a number goes wherever the mask holds
         self._array[unwrapped(key)] = unwrapped(value)
 
     def __len__(self) -> int:
@@ -146,19 +155,23 @@ class ndarray:  # noqa: N801 - CuPy's name
         return (self[i] for i in range(len(self._array)))
 
     def __repr__(self) -> str:
-        return repr(self._array)
+        return repr(self.get())
 
     def __format__(self, how: str) -> str:
-        return format(self._array, how)
+        return format(self.get(), how)
 
     def __reduce__(self) -> Any:
-        return ndarray, (self._array, self._device)
+        return array, (self.get(),)  # to the device that is current there
 
     def __copy__(self) -> ndarray:
         return self.copy()
 
     def __deepcopy__(self, memo: Any) -> ndarray:
         return self.copy()
+
+
+def _has_mask(key: Any) -> bool:
+    return any(isinstance(part, ndarray) and part.dtype == bool for part in (key if type(key) is tuple else (key,)))
 
 
 def _attribute(name: str) -> property:
@@ -200,12 +213,13 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
     _forward, _reflected, _in_place = _operator(_name)
     setattr(ndarray, f"__{_name}__", _forward)
     setattr(ndarray, f"__r{_name}__", _reflected)
-    setattr(ndarray, f"__i{_name}__", _in_place)
+    if _name != "matmul":
+        setattr(ndarray, f"__i{_name}__", _in_place)
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(ndarray, f"__{_name}__", _operator(_name)[0])
 for _name in ("neg", "pos", "abs", "invert"):
     setattr(ndarray, f"__{_name}__", _method(f"__{_name}__"))
-for _name in ("bool", "int", "float", "index", "complex"):
+for _name in ("bool", "int", "float", "complex"):  # and no index
     setattr(ndarray, f"__{_name}__", lambda self, _name=_name: getattr(self.get(), f"__{_name}__")())
 ndarray.__module__ = "cupy"
 ndarray.__hash__ = None
@@ -236,14 +250,68 @@ def wrapped(value: Any) -> Any:
     return type(value)(map(wrapped, value)) if type(value) in (tuple, list) else value
 
 
+NOT_OF_BFLOAT16 = ("argmax", "argmin", "where")
+"""Operations without a loop for it, or with one that makes float32 of it."""
+
+
+def _is_bfloat16(value: Any) -> bool:
+    return getattr(getattr(value, "dtype", None), "name", "") == "bfloat16"
+
+
+def _owner(method: Any) -> tuple[Any, ...]:
+    """The array whose method this is."""
+    owner = getattr(method, "__self__", None)
+    return (owner,) if isinstance(owner, np.ndarray) else ()
+
+
 def called(function: Any, *arguments: Any, **options: Any) -> Any:
     """Call a function of NumPy with arrays of ours."""
     if function in (np.nonzero, np.flatnonzero, np.argwhere, np.unique):
         wait()
-    out = options.get("out")
+    if getattr(function, "__name__", "") in NOT_OF_BFLOAT16 and any(map(_is_bfloat16, (*arguments, *_owner(function)))):
+        raise TypeError(f"Wrong type (bfloat16) of arguments for cupy_{function.__name__}")
+    out, computes = options.get("out"), _computes(function)
+    arguments = tuple(map(unwrapped, arguments))
+    if computes:
+        cast_numbers(arguments)
     with np.errstate(all="ignore"):  # a GPU has no such flags
-        result = function(*map(unwrapped, arguments), **unwrapped(options))
+        if computes:
+            written = function.__name__ in _IN_PLACE  # to the first one, which must be the array itself
+            arguments = (*arguments[:written], *map(flushed, arguments[written:]))
+        result = function(*arguments, **unwrapped(options))
+        if computes:
+            result = flushed(result, in_place=True)
     return out if isinstance(out, ndarray) else wrapped(result)
+
+
+def _computes(function: Any) -> bool:
+    """Whether an operation makes new numbers, in arrays of its own or in what it is to write to."""
+    return isinstance(function, np.ufunc) or getattr(function, "__name__", "") in (*_OPERATORS, *_IN_PLACE)
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "lt", "le", "gt", "ge", "eq", "ne", "sum")
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv")
+TINY = np.finfo(np.float32).smallest_normal
+
+
+def cast_numbers(arguments: tuple[Any, ...]) -> None:
+    """CuPy casts Python's numbers on the host, where NumPy warns of those that are too large."""
+    kinds = {x.dtype for x in arguments if isinstance(x, np.ndarray) and x.dtype in (np.float16, np.float32)}
+    for kind in kinds if len(kinds) == 1 else ():
+        np.array([x for x in arguments if type(x) is float], kind)
+
+
+def flushed(value: Any, *, in_place: bool = False) -> Any:
+    """Subnormal numbers of float32 become 0, as CuPy's option -ftz=true has it."""
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype != np.float32:
+        return value
+    subnormal = (np.abs(value) < TINY) & (value != 0)
+    if not subnormal.any():
+        return value
+    if in_place and isinstance(value, np.ndarray):
+        value[subnormal] = 0.0
+        return value
+    return np.where(subnormal, np.float32(0.0), value)
 
 
 class Generator:
@@ -284,6 +352,33 @@ def asarray(obj: Any, dtype: Any = None, order: str = "K", **options: Any) -> nd
     return array(obj, dtype, copy=False, order=order)
 
 
+# What NumPy has and CuPy 14.2 has not, or has elsewhere.
+LACKING = {
+    "cupy": (
+        *("False_", "ScalarType", "True_", "asmatrix", "block", "bmat", "busday_count", "busday_offset"),
+        *(
+            "busdaycalendar",
+            "bytes_",
+            "character",
+            "clongdouble",
+            "complex256",
+            "datetime64",
+            "datetime_as_string",
+            "datetime_data",
+        ),
+        *("einsum_path", "errstate", "flexible", "float128", "frompyfunc", "fromregex", "geomspace", "get_include"),
+        *("getbufsize", "geterr", "geterrcall", "histogram_bin_edges", "info", "insert", "is_busday", "isnat"),
+        *("little_endian", "longdouble", "matrix", "matvec", "memmap", "nanpercentile", "nanquantile", "ndenumerate"),
+        *("nditer", "nested_iters", "object_", "polyder", "polydiv", "polyint", "recarray", "record", "sctypeDict"),
+        *("setbufsize", "seterr", "seterrcall", "show_runtime", "spacing", "str_", "test", "timedelta64", "typecodes"),
+        *("unstack", "vecdot", "vecmat", "void"),
+    ),
+    "cupy.linalg": (
+        *("diagonal", "matrix_norm", "multi_dot", "outer", "svdvals", "tensordot", "trace", "vecdot", "vector_norm"),
+    ),
+}
+
+
 def _empty(name: str) -> ModuleType:
     module = ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
@@ -295,9 +390,9 @@ def _module(name: str, source: ModuleType, **more: Any) -> ModuleType:
     module = _empty(name)
     names = getattr(source, "__all__", dir(source))
     for each in names:
-        value = getattr(source, each)
-        if each.startswith("__"):
+        if each.startswith("__") or each in LACKING.get(name, ()):
             continue
+        value = getattr(source, each)
         if isinstance(value, type) or not callable(value) or each in ("dtype", "finfo", "iinfo"):
             if not isinstance(value, ModuleType):
                 setattr(module, each, value)
@@ -305,7 +400,7 @@ def _module(name: str, source: ModuleType, **more: Any) -> ModuleType:
             setattr(module, each, _function(each))
         else:
             setattr(module, each, lambda *a, f=value, **k: called(f, *a, **k))
-    for each in ("result_type", "can_cast", "issubdtype", "isdtype", "promote_types", "errstate", "broadcast_shapes"):
+    for each in ("result_type", "can_cast", "issubdtype", "isdtype", "promote_types", "broadcast_shapes"):
         if source is np:
             setattr(module, each, getattr(np, each))
     module.__dict__.update(more)
@@ -313,8 +408,8 @@ def _module(name: str, source: ModuleType, **more: Any) -> ModuleType:
     return module
 
 
-def install() -> ModuleType:
-    """Put it where `import cupy` finds it."""
+def modules() -> tuple[ModuleType, ...]:
+    """CuPy, and its parts."""
     runtime = SimpleNamespace(
         is_hip=True, getDevice=lambda: Device.current[-1], getDeviceCount=lambda: 2, deviceSynchronize=wait
     )
@@ -344,6 +439,11 @@ def install() -> ModuleType:
     module.stands_in, module.__version__ = True, "14.0"
     cupyx = _empty("cupyx")
     cupyx.__dict__.update(allow_synchronize=allow_synchronize, DeviceSynchronized=DeviceSynchronized)
-    parts = (module, linalg, fft, cuda, device, random, cupyx)
+    return module, linalg, fft, cuda, device, random, cupyx
+
+
+def install() -> ModuleType:
+    """Put it where `import cupy` finds it."""
+    parts = modules()
     sys.modules.update({part.__name__: part for part in parts})
-    return module
+    return parts[0]

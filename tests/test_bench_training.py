@@ -7,10 +7,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _backends import numpy_as_cupy
 
 for module in ("rich", "sklearn"):
     pytest.importorskip(module)
@@ -131,10 +132,8 @@ def test_missing_competitors_are_named(script, run, monkeypatch):
 def waits(monkeypatch):
     """A module of the name cupy; how often the GPU was waited for."""
     waits = []
-    module = ModuleType("cupy")
-    module.__getattr__ = lambda name: getattr(np, name)
-    module.cuda = SimpleNamespace(runtime=SimpleNamespace(deviceSynchronize=lambda: waits.append(1)))
-    monkeypatch.setitem(sys.modules, "cupy", module)
+    runtime = SimpleNamespace(deviceSynchronize=lambda: waits.append(1))
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy(cuda=SimpleNamespace(runtime=runtime)))
     return waits
 
 
@@ -164,10 +163,14 @@ def test_kernels_and_waits_are_told_from_other_events(script):
         ("cudaMemcpyAsync", "DeviceType.CPU"): None,
         ("Memcpy DtoH (Device -> Pageable)", "DeviceType.CUDA"): "copies",
         ("softmax_loss", "DeviceType.CUDA"): "kernels",
+        ("cupy_multiply__float_float_float", "DeviceType.CUDA"): "kernels",
+        ("cutlass_80_simt_sgemm_128x64_8x5_nn_align1", "DeviceType.CUDA"): "kernels",
         ("aten::mm", "DeviceType.CPU"): None,
     }
     for (name, device), kind in names.items():
         assert script.kind_of_event(SimpleNamespace(name=name, device_type=device)) == kind
+    step = SimpleNamespace(name="Optimizer.step#SGD.step", device_type="DeviceType.CUDA", is_user_annotation=True)
+    assert script.kind_of_event(step) is None
 
 
 def test_without_a_profiler_times_remain(script, run, waits, monkeypatch):
@@ -178,4 +181,16 @@ def test_without_a_profiler_times_remain(script, run, waits, monkeypatch):
     status, content, _ = run("--device", "cuda", "--case", "6x4x5x3", "--competitor", "CuPy")
     assert status == 1
     assert content["findings"][0]["problems"] == ["no events were counted: RuntimeError: no profiler"]
+    assert "CuPy" in content["findings"][0]["timings"]
+
+
+def test_without_a_peak_times_remain(script, run, waits, monkeypatch):
+    def none(call):
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr(script, "gpu_peak_mib", none)
+    monkeypatch.setattr(script, "events", lambda call: {})
+    status, content, _ = run("--device", "cuda", "--case", "6x4x3", "--competitor", "CuPy")
+    assert status == 1
+    assert content["findings"][0]["problems"] == ["no peak of CuPy: ModuleNotFoundError: No module named 'torch'"]
     assert "CuPy" in content["findings"][0]["timings"]

@@ -2,10 +2,11 @@
 
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from _backends import numpy_as_cupy
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
@@ -54,10 +55,8 @@ def test_the_case_of_many_classes_has_them_all(monkeypatch):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """NumPy in the place of CuPy, PyTorch on the CPU."""
-    cupy = ModuleType("cupy")
-    cupy.asarray = np.asarray
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(deviceSynchronize=lambda: None))
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    runtime = SimpleNamespace(deviceSynchronize=lambda: None)
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy(cuda=SimpleNamespace(runtime=runtime)))
     name = "digits, 30 epochs"
     monkeypatch.setattr(compare_sklearn, "GPU_CASES", {name: compare_sklearn.GPU_CASES[name]})
     return name
@@ -87,6 +86,17 @@ def test_a_kind_that_fails_on_the_gpu_does_not_end_the_others(no_gpu, monkeypatc
     assert run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json")) == 1
     found = json.loads((tmp_path / "g.json").read_text())["gpu"]
     assert [row.get("failed") for row in found] == [None, "RuntimeError: no GPU", None, None]
+
+
+def test_an_interrupt_leaves_what_was_found(no_gpu, monkeypatch, tmp_path):
+    def interrupted(array):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_sklearn, "in_pytorch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json"))
+    (row,) = json.loads((tmp_path / "g.json").read_text())["gpu"]
+    assert row["kind"] == "xpsoftmax on CuPy"
 
 
 def test_the_picture_of_digits(monkeypatch, tmp_path, capsys):

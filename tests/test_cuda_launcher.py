@@ -178,6 +178,15 @@ def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
     assert [launch.kernel for launch in recorder.launches] == ["parameter_update"] * 3
 
 
+def test_numbers_beyond_the_dtype_warn_of_nothing(cuda, recorder):
+    rule, numbers = xs.sgd(1e200).rule(1e200, 1)
+    (found,) = cuda.parameter_update(rule, [array(np.ones(3, "f4"))], array(np.ones(3, "f4")), numbers)
+    assert np.isneginf(found).all()
+    z, y = array(np.zeros((1, 2), "f4")), array(np.zeros(1, "i8"))
+    losses, _ = cuda.softmax_loss_rows(z, y, 1.0, LossSpec(z_loss=1e200), grad=False)
+    assert np.isinf(losses).all()
+
+
 def test_a_rule_without_a_kernel_is_computed_by_the_generic_text(cuda, recorder):
     def own_rule(p, g, rate):
         return (p + rate * g,)

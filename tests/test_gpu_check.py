@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import _gpu_kernels
 import gpu_check
 import numpy as np
 import pytest
-from _backends import unusable
+from _backends import numpy_as_cupy, unusable
+
+import xpsoftmax as xs
 
 DEVICE = {"gpu": "A GPU", "cache_bytes": 1, "driver": 13000, "cuda": 13000, "cupy": "14.0"}
 JUNIT = '<testsuites><testsuite tests="10" failures="1" errors="1" skipped="3"/></testsuites>'
@@ -133,6 +138,67 @@ def test_a_second_command_has_what_the_first_left_of_the_time(tmp_path):
     assert [problem.rpartition(": ")[2] for problem in problems] == ["not finished in 0 s", "no time was left"]
 
 
+def test_a_command_that_takes_too_long_can_write_what_it_has_and_leaves_no_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_check, "GRACE", 2.0)
+    child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    code = f"""
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {child!r}])
+pathlib.Path("{tmp_path}/child").write_text(str(child.pid))
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path("{tmp_path}/found").write_text("something")
+    time.sleep(60)
+"""
+    start = time.monotonic()
+    found, problems = gpu_check.run_part(
+        part(code, seconds=2.2, findings=lambda folder: {"found": (folder / "found").read_text()}),
+        tmp_path,
+        tmp_path / "log",
+    )
+    assert time.monotonic() - start < 30
+    assert found["found"] == "something"
+    assert [problem.rpartition(": ")[2] for problem in problems] == ["not finished in 2 s"]
+    state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+    deadline = time.monotonic() + 10
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_the_sanitizer_is_found_in_the_folder_of_cuda(monkeypatch, tmp_path):
+    program = tmp_path / "bin" / "compute-sanitizer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu_check.sanitizer() == str(program)
+    _, memcheck, _ = gpu_check.sanitizer_commands(tmp_path)
+    assert memcheck[:3] == [str(program), "--tool", "memcheck"]
+
+
+def test_each_tool_of_the_sanitizer_must_have_reported(tmp_path):
+    log = tmp_path / gpu_check.LOG
+    log.write_text("0 wrong\n========= COMPUTE-SANITIZER\n0 wrong\n========= ERROR SUMMARY: 0 errors\n")
+    with pytest.raises(ValueError, match="reported 1 times, not 2"):
+        gpu_check.summaries(tmp_path)
+    with log.open("a") as stream:
+        stream.write("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n")
+    found = {"memcheck": "0 errors", "racecheck": "1 hazard displayed (1 error, 0 warnings)"}
+    assert gpu_check.summaries(tmp_path) == found
+
+
+def test_the_commands_of_ten_minutes_end_in_ten_minutes():
+    page = (gpu_check.ROOT / "docs" / "gpu-runs.md").read_text("utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("python scripts/gpu_check.py")]
+    commands = [line.split("--part ")[1:] for line in lines]
+    assert sorted(name.strip() for names in commands for name in names) == sorted(gpu_check.PARTS)
+    for names in commands:
+        assert sum(gpu_check.PARTS[name.strip()].seconds + gpu_check.GRACE for name in names) < 600 - 10  # to start
+
+
 def test_a_missing_program_and_findings_that_cannot_be_read_are_problems(tmp_path):
     absent = gpu_check.Part("", 9.0, lambda folder: [["no-such-program"]], gpu_check.read("none.json"))
     _, problems = gpu_check.run_part(absent, tmp_path, tmp_path / "log")
@@ -201,7 +267,7 @@ class OnGpu:
 @pytest.fixture
 def inputs(monkeypatch):
     """With NumPy in the place of CuPy."""
-    monkeypatch.setitem(sys.modules, "cupy", np)
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy())
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(6, 4)).astype("f4"), rng.integers(4, size=6)
     return _gpu_kernels.Inputs([z], y, np.empty_like(z), z, y)
@@ -233,3 +299,42 @@ def test_pytorch_is_right_on_the_same_memory(inputs):
         for name in names:
             result = _gpu_kernels.OPERATIONS[operation][name](inputs)(0)
             assert _gpu_kernels.off_by(operation, result, inputs) < 1e-6
+
+
+def test_between_competitors_the_memory_is_given_back_and_the_reference_is_computed_once(inputs, monkeypatch):
+    def competitor(inputs):
+        held = {"by": "this one"}
+        alive.append(weakref.ref(call := lambda i: (held, xs.softmax(inputs.logits[i]))[1]))
+        return call
+
+    def broken(inputs):
+        raise RuntimeError("out of memory")
+
+    alive, given_back, references = [], [], []
+    exact = xs.softmax
+    monkeypatch.setattr(_gpu_kernels, "drawn", lambda *case: inputs)
+    monkeypatch.setattr(_gpu_kernels, "milliseconds", lambda call, copies: [1.0, 2.0, 3.0])
+    monkeypatch.setattr(_gpu_kernels, "give_back", lambda: given_back.append(sum(call() is not None for call in alive)))
+    off_by = _gpu_kernels.off_by
+    monkeypatch.setattr(_gpu_kernels, "off_by", lambda op, result, inputs: off_by(op, OnGpu(result), inputs))
+    monkeypatch.setattr(xs, "softmax", lambda z, **how: (references.append(0) if how else None, exact(z, **how))[1])
+    monkeypatch.setitem(_gpu_kernels.OPERATIONS, "softmax", {"one": competitor, "none": broken, "two": competitor})
+    found = _gpu_kernels.Benchmark()
+    case = _gpu_kernels.timed_case(found, "softmax", 6, 4, "float32", 1)
+    assert set(case["timings"]) == {"one", "two"}
+    assert case["timings"]["one"]["ms"][1] == 2.0
+    assert given_back == [0, 0, 0, 0]  # none of the calls is kept then
+    assert len(references) == 1
+    assert found.problems == ["none failed at softmax 6x4 float32: RuntimeError: out of memory"]
+
+
+def test_what_both_libraries_keep_at_hand_is_given_back(monkeypatch):
+    asked = []
+    pool = SimpleNamespace(free_all_blocks=lambda: asked.append("CuPy"))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(get_default_memory_pool=lambda: pool))
+    cuda = SimpleNamespace(empty_cache=lambda: asked.append("PyTorch"))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    _gpu_kernels.give_back()
+    monkeypatch.delitem(sys.modules, "torch")
+    _gpu_kernels.give_back()
+    assert asked == ["CuPy", "PyTorch", "CuPy"]

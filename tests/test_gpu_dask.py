@@ -6,8 +6,8 @@ import json
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from _backends import numpy_as_cupy
 
 pytest.importorskip("dask.array")
 pytest.importorskip("distributed")
@@ -19,7 +19,7 @@ from xpsoftmax import _block_sums
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", np)
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy())
     monkeypatch.setattr(_gpu_dask, "ROWS", 400)
     monkeypatch.setattr(_gpu_dask, "CHUNKS", (100, 0, 200, 99, 1))
 
@@ -53,3 +53,26 @@ def test_without_dask_nothing_is_checked(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(_gpu_dask.importlib.util, "find_spec", lambda name: None if name == "dask" else find(name))
     assert _gpu_dask.main(str(tmp_path / "dask.json")) == 0
     assert json.loads((tmp_path / "dask.json").read_text()) == {"checks": {}, "not here": "dask"}
+
+
+def test_a_check_that_fails_does_not_end_the_others(small, monkeypatch, tmp_path, capsys):
+    def broken(*args, **kwargs):
+        raise MemoryError("of the GPU")
+
+    monkeypatch.setattr(_gpu_dask.xs, "mlp_predict", broken)
+    path = tmp_path / "dask.json"
+    assert _gpu_dask.main(str(path), processes=False) == 1
+    assert "wrong: labels, threads: MemoryError: of the GPU" in capsys.readouterr().out
+    found = json.loads(path.read_text())["checks"]
+    assert found["labels, threads"]["off_by"] is None
+    assert found["training, threads"]["off_by"] is not None
+
+
+def test_what_was_found_is_written_before_a_cluster_that_does_not_start(small, monkeypatch, tmp_path):
+    def worker():
+        raise OSError("no port")
+
+    monkeypatch.setattr(_gpu_dask, "worker", worker)
+    with pytest.raises(OSError, match="no port"):
+        _gpu_dask.main(str(tmp_path / "dask.json"))
+    assert "gradients, threads" in json.loads((tmp_path / "dask.json").read_text())["checks"]

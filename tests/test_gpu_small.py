@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import _gpu_small
 import numpy as np
 import pytest
+from _backends import numpy_as_cupy
 
 import xpsoftmax as xs
 from xpsoftmax.kernels import plan
@@ -16,9 +17,7 @@ from xpsoftmax.kernels import plan
 @pytest.fixture
 def cupy(monkeypatch):
     """A module of that name."""
-    module = ModuleType("cupy")
-    module.__getattr__ = lambda name: getattr(np, name)
-    module.cuda = SimpleNamespace(set_allocator=lambda allocator: None)
+    module = numpy_as_cupy(cuda=SimpleNamespace(set_allocator=lambda allocator: None))
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
 

@@ -11,7 +11,7 @@ import _cuda_on_cpu as cpu
 import _oracle as oracle
 import numpy as np
 import pytest
-from _assert import assert_same_bits, assert_within
+from _assert import TINY, assert_same_bits, assert_within
 from _grid import KINDS, far_apart, labels, logits, near_the_top
 
 from xpsoftmax.kernels import plan
@@ -272,7 +272,10 @@ def test_options(rng, dtype, classes, option, record_property):
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_with_subnormal_probabilities(rng, dtype, ahead, classes, record_property):
-    """As in test_loss_options.py: a slope of the z-loss, or a large q, makes normal numbers of them."""
+    """As in test_loss_options.py: a slope of the z-loss, or a large q, makes normal numbers of them.
+
+    Where subnormal numbers are flushed a small q over the sum of the exponentials may be lost.
+    """
     z, hot = far_apart(rng, classes, dtype, ahead=ahead)
     q = np.zeros(z.shape)
     size = 10 ** rng.uniform(6, 20, len(z)) if ahead else np.finfo(dtype).tiny * 10 ** rng.uniform(0, 3, len(z))
@@ -282,7 +285,8 @@ def test_products_with_subnormal_probabilities(rng, dtype, ahead, classes, recor
     losses, grad = loss_of_masses(z, dtype, q, z_loss=z_loss)
     entries: list[int] = []
     within(losses, exact.loss, len(z) * 9 // 10, entries)
-    within(grad, exact.grad, z.size * 9 // 10, entries)
+    lost = classes * TINY[dtype] if dtype == "float32" and not ahead else 0
+    within(grad, exact.grad._replace(bound=exact.grad.bound + lost), z.size * 9 // 10, entries)
     record_property("compared", sum(entries))
 
 

@@ -24,13 +24,15 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
 LIMITS = json.loads((Path(__file__).parent / "data" / "cuda_registers.json").read_text("utf-8"))
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
+OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds to the options of any kernel (cupy/cuda/compiler.py): subnormal numbers of float32 become 0."""
 
 
 def compiled(kernel: str, defines: tuple[tuple[str, str], ...], arch: int) -> tuple[int, int]:
     """Registers of a thread, and bytes that it spills."""
     program = nvrtc.createProgram(plan.source(kernel), f"{kernel}.cu", (), ())
     try:
-        options = (*plan.options(defines), f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v")
+        options = (*plan.options(defines), *OF_CUPY, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v")
         try:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError:

@@ -97,15 +97,17 @@ def check_forward(z, bias, name, setting, *, schedule=0, change=None) -> int:
     with np.errstate(over="ignore"):
         wanted, wanted_slope = VALUES[name](exact), SLOPES[name](exact) if name in SLOPING else None
     bound = (5 + (3.5 * np.abs(inner(exact)) if name == "gelu" else 0)) * EPS[dtype]
+    # A subnormal exponential is flushed in float32: what it is multiplied with, 4 or the unit's input, is lost with it.
+    lost = 4 * np.maximum(1, np.abs(exact)) * (TINY[dtype] if dtype == "float32" else 0)
     where = (np.abs(wanted) > TINY[dtype]) | (wanted == 0)
-    compared = assert_within(value, wanted, bound=bound * np.abs(wanted), where=where)
+    compared = assert_within(value, wanted, bound=bound * np.abs(wanted) + lost, where=where)
     if slope is None:
         return compared
     terms = np.abs(wanted_slope)
     if name in ("silu", "gelu"):  # a sum of two terms of either sign: held to the larger of them
         terms = np.maximum(terms, np.minimum(1, np.exp(exact)))
     where = np.abs(wanted_slope) > TINY[dtype]
-    return compared + assert_within(slope, wanted_slope, bound=bound * terms, where=where)
+    return compared + assert_within(slope, wanted_slope, bound=bound * terms + lost, where=where)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -303,7 +303,11 @@ def test_a_bfloat16_gradient_is_rounded_once(backend, impl, rng):
 def test_the_bits_of_a_float16_gradient_are_those_of_float32_rounded(backend, impl, rng):
     z = logits(rng, "scale-10", SOME, "float16")
     y = backend.asarray(labels(rng, z))
-    _, wide = xs.softmax_loss_and_grad(backend.asarray(z.astype(np.float32)), y, impl=impl)
+    if impl == "kernel" and backend.name == "cupy":  # which adds up in another order: it shows its own, unrounded
+        out = backend.asarray(np.zeros(z.shape, np.float32))
+        _, wide = xs.softmax_loss_and_grad(backend.asarray(z), y, out=out, impl=impl)
+    else:
+        _, wide = xs.softmax_loss_and_grad(backend.asarray(z.astype(np.float32)), y, impl=impl)
     _, narrow = xs.softmax_loss_and_grad(backend.asarray(z), y, impl=impl)
     with np.errstate(under="ignore"):
         assert_same_bits(backend.to_numpy(narrow), backend.to_numpy(wide).astype(np.float16))

@@ -149,6 +149,17 @@ def test_a_step_that_is_not_sound_changes_nothing(name, backend, rng):
         assert same == [not ok] * len(same)
 
 
+@pytest.mark.backends("numpy", "array_api_strict", "torch", "cupy", "cupy:device1")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_rate_beyond_the_dtype_warns_of_nothing(name, backend, rng):
+    make, options, *_ = OPTIMIZERS[name]
+    optimizer, numbers = make(1e200, **options), xs.init_params(SIZES, rng=rng)
+    params, grads = (moved(backend, x, "float32") for x in (numbers, gradients(rng, numbers, 1)[0]))
+    with np.errstate(all="warn"):
+        params, _ = optimizer.update(params, grads, optimizer.init(params))
+    assert not np.isfinite(flat(backend, params)).any()
+
+
 @pytest.mark.backends("numpy", "torch", "cupy", "jax")
 def test_16_bit_parameters_are_updated_in_float32(backend, rng):
     optimizer = xs.adam(0.01)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -593,7 +594,10 @@ class Waiting:
     @contextlib.contextmanager
     def allowed(self, flag):
         if self.switch is not None:
-            with self.switch(flag):
+            with contextlib.ExitStack() as stack:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # "will be removed in future releases"
+                    stack.enter_context(self.switch(flag))
                 yield
             return
         before = {name: getattr(self.tensor, name) for name in self.originals}

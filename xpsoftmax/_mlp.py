@@ -195,7 +195,8 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     logits = mlp_logits(params, X, activation=activation, impl=impl)
     xp = array_namespace(logits)
     with on_device(xp, device_of(logits)):
-        return xp.argmax(logits, axis=1)
+        # In the working precision: CuPy has no argmax of bfloat16.
+        return xp.argmax(check.as_dtype(xp, logits, check.working_dtype(xp, logits)), axis=1)
 
 
 def mlp_loss(

@@ -268,13 +268,26 @@ def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
     """Surroundings of a computation.
 
     NumPy must not warn of underflow, infinities and nan, which are meant, whatever the caller's errstate is; CuPy
-    computes on its current device, which may be another than the one that holds the arrays.
+    computes on its current device, which may be another than the one that holds the arrays, and has NumPy cast numbers.
     """
     if is_cupy_namespace(xp):
-        return on_device(xp, device)
+        return _QuietOnDevice(device)
     if is_torch_namespace(xp) or is_jax_namespace(xp):
         return nullcontext()
     return np.errstate(all="ignore")
+
+
+class _QuietOnDevice(AbstractContextManager[None]):
+    def __init__(self, device: Device) -> None:
+        self._device, self._errstate = device, np.errstate(all="ignore")
+
+    def __enter__(self) -> None:
+        self._device.__enter__()
+        self._errstate.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._errstate.__exit__(*error)
+        self._device.__exit__(*error)
 
 
 def on_device(xp: Namespace, device: Device | None) -> AbstractContextManager[Any]:

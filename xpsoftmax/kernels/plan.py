@@ -197,9 +197,7 @@ def masses_launch(
             np.uint64(losses),
             *_output(logits, result),
             np.int64(_classes(logits)),
-            real(1.0 - label_smoothing),
-            real(label_smoothing / logits.classes),
-            real(z_loss),
+            *_reals(logits.dtype, (1.0 - label_smoothing, label_smoothing / logits.classes, z_loss)),
         ),
     )
 
@@ -234,7 +232,7 @@ def update_launch(
         (
             *(np.uint64(address) for address in (*kept, grad, ok)),
             np.int64(length),
-            *(REALS[dtype](number) for number in (*numbers, *rest)),
+            *_reals(dtype, (*numbers, *rest)),
         ),
     )
 
@@ -375,6 +373,12 @@ def _row_shape(
 
 def _rows_of(matrix: Matrix | None) -> tuple[Any, ...]:
     return (np.uint64(0), np.int64(0)) if matrix is None else (np.uint64(matrix.address), np.int64(matrix.stride))
+
+
+def _reals(dtype: str, numbers: tuple[float, ...]) -> tuple[Any, ...]:
+    """Numbers that users chose, in the working precision: what is beyond it is infinite, without a warning."""
+    with np.errstate(over="ignore"):
+        return tuple(map(REALS[dtype], numbers))
 
 
 def _output(logits: Matrix, result: Matrix | None) -> tuple[Any, ...]:
