@@ -90,7 +90,7 @@ def kernels(session: nox.Session) -> None:
     """Compile the CUDA kernels for every architecture and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
     install(session, "test", "kernels")
     session.run("python", "-c", "from cupy.cuda import nvrtc; nvrtc.getVersion()", env=SAFE_PATH)
-    files = sorted(str(path) for path in Path("tests").glob("test_*cu[dp]*.py"))  # *cuda*, *cupy*
+    files = sorted(str(path) for name in ("cuda", "cupy") for path in Path("tests").glob(f"test_*{name}*.py"))
     session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=TESTING)
 
 
