@@ -13,7 +13,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array, is_jax_array
+from array_api_compat import (
+    array_namespace,
+    device,
+    is_cupy_array,
+    is_dask_array,
+    is_jax_array,
+    is_torch_array,
+)
 
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import check_activation
@@ -389,7 +396,7 @@ def _backward(
             sums[i] = _first_sums(xp, inputs[i], delta, into)
         else:
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
-            sums[i] = Layer(weight, before.bias + xp.sum(delta, axis=0))
+            sums[i] = Layer(weight, before.bias + _sum_of_rows(xp, delta))
         if i > 0:
             delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
             delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
@@ -397,10 +404,26 @@ def _backward(
 
 def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) -> Layer:
     if type(delta) is np.ndarray:  # the same without the wrappers
-        if into is None:
-            return Layer(np.matmul(left.T, delta), np.add.reduce(delta, axis=0))
-        return Layer(np.matmul(left.T, delta, out=into.weight), np.add.reduce(delta, axis=0, out=into.bias))
-    return Layer(xp.matmul(xp.matrix_transpose(left), delta), xp.sum(delta, axis=0))
+        weight, bias = (None, None) if into is None else into
+        return Layer(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
+    return Layer(xp.matmul(xp.matrix_transpose(left), delta), _sum_of_rows(xp, delta))
+
+
+ROWS_OF_A_SUM = 256
+"""Rows that NumPy adds up one after the other: a million of them would leave two digits of float32."""
+
+
+def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array:
+    """Sum over the rows of an array (R, H), to the last digits however many there are; NumPy writes it to `out`."""
+    if type(delta) is np.ndarray:
+        if delta.shape[0] <= ROWS_OF_A_SUM:
+            return np.add.reduce(delta, axis=0, out=out)
+        parts = [np.add.reduce(delta[rows], axis=0) for rows in _slices(delta.shape[0], ROWS_OF_A_SUM)]
+        total = np.add.reduce(parts, axis=0, dtype=np.float64, out=out)
+        return total.astype(delta.dtype, copy=False)
+    if is_torch_array(delta) or is_jax_array(delta) or is_cupy_array(delta):  # they add up in parts themselves
+        return xp.sum(delta, axis=0)
+    return xp.astype(xp.sum(delta, axis=0, dtype=xp.float64), delta.dtype)
 
 
 def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
