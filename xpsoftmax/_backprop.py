@@ -471,7 +471,7 @@ def add_up(
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
         frame = check.Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X")
-        problem = prepare(targets, frame, options)
+        problem = prepare(targets, frame, options, budget(max_memory))
         plan = plan_chunks(net, X.shape[0], problem, max_memory)
         loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
@@ -519,6 +519,8 @@ def _chunk(
         X, targets, row_weight = X[rows, :], targets[rows, ...], row_weight[rows]
     if X.dtype != net.working:
         X = xp.astype(X, net.working)
+    if targets.ndim == 2:
+        targets = check.as_dtype(xp, targets, net.working)
     if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
         # A row that does not count may hold anything: 0 * nan must not reach the weights.
         X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
@@ -562,8 +564,10 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     features = net.layers[0].weight.shape[0] if problem.weighted or net.dtype != net.working else 0
     column = itemsize * max(layer.weight.shape[0] for layer in net.layers)
 
-    # Numbers a row, forward and back: inputs, activations and slopes, then the logits with what the loss takes.
-    held = features + 2 * sum(hidden)
+    cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0
+
+    # Numbers a row, forward and back: what is cast, activations and slopes, then the logits with what the loss takes.
+    held = features + cast + 2 * sum(hidden)
     forward = held + classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
     backward = held + classes + 3 * max(hidden, default=0)
     least = max(itemsize * forward, itemsize * backward + column)
@@ -579,6 +583,11 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     if step >= rows:
         return Plan([None], spare)
     return Plan(_slices(rows, step), spare)
+
+
+def budget(max_memory: int | None) -> int:
+    """Bytes of temporary memory; `plan_chunks` sees whether they are enough."""
+    return DEFAULT_MAX_MEMORY if max_memory is None else check.as_integer("max_memory", max_memory)
 
 
 def _itemsize(xp: Namespace, dtype: DType) -> int:

@@ -25,6 +25,7 @@ from xpsoftmax._backprop import (
     add_rows,
     as_inputs,
     as_network,
+    budget,
     check_alike,
     finished,
     forward,
@@ -356,7 +357,7 @@ def as_data(
         raise ValueError(f"{name} must have at least one row, got shape {tuple(X.shape)}.")
     frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)
     with quiet(net.xp, net.frame.device):
-        problem = prepare(targets, frame, options._replace(reduction="sum"))
+        problem = prepare(targets, frame, options._replace(reduction="sum"), budget(max_memory))
         plan_chunks(net, 1, problem, max_memory)  # too small a budget shows at once
         # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
         counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
@@ -554,6 +555,8 @@ def evaluation(
         rows = slice(0, data.rows) if rows is None else rows
         X = xp.astype(data.X[rows, :], net.working, copy=False)
         targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
+        if targets.ndim == 2:
+            targets = check.as_dtype(xp, targets, net.working)
         _, _, logits = forward(net, X, buffers=buffers)
         labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
         hits = xp.argmax(logits, axis=1) == labels
