@@ -106,6 +106,18 @@ def test_sixteen_bit_parameters_are_computed_in_float32(dtype, names, backend, p
         np.testing.assert_array_equal(backend.to_numpy(grad), rounded)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "names"), [("float16", ("numpy", "torch", "jax", "cupy")), ("bfloat16", ("torch", "jax", "cupy"))]
+)
+def test_predictions_of_sixteen_bit_parameters_are_not_rounded(dtype, names, backend):
+    """The second logit is larger, by less than 16 bits can tell near 256; those of the next row are beyond float16."""
+    if backend.name not in names:
+        pytest.skip(f"{backend.name} has no {dtype}")
+    params = (xs.Layer(backend.asarray([[256.0, 256.0], [0.0, 0.0625]], dtype), backend.asarray([0.0, 0.0], dtype)),)
+    X = backend.asarray([[1.0, 1.0], [1024.0, 1024.0]], dtype)
+    np.testing.assert_array_equal(backend.to_numpy(xs.mlp_predict(params, X)), [1, 1])
+
+
 def test_no_argument_is_modified(backend, problem):
     params, X, y = problem
     held = moved(backend, params, "float64"), backend.asarray(X), backend.asarray(y)
