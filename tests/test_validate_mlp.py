@@ -340,6 +340,11 @@ def _in_strict(device=None):
     return tuple(xs.Layer(*(strict.asarray(a, device=device) for a in layer)) for layer in PARAMS)
 
 
+def test_finish_with_params_of_another_dtype():
+    with pytest.raises(TypeError, match=r"^params must be of a dtype that is summed in float64, got float32\.$"):
+        SUMS.finish(as_dtype(PARAMS, "f4"))
+
+
 def test_finish_with_params_of_another_library():
     with pytest.raises(TypeError, match=r"^params must be an array of the same library as the sums \(numpy\), got one"):
         SUMS.finish(_in_strict())

@@ -148,6 +148,8 @@ class PartialSums(NamedTuple):
         """
         net = as_network(params, "identity")
         check_alike("params", net.layers, self.grads)
+        if self.loss.dtype != net.working:
+            raise TypeError(f"params must be of a dtype that is summed in {self.loss.dtype}, got {net.dtype}.")
         reg = check.as_number("reg", reg)
         with quiet(net.xp, net.frame.device):
             return finished(net, *self.mean(net.xp), reg)
@@ -164,6 +166,9 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
     """Check that layers have the shapes, library and device of those that they meet: broadcasting hides mistakes."""
     if _seen_alike(layers, own):
         return
+    for layer in layers:
+        for array in layer:
+            check.as_array(name, array)
     for i, part in enumerate(("weights", "biases")):
         shapes, wanted = ([tuple(layer[i].shape) for layer in x] for x in (layers, own))
         if shapes != wanted:
