@@ -363,6 +363,8 @@ def test_no_tensors(path):
         (None, "has no JSON text under the key xpsoftmax"),
         ({"format": "pt"}, "has no JSON text under the key xpsoftmax"),
         ({"xpsoftmax": "{"}, "has no JSON text under the key xpsoftmax"),
+        ({"xpsoftmax": "[" * 100_000}, "has no JSON text under the key xpsoftmax"),
+        ({"xpsoftmax": json.dumps("x" * 1000)}, "its metadata is 'x{199}, not "),
         ({"xpsoftmax": "1"}, "its metadata is 1, not {'content': 'params'"),
         ({"xpsoftmax": json.dumps(_io.PARAMS | {"format": 2})}, "'format': 2, .*not .*'format': 1"),
         ({"xpsoftmax": json.dumps(_io.PARAMS | {"content": "state"})}, "'content': 'state', .*not "),
@@ -398,6 +400,25 @@ def test_paths_that_are_none(given, rng):
     for call in (lambda: xs.load_params(given), lambda: xs.save_params(given, drawn(rng))):
         with pytest.raises(TypeError, match=f"path must be a str or an os.PathLike of one, got {given!r}."):
             call()
+
+
+def test_a_path_that_cannot_be_one(rng):
+    for call in (lambda: xs.load_params("a\0b"), lambda: xs.save_params("a\0b", drawn(rng))):
+        with pytest.raises(ValueError, match=r"^path must name a file, got 'a\\x00b': .*null"):
+            call()
+
+
+@POSIX
+def test_links_in_a_circle(path, rng):
+    """Python 3.13 resolves them to one of themselves, which must not be replaced."""
+    other = path.with_name("other")
+    path.symlink_to(other)
+    other.symlink_to(path)
+    for call in (lambda: xs.load_params(path), lambda: xs.save_params(path, drawn(rng))):
+        with pytest.raises(ValueError, match=r"^path must name a file, got "):
+            call()
+    assert path.is_symlink()
+    assert other.is_symlink()
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])

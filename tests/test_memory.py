@@ -65,6 +65,7 @@ CASES = {
     "z-loss": "options = {'z_loss': 0.01}",
     "weights": "options = {'sample_weight': np.ones(len(y), np.float32), 'ignore_index': 3}",
     "tanh": "options = {'activation': 'tanh'}",
+    "soft targets of another dtype": "options, y = {}, np.full((4096, 8192), 2.0**-13)",
 }
 
 

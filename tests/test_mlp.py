@@ -51,6 +51,21 @@ def test_gradients_equal_numpy_float64(activation, backend, impl, dtype, problem
     assert isinstance(grads[0], xs.Layer)
 
 
+def test_a_million_rows_leave_the_gradient_of_a_bias_its_digits(backend):
+    """One after the other, equal float32 terms would leave two digits.
+
+    Sums of at most 256 terms one after the other, and of their sums in parts: 256 eps of the sum of absolute values,
+    which is 1/2 here, and the rounding of the terms.
+    """
+    rows = 1_000_000
+    params = (xs.Layer(np.zeros((1, 2)), np.zeros(2)),)
+    y = (np.arange(rows) % 10 == 0).astype(int)
+    inputs = backend.asarray(np.ones((rows, 1), "f4")), backend.asarray(y)
+    _, grads = xs.mlp_loss_and_grad(moved(backend, params, "float32"), *inputs)
+    bound = (256 + 4) * EPS["float32"] * 0.5
+    assert assert_within(backend.to_numpy(grads[0].bias), np.array([-0.4, 0.4]), bound=bound) == 2
+
+
 def test_loss_equals_that_of_loss_and_grad(backend, problem):
     params, X, y = problem
     params, X, y = moved(backend, params, "float64"), backend.asarray(X), backend.asarray(y)
@@ -89,6 +104,18 @@ def test_sixteen_bit_parameters_are_computed_in_float32(dtype, names, backend, p
         assert_like(grad, backend=backend, dtype=dtype, shape=tuple(wanted.shape))
         rounded = backend.to_numpy(backend.asarray(backend.to_numpy(wanted), dtype))
         np.testing.assert_array_equal(backend.to_numpy(grad), rounded)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names"), [("float16", ("numpy", "torch", "jax", "cupy")), ("bfloat16", ("torch", "jax", "cupy"))]
+)
+def test_predictions_of_sixteen_bit_parameters_are_not_rounded(dtype, names, backend):
+    """The second logit is larger, by less than 16 bits can tell near 256; those of the next row are beyond float16."""
+    if backend.name not in names:
+        pytest.skip(f"{backend.name} has no {dtype}")
+    params = (xs.Layer(backend.asarray([[256.0, 256.0], [0.0, 0.0625]], dtype), backend.asarray([0.0, 0.0], dtype)),)
+    X = backend.asarray([[1.0, 1.0], [1024.0, 1024.0]], dtype)
+    np.testing.assert_array_equal(backend.to_numpy(xs.mlp_predict(params, X)), [1, 1])
 
 
 def test_no_argument_is_modified(backend, problem):

@@ -222,6 +222,9 @@ def test_bad_arguments_of_an_update():
     single = tuple(xs.Layer(*(a.astype("f4") for a in layer)) for layer in params)
     with pytest.raises(TypeError, match=r"grads must have the dtype of params, float64, got float32\."):
         optimizer.update(params, single, state)
+    holes = (xs.Layer(None, None),) * len(params)
+    with pytest.raises(TypeError, match=r"^state must be an array of an Array API library, got NoneType\.$"):
+        optimizer.update(params, params, (0, holes))
     with pytest.raises(TypeError, match=r"state must be of float64, as params are computed, got float32\."):
         optimizer.update(params, params, (0, single))
     schedule = xs.sgd(lambda step: -1.0 if step == 3 else 0.1)

@@ -421,6 +421,23 @@ def test_an_interrupt_ends_the_step_and_returns_what_was_learnt():
     assert out == ["7", "1", "2", "True", "True"]
 
 
+def test_an_interrupt_while_the_result_is_made_does_not_lose_it():
+    out = run(
+        """
+        interrupted, times = {}, 1
+        whole = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
+        make = xs._training.Run.result
+        def result(*args, **keywords):
+            signal.raise_signal(signal.SIGINT)
+            return make(*args, **keywords)
+        xs._training.Run.result = result
+        last = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
+        print(np.array_equal(flat(last.params), flat(whole.params)))
+        """
+    )
+    assert out == ["True"]
+
+
 def test_a_second_interrupt_is_raised():
     out = run(
         """
@@ -772,6 +789,18 @@ def test_bad_data_is_found_before_the_first_step(problem):
         xs.train(params, X, y, validation=(X[:, :3], y), **options)
     with pytest.raises(TypeError, match=r"X must have the dtype of the parameters, float64, got float32"):
         xs.train(params, X.astype("f4"), y, **options)
+
+
+def test_a_budget_too_small_for_soft_validation_targets_is_found_before_the_first_step(problem):
+    """A row of soft targets needs more than one of labels: what is enough for training may not be for validation."""
+    params, X, y = problem
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1, "batch_size": BATCH, "rng": 3,
+               "callback": lambda step: pytest.fail("a step was made")}  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"max_memory must be at least 528 bytes, what one row needs, got 500\."
+    ) as error:
+        xs.train(params, X, y, validation=(X, np.eye(C)[y]), max_memory=500, **options)
+    assert error.value.__notes__ == ["It is about the validation data."]
 
 
 def test_a_state_of_another_training(problem):

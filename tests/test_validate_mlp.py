@@ -32,6 +32,18 @@ def as_dtype(params, dtype):
     return tuple(xs.Layer(weight.astype(dtype), bias.astype(dtype)) for weight, bias in params)
 
 
+def test_a_bad_soft_target_is_named_wherever_it_is(backend):
+    """They are looked at some rows at a time: here ten, then the rest."""
+    soft = np.full((16, 1000), 1e-3, "f4")
+    soft[13, 7] = -0.5
+    params = (xs.Layer(backend.asarray(np.zeros((2, 1000))), backend.asarray(np.zeros(1000))),)
+    X = backend.asarray(np.ones((16, 2)))
+    with pytest.raises(
+        ValueError, match=r"^targets must be finite and not negative in float64, got -0\.5 at index \(13, 7\)\.$"
+    ):
+        xs.mlp_loss(params, X, backend.asarray(soft), max_memory=2**17)
+
+
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 NOT_PARAMS = r"^params must be a non-empty sequence of \(weight, bias\) pairs, got "
@@ -326,6 +338,11 @@ def test_adding_sums_of_another_network(params):
 def _in_strict(device=None):
     strict = pytest.importorskip("array_api_strict")
     return tuple(xs.Layer(*(strict.asarray(a, device=device) for a in layer)) for layer in PARAMS)
+
+
+def test_finish_with_params_of_another_dtype():
+    with pytest.raises(TypeError, match=r"^params must be of a dtype that is summed in float64, got float32\.$"):
+        SUMS.finish(as_dtype(PARAMS, "f4"))
 
 
 def test_finish_with_params_of_another_library():

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array, is_jax_array
+from array_api_compat import array_namespace, device, is_dask_array, is_jax_array, is_torch_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import check_activation
@@ -141,6 +141,8 @@ class PartialSums(NamedTuple):
         """
         net = as_network(params, "identity")
         check_alike("params", net.layers, self.grads)
+        if self.loss.dtype != net.working:
+            raise TypeError(f"params must be of a dtype that is summed in {self.loss.dtype}, got {net.dtype}.")
         reg = check.as_number("reg", reg)
         with quiet(net.xp, net.frame.device):
             return finished(net, *self.mean(net.xp), reg)
@@ -157,6 +159,9 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
     """Check that layers have the shapes, library and device of those that they meet: broadcasting hides mistakes."""
     if _seen_alike(layers, own):
         return
+    for layer in layers:
+        for array in layer:
+            check.as_array(name, array)
     for i, part in enumerate(("weights", "biases")):
         shapes, wanted = ([tuple(layer[i].shape) for layer in x] for x in (layers, own))
         if shapes != wanted:
@@ -389,7 +394,7 @@ def _backward(
             sums[i] = _first_sums(xp, inputs[i], delta, into)
         else:
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
-            sums[i] = Layer(weight, before.bias + xp.sum(delta, axis=0))
+            sums[i] = Layer(weight, before.bias + _sum_of_rows(xp, delta))
         if i > 0:
             delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
             delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
@@ -397,10 +402,29 @@ def _backward(
 
 def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) -> Layer:
     if type(delta) is np.ndarray:  # the same without the wrappers
-        if into is None:
-            return Layer(np.matmul(left.T, delta), np.add.reduce(delta, axis=0))
-        return Layer(np.matmul(left.T, delta, out=into.weight), np.add.reduce(delta, axis=0, out=into.bias))
-    return Layer(xp.matmul(xp.matrix_transpose(left), delta), xp.sum(delta, axis=0))
+        weight, bias = (None, None) if into is None else into
+        return Layer(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
+    return Layer(xp.matmul(xp.matrix_transpose(left), delta), _sum_of_rows(xp, delta))
+
+
+ROWS_OF_A_SUM = 256
+"""Rows that NumPy adds up one after the other: a million of them would leave two digits of float32."""
+
+
+def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array:
+    """Sum over the rows of an array (R, H), to the last digits however many there are; NumPy writes it to `out`.
+
+    Other libraries that may add one row after the other do it in float64: NumPy would take five times as long.
+    """
+    if type(delta) is np.ndarray:
+        if delta.shape[0] <= ROWS_OF_A_SUM:
+            return np.add.reduce(delta, axis=0, out=out)
+        parts = [np.add.reduce(delta[rows], axis=0) for rows in _slices(delta.shape[0], ROWS_OF_A_SUM)]
+        total = np.add.reduce(parts, axis=0, dtype=np.float64, out=out)
+        return total.astype(delta.dtype, copy=False)
+    if is_torch_array(delta) or is_jax_array(delta):  # they add up in parts themselves
+        return xp.sum(delta, axis=0)
+    return xp.astype(xp.sum(delta, axis=0, dtype=xp.float64), delta.dtype)
 
 
 def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
@@ -448,7 +472,7 @@ def add_up(
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
         frame = check.Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X")
-        problem = prepare(targets, frame, options)
+        problem = prepare(targets, frame, options, budget(max_memory))
         plan = plan_chunks(net, X.shape[0], problem, max_memory)
         loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
@@ -496,6 +520,8 @@ def _chunk(
         X, targets, row_weight = X[rows, :], targets[rows, ...], row_weight[rows]
     if X.dtype != net.working:
         X = xp.astype(X, net.working)
+    if targets.ndim == 2:
+        targets = check.as_dtype(xp, targets, net.working)
     if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
         # A row that does not count may hold anything: 0 * nan must not reach the weights.
         X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
@@ -539,8 +565,10 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     features = net.layers[0].weight.shape[0] if problem.weighted or net.dtype != net.working else 0
     column = itemsize * max(layer.weight.shape[0] for layer in net.layers)
 
-    # Numbers a row, forward and back: inputs, activations and slopes, then the logits with what the loss takes.
-    held = features + 2 * sum(hidden)
+    cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0
+
+    # Numbers a row, forward and back: what is cast, activations and slopes, then the logits with what the loss takes.
+    held = features + cast + 2 * sum(hidden)
     forward = held + classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
     backward = held + classes + 3 * max(hidden, default=0)
     least = max(itemsize * forward, itemsize * backward + column)
@@ -556,6 +584,11 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     if step >= rows:
         return Plan([None], spare)
     return Plan(_slices(rows, step), spare)
+
+
+def budget(max_memory: int | None) -> int:
+    """Bytes of temporary memory; `plan_chunks` sees whether they are enough."""
+    return DEFAULT_MAX_MEMORY if max_memory is None else check.as_integer("max_memory", max_memory)
 
 
 def _itemsize(xp: Namespace, dtype: DType) -> int:

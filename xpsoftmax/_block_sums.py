@@ -16,7 +16,17 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_dask_array
 
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Layer, Network, Params, PartialSums, add_up, as_network, finished, penalised
+from xpsoftmax._backprop import (
+    DEFAULT_MAX_MEMORY,
+    Layer,
+    Network,
+    Params,
+    PartialSums,
+    add_up,
+    as_network,
+    finished,
+    penalised,
+)
 from xpsoftmax._loss import LossOptions, prepare
 from xpsoftmax._softmax import quiet
 from xpsoftmax._threads import alone
@@ -190,7 +200,7 @@ def look_at_block(
     frame = check.Frame(xp, device(targets), (sizes[0], classes), 1, working, "X")
     with quiet(xp, frame.device):
         try:
-            prepare(targets, frame, options._replace(sample_weight=weight))
+            prepare(targets, frame, options._replace(sample_weight=weight), DEFAULT_MAX_MEMORY)
         except ValueError as error:
             return Block(sizes, bad_row(error))
     return Block(sizes)

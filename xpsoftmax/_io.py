@@ -119,7 +119,7 @@ def load_params(path: str | os.PathLike[str], *, xp: Namespace | None = None, de
     xp = check.as_namespace("xp", np if xp is None else xp)
     arrays, metadata = _load_arrays(path)
     if metadata != PARAMS:
-        raise _unfit(path, f"its metadata is {metadata}, not {PARAMS}")
+        raise _unfit(path, f"its metadata is {metadata!a:.200}, not {PARAMS}")
     layers = _layers(path, arrays)
     for name in sorted({array.dtype.name for array in arrays.values()}):
         _check_dtype(xp, name, device)
@@ -185,7 +185,7 @@ def _load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], A
         raise ValueError(f"path must name a safetensors file that is whole, got {path}: {error}.") from error
     try:
         return arrays, json.loads(metadata or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _unfit(path, "its metadata has no JSON text under the key xpsoftmax") from None
 
 
@@ -197,7 +197,10 @@ def _as_path(path: str | os.PathLike[str]) -> Path:
         target = Path(path).resolve()
     except TypeError:
         raise TypeError(f"path must be a str or an os.PathLike of one, got {path!r:.60}.") from None
-    if target.exists() and not target.is_file():  # a folder or, worse, a device: os.replace would take its place
+    except (ValueError, RuntimeError) as error:  # a null character; links in a circle, before Python 3.13
+        raise ValueError(f"path must name a file, got {path!r}: {error}.") from None
+    # A folder, a link in a circle (from 3.13 on) or, worse, a device: os.replace would take its place.
+    if target.is_symlink() or (target.exists() and not target.is_file()):
         raise ValueError(f"path must name a file, got {path}, which is something else.")
     return target
 

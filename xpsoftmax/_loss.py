@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import is_dask_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._out import check_out, fits_plainly, fits_plainly_on_gpu
@@ -230,7 +232,7 @@ class LossOptions(NamedTuple):
 class Problem(NamedTuple):
     """Checked rows, ready for a row operation."""
 
-    targets: Array  # (R,) labels in the index dtype or (R, C) soft targets in the working precision
+    targets: Array  # (R,) labels in the index dtype or (R, C) soft targets: see `prepare` for their dtype
     row_weight: Array  # (R,): all that multiplies a row; 0 where it must not count
     total: Array | float  # 0-d: the sum of the counting weights; a number where it is known without them
     spec: LossSpec
@@ -338,8 +340,11 @@ def filled(rows: int, value: float, dtype: Any) -> Array:
     return array
 
 
-def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem:
-    """Check targets, weights and options; lay the targets out as rows and weigh each row."""
+def prepare(targets: Array, frame: check.Frame, options: LossOptions, max_memory: int | None = None) -> Problem:
+    """Check targets, weights and options; lay the targets out as rows and weigh each row.
+
+    With `max_memory` soft targets are looked at some rows at a time, and stay in their dtype: a chunk of them is cast.
+    """
     xp = frame.xp
     # Labels of another library are seen first: under torch.compile the other question cannot be asked.
     if frame.axis == 1 and _plain_labels(targets, frame.shape, options) and xp is check.numpy_namespace():
@@ -360,7 +365,9 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions) -> Problem
     if options.validate:
         weights = {"sample_weight": sample_weight, "class_weight": class_weight}
         given = {"targets": targets, "sample_weight": options.sample_weight, "class_weight": options.class_weight}
-        _check_values(array, ignored, ignore_index, weights, given, frame)
+        _check_values(array, ignored, ignore_index, weights, given, frame, max_memory)
+    if soft and max_memory is None:
+        array = check.as_dtype(xp, array, frame.working)
 
     alike = sample_weight is None and ignored is None and (class_weight is None or soft)
     rows = to_rows(xp, array, frame.axis) if soft else _flat(xp, array)
@@ -427,25 +434,51 @@ def _check_values(
     weights: dict[str, Array | None],
     given: dict[str, Array | None],
     frame: check.Frame,
+    max_memory: int | None,
 ) -> None:
     """Look at the values of the checked arrays; a message shows them as they were given."""
     if targets.ndim == len(frame.shape):
-        suspects = [_suspected_masses("targets", "index", targets, given, frame)]
+        parts = _parts_to_look_at(targets, max_memory)
+        suspects = [_suspected_masses("targets", "index", targets, given, frame, parts)]
     else:
         rule = f"be labels from 0 to {frame.classes - 1} ({frame.classes} classes, ignore_index={ignore_index})"
         bad = check.bad_labels(targets, frame, ignored)
-        suspects = [check.Suspect("targets", rule, "row", bad, given["targets"])]
+        suspects = [check.Suspect("targets", rule, "row", lambda _: bad, given["targets"])]
     for (name, weight), unit in zip(weights.items(), ("row", "class"), strict=True):
         if weight is not None:
             suspects.append(_suspected_masses(name, unit, weight, given, frame))
     check.check_values(frame, suspects)
 
 
+def _parts_to_look_at(masses: Array, max_memory: int | None) -> Sequence[check.Rows]:
+    """Rows of soft targets (R, C) that can be looked at within a budget; dask arrays are in parts already."""
+    if max_memory is None or is_dask_array(masses):
+        return (None,)
+    rows, classes = masses.shape
+    step = max(1, max(max_memory, LEAST_LOOK) // (classes * LOOKED_AT))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+LOOKED_AT = 12
+"""Bytes that are held at most for a number that is looked at: the number in the working precision, and masks."""
+LEAST_LOOK = 2**16
+"""Bytes for a look below which there would only be more of them."""
+
+
 def _suspected_masses(
-    name: str, unit: str, masses: Array, given: dict[str, Array | None], frame: check.Frame
+    name: str,
+    unit: str,
+    masses: Array,
+    given: dict[str, Array | None],
+    frame: check.Frame,
+    parts: Sequence[check.Rows] = (None,),
 ) -> check.Suspect:
     _, values = check.as_array(name, given[name])
     rule = "be finite and not negative"
-    if values.dtype != masses.dtype:  # a value may be finite only where it comes from
-        rule += f" in {dtype_name(masses.dtype)}"
-    return check.Suspect(name, rule, unit, check.bad_masses(frame, masses), values)
+    if values.dtype != frame.working:  # a value may be finite only where it comes from
+        rule += f" in {dtype_name(frame.working)}"
+
+    def bad(rows: check.Rows) -> Array:
+        return check.bad_masses(frame, check.as_dtype(frame.xp, check.rows_of(masses, rows), frame.working))
+
+    return check.Suspect(name, rule, unit, bad, values, parts)

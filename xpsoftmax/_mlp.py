@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
-from array_api_compat import device as device_of
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
     Layer,
+    Network,
     Params,
     PartialSums,
     add_up,
@@ -154,12 +153,18 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
+    net, logits = _working_logits(params, X, activation, impl)
+    with quiet(net.xp, net.frame.device):
+        return narrowed(net.xp, logits, net.dtype)
+
+
+def _working_logits(params: Params, X: Array, activation: str, impl: Impl) -> tuple[Network, Array]:
+    """Check the arguments; return the network, and the logits as they are computed: not rounded to 16 bits."""
     check.check_impl(impl)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
     with quiet(net.xp, net.frame.device):
-        _, _, logits = forward(net, net.xp.astype(X, net.working, copy=False))
-        return narrowed(net.xp, logits, net.dtype)
+        return net, forward(net, net.xp.astype(X, net.working, copy=False))[2]
 
 
 def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: Impl = "auto") -> Array:
@@ -173,7 +178,8 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     Returns
     -------
     array, (N,)
-        Labels from 0 to C - 1 in the library's index dtype; the first of equal ones.
+        Labels from 0 to C - 1 in the library's index dtype; the first of equal ones. The logits of 16-bit parameters
+        are compared in float32.
 
     Raises
     ------
@@ -192,11 +198,9 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     >>> xs.mlp_predict(params, np.array([[0.0, 2.0, 1.0]]))
     array([1])
     """
-    logits = mlp_logits(params, X, activation=activation, impl=impl)
-    xp = array_namespace(logits)
-    with on_device(xp, device_of(logits)):
-        # In the working precision: CuPy has no argmax of bfloat16.
-        return xp.argmax(check.as_dtype(xp, logits, check.working_dtype(xp, logits)), axis=1)
+    net, logits = _working_logits(params, X, activation, impl)
+    with on_device(net.xp, net.frame.device):
+        return net.xp.argmax(logits, axis=1)
 
 
 def mlp_loss(

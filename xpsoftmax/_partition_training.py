@@ -146,7 +146,7 @@ def as_held_out(scheduler: Scheduler, model: Model, X: Any, targets: Any) -> Dat
     """Check validation data: dask arrays, or arrays in memory, which stay with the client."""
     try:
         if not is_dask_array(X):
-            return as_data(model.network, "validation", X, targets, model.options)
+            return as_data(model.network, "validation", X, targets, model.options, model.max_memory)
         data = parts.as_partitions(model, X, targets, None)
         looked_at(scheduler, model, data)
     except (TypeError, ValueError) as error:

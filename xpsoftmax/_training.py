@@ -25,6 +25,7 @@ from xpsoftmax._backprop import (
     add_rows,
     as_inputs,
     as_network,
+    budget,
     check_alike,
     finished,
     forward,
@@ -316,11 +317,11 @@ def train(
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     reg = check.as_number("reg", reg)
-    data = as_data(net, "X", X, targets, options)
+    data = as_data(net, "X", X, targets, options, max_memory)
     held_out = None
     if validation is not None:
         try:
-            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None))
+            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None), max_memory)
         except (TypeError, ValueError) as error:
             error.add_note("It is about the validation data.")
             raise
@@ -347,14 +348,17 @@ class Data(NamedTuple):
         return int(self.X.shape[0])
 
 
-def as_data(net: Network, name: str, X: Array, targets: Array, options: LossOptions) -> Data:
-    """Check inputs and targets; look at all labels and weights, once."""
+def as_data(
+    net: Network, name: str, X: Array, targets: Array, options: LossOptions, max_memory: int | None = None
+) -> Data:
+    """Check inputs, targets and the budget for them; look at all labels and weights, once."""
     X = as_inputs(net, X, name)
     if X.shape[0] == 0:
         raise ValueError(f"{name} must have at least one row, got shape {tuple(X.shape)}.")
     frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)
     with quiet(net.xp, net.frame.device):
-        problem = prepare(targets, frame, options._replace(reduction="sum"))
+        problem = prepare(targets, frame, options._replace(reduction="sum"), budget(max_memory))
+        plan_chunks(net, 1, problem, max_memory)  # too small a budget shows at once
         # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
         counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
         counts = None if counting is None else np.array(_on_host(counting != 0.0), bool)
@@ -451,7 +455,6 @@ class Stepper:
         if self.on_host:
             size = sum(array.size for layer in net.layers for array in layer)
             self.grads = parts_of(np.empty(size, net.working), net.layers)
-        self.plan(1)  # too small a budget shows at once
 
     def plan(self, rows: int) -> Plan:
         if rows not in self.plans:
@@ -552,6 +555,8 @@ def evaluation(
         rows = slice(0, data.rows) if rows is None else rows
         X = xp.astype(data.X[rows, :], net.working, copy=False)
         targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
+        if targets.ndim == 2:
+            targets = check.as_dtype(xp, targets, net.working)
         _, _, logits = forward(net, X, buffers=buffers)
         labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
         hits = xp.argmax(logits, axis=1) == labels
@@ -585,10 +590,10 @@ def trained(
                     run.end_epoch(held_out, keep_best=patience is not None)
         except Interrupted:
             run.settle()
-    result, xp = run.result(best=patience is not None), run.stepper.given.xp
-    if not all(bool(xp.all(xp.isfinite(array))) for layer in result.params for array in layer):
-        raise DivergenceError(len(result.history["loss"]) - 1, None, result)
-    return result
+        result, xp = run.result(best=patience is not None), run.stepper.given.xp
+        if not all(bool(xp.all(xp.isfinite(array))) for layer in result.params for array in layer):
+            raise DivergenceError(len(result.history["loss"]) - 1, None, result)
+        return result
 
 
 class Run:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from array_api_compat import (
@@ -27,6 +27,9 @@ from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, DType, Namespace, dtyp
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 INTEGRAL = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+Rows: TypeAlias = "slice | None"
 
 
 class Frame(NamedTuple):
@@ -210,9 +213,8 @@ def library(xp: Namespace) -> str:
 
 
 def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array:
-    """Check targets; return labels in the library's index dtype, or soft targets in the working precision."""
+    """Check targets; return labels in the library's index dtype, or soft targets in their own."""
     array = as_companion("targets", targets, frame)
-    xp = frame.xp
     if dtype_name(array.dtype) in INTEGRAL:
         if not same_shape(array.shape, frame.rows_shape):
             raise ValueError(
@@ -232,7 +234,7 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
         raise ValueError(
             f"ignore_index must be None for soft targets, got {ignore_index}. Use sample_weight to leave rows out."
         )
-    return as_dtype(xp, array, frame.working)
+    return array
 
 
 def _as_index(labels: Array, frame: Frame, ignore_index: int | None) -> Array:
@@ -282,23 +284,32 @@ class Suspect(NamedTuple):
 
     name: str
     rule: str
-    unit: str  # what an entry of `bad` is: row, class, index
-    bad: Array  # mask
-    values: Array  # of the shape of the mask, as the user gave them
+    unit: str  # what an entry is: row, class, index
+    bad: Callable[[Rows], Array]  # the mask of some rows
+    values: Array  # as the user gave them
+    parts: Sequence[Rows] = (None,)  # that are looked at one after the other
+
+
+def rows_of(array: Array, rows: Rows) -> Array:
+    """Some rows of an array; all of it for None."""
+    return array if rows is None else array[rows, ...]
 
 
 def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
-    """Raise ValueError for the first bad value; all suspects share one reduction and one synchronisation."""
-    if any(_is_traced(suspect.bad) for suspect in suspects):
-        raise ValueError(
-            "validate must be False inside jax.jit, got True: while a function is traced its labels have no values."
-        )
-    if any(is_torch_array(suspect.bad) and suspect.bad.is_meta for suspect in suspects):
-        raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
+    """Raise ValueError for the first bad value; all suspects share one synchronisation."""
     flag = None
     for suspect in suspects:
-        found = np.count_nonzero(suspect.bad) > 0 if type(suspect.bad) is np.ndarray else frame.xp.any(suspect.bad)
-        flag = found if flag is None else flag | found
+        for rows in suspect.parts:
+            bad = suspect.bad(rows)
+            if _is_traced(bad):
+                raise ValueError(
+                    "validate must be False inside jax.jit, got True: while a function is traced its labels have no "
+                    "values."
+                )
+            if is_torch_array(bad) and bad.is_meta:
+                raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
+            found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else frame.xp.any(bad)
+            flag = found if flag is None else flag | found
     if flag is not None and bool(flag):
         for suspect in suspects:
             _raise_first(suspect)
@@ -322,17 +333,19 @@ class Bad(NamedTuple):
 
 
 def _raise_first(suspect: Suspect) -> None:
-    bad, values = (_computed(x) for x in (suspect.bad, suspect.values))
-    xp = array_namespace(bad)
-    if not bool(xp.any(bad)):
-        return
-    shape = tuple(bad.shape)
-    flat = int(xp.argmax(xp.reshape(xp.astype(bad, xp.int32), (-1,))))
-    position = tuple(int(i) for i in np.unravel_index(flat, shape))
-    value = xp.reshape(values, (-1,))[flat]
-    value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
-    value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
-    raise Bad(suspect.name, suspect.rule, value, suspect.unit, position).error()
+    for rows in suspect.parts:
+        bad, values = (_computed(x) for x in (suspect.bad(rows), rows_of(suspect.values, rows)))
+        xp = array_namespace(bad)
+        if not bool(xp.any(bad)):
+            continue
+        flat = int(xp.argmax(xp.reshape(xp.astype(bad, xp.int32), (-1,))))
+        position = tuple(int(i) for i in np.unravel_index(flat, tuple(bad.shape)))
+        if rows is not None:
+            position = (rows.start + position[0], *position[1:])
+        value = xp.reshape(values, (-1,))[flat]
+        value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
+        value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
+        raise Bad(suspect.name, suspect.rule, value, suspect.unit, position).error()
 
 
 def _computed(array: Array) -> Array:

@@ -584,7 +584,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         loss = LossOptions(
             None if class_weight is None else xp.asarray(class_weight, **options), weight, None, self.label_smoothing
         )
-        data = as_data(net, "X", X, y, loss)
+        data = as_data(net, "X", X, y, loss, self.max_memory)
         if data.counts is not None and not data.counts.any():
             self._refuse_weights(weight, "to learn from")
         if held_out is not None and held_out[2] is not None and not bool(xp.any(held_out[2] != 0.0)):
