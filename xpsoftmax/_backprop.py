@@ -408,7 +408,7 @@ def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) ->
 
 
 ROWS_OF_A_SUM = 256
-"""Rows that NumPy adds up one after the other: a million of them would leave two digits of float32."""
+"""Rows that are added up one after the other: a million of them would leave two digits of float32."""
 
 
 def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array:
@@ -416,13 +416,14 @@ def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array
 
     Other libraries that may add one row after the other do it in float64: NumPy would take five times as long.
     """
+    few = delta.shape[0] <= ROWS_OF_A_SUM
     if type(delta) is np.ndarray:
-        if delta.shape[0] <= ROWS_OF_A_SUM:
+        if few:
             return np.add.reduce(delta, axis=0, out=out)
         parts = [np.add.reduce(delta[rows], axis=0) for rows in _slices(delta.shape[0], ROWS_OF_A_SUM)]
         total = np.add.reduce(parts, axis=0, dtype=np.float64, out=out)
         return total.astype(delta.dtype, copy=False)
-    if is_torch_array(delta) or is_jax_array(delta):  # they add up in parts themselves
+    if few or is_torch_array(delta) or is_jax_array(delta):  # they add up in parts themselves
         return xp.sum(delta, axis=0)
     return xp.astype(xp.sum(delta, axis=0, dtype=xp.float64), delta.dtype)
 
