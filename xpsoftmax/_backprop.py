@@ -407,7 +407,7 @@ def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) ->
     return Layer(xp.matmul(xp.matrix_transpose(left), delta), _sum_of_rows(xp, delta))
 
 
-ROWS_OF_A_SUM = 256
+ROWS_OF_A_SUM = 1024
 """Rows that are added up one after the other: a million of them would leave two digits of float32."""
 
 
