@@ -247,12 +247,13 @@ struct StreamedRow {
     template <int SLOT, bool KEEP_LOGITS = false>
     DEVICE Exponentials<Real> others(Long hot_class) {
         hot = hot_class < 0 ? -1 : hot_class + span.shift;
-        Real top = -Limits<Real>::infinity();
+        Real top = -Limits<Real>::infinity(), largest = top;
         LongSum<Real> sum;
         for (Long p = first(); p < end; p += STEP) {
             Vector v = span.load(p);
             leave_out(v, p, hot);
             const Real highest = top_of(v);
+            largest = larger(largest, highest);
             if (highest > top + SLACK) {
                 sum.scale(exponential(top - highest));
                 top = highest;
@@ -262,7 +263,9 @@ struct StreamedRow {
             for (int i = 0; i < PER; ++i) e[i] = exponential(widened(element<Scalar>(v, i)) - shift_of(top));
             sum.add(sum_of(e));
         }
-        return RowTeam::over_all<SLOT>(Exponentials<Real>{top, sum.total()});
+        // As of a held row: a probability must not be written as a subnormal number times an exponential above 1.
+        const Real all = Exponentials<Real>{top, sum.total()}.brought_to(largest);
+        return RowTeam::over_all<SLOT>(Exponentials<Real>{largest, all});
     }
 
     DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros,
