@@ -309,6 +309,9 @@ struct Choice<false> {
 using Row = Choice<(VECTORS > 0)>::Row;
 
 #if BLOCKS > 1
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#error "blocks form clusters from compute capability 9.0 on: each would take itself for the first of its row"
+#endif
 #define ROW_KERNEL KERNEL __launch_bounds__(THREADS, RESIDENT) CLUSTER(BLOCKS) void
 #else
 #define ROW_KERNEL KERNEL __launch_bounds__(THREADS, RESIDENT) void
