@@ -1,7 +1,8 @@
-"""The contract holds on a GPU's own exp, too: here it is one unit in the last place worse than the CPU's.
+"""The contract holds on a GPU's own exp, too: here it is as much worse than the CPU's as CUDA says it may be.
 
-With --kernels only (nox -s kernels). CUDA documents at most 1 ulp for exp; the last bit that a GPU gives cannot be had
-on a CPU, so that every result is moved to one of its neighbours. Random rows, many of them sure.
+With --kernels only (nox -s kernels). CUDA documents at most 2 ulp for expf and 1 for exp, from the number rounded
+correctly (and of expf, 2 are found: LLVM's tests of all floats). The last bits that a GPU gives cannot be had on a CPU,
+so that every result is moved to its next neighbour, or the one after that. Random rows, many of them sure.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ WORSE = {
         """DEVICE float exponential(float x) {
             const float e = expf(x);
             const bool down = __float_as_uint(x) * 2654435761u >> 31;
-            return x == 0 || !(e > 0x1p-126f && e < 0x1p126f) ? e : std::nextafter(e, down ? 0.f : 2 * e);
+            if (x == 0 || !(e > 0x1p-125f && e < 0x1p126f)) return e;
+            const float end = down ? 0.f : 2 * e;
+            return std::nextafter(std::nextafter(e, end), end);
         }""",
     ),
     "float64": (
@@ -50,12 +53,16 @@ def rows(rng: np.random.Generator, classes: int, dtype: str) -> np.ndarray:
     return (z + rng.choice([0, 0, 100, -1e4, 1e4])).astype(dtype)
 
 
-@pytest.mark.parametrize("kind", [plan.HELD[1], plan.HELD[5], plan.HELD[7]], ids=["4 lanes", "a warp", "a block"])
+@pytest.mark.parametrize(
+    "kind",
+    [plan.HELD[1], plan.HELD[5], plan.HELD[7], plan.STREAMED],
+    ids=["4 lanes", "a warp", "a block", "streamed"],
+)
 @pytest.mark.parametrize("dtype", WORSE)
 def test_the_last_bit_of_exp_may_be_wrong(rng, dtype, kind, record_property):
     entries: list[int] = []
     for _ in range(30):
-        most = (kind.capacity - plan.VECTOR) // plan.ITEMSIZES[dtype]
+        most = ((kind.capacity or 2**15) - plan.VECTOR) // plan.ITEMSIZES[dtype]
         z = rows(rng, int(rng.integers(1, most + 1)), dtype)
         y = np.where(rng.random(16) < 0.6, z.argmax(axis=1), rng.integers(z.shape[1], size=16))
         weights = (rng.uniform(0.5, 2, 16) * 10.0 ** rng.choice([0, -5, 5])).astype(dtype)

@@ -95,9 +95,7 @@ FAULTS = {
     "distances of a stream from its first largest logit": Fault(
         "if (below.count > 0) sum.add(below.count * (highest - below.top));", "", STREAMED, smoothing=0.5
     ),
-    "the total of a stream taken from its largest logit": Fault(
-        "odds.total * exponential(others.top - below.top)", "odds.total", STREAMED, smoothing=0.5
-    ),
+    "a stream's sum left at its last shift": Fault("sum.total()}.brought_to(largest);", "sum.total()}.sum;", STREAMED),
     "halves of a word exchanged": Fault(
         "T{(unsigned short)(v.words[i / 2] >> (i % 2 * 16))}",
         "T{(unsigned short)(v.words[i / 2] >> (16 - i % 2 * 16))}",

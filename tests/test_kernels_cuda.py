@@ -523,6 +523,36 @@ def test_sure_rows_keep_the_sum_of_the_others(dtype, kind):
     within(elementwise("log_softmax", x, dtype, kind=kind), oracle.log_softmax(x), 2 * classes, entries)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lead", [3.0, 87.7, 88.5, 709.0, 711.0])
+def test_a_stream_that_rises_a_little_late(dtype, lead, record_property):
+    """By less than its shift is moved for: a probability is normal where exp(the first logits - the label's) is not."""
+    classes = STREAMED_CLASSES
+    x = np.zeros((2, classes), dtype)
+    x[:, classes // 2 :] = 3.9
+    x[0, 5] = x[1, classes - 5] = lead
+    y = np.array([5, classes - 5])
+    entries: list[int] = []
+    exact = oracle.softmax_loss(x, y, reduction="none")
+    losses, grad = loss(x, dtype, y, kind=plan.STREAMED)
+    within(losses, exact.loss, 0, entries)
+    within(grad, exact.grad, 0, entries)
+    record_property("compared", sum(entries))
+
+
+@pytest.mark.parametrize("label", [1.0, 3.5, 3.9, 5.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_smoothing_of_a_stream_that_rises_a_little_late(dtype, label):
+    """The label's logit is above the first ones, and below, beside or above the largest."""
+    x = np.zeros((1, STREAMED_CLASSES), dtype)
+    x[0, 9000:9100] = 3.9
+    x[0, 5] = label
+    exact = oracle.softmax_loss(x, np.array([5]), label_smoothing=0.1, reduction="none")
+    losses, grad = loss(x, dtype, np.array([5]), kind=plan.STREAMED, smoothing=0.1)
+    within(losses, exact.loss, 1, [])
+    within(grad, exact.grad, x.size, [])
+
+
 # --- what goes around the rows ----------------------------------------------------------------------------------------
 
 

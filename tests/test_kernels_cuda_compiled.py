@@ -84,6 +84,17 @@ def test_compiles_within_its_registers(arch, dtype, record_property):
     record_property("compiled", count)
 
 
+@pytest.mark.parametrize("arch", [80, 90])
+def test_a_cluster_is_compiled_for_no_architecture_without_clusters(arch):
+    """An old NVRTC gives a newer GPU the newest code that it knows: it must not be wrong without a word."""
+    defines = plan.defines(plan.CLUSTERED[0], "float32")
+    if arch >= plan.CLUSTERS_FROM:
+        compiled("softmax", defines, arch)
+    else:
+        with pytest.raises(pytest.fail.Exception, match=r"compute capability 9\.0"):
+            compiled("softmax", defines, arch)
+
+
 @pytest.mark.parametrize("name", LIMITS)
 def test_recorded_registers_let_as_many_blocks_run_as_planned(name):
     kernel, _, kind = name.partition(" ")

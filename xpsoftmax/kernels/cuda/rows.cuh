@@ -247,12 +247,13 @@ struct StreamedRow {
     template <int SLOT, bool KEEP_LOGITS = false>
     DEVICE Exponentials<Real> others(Long hot_class) {
         hot = hot_class < 0 ? -1 : hot_class + span.shift;
-        Real top = -Limits<Real>::infinity();
+        Real top = -Limits<Real>::infinity(), largest = top;
         LongSum<Real> sum;
         for (Long p = first(); p < end; p += STEP) {
             Vector v = span.load(p);
             leave_out(v, p, hot);
             const Real highest = top_of(v);
+            largest = larger(largest, highest);
             if (highest > top + SLACK) {
                 sum.scale(exponential(top - highest));
                 top = highest;
@@ -262,7 +263,9 @@ struct StreamedRow {
             for (int i = 0; i < PER; ++i) e[i] = exponential(widened(element<Scalar>(v, i)) - shift_of(top));
             sum.add(sum_of(e));
         }
-        return RowTeam::over_all<SLOT>(Exponentials<Real>{top, sum.total()});
+        // As of a held row: a probability must not be written as a subnormal number times an exponential above 1.
+        const Real all = Exponentials<Real>{top, sum.total()}.brought_to(largest);
+        return RowTeam::over_all<SLOT>(Exponentials<Real>{largest, all});
     }
 
     DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros,
@@ -306,6 +309,9 @@ struct Choice<false> {
 using Row = Choice<(VECTORS > 0)>::Row;
 
 #if BLOCKS > 1
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#error "blocks form clusters from compute capability 9.0 on: each would take itself for the first of its row"
+#endif
 #define ROW_KERNEL KERNEL __launch_bounds__(THREADS, RESIDENT) CLUSTER(BLOCKS) void
 #else
 #define ROW_KERNEL KERNEL __launch_bounds__(THREADS, RESIDENT) void

@@ -32,9 +32,8 @@ ROW_KERNEL softmax_loss_smoothed(const Scalar* logits, Long logits_stride, const
     const Odds<Real> odds = against(others, z_hot);
     const Real factor = is_usable(others, z_hot) ? weight : Limits<Real>::nan();
     if (seat.leads()) {
-        // The total is that of exp(z - others.top), which may be less than the largest of a streamed row.
-        const Real total = odds.total * exponential(others.top - below.top);
-        const Real of_largest = z_hot == below.top ? odds.loss : logarithm(total);
+        // Of another class than the label the largest is others.top, and the total that of exp(z - others.top).
+        const Real of_largest = z_hot == below.top ? odds.loss : logarithm(odds.total);
         const Real of_label = kept != 0 ? kept * odds.loss : 0;  // 0 * inf
         losses[r] = counts ? (of_label + share * (Real(classes) * of_largest + below.sum)) * factor : 0;
     }
