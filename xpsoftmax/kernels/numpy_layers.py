@@ -117,7 +117,7 @@ def parameter_update(
     if ok is not None:
         return generic.parameter_update(rule, arrays, grad, numbers, ok=ok)
     in_place_rule = IN_PLACE.get(rule.__name__)
-    if in_place_rule is not None:
+    if in_place_rule is not None and (in_place or len(arrays) > 1):  # to copy a single one would be a call more
         after = arrays if in_place else [array.copy() for array in arrays]
         in_parts(lambda *parts: in_place_rule(*parts, *numbers), *after, grad)
         return tuple(after)
@@ -132,6 +132,10 @@ def parameter_update(
 
     in_parts(update, *arrays, grad, *after)
     return tuple(after)
+
+
+def _sgd(p: Array, g: Array, rate: float) -> None:
+    p -= rate * g
 
 
 def _adam(
@@ -168,5 +172,5 @@ def _adamw(p: Array, m: Array, v: Array, g: Array, shrink: float, *numbers: floa
     _adam(p, m, v, g, *numbers)
 
 
-IN_PLACE: dict[str, Callable[..., None]] = {"adam_rule": _adam, "adamw_rule": _adamw}
+IN_PLACE: dict[str, Callable[..., None]] = {"sgd_rule": _sgd, "adam_rule": _adam, "adamw_rule": _adamw}
 """Rules, by name, that overwrite what they are given, but for the gradient."""
