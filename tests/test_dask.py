@@ -1152,21 +1152,26 @@ def test_no_worker_is_left(problem):
     assert flat(again.params).tobytes() == flat(desired.params).tobytes()
 
 
-def test_workers_that_are_lost_before_the_first_step_or_by_the_classifier(classifier, client, cluster, problem):
+def test_workers_that_are_lost_before_the_first_step_or_by_the_classifier(classifier, problem):
     params, X, y = problem
     y[20] = C - 1
     y[[0, 10, 30, 40]] = 0
     mortal_X = lazy(X, 10).map_blocks(blocks.killing, X[20, 0], dtype=X.dtype, meta=X[:0])
     mortal_y = lazy(y, 10).map_blocks(blocks.killing, C - 1, dtype=y.dtype, meta=y[:0])
-    options = {"optimizer": xs.sgd(0.1), "epochs": 1}
     message = r"^the cluster must outlive the training, but it was lost: KilledWorker: .* Nothing has been changed\.$"
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),  # the scheduler reads it when it starts
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, **ANY_PORT) as local,
+        distributed.Client(local) as client,
+    ):
+        both_started(client, local)
         with pytest.raises(xd.ClusterError, match=message) as lost:
-            xd.train(params, lazy(X, 10), mortal_y, **options)
+            xd.train(params, lazy(X, 10), mortal_y, optimizer=xs.sgd(0.1), epochs=1)
         assert pickle.loads(pickle.dumps(lost.value)).result is None
-        both_started(client, cluster)
+        both_started(client, local)
         with pytest.raises(xd.ClusterError, match=message):
             classifier().fit(mortal_X, y)
+        both_started(client, local)
 
 
 INTERRUPTED = """
