@@ -407,7 +407,7 @@ def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) ->
     return Layer(xp.matmul(xp.matrix_transpose(left), delta), _sum_of_rows(xp, delta))
 
 
-ROWS_OF_A_SUM = 1024
+ROWS_OF_A_SUM = 256
 """Rows that are added up one after the other: a million of them would leave two digits of float32."""
 
 
@@ -420,9 +420,14 @@ def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array
     if type(delta) is np.ndarray:
         if few:
             return np.add.reduce(delta, axis=0, out=out)
-        parts = [np.add.reduce(delta[rows], axis=0) for rows in _slices(delta.shape[0], ROWS_OF_A_SUM)]
-        total = np.add.reduce(parts, axis=0, dtype=np.float64, out=out)
-        return total.astype(delta.dtype, copy=False)
+        whole = delta.shape[0] - delta.shape[0] % ROWS_OF_A_SUM
+        parts = np.add.reduce(delta[:whole].reshape(-1, ROWS_OF_A_SUM, delta.shape[1]), axis=1)
+        total = np.add.reduce(parts, axis=0, dtype=np.float64)
+        total += np.add.reduce(delta[whole:], axis=0)
+        if out is None:
+            return total.astype(delta.dtype, copy=False)
+        out[...] = total
+        return out
     if few or is_torch_array(delta) or is_jax_array(delta):  # they add up in parts themselves
         return xp.sum(delta, axis=0)
     return xp.astype(xp.sum(delta, axis=0, dtype=xp.float64), delta.dtype)
