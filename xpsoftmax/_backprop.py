@@ -155,9 +155,9 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
         xp, weight = check.as_array(owner, like.weight)
         frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, owner)
         check.as_companion(name, layer.weight, frame)
-    activation, wanted = recorded(layers, name), recorded(own, owner)
-    if None not in (activation, wanted) and activation != wanted:
-        raise ValueError(f"{name} must carry the activation of {owner}, {wanted!r}, got {activation!r}.")
+    theirs, ours = recorded(layers, name), recorded(own, owner)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise ValueError(f"{name} must carry the activation of {owner}, {ours!r}, got {theirs!r}.")
 
 
 def _seen_alike(layers: Any, own: Params) -> bool:

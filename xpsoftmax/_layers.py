@@ -105,7 +105,10 @@ DEFAULT = "relu"
 
 def kind_of(layer: object) -> type[Layer]:
     """Return the type of the layers that are made of this one: its own, or `Layer` for a plain pair."""
-    return type(layer) if isinstance(layer, Layer) else Layer
+    kind: Any = type(layer)
+    if kind in KINDS:
+        return kind  # type: ignore[no-any-return]
+    return CARRYING.get(layer.activation or "", Layer) if isinstance(layer, Layer) else Layer
 
 
 def recorded(layers: Sequence[Any], name: str = "params") -> str | None:

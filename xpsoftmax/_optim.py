@@ -64,7 +64,9 @@ class Optimizer(ABC):
             size = sum(array.size for layer in net.layers for array in layer)
             return (0, *(parts_of(np.zeros(size, net.working), net.layers) for _ in range(self.kept)))
         with on_device(net.xp, net.frame.device):
-            zeros = [tuple(type(layer)(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)]
+            zeros = [
+                tuple(type(layer)(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)
+            ]
         return (0, *zeros)
 
     def update(self, params: PairsOfArrays, grads: PairsOfArrays, state: State) -> tuple[Params, State]:

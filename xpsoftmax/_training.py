@@ -373,7 +373,8 @@ def _on_host(x: Array) -> list[float]:
 
 def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
     """Return the activation of the network; where neither it nor the call says one, that of the training before."""
-    if activation is None and recorded(net.layers) is None and isinstance(resume, TrainState):
+    unsaid = activation is None and recorded(net.layers) is None
+    if unsaid and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
         return recorded(resume.params, "resume") or net.activation
     return net.activation
 
