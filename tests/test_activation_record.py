@@ -643,6 +643,8 @@ def test_states_of_older_versions_go_on(params, data):
     assert same(rest.params, whole.params)
     for layers in (rest.params, rest.state.params, *rest.state.optimizer[1:], rest.state.best[2]):
         assert carried(layers) == CARRIED
+    same_epochs = xs.train(plain(params), *data, activation="tanh", epochs=2, resume=old, **options)
+    assert carried(same_epochs.params) == carried(same_epochs.state.best[2]) == CARRIED
 
 
 # --- contradictions ---------------------------------------------------------------------------------------------------
