@@ -324,13 +324,13 @@ def _plainly_on_gpu(
     kernel = select("softmax_loss_rows", logits, impl)
     if kernel is generic.softmax_loss_rows:
         return None
-    if options.validate and not select("are_classes", labels, impl)(labels, logits.shape[1]):
+    if options.validate and not select("are_classes", labels, "auto")(labels, logits.shape[1]):
         return None
     weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
     smoothing, z_loss = options.label_smoothing, options.z_loss
     spec = _PLAIN if smoothing == 0.0 == z_loss else LossSpec(None, smoothing, z_loss)
     losses, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
-    return losses if options.reduction == "none" else select("total", losses, impl)(losses), dlogits
+    return losses if options.reduction == "none" else select("total", losses, "auto")(losses), dlogits
 
 
 def filled(rows: int, value: float, dtype: Any) -> Array:
