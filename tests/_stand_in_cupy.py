@@ -3,8 +3,8 @@
 `nox -s stand_in` runs the tests on it. It shows what mixes arrays of host and device, copies implicitly, waits, uses
 arrays of a device that is not current, or a function, method or bfloat16 loop that CuPy 14.2 lacks
 (`test_stand_in_cupy.py` compares it with CuPy itself where that is installed). It shows nothing about the CUDA kernels:
-`row_operations` has the generic text in their place, so that what is around them is run. It shows nothing about numbers,
-which are NumPy's, but for subnormal ones of float32: CuPy has them become 0.
+`row_operations` has the generic text in their place, so that what is around them is run. It shows nothing about
+numbers, which are NumPy's, but for subnormal ones of float32: CuPy has them become 0.
 """
 
 from __future__ import annotations
