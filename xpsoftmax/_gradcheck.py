@@ -74,9 +74,9 @@ def numerical_grad(
     The default step is at least four times the distance between numbers of the dtype. Where entries are above 8 it is
     lengthened, eightfold at a time and at most in proportion to the largest, as long as the derivative moves by less
     than the rounding of the function may have moved it: logits near 1e4 need steps of the length 1, and the square of
-    1e8 needs steps of the length 1e5. An entry much smaller than the step gets one in proportion to it where rounding would
-    hide the derivative, or where the function has no value so far away. Each attempt calls the function two or four
-    times more. A function that varies over lengths far below 1 needs a `step` of its own.
+    1e8 needs steps of the length 1e5. An entry much smaller than the step gets one in proportion to it where rounding
+    would hide the derivative, or where the function has no value so far away. Each attempt calls the function two or
+    four times more. A function that varies over lengths far below 1 needs a `step` of its own.
 
     Keep kinks (of a ReLU) a few steps away: across them no difference quotient is right.
 
