@@ -374,6 +374,10 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions, max_memory
     counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
     if sample_weight is not None:
         counting = _flat(xp, sample_weight)
+        if frame.lengthless:
+            from xpsoftmax.kernels.blocks import beside  # imports dask: not before the caller has
+
+            counting = beside("sample_weight", counting, "targets", rows)
     if ignored is not None:
         counting = xp.where(_flat(xp, ignored), 0.0, counting)
     row_weight = counting

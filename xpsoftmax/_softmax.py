@@ -209,7 +209,9 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     if v.dtype != array.dtype:
         raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
     if not check.same_shape(v.shape, frame.shape):
-        raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.")
+        hint = check.size_hint(v.shape, frame.shape)
+        raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.{hint}")
+    check.check_blocks("tangent", v, frame)
     xp = frame.xp
     with quiet(xp, frame.device):
         rows = (xp.astype(to_rows(xp, x, frame.axis), frame.working, copy=False) for x in (array, v))

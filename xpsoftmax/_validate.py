@@ -41,6 +41,12 @@ class Frame(NamedTuple):
     axis: int  # of the classes, not negative
     working: DType  # float32 or float64
     owner: str = "logits"  # the argument that brought them
+    blocks: tuple[int, ...] = ()  # of a dask array: how many along each axis
+
+    @property
+    def lengthless(self) -> bool:
+        """Whether the rows are blocks of a dask array that does not know how many each block has."""
+        return bool(self.blocks) and any(_unknown(size) for size in self.shape)
 
     @property
     def classes(self) -> int:
@@ -75,7 +81,23 @@ def as_array(name: str, value: object) -> tuple[Namespace, Array]:
         value = np.asarray(value)
     elif is_torch_array(value):
         value = value.detach()
+    elif is_dask_array(value):
+        value = without_empty_blocks(value)
     return xp, value
+
+
+def without_empty_blocks(array: Array) -> Array:
+    """A dask array without the blocks that are known to have no entries; one block stays where there are no others.
+
+    Dask takes every dimension of size 1 for one that is repeated as often as others have blocks, and reshapes no empty
+    blocks: both of them give wrong results, or errors about its graph, where one row lies among empty blocks.
+    """
+    for axis, sizes in enumerate(array.chunks):
+        kept = [block for block, size in enumerate(sizes) if size != 0] or [0]
+        if len(kept) < len(sizes) and not any(_unknown(size) for size in sizes):
+            array = array.blocks[(*(slice(None),) * axis, kept)]
+    nothing = 0 in array.shape and not any(_unknown(size) for size in array.shape)
+    return array.rechunk(-1) if nothing and array.npartitions > 1 else array
 
 
 def _is_dense(value: Any) -> bool:
@@ -157,7 +179,8 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
             f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
             "For a dask array, call compute_chunk_sizes() first."
         )
-    return array, Frame(xp, device(array), tuple(array.shape), position, working_dtype(xp, array))
+    frame = Frame(xp, device(array), tuple(array.shape), position, working_dtype(xp, array), blocks=blocks_of(array))
+    return array, frame
 
 
 def working_dtype(xp: Namespace, array: Array) -> DType:
@@ -190,6 +213,31 @@ def as_companion(name: str, value: object, frame: Frame) -> Array:
     return array
 
 
+def blocks_of(array: Array) -> tuple[int, ...]:
+    """How many blocks a dask array has along each axis; other arrays have none."""
+    return tuple(array.numblocks) if is_dask_array(array) else ()
+
+
+def check_blocks(name: str, array: Array, frame: Frame) -> None:
+    """Check that a dask array of unknown length has as many blocks of rows as the logits: it is computed beside them."""
+    for axis, size in enumerate(array.shape if frame.blocks else ()):
+        if not _unknown(size):
+            continue
+        rows = next(i for i, length in enumerate(frame.shape) if _unknown(length))
+        if array.numblocks[axis] != frame.blocks[rows]:
+            raise ValueError(
+                f"{name} must have as many blocks of rows as {frame.owner} where their sizes are not known, "
+                f"{frame.blocks[rows]}, got {array.numblocks[axis]}. Call compute_chunk_sizes() on both first."
+            )
+
+
+def size_hint(*shapes: Sequence[Any]) -> str:
+    """What to do where the shape of a dask array is not known, if it is not."""
+    if any(_unknown(size) for shape in shapes for size in shape):
+        return " Call compute_chunk_sizes() on dask arrays of unknown sizes first."
+    return ""
+
+
 def same_shape(shape: Sequence[Any], other: Sequence[Any]) -> bool:
     """Compare two shapes; sizes that a library does not know yet (nan, None) fit each other."""
     return len(shape) == len(other) and all(
@@ -220,16 +268,18 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
             raise ValueError(
                 f"targets must have shape {frame.rows_shape} if they are integer labels for logits of shape "
                 f"{frame.shape} with classes along axis {frame.axis}, got {tuple(array.shape)}. "
-                "One-hot rows must be of a floating dtype."
+                f"One-hot rows must be of a floating dtype.{size_hint(array.shape, frame.shape)}"
             )
+        check_blocks("targets", array, frame)
         return _as_index(array, frame, ignore_index)
     if not _is_floating(array):
         raise TypeError(f"targets must be integer labels or floating soft targets, got dtype {array.dtype}.")
     if not same_shape(array.shape, frame.shape):
         raise ValueError(
             f"targets must have the shape of logits, {frame.shape}, if they are floating soft targets, "
-            f"got {tuple(array.shape)}. Labels must be of an integer dtype."
+            f"got {tuple(array.shape)}. Labels must be of an integer dtype.{size_hint(array.shape, frame.shape)}"
         )
+    check_blocks("targets", array, frame)
     if ignore_index is not None:
         raise ValueError(
             f"ignore_index must be None for soft targets, got {ignore_index}. Use sample_weight to leave rows out."
@@ -259,7 +309,9 @@ def as_weight(name: str, value: object, frame: Frame, shape: tuple[Any, ...], me
     if not _is_floating(array) and dtype_name(array.dtype) not in INTEGRAL:
         raise TypeError(f"{name} must be of a real floating or integer dtype, got {array.dtype}.")
     if not same_shape(array.shape, shape):
-        raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.")
+        hint = size_hint(array.shape, shape)
+        raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.{hint}")
+    check_blocks(name, array, frame)
     return as_dtype(frame.xp, array, frame.working)
 
 
