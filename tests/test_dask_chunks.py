@@ -302,5 +302,5 @@ def test_known_sizes_beside_unknown_ones(unknown):
 
 
 def test_no_classes_beside_an_unknown_number_of_rows():
-    with pytest.raises(ValueError, match=r"^logits must have at least one class along axis -1, got shape \(nan, 0\)\.$"):
+    with pytest.raises(ValueError, match=r"^logits must have at least one class .* got shape \(nan, 0\)\.$"):
         xs.softmax(cut(np.ones((3, 0)), [SIZES, (0, 0)], (0,)))

@@ -219,7 +219,7 @@ def blocks_of(array: Array) -> tuple[int, ...]:
 
 
 def check_blocks(name: str, array: Array, frame: Frame) -> None:
-    """Check that a dask array of unknown length has as many blocks of rows as the logits: it is computed beside them."""
+    """Check that a dask array of unknown length has as many blocks of rows as the logits."""
     for axis, size in enumerate(array.shape if frame.blocks else ()):
         if not _unknown(size):
             continue
