@@ -11,9 +11,8 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import forward_ad  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    torch.__version__.partition(".")[0] < "2", reason="torch.func is in PyTorch from 2.0 on"
-)
+# PyTorch's forward-mode AD scripts its decompositions.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
 F = torch.func
 ROWS, CLASSES = 3, 4
@@ -178,7 +177,7 @@ def test_what_is_detached_or_constant_is_taken_under_transforms(case):
 
 # --- vmap -------------------------------------------------------------------------------------------------------------
 
-SHAPES = [((5,), 0), ((5,), -1), ((3, 5), 1), ((5, 3), 0), ((2, 3, 5), 2), ((2, 5, 3), 1), ((5, 2, 3), -3)]
+SHAPES = [((5,), 0), ((3, 5), -1), ((5, 3), 0), ((2, 5, 3), 1), ((5, 2, 3), -3)]
 every_shape = pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
 
 
@@ -199,8 +198,8 @@ def test_vmap_along_any_axis(case, shape, axis):
 OPTIONS = {
     "plain": ((), {}),
     "ignored": ((), {"ignore_index": 1}),
-    "weighted": (("sample_weight", "class_weight"), {}),
-    "smoothed": (("class_weight",), {"label_smoothing": 0.1, "z_loss": 0.01, "reduction": "sum"}),
+    "weighted": (("sample_weight", "class_weight"), {"label_smoothing": 0.1, "z_loss": 0.01}),
+    "sum": (("class_weight",), {"reduction": "sum"}),
     "none": (("sample_weight",), {"reduction": "none"}),
 }
 
@@ -270,7 +269,7 @@ def test_a_bad_label_under_vmap_is_named_with_all_its_positions():
     for dim in (0, 1):
         with pytest.raises(ValueError, match=message):
             F.vmap(lambda y: xs.softmax_loss(Z, y), in_dims=dim)(labels.movedim(0, dim))
-    weight = torch.ones(3, ROWS)
+    weight = torch.ones(3, ROWS, dtype=torch.float64)
     weight[1, 2] = -1.0
     with pytest.raises(
         ValueError, match=r"^sample_weight must be finite and not negative, got -1\.0 at row \(1, 2\)\.$"
@@ -320,5 +319,5 @@ def test_compiled_transforms_give_no_zeros(transform, function, compiled):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_gradients_come_back_detached(compiled):
     loss, dlogits = compiled(trusting(xs.softmax_loss_and_grad))(Z.clone().requires_grad_())
-    assert not (loss.requires_grad or dlogits.requires_grad)
+    assert (loss.requires_grad, dlogits.requires_grad) == (False, False)
     assert torch.equal(dlogits, xs.softmax_loss_and_grad(Z, Y)[1])

@@ -76,7 +76,8 @@ def softmax_loss(
         If an array is of an unsupported kind or dtype, or of another library than `logits`.
     ValueError
         If a shape, device or option does not fit; with `validate`, if a label is out of range (the message names the
-        first such row) or a weight or soft target is negative or not finite.
+        first such row) or a weight or soft target is negative or not finite; while PyTorch records gradients, if a
+        tensor requires grad.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -88,8 +89,8 @@ def softmax_loss(
     without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
     its weight is zero: then it adds exactly 0.
 
-    Nothing is recorded for automatic differentiation: PyTorch tensors are detached. The gradient is that of
-    `softmax_loss_and_grad`.
+    PyTorch does not differentiate through the result, and says so as for `softmax`. The gradient is that of
+    `softmax_loss_and_grad`, which takes tensors that require grad.
 
     References
     ----------
@@ -165,6 +166,9 @@ def softmax_loss_and_grad(
     -----
     The gradient at the label is formed from the other classes, never as p - 1: every entry keeps its relative
     precision down to underflow (the bound is that of `softmax_loss`, ``tests/test_loss.py``).
+
+    PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD, which would take
+    their derivatives for zero, are an error.
 
     References
     ----------

@@ -136,7 +136,8 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     Raises
     ------
     TypeError, ValueError
-        If parameters and inputs do not fit each other; the message says which.
+        If parameters and inputs do not fit each other; the message says which. PyTorch tensors that require grad are
+        treated as by `softmax`.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -254,7 +255,8 @@ def mlp_loss(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small.
+        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small. PyTorch
+        tensors that require grad are an error while it records gradients: `mlp_loss_and_grad` takes them.
 
     References
     ----------

@@ -42,7 +42,7 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     TypeError
         If an array is of an unsupported kind or dtype.
     ValueError
-        If `axis`, `out` or `impl` does not fit.
+        If `axis`, `out` or `impl` does not fit; if PyTorch records gradients, and `logits` requires grad.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -50,7 +50,10 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     -----
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
     the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
-    Nothing is recorded for automatic differentiation: PyTorch tensors are detached.
+
+    PyTorch does not differentiate through the result: tensors that require grad are an error while it records
+    gradients, and so are those that torch.func (``grad``, ``jvp``, ``jacrev``, ...) or forward-mode AD differentiates.
+    Within ``torch.no_grad()`` they are taken. ``torch.func.vmap`` may be used (``tests/test_torch_derivatives.py``).
 
     References
     ----------
