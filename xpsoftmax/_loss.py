@@ -253,7 +253,7 @@ def _compute(
     result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
     if result is not None:
         return result
-    if not grad:
+    if not grad and type(logits) is not np.ndarray:
         weights = {"class_weight": options.class_weight, "sample_weight": options.sample_weight}
         check.check_unrecorded(logits=logits, targets=targets, **weights)
     array, frame = check.as_logits(logits, axis)

@@ -154,7 +154,8 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
-    check.check_unrecorded(X=X, **check.layers_by_name(params))
+    if type(X) is not np.ndarray:
+        check.check_unrecorded(X=X, **check.layers_by_name(params))
     net, logits = _working_logits(params, X, activation, impl)
     with quiet(net.xp, net.frame.device):
         return narrowed(net.xp, logits, net.dtype)
@@ -271,8 +272,9 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    weights = {"class_weight": class_weight, "sample_weight": sample_weight}
-    check.check_unrecorded(X=X, targets=targets, **weights, **check.layers_by_name(params))
+    if type(X) is not np.ndarray:
+        weights = {"class_weight": class_weight, "sample_weight": sample_weight}
+        check.check_unrecorded(X=X, targets=targets, **weights, **check.layers_by_name(params))
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with quiet(net.xp, net.frame.device):
         return penalised(net, total.loss, reg)
