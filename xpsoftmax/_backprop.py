@@ -438,7 +438,7 @@ def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: 
     if not is_writable(total):
         return total + xp.matmul(xp.matrix_transpose(left), right)
     rows, columns = total.shape
-    step = max(1, spare // max(1, rows * _itemsize(xp, total.dtype)))
+    step = max(1, spare // max(1, rows * itemsize_of(xp, total.dtype)))
     for part in _slices(columns, step):
         product = _product(left.T, right[:, part], buffers, ("product", columns - part.start >= step))
         total[:, part] += product
@@ -565,7 +565,7 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
         max_memory is None and rows * widths * MOST_HELD * 8 <= DEFAULT_MAX_MEMORY
     ):
         return Plan([None], 0)
-    itemsize = _itemsize(net.xp, net.working)
+    itemsize = itemsize_of(net.xp, net.working)
     soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
     hidden, classes = net.hidden, net.layers[-1].bias.shape[0]
     features = net.layers[0].weight.shape[0] if problem.weighted or net.dtype != net.working else 0
@@ -586,10 +586,12 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     step = min(max_memory // (itemsize * forward), (max_memory - spare) // (itemsize * backward))
     if net.kernels.softmax_loss_rows is not generic.softmax_loss_rows:
         step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
-    step = max(1, step)
-    if step >= rows:
-        return Plan([None], spare)
-    return Plan(_slices(rows, step), spare)
+    return Plan(chunks_of(rows, max(1, step)), spare)
+
+
+def chunks_of(rows: int, step: int) -> Sequence[slice | None]:
+    """Chunks of `step` rows; None stands for all of them."""
+    return [None] if step >= rows else _slices(rows, step)
 
 
 def budget(max_memory: int | None) -> int:
@@ -597,7 +599,8 @@ def budget(max_memory: int | None) -> int:
     return DEFAULT_MAX_MEMORY if max_memory is None else check.as_integer("max_memory", max_memory)
 
 
-def _itemsize(xp: Namespace, dtype: DType) -> int:
+def itemsize_of(xp: Namespace, dtype: DType) -> int:
+    """Bytes of a number."""
     return int(xp.finfo(dtype).bits) // 8
 
 

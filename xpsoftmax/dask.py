@@ -15,7 +15,6 @@ from xpsoftmax import _validate as check
 from xpsoftmax._backprop import Params
 from xpsoftmax._block_sums import Model, as_model, sums_of_block
 from xpsoftmax._loss import LossOptions
-from xpsoftmax._mlp import mlp_predict as predict_in_memory
 from xpsoftmax._optim import Optimizer
 from xpsoftmax._partition_training import (
     ClusterError,
@@ -25,6 +24,7 @@ from xpsoftmax._partition_training import (
     as_held_out,
     looked_at,
 )
+from xpsoftmax._predict import predict
 from xpsoftmax._softmax import quiet
 from xpsoftmax._training import Run, TrainResult, TrainState, TrainStep, check_parts, check_resumable, trained
 from xpsoftmax._typing import Array, Impl, Reduction
@@ -188,13 +188,24 @@ def _lazily(
     return parts.finished_arrays(model, node, total, reg, options.reduction, grad=grad)
 
 
-def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: Impl = "auto") -> Array:
+def mlp_predict(
+    params: Params,
+    X: Array,
+    /,
+    *,
+    activation: str = "relu",
+    max_memory: int | None = None,
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> Array:
     """Most probable class of each row of a dask array.
 
     Parameters
     ----------
-    params, X, activation, impl
+    params, X, activation, max_memory, impl
         As for `mlp_loss_and_grad`.
+    validate : bool
+        Whether a row whose logits hold nan is an error. With False its label is -1.
 
     Returns
     -------
@@ -204,7 +215,8 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `xpsoftmax.mlp_predict`.
+        As `xpsoftmax.mlp_predict`. When computed: ValueError that names the first row of a block whose logits hold
+        nan, as a row of `X`, or, where `X` does not know how many rows its blocks have, of the block.
 
     References
     ----------
@@ -220,12 +232,15 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     >>> xd.mlp_predict(params, da.eye(3, chunks=2).rechunk((2, 3))).compute()
     array([0, 1, 2])
     """
-    model = as_model(params, activation, None, LossOptions(), impl)
+    check.check_flag("validate", validate)
+    model = as_model(params, activation, max_memory, LossOptions(validate=validate), impl)
     return parts.by_rows(_labels, model, parts.as_rows(model.network, X))
 
 
 def _labels(X: Array, *, model: Model) -> Array:
-    return predict_in_memory(model.params, X, activation=model.activation, impl=model.impl)
+    return predict(
+        model.params, X, model.activation, model.max_memory, model.impl, validate=model.options.validate
+    )
 
 
 def train(
