@@ -18,15 +18,14 @@ from array_api_compat import array_namespace, device, is_dask_array
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
     DEFAULT_MAX_MEMORY,
-    Layer,
     Network,
-    Params,
     PartialSums,
     add_up,
     as_network,
     finished,
     penalised,
 )
+from xpsoftmax._layers import Layer, PairsOfArrays, Params
 from xpsoftmax._loss import LossOptions, prepare
 from xpsoftmax._softmax import quiet
 from xpsoftmax._threads import alone
@@ -55,14 +54,16 @@ class Model:
         return replace(self, options=self.options._replace(validate=False))
 
 
-def as_model(params: Params, activation: str, max_memory: int | None, options: LossOptions, impl: Impl) -> Model:
+def as_model(
+    params: PairsOfArrays, activation: str | None, max_memory: int | None, options: LossOptions, impl: Impl
+) -> Model:
     """Check the parameters, and copy them: what is lazy is computed with the values of now."""
     check.check_impl(impl)
     net = as_network(params, activation, impl)
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     layers = copied(net, tuple(Layer(*layer) for layer in params), net.dtype)
-    return Model(layers, activation, options._replace(reduction="sum", sample_weight=None), max_memory, impl)
+    return Model(layers, net.activation, options._replace(reduction="sum", sample_weight=None), max_memory, impl)
 
 
 class Uneven(NamedTuple):

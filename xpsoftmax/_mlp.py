@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax import _validate as check
+from xpsoftmax._activations import check_activation
 from xpsoftmax._backprop import (
-    Layer,
-    Params,
     PartialSums,
     add_up,
     as_inputs,
@@ -27,6 +26,7 @@ from xpsoftmax._backprop import (
     forward,
     penalised,
 )
+from xpsoftmax._layers import Layer, PairsOfArrays, Params, carrying
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._predict import predict
 from xpsoftmax._softmax import on_device, quiet
@@ -38,6 +38,7 @@ def init_params(
     sizes: Sequence[int],
     *,
     rng: Any,
+    activation: str | None = None,
     scheme: str = "he",
     std: float | None = None,
     dtype: DType | None = None,
@@ -56,6 +57,8 @@ def init_params(
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes. The numbers are drawn on the host in float64 and then moved, so
         every library and dtype starts from the same weights.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        That the hidden layers carry: every function that takes the parameters then takes it from them. Default: none.
     scheme : {"he", "glorot", "lecun"}
     std : float, optional
         Standard deviation of all weights, in place of the scheme's.
@@ -90,6 +93,8 @@ def init_params(
     widths = [check.as_integer(f"sizes[{i}]", size) for i, size in enumerate(sizes)]
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"sizes must hold at least two positive integers (features, ..., classes), got {sizes!r}.")
+    if activation is not None:
+        check_activation(activation)
     check.check_choice("scheme", scheme, tuple(SCHEMES))
     if std is not None:
         std = check.as_number("std", std)
@@ -102,7 +107,7 @@ def init_params(
             scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
             weight = xp.asarray(scale * generator.standard_normal((fan_in, fan_out)), **options)
             layers.append(Layer(weight, xp.zeros((fan_out,), **options)))
-    return tuple(layers)
+    return tuple(layers) if activation is None else carrying(layers, activation)
 
 
 SCHEMES = {
@@ -112,7 +117,7 @@ SCHEMES = {
 }
 
 
-def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: Impl = "auto") -> Array:
+def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = None, impl: Impl = "auto") -> Array:
     r"""Logits (N, C) of a network for inputs (N, D).
 
     .. math:: a_0 = X, \quad z_l = a_{l-1} W_l + b_l, \quad a_l = f(z_l), \quad \text{logits} = z_L
@@ -123,8 +128,9 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
         (weight (fan_in, fan_out), bias (fan_out,)) of each layer; one layer is the softmax classifier.
     X : array, (N, D)
         Of the library, device and dtype of the parameters.
-    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}
-        Of the hidden layers; gelu is its tanh form.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers; gelu is its tanh form. Default: the one that the layers carry (see `Layer`), or "relu" for
+        plain pairs. It must be that one.
     impl : {"auto", "generic", "kernel"}
         As for `softmax`.
 
@@ -136,7 +142,8 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     Raises
     ------
     TypeError, ValueError
-        If parameters and inputs do not fit each other; the message says which.
+        If parameters and inputs do not fit each other; the message says which. ValueError if `activation` is not the
+        one that the layers carry, or if they carry different ones.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -162,11 +169,11 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
 
 
 def mlp_predict(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     max_memory: int | None = None,
     validate: bool = True,
     impl: Impl = "auto",
@@ -216,12 +223,12 @@ def mlp_predict(
 
 
 def mlp_loss(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -286,12 +293,12 @@ def mlp_loss(
 
 
 def mlp_loss_and_grad(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -326,7 +333,7 @@ def mlp_loss_and_grad(
     loss : array, 0-d
         As `mlp_loss` returns it.
     grads : tuple of Layer
-        Shaped like `params` and of their dtype; summed in float32 or wider.
+        Shaped like `params`, of their dtype and with their activation; summed in float32 or wider.
 
     Raises
     ------
@@ -361,12 +368,12 @@ def mlp_loss_and_grad(
 
 
 def mlp_partial_sums(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     max_memory: int | None = None,
     class_weight: Array | None = None,
     sample_weight: Array | None = None,

@@ -17,8 +17,8 @@ from dask.base import get_scheduler
 from dask.utils import parse_bytes
 
 from xpsoftmax import _partitions as parts
-from xpsoftmax._backprop import Params
 from xpsoftmax._block_sums import Block, Model, Uneven, finished_sums, look_at_block, one_thread, sums_of_block, uneven
+from xpsoftmax._layers import Params
 from xpsoftmax._partitions import Partitions
 from xpsoftmax._softmax import quiet
 from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation, given_up

@@ -18,8 +18,9 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_dask_array
 
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Layer, Network, Params
+from xpsoftmax._backprop import Network
 from xpsoftmax._block_sums import Block, Model, bad_row, finish, one_thread, sum_of, sums_of_block, sums_of_rows
+from xpsoftmax._layers import Layer, Params, alike
 from xpsoftmax._typing import Array, Reduction, dtype_name
 
 try:
@@ -244,8 +245,9 @@ def finished_arrays(
     return arrays
 
 
-def as_layers(arrays: Sequence[Array]) -> Params:
-    return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
+def as_layers(arrays: Sequence[Array], own: Params) -> Params:
+    """Return arrays in pairs, as layers that carry the activations of others."""
+    return alike([Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)], own)
 
 
 def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:

@@ -12,13 +12,13 @@ from xpsoftmax._backprop import (
     DEFAULT_MAX_MEMORY,
     Buffers,
     Network,
-    Params,
     as_inputs,
     as_network,
     chunks_of,
     forward,
     itemsize_of,
 )
+from xpsoftmax._layers import PairsOfArrays
 from xpsoftmax._softmax import quiet
 from xpsoftmax._typing import Array, Impl, Namespace
 from xpsoftmax.kernels import generic
@@ -36,7 +36,9 @@ LEAST_ROWS = 64
 """Rows of a chunk below which the matrix products get slow, however many classes there are."""
 
 
-def predict(params: Params, X: Array, activation: str, max_memory: int | None, impl: Impl, *, validate: bool) -> Array:
+def predict(
+    params: PairsOfArrays, X: Array, activation: str | None, max_memory: int | None, impl: Impl, *, validate: bool
+) -> Array:
     """See `xpsoftmax.mlp_predict`."""
     check.check_impl(impl)
     check.check_flag("validate", validate)

@@ -18,9 +18,7 @@ from array_api_compat import is_dask_array
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
     Buffers,
-    Layer,
     Network,
-    Params,
     Plan,
     add_rows,
     as_inputs,
@@ -32,6 +30,7 @@ from xpsoftmax._backprop import (
     parts_of,
     plan_chunks,
 )
+from xpsoftmax._layers import Layer, PairsOfArrays, Params, alike, carrying, recorded
 from xpsoftmax._loss import LossOptions, Problem, divided, prepare
 from xpsoftmax._optim import Optimizer, State
 from xpsoftmax._softmax import quiet, summed
@@ -204,7 +203,7 @@ class DivergenceError(FloatingPointError):
 
 
 def train(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
@@ -213,7 +212,7 @@ def train(
     epochs: int,
     batch_size: int,
     rng: Any,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
@@ -250,7 +249,7 @@ def train(
         Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
         With `resume` only its kind matters.
     activation, reg
-        As for `mlp_loss_and_grad`.
+        As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
     validation : (X, targets), optional
         Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
         for after each epoch.
@@ -271,7 +270,8 @@ def train(
     Returns
     -------
     TrainResult
-        params, history and state.
+        params, history and state. The parameters, also those of `state` and of a callback, carry the activation that
+        they were trained with (see `Layer`).
 
     Raises
     ------
@@ -314,6 +314,7 @@ def train(
     check.check_flag("progress", progress)
     check_parts(optimizer, callback, patience, validation)
     net = as_network(params, activation, impl)
+    net = trained_network(net, activation_to_train(net, activation, resume))
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     reg = check.as_number("reg", reg)
@@ -370,11 +371,25 @@ def _on_host(x: Array) -> list[float]:
     return list(x.tolist() if hasattr(x, "tolist") else map(float, x))
 
 
+def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
+    """Return the activation of the network; where neither it nor the call says one, that of the training before."""
+    unsaid = activation is None and recorded(net.layers) is None
+    if unsaid and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
+        return recorded(resume.params, "resume") or net.activation
+    return net.activation
+
+
+def trained_network(net: Network, activation: str) -> Network:
+    """Return the network with hidden layers that carry their activation: all that is made of them carries it, too."""
+    return replace(net, layers=carrying(net.layers, activation), activation=activation)
+
+
 def copied(net: Network, layers: Params, dtype: DType) -> Params:
+    """Copy layers of the shapes of a network; the copies carry the activation of its layers."""
     if type(layers[0].weight) is np.ndarray:
-        return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), layers)
+        return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), net.layers)
     asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
-    return tuple(Layer(*(asarray(array, **options) for array in layer)) for layer in layers)
+    return alike([Layer(*(asarray(array, **options) for array in layer)) for layer in layers], net.layers)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
@@ -622,6 +637,8 @@ class Run:
             count, *kept = resume.optimizer
             self.state = (count, *(copied(net, layers, net.working) for layers in kept))
             self.epoch, self.step, self.best = resume.epoch, resume.step, resume.best
+            if resume.best is not None:  # one of an older version carries no activation
+                self.best = (*resume.best[:2], alike(resume.best[2], net.layers))
             self.history = {name: list(values) for name, values in resume.history.items()}
             generator.bit_generator.state = resume.rng
         self.rng = dict(generator.bit_generator.state)  # when the epoch began
@@ -734,7 +751,7 @@ class Run:
     def params_of(self, layers: Params) -> Params:
         """A copy in the dtype that was given."""
         net = self.stepper.given
-        narrow = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
+        narrow = tuple(type(layer)(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
         return copied(net, narrow, net.dtype)
 
     def result(self, *, best: bool) -> TrainResult:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from xpsoftmax import _partitions as parts
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Params
 from xpsoftmax._block_sums import Model, as_model, sums_of_block
+from xpsoftmax._layers import PairsOfArrays, Params, carrying
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._optim import Optimizer
 from xpsoftmax._partition_training import (
@@ -26,19 +27,28 @@ from xpsoftmax._partition_training import (
 )
 from xpsoftmax._predict import predict
 from xpsoftmax._softmax import quiet
-from xpsoftmax._training import Run, TrainResult, TrainState, TrainStep, check_parts, check_resumable, trained
+from xpsoftmax._training import (
+    Run,
+    TrainResult,
+    TrainState,
+    TrainStep,
+    activation_to_train,
+    check_parts,
+    check_resumable,
+    trained,
+)
 from xpsoftmax._typing import Array, Impl, Reduction
 
 __all__ = ["ClusterError", "mlp_loss", "mlp_loss_and_grad", "mlp_predict", "train"]
 
 
 def mlp_loss_and_grad(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -77,8 +87,8 @@ def mlp_loss_and_grad(
     -------
     loss : dask array, 0-d
     grads : tuple of Layer
-        Dask arrays, shaped like `params`. Compute them together with the loss: ``dask.compute(loss, grads)`` is one
-        pass over the data.
+        Dask arrays, shaped like `params` and with their activation. Compute them together with the loss:
+        ``dask.compute(loss, grads)`` is one pass over the data.
 
     Raises
     ------
@@ -108,17 +118,18 @@ def mlp_loss_and_grad(
     (4, 10)
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    loss, *grads = _lazily(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
-    return loss, parts.as_layers(grads)
+    model = as_model(params, activation, max_memory, options, impl)
+    loss, *grads = _lazily(model, X, targets, reg, options, grad=True)
+    return loss, parts.as_layers(grads, model.params)
 
 
 def mlp_loss(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -163,25 +174,14 @@ z_loss, reduction, validate, impl
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    (loss,) = _lazily(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
+    model = as_model(params, activation, max_memory, options, impl)
+    (loss,) = _lazily(model, X, targets, reg, options, grad=False)
     return loss
 
 
-def _lazily(
-    params: Params,
-    X: Array,
-    targets: Array,
-    activation: str,
-    reg: float,
-    max_memory: int | None,
-    options: LossOptions,
-    impl: Impl,
-    *,
-    grad: bool,
-) -> list[Array]:
+def _lazily(model: Model, X: Array, targets: Array, reg: float, options: LossOptions, *, grad: bool) -> list[Array]:
     check.check_choice("reduction", options.reduction, ("mean", "sum"))
     reg = check.as_number("reg", reg)
-    model = as_model(params, activation, max_memory, options, impl)
     data = parts.as_partitions(model, X, targets, options.sample_weight)
     node = parts.as_node(model)
     total = parts.added_up(parts.each_block(sums_of_block, data.pairs, model=node, grad=grad))
@@ -189,11 +189,11 @@ def _lazily(
 
 
 def mlp_predict(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     max_memory: int | None = None,
     validate: bool = True,
     impl: Impl = "auto",
@@ -238,13 +238,11 @@ def mlp_predict(
 
 
 def _labels(X: Array, *, model: Model) -> Array:
-    return predict(
-        model.params, X, model.activation, model.max_memory, model.impl, validate=model.options.validate
-    )
+    return predict(model.params, X, model.activation, model.max_memory, model.impl, validate=model.options.validate)
 
 
 def train(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
@@ -254,7 +252,7 @@ def train(
     batch_size: int | None = None,
     blocks_per_step: int | None = None,
     rng: Any = None,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
@@ -355,6 +353,8 @@ def train(
     check_parts(optimizer, callback, patience, validation)
     reg = check.as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
+    activation = activation_to_train(model.network, activation, resume)
+    model = replace(model, params=carrying(model.params, activation), activation=activation)
     data = parts.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X, model)
     sizes = looked_at(scheduler, model, data)
