@@ -27,14 +27,13 @@ from xpsoftmax._partition_training import (
 )
 from xpsoftmax._predict import predict
 from xpsoftmax._softmax import quiet
+from xpsoftmax._state import TrainState, checked_state
 from xpsoftmax._training import (
     Run,
     TrainResult,
-    TrainState,
     TrainStep,
     activation_to_train,
     check_parts,
-    check_resumable,
     trained,
 )
 from xpsoftmax._typing import Array, Impl, Reduction
@@ -363,7 +362,8 @@ def train(
     batch_size = steps.rows if batch_size is None else min(batch_size, steps.rows)
     generator = check.as_generator("rng", rng)
     if resume is not None:
-        check_resumable(resume, steps.given, optimizer, generator, steps.rows, batch_size, steps.blocks)
+        validated, patient = validation is not None, patience is not None
+        resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     with quiet(steps.given.xp, steps.given.frame.device):
         run = Run(steps, optimizer, generator, batch_size, resume)
