@@ -393,8 +393,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self._check_sizes(sizes)
                 self._check_dtype(X)
             rng = _as_random_state(self.random_state)
-            net = as_network(self._initial(rng, sizes, _block_of(X)), None) if first else self._network()
-            layers = net.layers
+            layers = self._initial(rng, sizes, _block_of(X)) if first else carrying(self.params_, self.activation)
+            net = as_network(layers, None)
             stepper, held_out = self._prepared(net, X, targets, weight, rng)
             if first:
                 self._begin(layers, targets.classes)
@@ -555,7 +555,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._best: Params = ()
 
     def _go_on(self) -> None:
-        """Make lists that grow anew: those of before stay as they are, for the case of an error."""
+        """Make lists that grow anew: those of before stay as they are, for the case of an error.
+
+        As in scikit-learn, a parameter that was changed counts from this call on: the activation, too.
+        """
+        self._activation = self.activation
         self.loss_curve_ = list(self.loss_curve_)
         if self.validation_scores_ is not None:
             self.validation_scores_ = list(self.validation_scores_)
@@ -1032,13 +1036,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return carrying(layers, getattr(self, "_activation", self.activation))  # older pickles lack it
 
     def _network(self) -> Network:
-        """Return the fitted network, of which the activation cannot be changed."""
+        """Return the fitted network; only another fit changes its activation."""
         layers = self.params_
         fitted = recorded(layers)
         if fitted is not None and self.activation != fitted:
             raise ValueError(
                 f"activation must be the one that the model was fitted with, {fitted!r}, got {self.activation!r}. "
-                "fit with warm_start=False begins anew."
+                "A parameter that is changed counts from the next fit or partial_fit on."
             )
         return as_network(layers, fitted)
 
