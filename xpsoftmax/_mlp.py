@@ -203,7 +203,7 @@ def mlp_predict(
     TypeError, ValueError, NotImplementedError
         As `mlp_logits`; ValueError with the least value if `max_memory` is too small, and with the first row whose
         logits hold nan: no class is the most probable one there. For dask arrays the latter is raised when the labels
-        are computed.
+        are computed, by the first block that finds one.
 
     References
     ----------

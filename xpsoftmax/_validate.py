@@ -318,6 +318,10 @@ def check_has_values(name: str, array: Array) -> None:
         )
     if is_torch_array(array) and array.is_meta:
         raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
+    if is_torch_array(array) and sys.modules["torch"]._C._functorch.is_batchedtensor(array):
+        raise ValueError(
+            f"validate must be False inside torch.func.vmap, got True: there {name} have no values of their own."
+        )
 
 
 class Bad(NamedTuple):

@@ -214,8 +214,8 @@ def mlp_predict(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `xpsoftmax.mlp_predict`. When computed: ValueError that names the first row of a block whose logits hold
-        nan, as a row of `X`, or, where `X` does not know how many rows its blocks have, of the block.
+        As `xpsoftmax.mlp_predict`. When computed: ValueError that names a row whose logits hold nan, the first one of
+        its block, as a row of `X`, or, where `X` does not know how many rows its blocks have, of the block.
 
     References
     ----------
