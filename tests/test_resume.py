@@ -89,7 +89,7 @@ WRONG = {
         "step",
         1,
         ValueError,
-        r'^resume\.history\["loss"\] must have a number for each of 7 steps \(resume\.epoch is 2 and resume\.step 1\), got 8\.',
+        r'^resume\.history\["loss"\] must have a number for each of 7 steps \(resume\.epoch is 2 and .* 1\), got 8\.',
     ),
     "epoch below 0": ("epoch", -2, ValueError, r"^resume\.epoch must be at least 0, got -2\."),
     "epoch huge": (
