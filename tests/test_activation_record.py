@@ -386,6 +386,19 @@ def test_pytrees_of_pytorch(params):
     assert carried(torch.func.grad(lambda params: sum(a.sum() for pair in params for a in pair))(there)) == CARRIED
 
 
+# array-api-compat looks types up in a cache, which torch.compile traces through with a warning.
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_compiled_by_pytorch(params, data):
+    backend = needs("torch")
+    torch = backend.library
+    torch.compiler.reset()
+    there, X, y = xs.to_namespace(params, torch), backend.asarray(data[0]), backend.asarray(data[1])
+    function = partial(xs.mlp_loss_and_grad, validate=False)
+    loss, grads = torch.compile(function, backend="eager", fullgraph=True)(there, X, y)
+    assert carried(grads) == CARRIED
+    np.testing.assert_allclose(float(loss), float(xs.mlp_loss(params, *data)), rtol=1e-12)
+
+
 @pytest.mark.parametrize("function", ["compute", "persist", "optimize"])
 def test_collections_of_dask(function, params):
     backend = needs("dask")
@@ -410,6 +423,19 @@ def test_parameters_move_to_every_library_and_back(backend, dtype, rng):
             np.testing.assert_array_equal(array, desired)
     for array in (array for layer in there for array in layer):
         assert backend.device is None or array.device == backend.device
+
+
+def test_parameters_move_between_devices(params):
+    backend = needs("array_api_strict:device1")
+    strict, there, here = backend.library, backend.device, backend.library.Device("CPU_DEVICE")
+    on_cpu = xs.to_namespace(params, strict)
+    moved = xs.to_namespace(on_cpu, strict, there)
+    for layers, device in ((on_cpu, here), (moved, there), (xs.to_namespace(moved, strict), there),
+                           (xs.to_namespace(moved, strict, here), here)):  # fmt: skip
+        assert carried(layers) == CARRIED
+        assert {array.device for layer in layers for array in layer} == {device}
+        for layer, original in zip(xs.to_namespace(layers, np), params, strict=True):
+            np.testing.assert_array_equal(layer.weight, original.weight)
 
 
 @pytest.mark.parametrize("given", ["numpy", "torch"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import device as device_of
-from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array, is_torch_array, to_device
+from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array, is_torch_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import as_network
@@ -309,8 +309,7 @@ def _copied_to(array: Array, xp: Namespace, device: Device | None) -> Array:
     if own is not xp:
         return to_library(to_host("params", array).copy(), xp, device)
     with on_device(xp, device_of(array)):
-        copy = xp.asarray(array, copy=True)
-    return copy if device is None else to_device(copy, device)
+        return xp.asarray(array, copy=True, **({} if device is None else {"device": device}))
 
 
 def to_host(name: str, array: Array) -> np.ndarray:
