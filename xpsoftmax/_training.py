@@ -209,12 +209,12 @@ def train(
         As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
     validation : (X, targets), optional
         Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
-        for after each epoch.
+        for after each epoch. Its inputs must be finite in all rows that count: they are looked at before the first step.
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
         State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
-        must be as they were.
+        must be as they were. All of the state is checked before the first step.
     progress : bool
         Show a progress bar; needs tqdm.
     callback : function, optional
@@ -236,7 +236,9 @@ def train(
         As `mlp_loss_and_grad`, and if an option does not fit.
     DivergenceError
         A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
-        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end.
+        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end. The
+        message names the first row of `X` that counts and is not finite, if there is one. Also for a validation loss
+        that is not finite, unless no row counts.
     ImportError
         If `progress` is asked for without tqdm.
 

@@ -288,7 +288,8 @@ def train(
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes; where every step takes all blocks nothing is drawn.
     validation : (X, targets), optional
-        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them.
+        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them. They are looked at before the first step,
+        inputs included: one pass over them.
     max_memory : int, optional
         Bytes of temporary memory of each task.
     reduction : {"mean", "sum"}
