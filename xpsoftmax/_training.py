@@ -209,7 +209,8 @@ def train(
         As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
     validation : (X, targets), optional
         Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
-        for after each epoch. Its inputs must be finite in all rows that count: they are looked at before the first step.
+        for after each epoch. Its inputs must be finite in all rows that count; they are looked at before
+        the first step.
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
