@@ -24,7 +24,7 @@ ROW = 96
 """Bytes that take as long as what is done once a row."""
 SCRATCH = 2**22
 """Bytes of scratch that all threads hold together, as far as single rows allow."""
-PART = 2**18
+PART = 2**19
 """Bytes of a block that are done again at once."""
 CHUNK = 2048
 """Bytes of a row that einsum sums at once. Twice that and rows of a few levels break the bound, by up to half of it."""
@@ -40,14 +40,15 @@ class _Range(NamedTuple):
     """Between which sizes a row's sums of exp(z), not shifted, give its result with all digits."""
 
     tiny: float  # the smallest normal number
+    least: float  # least sum of all: below 1 a probability may come from a subnormal number, for which B has room
     rest: float  # least sum of the others: so far above `tiny` that subnormal terms do not matter
     hot: float  # least exp(z) of the hot class: rest / hot must not overflow. Shifted: least sum of the others
-    largest: float  # whole sum, which must also be at least 1: else a normal entry could come from a subnormal number
+    largest: float  # whole sum
 
 
 RANGES = {  # by the bytes of a number
-    4: _Range(2.0**-126, 1e-30, 1e-20, float(np.exp(40.0))),
-    8: _Range(2.0**-1022, 1e-290, 1e-170, float(np.exp(300.0))),
+    4: _Range(2.0**-126, 2.0**-4, 1e-30, 1e-20, float(np.exp(40.0))),
+    8: _Range(2.0**-1022, 2.0**-7, 1e-290, 1e-170, float(np.exp(300.0))),
 }
 
 
@@ -94,9 +95,9 @@ def each_block(
     block = min(BLOCK, SCRATCH // max(1, threads)) // held
     if threads > 1:
         # At least two blocks a thread: one that wakes late does less.
-        share(worker, _slices(rows, threads * max(2, -(-size // (threads * block)))), threads)
+        share(worker, slices(rows, threads * max(2, -(-size // (threads * block)))), threads)
     else:
-        worker(iter(_slices(rows, -(-size // block))))
+        worker(iter(slices(rows, -(-size // block))))
 
 
 def apart(a: Array, b: Array) -> bool:
@@ -104,7 +105,7 @@ def apart(a: Array, b: Array) -> bool:
     return bool(a is not b and ((a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)))
 
 
-def _slices(rows: int, count: int) -> list[slice]:
+def slices(rows: int, count: int) -> list[slice]:
     """Cut rows into about `count` equal parts."""
     step = max(1, -(-rows // max(1, count)))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -142,6 +143,42 @@ def _slow_where_subnormal() -> bool:
         return not ("X86_V4" in target["current"] or "AVX512" in target["current"])
     except (ImportError, KeyError, ValueError):
         return True
+
+
+def wide(x: Array) -> Array:
+    """Numbers as float64."""
+    return x.astype("f8", copy=False)
+
+
+def times_exp(x: Array, z: Array, top: Array) -> Array:
+    """Product x * exp(z - top), z at most top, with all its digits also where the exponential is subnormal; float64."""
+    t = z - top
+    back = t - z
+    lost = (z - (t - back)) - (top + back)  # by D. E. Knuth's TwoSum
+    half = np.exp(0.5 * t) * (1.0 + 0.5 * np.where(np.isfinite(lost), lost, 0.0))
+    return (x * half) * half
+
+
+def rest_beside(z: Array, dtype: Any, rows: Array, times: Array | float = 1.0) -> tuple[Array, Array]:
+    """Sum of exp(z - largest) over the other classes than the largest, and the sum times a number, for some rows.
+
+    The others are shifted by their own largest logit, in the working precision `dtype`: that keeps the digits of a sum
+    of subnormal numbers.
+    """
+    rest, product = np.empty(rows.size), np.empty(rows.size)
+    times = np.broadcast_to(times, rows.shape)
+    for few in slices(rows.size, 1 + rows.size * z.shape[1] * dtype.itemsize // PART):
+        part = np.array(z[rows[few]], dtype, order="C")
+        at = places(part, part.argmax(axis=1))
+        top = wide(part.reshape(-1)[at])
+        part.reshape(-1)[at] = -np.inf
+        second = row_max(part)
+        by_column(np.subtract, part, second, part)
+        exponentials(part, part)
+        total, possible, second = wide(row_sums(part)), second > -np.inf, wide(second)
+        for x, result in ((total, rest), (total * times[few], product)):
+            result[few] = np.where(possible, times_exp(x, second, top), 0.0)
+    return rest, product
 
 
 def places(block: Array, columns: Array) -> Array:
@@ -210,12 +247,15 @@ def by_column(operation: np.ufunc, block: Array, column: Array, out: Array) -> N
 def again(
     compute: Callable[..., Any], rows: Array, z: Array, e: Array, *per_row: Array, held: int = 1, **options: Any
 ) -> Any:
-    """Do some rows of a block anew, a few at a time: what `compute` returns for them. `held` as for `each_block`."""
-    parts = 1 + rows.size * e.strides[0] * held // PART
+    """Do some rows of a block anew, a few at a time: what `compute` returns for them. `held` as for `each_block`.
+
+    With 0, `compute` needs nothing beside the block: it gets all rows at once if they are all of a block.
+    """
+    parts = 1 + rows.size * e.strides[0] * (held if rows.size == e.shape[0] else max(1, held)) // PART
     if parts == 1 and rows.size == e.shape[0]:
         return compute(z, e, *per_row, **options)
     results = []
-    for few in _slices(rows.size, parts):
+    for few in slices(rows.size, parts):
         if rows.size == e.shape[0]:
             results.append(compute(z[few], e[few], *[array[few] for array in per_row], **options))
             continue
