@@ -19,15 +19,16 @@ from xpsoftmax.kernels.numpy_blocks import (
     RANGES,
     SHORT,
     again,
+    beside_largest,
     by_column,
     each_block,
     exponentials,
     finite,
     places,
-    rest_beside,
     row_max,
     row_sums,
     slices,
+    times_exp,
     wide,
     working,
 )
@@ -172,7 +173,7 @@ def _minus_log(rest: Array, z: Array) -> Array:
     least = RANGES[rest.itemsize].hot  # that far above what may be missing
     if not rest.item(rest.argmin()) >= least:
         faint = np.flatnonzero(rest < least)
-        loss[faint] = np.log1p(rest_beside(z, rest.dtype, faint)[0])
+        loss[faint] = np.log1p(times_exp(*beside_largest(z, rest.dtype, faint)))
     return loss.astype(rest.dtype, copy=False)
 
 
@@ -218,7 +219,7 @@ def _logsumexp_of_near(z: Array, e: Array, rows: Array) -> Array:
     odds = wide(row_sums(part)) / largest
     faint = np.flatnonzero(odds < RANGES[e.itemsize].hot)
     if faint.size:
-        odds[faint] = rest_beside(z, e.dtype, rows[faint])[0]
+        odds[faint] = times_exp(*beside_largest(z, e.dtype, rows[faint]))
     return wide(z[rows, column]) + np.log1p(odds)
 
 

@@ -159,26 +159,25 @@ def times_exp(x: Array, z: Array, top: Array) -> Array:
     return (x * half) * half
 
 
-def rest_beside(z: Array, dtype: Any, rows: Array, times: Array | float = 1.0) -> tuple[Array, Array]:
-    """Sum of exp(z - largest) over the other classes than the largest, and the sum times a number, for some rows.
+def beside_largest(z: Array, dtype: Any, rows: Array) -> tuple[Array, Array, Array]:
+    """What rows hold beside their largest logit: the sum of exp(z - second), the second largest logit, and the largest.
 
-    The others are shifted by their own largest logit, in the working precision `dtype`: that keeps the digits of a sum
-    of subnormal numbers.
+    All are of float64; the exponentials are taken in the working precision `dtype`. The others are shifted by their own
+    largest logit, which keeps the digits of a sum of subnormal numbers; `times_exp` brings it to the scale of the row.
     """
-    rest, product = np.empty(rows.size), np.empty(rows.size)
-    times = np.broadcast_to(times, rows.shape)
+    total, second, top = np.empty((3, rows.size))
     for few in slices(rows.size, 1 + rows.size * z.shape[1] * dtype.itemsize // PART):
         part = np.array(z[rows[few]], dtype, order="C")
-        at = places(part, part.argmax(axis=1))
-        top = wide(part.reshape(-1)[at])
-        part.reshape(-1)[at] = -np.inf
-        second = row_max(part)
-        by_column(np.subtract, part, second, part)
+        flat, at = part.reshape(-1), places(part, part.argmax(axis=1))
+        top[few] = flat[at]
+        flat[at] = -np.inf
+        others = row_max(part)
+        second[few] = others
+        by_column(np.subtract, part, others, part)
         exponentials(part, part)
-        total, possible, second = wide(row_sums(part)), second > -np.inf, wide(second)
-        for x, result in ((total, rest), (total * times[few], product)):
-            result[few] = np.where(possible, times_exp(x, second, top), 0.0)
-    return rest, product
+        total[few] = row_sums(part)
+    total[second == -np.inf] = 0.0  # there is no other class that is possible
+    return total, second, top
 
 
 def places(block: Array, columns: Array) -> Array:

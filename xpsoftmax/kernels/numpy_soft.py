@@ -18,11 +18,11 @@ from xpsoftmax.kernels.numpy_blocks import (
     PART,
     RANGES,
     again,
+    beside_largest,
     by_column,
     each_block,
     exponentials,
     places,
-    rest_beside,
     row_max,
     row_sums,
     slices,
@@ -34,6 +34,8 @@ from xpsoftmax.kernels.numpy_blocks import (
 
 LEAST_SMOOTHING = 1e-6
 """Below, the terms of smoothing no longer cover what is lost of the smallest probabilities."""
+SMALL = 1e-10
+"""A largest logit beyond, added to less than `RANGES` has for the sum of the others, leaves no digit of it."""
 ONE = 1.0 + 1e-4
 """Most that a subnormal probability may be multiplied by: a larger factor makes a normal number of it."""
 
@@ -258,7 +260,7 @@ class _Sums(NamedTuple):
     leads: Array  # whether it is that of the hot mass
     rest: Array  # sum of exp(z - top) over the other classes
     pull: Array  # hot mass times that sum
-    log_total: Array  # logarithm of the sum of all
+    slope: Array | None  # of the z-loss, 2 z_loss logsumexp
 
 
 def _loss_of_rows(
@@ -268,20 +270,15 @@ def _loss_of_rows(
 
     `z_loss` is a number, or one a row.
     """
-    sums, loss = _sums(z, e, masses)
+    sums, loss = _sums(z, e, masses, z_loss)
     push, push_hot = masses.hot + masses.rest, masses.rest
     poor = ~(np.isfinite(sums.top) & np.isfinite(push))
     if masses.poor is not None:
         poor |= masses.poor
-    lost: Array = np.zeros_like(poor)
-    if np.any(z_loss):
-        lse = sums.top + sums.log_total
-        slope = 2.0 * z_loss * lse
-        loss += 0.5 * slope * lse
-        push, push_hot = push + slope, push_hot + slope
-        lost = (np.abs(lse) < RANGES[8].rest) & (sums.rest > 0.0) & (z_loss != 0.0)  # so little that it may be wrong
-    if grad:
-        lost |= _gradient(z, e, masses, sums, push, push_hot, weight, poor)
+    if sums.slope is not None:
+        loss += 0.5 * sums.slope * (sums.top + np.log1p(sums.rest))
+        push, push_hot = push + sums.slope, push_hot + sums.slope
+    lost = _gradient(z, e, masses, sums, push, push_hot, weight, poor) if grad else np.zeros_like(poor)
     loss *= weight
     for rows, value in ((poor & (weight != 0.0), np.nan), (weight == 0.0, 0.0)):
         if rows.any():
@@ -291,28 +288,35 @@ def _loss_of_rows(
     return loss, ~lost if lost.any() else None
 
 
-def _sums(z: Array, e: Array, masses: _Masses) -> tuple[_Sums, Array]:
+def _sums(z: Array, e: Array, masses: _Masses, z_loss: Any) -> tuple[_Sums, Array]:
     """Sums of rows, and their losses without z-loss; exp(z - largest) goes to `e`."""
     block = working(z, e)
     top_at = places(block, block.argmax(axis=1))
     flat, top = e.reshape(-1), block.reshape(-1)[top_at]
     by_column(np.subtract, block, top, e)
-    behind = masses.behind(e)
+    behind, top = masses.behind(e), wide(top)
     np.exp(e, out=e)
     flat[top_at] = 0.0
     rest = wide(row_sums(e))
     flat[top_at] = 1.0
+    log_total = np.log1p(rest)
+    loss, pull = (masses.hot + masses.rest) * log_total, masses.hot * rest
+    slope = 2.0 * z_loss * (top + log_total) if np.any(z_loss) else None
     leads = masses.hot_at == top_at
-    pull, log_total = masses.hot * rest, np.log1p(rest)
-    loss = (masses.hot + masses.rest) * log_total
     least = RANGES[e.itemsize].rest
     if not rest.item(rest.argmin()) >= least:
-        # Where no other class has much of the mass, the sum of their probabilities must have all digits.
-        faint = np.flatnonzero((rest < least) & leads & (masses.rest <= masses.hot * least))
+        # The sum of the others must have all digits where nothing is added to it: no other mass, nor a logit.
+        alone = (leads & (masses.rest <= masses.hot * least)) | ((np.abs(top) < SMALL) & (z_loss != 0.0))
+        faint = np.flatnonzero((rest < least) & alone)
         if faint.size:
-            rest[faint], pull[faint] = rest_beside(z, e.dtype, faint, masses.hot[faint])
-            log_total[faint], loss[faint] = np.log1p(rest[faint]), pull[faint]
-    return _Sums(wide(top), leads, rest, pull, log_total), loss + behind
+            total, *levels = beside_largest(z, e.dtype, faint)
+            rest[faint] = times_exp(total, *levels)
+            pull[faint] = times_exp(masses.hot[faint] * total, *levels)
+            loss[faint] = times_exp((masses.hot[faint] + masses.rest[faint]) * total, *levels)
+            if slope is not None:
+                twice = np.broadcast_to(2.0 * z_loss, rest.shape)[faint]
+                slope[faint] = twice * top[faint] + times_exp(twice * total, *levels)
+    return _Sums(top, leads, rest, pull, slope), loss + behind
 
 
 def _gradient(
@@ -355,13 +359,14 @@ def _gradient(
 
 
 def _lift(z: Array, e: Array, rows: Array, top: Array, push: Array, scale: Array) -> None:
-    """Form products with subnormal probabilities again, where they are normal numbers."""
+    """Form products with subnormal probabilities again, where they are not far below the smallest normal number."""
     lowest = float(np.log(RANGES[e.itemsize].tiny))
+    less = float(np.log(np.finfo(e.dtype).eps)) - 1.0  # what counts beside a mass of that size
     for few in slices(rows.size, 1 + rows.size * e.strides[0] // PART):
         some = rows[few]
         logits = z[few] if rows.size == e.shape[0] else z[some]
         below = (top[some] + lowest + 0.01).astype(e.dtype)[:, None]
-        least = (top[some] + lowest - 0.01 - np.log(np.abs(push[some]))).astype(e.dtype)[:, None]
+        least = (top[some] + lowest + less - np.log(np.abs(push[some]))).astype(e.dtype)[:, None]
         at = np.flatnonzero((logits < below) & (logits > least))
         if at.size:
             row, column = np.divmod(at, e.shape[1])
