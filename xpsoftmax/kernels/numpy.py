@@ -7,7 +7,6 @@ and where that is not enough either, as `generic` does it. All that is decided f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -46,6 +45,12 @@ __all__ = [
     "weight_penalty",
 ]
 
+STEEP = 0.5
+"""Slope of the z-loss from which float32 rows with a largest logit below `FAR` are computed in float64.
+
+There, no probability is subnormal that such a slope makes a normal number of.
+"""
+FAR = 290.0
 FEW = 32
 """Classes up to which log_softmax looks at rows from their largest logit at once: to tell where not to takes longer."""
 MANY = 2**14
@@ -262,25 +267,37 @@ def _loss(z: Array, e: Array, labels: Array, weight: Array, losses: Array, *, z_
     if high is None:
         losses[...] = _loss_without_shift(z, e, labels, weight, z_loss=z_loss, grad=grad)
         return
-    loss = _shifted_way(e, z_loss)(z, e, labels, weight, grad=grad)
+    loss = _loss_in_another_way(z, e, labels, weight, z_loss=z_loss, grad=grad)
     others = np.flatnonzero(~high[1])
     if others.size:
         loss[others] = again(_loss_without_shift, others, z, e, labels, weight, z_loss=z_loss, grad=grad)
     losses[...] = loss
 
 
-def _again_shifted(
-    rows: Array, z: Array, e: Array, labels: Array, weight: Array, *, z_loss: float, grad: bool
-) -> Array:
-    way = _shifted_way(e, z_loss)
-    return again(way, rows, z, e, labels, weight, held=2 if e.shape[1] <= SHORT else 0, grad=grad)
-
-
-def _shifted_way(e: Array, z_loss: float) -> Callable[..., Array]:
-    """What rows get that need a shift."""
+def _loss_in_another_way(z: Array, e: Array, labels: Array, weight: Array, *, z_loss: float, grad: bool) -> Array:
+    """For rows that need a shift, or the range of float64."""
+    options = {"z_loss": z_loss, "grad": grad}
     if e.itemsize == 4 and e.shape[1] <= SHORT:  # fewer calls
-        return partial(_loss_in_float64, z_loss=z_loss)
-    return _loss_against if z_loss == 0.0 else WithLabels(LossSpec(z_loss=z_loss), e, grad=True)
+        return _in_float64(np.arange(e.shape[0]), z, e, labels, weight, options)
+    if z_loss == 0.0:
+        return _loss_against(z, e, labels, weight, grad=grad)
+    masses = WithLabels(LossSpec(z_loss=z_loss), e, grad=grad)
+    if e.itemsize == 8:
+        return masses(z, e, labels, weight)
+    top = np.abs(row_max(working(z, e)))
+    steep = (2.0 * z_loss * top > STEEP) & (top < FAR)
+    loss = np.empty(e.shape[0])
+    for rows, in_float64 in ((np.flatnonzero(steep), True), (np.flatnonzero(~steep), False)):
+        if in_float64 and rows.size:
+            loss[rows] = _in_float64(rows, z, e, labels, weight, options)
+        elif rows.size:
+            loss[rows] = again(masses, rows, z, e, labels, weight, held=0)
+    return loss
+
+
+def _in_float64(rows: Array, z: Array, e: Array, labels: Array, weight: Array, options: dict[str, Any]) -> Array:
+    result: Array = again(_loss_in_float64, rows, z, e, labels, weight, held=2, **options)
+    return result
 
 
 def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_loss: float, grad: bool) -> Array:
@@ -291,10 +308,14 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
     rest = row_sums(e)
     total = rest + hot
     factor = weight / total
-    unsafe = _outside_of_loss(total, rest, hot, factor, weight)
+    unsafe = _outside_of_loss(total, rest, factor, weight)
     if unsafe is not None and unsafe.size == total.size:
-        return _again_shifted(unsafe, z, e, labels, weight, z_loss=z_loss, grad=grad)
-    loss = np.log1p(wide(rest / hot))
+        return _loss_in_another_way(z, e, labels, weight, z_loss=z_loss, grad=grad)
+    loss = np.log1p(wide(rest) / hot)
+    least = RANGES[e.itemsize].hot
+    if not hot.item(hot.argmin()) >= least:
+        behind = np.flatnonzero(hot < least)  # so far that it adds nothing to the sum
+        loss[behind] = np.log(wide(rest[behind])) - z[behind, labels[behind]]
     if z_loss == 0.0:
         dz_hot = -rest * factor
     else:
@@ -312,9 +333,10 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
         by_column(np.multiply, e, factor, e)
         flat[hot_at] = dz_hot
     if unsafe is not None:
-        e[weight == 0.0] = 0.0  # not -0
+        e[weight == 0.0], loss[weight == 0.0] = 0.0, 0.0  # not -0, nor nan
         if unsafe.size:
-            loss[unsafe] = _again_shifted(unsafe, z, e, labels, weight, z_loss=z_loss, grad=grad)
+            way = partial(_loss_in_another_way, z_loss=z_loss, grad=grad)
+            loss[unsafe] = again(way, unsafe, z, e, labels, weight)
     return loss
 
 
@@ -323,8 +345,7 @@ def _too_steep(slope: Array, lse: Array, sure: Array, total: Array, z_loss: floa
 
     Up to 1/2 an error of eps in the sum is one of eps in the gradient, where the label does not have nearly all.
     """
-    size = np.abs(slope)
-    steep = size > np.minimum(total, 1.0)
+    steep = np.abs(slope) > np.maximum(total, 1.0)
     if z_loss > 0.5:
         steep |= (np.abs(lse) < 1.0) & ~sure
     return np.flatnonzero(steep) if steep.any() else None
@@ -422,17 +443,16 @@ def _outside(total: Array, least: float, largest: float) -> Array | None:
     return rows if rows.size else None
 
 
-def _outside_of_loss(total: Array, rest: Array, hot: Array, factor: Array, weight: Array) -> Array | None:
+def _outside_of_loss(total: Array, rest: Array, factor: Array, weight: Array) -> Array | None:
     """Which rows of a loss have sums, or a factor, that need a shift; None if none has, nor the weight 0."""
     limits = RANGES[total.itemsize]
-    # Five look-ups for what takes the masks ten passes: with few rows the calls are what costs.
+    # Four look-ups for what takes the masks ten passes: with few rows the calls are what costs.
     if (
         total.item(total.argmin()) >= limits.least
         and total.item(total.argmax()) <= limits.largest
         and rest.item(rest.argmin()) >= limits.rest
-        and hot.item(hot.argmin()) >= limits.hot
         and factor.item(factor.argmin()) >= limits.tiny
     ):
         return None
-    safe = (total >= limits.least) & (total <= limits.largest) & (rest >= limits.rest) & (hot >= limits.hot)
+    safe = (total >= limits.least) & (total <= limits.largest) & (rest >= limits.rest)
     return np.flatnonzero(~(safe & ((factor >= limits.tiny) | (weight == 0.0))))

@@ -36,6 +36,12 @@ LEAST_SMOOTHING = 1e-6
 """Below, the terms of smoothing no longer cover what is lost of the smallest probabilities."""
 SMALL = 1e-10
 """A largest logit beyond, added to less than `RANGES` has for the sum of the others, leaves no digit of it."""
+ROOM = 2.0**10
+"""Smallest mass over the smallest normal number beside which errors of a subnormal probability do not count."""
+OF_ROW = 200
+"""Bytes of what is computed once a row."""
+DENSE = 0.03
+"""Share of the entries from which it takes less time to form all of them again."""
 ONE = 1.0 + 1e-4
 """Most that a subnormal probability may be multiplied by: a larger factor makes a normal number of it."""
 
@@ -47,12 +53,15 @@ def loss_of_masses(
     grad = result is not None
     if targets.ndim == 2:
         compute: Callable[..., Any] = _WithSoftTargets(spec, logits, grad=grad)
+        held = 4
     elif spec.class_weight is None and spec.z_loss == 0.0 and spec.label_smoothing >= LEAST_SMOOTHING:
         compute = partial(_smoothed, spec=spec, grad=grad)
+        held = 1
     else:
         compute = WithLabels(spec, logits, grad=grad)
+        held = 1 + OF_ROW // (logits.shape[1] * max(4, logits.itemsize))
     scratch = (targets.ndim == 2) + (not grad)
-    each_block(_written(compute), logits, result, targets, row_weight, losses, scratch=scratch, held=4)
+    each_block(_written(compute), logits, result, targets, row_weight, losses, scratch=scratch, held=held)
 
 
 def _written(compute: Callable[..., Array]) -> Callable[..., None]:
@@ -105,8 +114,11 @@ def _loss_smoothed(
         by_column(np.subtract, e, share * weight, e)
         q_hot, q_rest = 1.0 - smoothing + share, share * (classes - 1)
         flat[hot_at] = (q_rest * hot - q_hot * rest) * factor + 0.0
-    limits = RANGES[rest.itemsize]
-    return loss * weight, (rest >= limits.rest) & ((factor >= limits.tiny) | (weight == 0.0)) & np.isfinite(loss)
+    known = np.isfinite(loss)
+    if not known.all():  # infinite is right for a class that cannot be; not if a sum overflowed
+        rows = np.flatnonzero(loss == np.inf)
+        known[rows] = z[rows].min(axis=1) == -np.inf
+    return np.where(weight == 0.0, 0.0, loss * weight), known & ((factor >= RANGES[e.itemsize].tiny) | (weight == 0.0))
 
 
 # --- masses of any kind -----------------------------------------------------------------------------------------------
@@ -120,6 +132,7 @@ class _Masses(NamedTuple):
     rest: Array  # (R,) of float64: sum of the others
     behind: Callable[[Array], Array]  # from t = z - largest to -(sum of q t)
     take_from: Callable[[Array], None] | None  # takes the masses from a block; None if there are only hot ones
+    smallest: Callable[[Array], tuple[Any, Any]]  # see `_smallest`
     poor: Array | None = None  # (R,): whether a mass is negative or nan; None if none is
 
 
@@ -151,16 +164,30 @@ class _WithSoftTargets:
         hot_at = places(q, q.argmax(axis=1))
         hot = flat[hot_at]
 
-        def behind(t: Array) -> Array:
-            result = _behind(q, t)
-            flat[hot_at] = 0.0
-            return result
-
-        # The hot entry of the gradient is formed in another way.
         flat[hot_at] = 0.0
         rest = row_sums(q)
         flat[hot_at] = hot
-        return _Masses(hot_at, wide(hot), wide(rest), behind, lambda e: _subtract(e, q), poor)
+        return _Masses(
+            hot_at,
+            wide(hot),
+            wide(rest),
+            partial(_behind, q),
+            lambda e: _subtract(e, q),
+            lambda limit: _smallest(q, limit),
+            poor,
+        )
+
+
+def _smallest(q: Array, limit: Array) -> tuple[Array, Array]:
+    """Whether a row has a mass below its limit, and whether it has one that is not 0."""
+    below = wide(q.reshape(-1)[places(q, q.argmin(axis=1))]) < limit
+    positive = np.zeros_like(below)
+    rows = np.flatnonzero(below)
+    for few in slices(rows.size, 1 + rows.size * q.strides[0] // PART):
+        some = rows[few]
+        part = q[some]
+        positive[some] = ((part > 0.0) & (part < limit[some, None].astype(q.dtype))).any(axis=1)
+    return below, positive
 
 
 def _subtract(e: Array, masses: Array) -> None:
@@ -199,17 +226,17 @@ class WithLabels:
             self.others = masses.sum() - masses
             self.others[most] = masses[:most].sum() + masses[most + 1 :].sum()
             self.most = most
+            self.least, self.least_positive = masses.min(), masses.min(where=masses > 0.0, initial=np.inf)
 
-    def __call__(self, z: Array, e: Array, *arrays: Array, grad: bool | None = None) -> Array:
+    def __call__(self, z: Array, e: Array, *arrays: Array) -> Array:
         """Write the gradient of rows of logits to `e`; return their losses."""
         labels, weight = arrays[-2:]
-        grad = self.grad if grad is None else grad
         times = 1.0 if self.of_label is None else self.of_label[labels]
         masses = self._masses(e, labels, (1.0 - self.spec.label_smoothing) * times)
-        loss, safe = _loss_of_rows(z, e, masses, weight, self.spec.z_loss * times, grad=grad)
+        loss, safe = _loss_of_rows(z, e, masses, weight, self.spec.z_loss * times, grad=self.grad)
         if safe is not None:
             unsafe = np.flatnonzero(~safe)
-            care = partial(loss_by_generic, spec=self.spec, grad=grad)
+            care = partial(loss_by_generic, spec=self.spec, grad=self.grad)
             loss[unsafe] = again(care, unsafe, z, e, labels, weight, held=8)
         return loss
 
@@ -222,7 +249,7 @@ class WithLabels:
             return np.where(mass > 0.0, product, 0.0)  # 0 * inf is 0 here
 
         if share is None:
-            return _Masses(at, mass, np.zeros_like(mass), of_label, None)
+            return _Masses(at, mass, np.zeros_like(mass), of_label, None, lambda _: (True, False))
         whole, most = mass + share[labels], wide(share)[self.most]
         leads = whole >= most
         rest = np.where(leads, self.others[labels], self.others[self.most] + mass)
@@ -238,6 +265,7 @@ class WithLabels:
             rest,
             lambda t: _behind(np.broadcast_to(share, t.shape), t) + of_label(t),
             take_from,
+            lambda limit: (self.least < limit, self.least_positive < limit),
         )
 
 
@@ -249,7 +277,8 @@ def _behind(q: Array, t: Array) -> Array:
         for few in slices(odd.size, 1 + odd.size * t.strides[0] // PART):
             rows = odd[few]
             product = q[rows] * t[rows]
-            result[rows] = -row_sums(np.fmin(product, product.dtype.type(0), out=product))
+            zeros = np.zeros(q.shape[1], q.dtype)  # with a single number NumPy takes twice as long
+            result[rows] = -row_sums(np.fmin(product, zeros, out=product))
     return result
 
 
@@ -342,15 +371,20 @@ def _gradient(
         of_hot[low] = times_exp(push_hot[low], z_hot, sums.top[low])
     # A hot class that is not the largest is below half: nothing cancels.
     pull = np.where(sums.leads, sums.pull, masses.hot * (total - hot))
-    lifted = np.flatnonzero((np.abs(push) > ONE) & ~poor)
-    some_are_low = lifted.size and not e.item(e.argmin()) >= RANGES[e.itemsize].tiny
+    lifted: Any = (np.abs(push) > ONE) & ~poor
+    wider: Any = False
+    if not lifted.any() or e.item(e.argmin()) >= RANGES[e.itemsize].tiny:
+        lifted = False
+    else:
+        below, wider = masses.smallest(np.abs(push) * (RANGES[e.itemsize].tiny * ROOM))
+        lifted = lifted & below
     scale = push / total
     if masses.take_from is None:
         scale *= weight
     factor = scale.astype(e.dtype, copy=False)
     by_column(np.multiply, e, factor, e)
-    if some_are_low:
-        _lift(z, e, lifted, sums.top, push, scale)
+    if np.any(lifted):
+        _lift(z, e, np.flatnonzero(lifted), sums.top, push, scale, np.broadcast_to(wider, push.shape))
     if masses.take_from is not None:
         masses.take_from(e)
         by_column(np.multiply, e, weight, e)
@@ -358,20 +392,37 @@ def _gradient(
     return ~(np.isfinite(factor) | poor)
 
 
-def _lift(z: Array, e: Array, rows: Array, top: Array, push: Array, scale: Array) -> None:
-    """Form products with subnormal probabilities again, where they are not far below the smallest normal number."""
+def _lift(z: Array, e: Array, rows: Array, top: Array, push: Array, scale: Array, wider: Array) -> None:
+    """Form products with subnormal probabilities again, where they are normal numbers.
+
+    In rows that are `wider` also where they are below the smallest of those, but count beside a mass of that size.
+    """
     lowest = float(np.log(RANGES[e.itemsize].tiny))
-    less = float(np.log(np.finfo(e.dtype).eps)) - 1.0  # what counts beside a mass of that size
+    less = np.where(wider, float(np.log(np.finfo(e.dtype).eps)) - 1.0, -0.01)
     for few in slices(rows.size, 1 + rows.size * e.strides[0] // PART):
         some = rows[few]
-        logits = z[few] if rows.size == e.shape[0] else z[some]
+        whole = rows.size == e.shape[0]
+        logits, part = (z[few], e[few]) if whole else (z[some], e[some])
         below = (top[some] + lowest + 0.01).astype(e.dtype)[:, None]
-        least = (top[some] + lowest + less - np.log(np.abs(push[some]))).astype(e.dtype)[:, None]
-        at = np.flatnonzero((logits < below) & (logits > least))
-        if at.size:
+        least = (top[some] + lowest + less[some] - np.log(np.abs(push[some]))).astype(e.dtype)[:, None]
+        band = (logits < below) & (logits > least)
+        count = np.count_nonzero(band)
+        if count > DENSE * band.size:
+            np.putmask(part, band, _product(scale[some, None], wide(logits), top[some, None], e.dtype))
+        elif count:
+            at = np.flatnonzero(band.reshape(-1))
             row, column = np.divmod(at, e.shape[1])
-            row_of_all = some[row]
-            e[row_of_all, column] = times_exp(scale[row_of_all], wide(logits[row, column]), top[row_of_all])
+            of_all = some[row]
+            part[row, column] = _product(scale[of_all], wide(logits[row, column]), top[of_all], e.dtype)
+        if count and not whole:
+            e[some] = part
+
+
+def _product(x: Array, z: Array, top: Array, dtype: Any) -> Array:
+    """Product x * exp(z - top) as a number of the dtype; float64 has the range of float32 twice over."""
+    if dtype.itemsize == 8:
+        return times_exp(x, z, top)
+    return (np.exp(z - top) * x).astype(dtype)
 
 
 def loss_by_generic(z: Array, e: Array, targets: Array, weight: Array, spec: LossSpec, *, grad: bool) -> Array:
