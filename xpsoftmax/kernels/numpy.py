@@ -91,6 +91,9 @@ def _softmax_with_shift(z: Array, e: Array, top: Array | None = None) -> None:
     block = working(z, e)
     if top is None:
         top = row_max(block)
+    if not np.isfinite(top).any():
+        e[...] = np.nan
+        return
     by_column(np.subtract, block, top, e)
     exponentials(e, e)
     by_column(np.multiply, e, 1.0 / row_sums(e), e)
@@ -101,14 +104,15 @@ def _softmax_with_shift(z: Array, e: Array, top: Array | None = None) -> None:
 def log_softmax_rows(logits: Array, out: Array | None = None) -> Array:
     """See `xpsoftmax.log_softmax`."""
     result = np.empty(logits.shape, logits.dtype) if out is None else out
-    each_block(_log_softmax_of_few if logits.shape[1] <= FEW else _log_softmax, logits, result, held=2)
+    each_block(_log_softmax_of_few if logits.shape[1] <= FEW else _log_softmax, logits, result, held=3)
     return result
 
 
 def _log_softmax(z: Array, t: Array) -> None:
     """Plainly z - logsumexp(z) where the largest logit is far enough below it."""
-    block = working(z, t)
-    top = wide(row_max(block))
+    if working(z, t) is t:  # to read it in order is worth a copy
+        z = t.copy()
+    top = wide(row_max(z))
     most = np.log(t.shape[1])  # that the sum can be above the largest logit
     sure = (np.abs(top) > 8.0 * most) | (top > np.log(RANGES[t.itemsize].largest) + 1e-3)
     if 2 * np.count_nonzero(sure) > sure.size:
@@ -121,15 +125,18 @@ def _log_softmax(z: Array, t: Array) -> None:
 
 
 def _log_softmax_by_sum(z: Array, t: Array, top: Array) -> None:
-    np.exp(working(z, t), out=t)
+    np.exp(z, out=t)
     total = row_sums(t)
     lse = np.log(wide(total))
     by_column(np.subtract, z, lse.astype(t.dtype, copy=False), t)
     # Every entry is at least lse - top: the error of the sum (3 eps) takes 3 eps of it at most, the rounding of lse 4.
     limits = RANGES[t.itemsize]
     safe = (lse - top >= 1.0 + np.abs(lse) / 8) & (total >= limits.rest) & (total <= limits.largest)
-    if not safe.all():
-        again(_log_softmax_from_largest, np.flatnonzero(~safe), z, t)
+    poor = ~np.isfinite(top)
+    if not (safe | poor).all():
+        again(_log_softmax_from_largest, np.flatnonzero(~(safe | poor)), z, t)
+    if poor.any():
+        t[poor] = np.nan
 
 
 def _log_softmax_from_largest(z: Array, t: Array) -> None:
@@ -284,7 +291,7 @@ def _loss_in_another_way(z: Array, e: Array, labels: Array, weight: Array, *, z_
     masses = WithLabels(LossSpec(z_loss=z_loss), e, grad=grad)
     if e.itemsize == 8:
         return masses(z, e, labels, weight)
-    top = np.abs(row_max(working(z, e)))
+    top = row_max(working(z, e))
     steep = (2.0 * z_loss * top > STEEP) & (top < FAR)
     loss = np.empty(e.shape[0])
     for rows, in_float64 in ((np.flatnonzero(steep), True), (np.flatnonzero(~steep), False)):

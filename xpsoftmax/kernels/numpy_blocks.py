@@ -167,7 +167,7 @@ def beside_largest(z: Array, dtype: Any, rows: Array) -> tuple[Array, Array, Arr
     """
     total, second, top = np.empty((3, rows.size))
     for few in slices(rows.size, 1 + rows.size * z.shape[1] * dtype.itemsize // PART):
-        part = np.array(z[rows[few]], dtype, order="C")
+        part = np.ascontiguousarray(z[rows[few]], dtype)
         flat, at = part.reshape(-1), places(part, part.argmax(axis=1))
         top[few] = flat[at]
         flat[at] = -np.inf

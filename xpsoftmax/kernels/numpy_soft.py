@@ -275,7 +275,7 @@ def _behind(q: Array, t: Array) -> Array:
     if not result.item(result.argmax()) < np.inf:  # nan, too
         odd = np.flatnonzero(np.isnan(result))
         for few in slices(odd.size, 1 + odd.size * t.strides[0] // PART):
-            rows = odd[few]
+            rows = few if odd.size == t.shape[0] else odd[few]
             product = q[rows] * t[rows]
             zeros = np.zeros(q.shape[1], q.dtype)  # with a single number NumPy takes twice as long
             result[rows] = -row_sums(np.fmin(product, zeros, out=product))
@@ -334,8 +334,9 @@ def _sums(z: Array, e: Array, masses: _Masses, z_loss: Any) -> tuple[_Sums, Arra
     leads = masses.hot_at == top_at
     least = RANGES[e.itemsize].rest
     if not rest.item(rest.argmin()) >= least:
-        # The sum of the others must have all digits where nothing is added to it: no other mass, nor a logit.
-        alone = (leads & (masses.rest <= masses.hot * least)) | ((np.abs(top) < SMALL) & (z_loss != 0.0))
+        # The sum of the others must have all digits where nothing is added to it: no other mass or slope, nor a logit.
+        added = masses.rest if slope is None else masses.rest + np.abs(slope)
+        alone = (leads & (added <= masses.hot * least)) | ((np.abs(top) < SMALL) & (z_loss != 0.0))
         faint = np.flatnonzero((rest < least) & alone)
         if faint.size:
             total, *levels = beside_largest(z, e.dtype, faint)
