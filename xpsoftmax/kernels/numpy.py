@@ -7,6 +7,7 @@ and where that is not enough either, as `generic` does it. All that is decided f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,12 +46,13 @@ __all__ = [
     "weight_penalty",
 ]
 
+NEAR, FAR = -4.0, 290.0
+"""Largest logits between which a row needs no shift in float64; the least of `RANGES` is a little below."""
 STEEP = 0.5
-"""Slope of the z-loss from which float32 rows with a largest logit below `FAR` are computed in float64.
+"""Slope of the z-loss from which such rows of float32 are computed in float64.
 
-There, no probability is subnormal that such a slope makes a normal number of.
+There, no probability is subnormal that such a slope makes a normal number of. Short rows take less time there anyway.
 """
-FAR = 290.0
 FEW = 32
 """Classes up to which log_softmax looks at rows from their largest logit at once: to tell where not to takes longer."""
 MANY = 2**14
@@ -224,28 +226,33 @@ def _logsumexp_without_shift(z: Array, e: Array) -> Array:
 def _logsumexp_of_near(z: Array, e: Array, rows: Array) -> Array:
     """From exp(z), for some rows whose sums are about 1: largest + log1p(others / exp(largest))."""
     part = e[rows]
-    column = part.argmax(axis=1)
-    at = places(part, column)
-    largest = wide(part.reshape(-1)[at])
-    part.reshape(-1)[at] = 0.0
-    odds = wide(row_sums(part)) / largest
+    if e.shape[1] <= SHORT:  # as in numpy_soft._shift
+        logits = z[rows].astype(e.dtype, copy=False)
+        top, largest = row_max(logits), wide(row_max(part))
+        others = (logits != top[:, None]).astype(e.dtype)
+        alike = e.shape[1] - row_sums(others)
+        odds = (wide(row_sums(part, others)) + (alike - 1.0) * largest) / largest
+    else:
+        column = part.argmax(axis=1)
+        at = places(part, column)
+        top, largest = z[rows, column], wide(part.reshape(-1)[at])
+        part.reshape(-1)[at] = 0.0
+        odds = wide(row_sums(part)) / largest
     faint = np.flatnonzero(odds < RANGES[e.itemsize].hot)
     if faint.size:
         odds[faint] = times_exp(*beside_largest(z, e.dtype, rows[faint]))
-    return wide(z[rows, column]) + np.log1p(odds)
+    return wide(top) + np.log1p(odds)
 
 
 def _logsumexp_from_largest(z: Array, e: Array) -> Array:
-    """For sums that are far from 1: there, any sum of the others that is lost beside 1 makes no difference."""
+    """For sums that are far from 1: whatever is lost of the others beside the largest makes no difference."""
     block = working(z, e)
-    at = places(block, block.argmax(axis=1))
-    top = block.reshape(-1)[at]
+    top = row_max(block)
     by_column(np.subtract, block, top, e)
     exponentials(e, e)
-    e.reshape(-1)[at] = 0.0
     top = wide(top)
     # An infinity is the sum itself: log(0) = -inf, log(inf) = inf.
-    return np.where(np.isfinite(top), top + np.log1p(wide(row_sums(e))), top)
+    return np.where(np.isfinite(top), top + np.log(wide(row_sums(e))), top)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -283,28 +290,25 @@ def _loss(z: Array, e: Array, labels: Array, weight: Array, losses: Array, *, z_
 
 def _loss_in_another_way(z: Array, e: Array, labels: Array, weight: Array, *, z_loss: float, grad: bool) -> Array:
     """For rows that need a shift, or the range of float64."""
-    options = {"z_loss": z_loss, "grad": grad}
-    if e.itemsize == 4 and e.shape[1] <= SHORT:  # fewer calls
-        return _in_float64(np.arange(e.shape[0]), z, e, labels, weight, options)
     if z_loss == 0.0:
-        return _loss_against(z, e, labels, weight, grad=grad)
-    masses = WithLabels(LossSpec(z_loss=z_loss), e, grad=grad)
-    if e.itemsize == 8:
-        return masses(z, e, labels, weight)
+        way: Callable[..., Array] = partial(_loss_against, grad=grad)
+    else:
+        way = WithLabels(LossSpec(z_loss=z_loss), e, grad=grad)
+    short = e.shape[1] <= SHORT
+    if e.itemsize == 8 or (z_loss == 0.0 and not short):
+        return way(z, e, labels, weight)
     top = row_max(working(z, e))
-    steep = (2.0 * z_loss * top > STEEP) & (top < FAR)
+    in_range = (top > NEAR) & (top < FAR)
+    if not short:
+        in_range &= 2.0 * z_loss * top > STEEP
     loss = np.empty(e.shape[0])
-    for rows, in_float64 in ((np.flatnonzero(steep), True), (np.flatnonzero(~steep), False)):
-        if in_float64 and rows.size:
-            loss[rows] = _in_float64(rows, z, e, labels, weight, options)
-        elif rows.size:
-            loss[rows] = again(masses, rows, z, e, labels, weight, held=0)
+    rows = np.flatnonzero(in_range)
+    if rows.size:
+        loss[rows] = again(_loss_in_float64, rows, z, e, labels, weight, held=2, z_loss=z_loss, grad=grad)
+    rows = np.flatnonzero(~in_range)
+    if rows.size:
+        loss[rows] = again(way, rows, z, e, labels, weight, held=0)
     return loss
-
-
-def _in_float64(rows: Array, z: Array, e: Array, labels: Array, weight: Array, options: dict[str, Any]) -> Array:
-    result: Array = again(_loss_in_float64, rows, z, e, labels, weight, held=2, **options)
-    return result
 
 
 def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_loss: float, grad: bool) -> Array:

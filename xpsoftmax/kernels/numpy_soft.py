@@ -17,6 +17,7 @@ from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.numpy_blocks import (
     PART,
     RANGES,
+    SHORT,
     again,
     beside_largest,
     by_column,
@@ -319,19 +320,10 @@ def _loss_of_rows(
 
 def _sums(z: Array, e: Array, masses: _Masses, z_loss: Any) -> tuple[_Sums, Array]:
     """Sums of rows, and their losses without z-loss; exp(z - largest) goes to `e`."""
-    block = working(z, e)
-    top_at = places(block, block.argmax(axis=1))
-    flat, top = e.reshape(-1), block.reshape(-1)[top_at]
-    by_column(np.subtract, block, top, e)
-    behind, top = masses.behind(e), wide(top)
-    np.exp(e, out=e)
-    flat[top_at] = 0.0
-    rest = wide(row_sums(e))
-    flat[top_at] = 1.0
+    top, rest, behind, leads = _shift(z, e, masses)
     log_total = np.log1p(rest)
     loss, pull = (masses.hot + masses.rest) * log_total, masses.hot * rest
     slope = 2.0 * z_loss * (top + log_total) if np.any(z_loss) else None
-    leads = masses.hot_at == top_at
     least = RANGES[e.itemsize].rest
     if not rest.item(rest.argmin()) >= least:
         # The sum of the others must have all digits where nothing is added to it: no other mass or slope, nor a logit.
@@ -347,6 +339,29 @@ def _sums(z: Array, e: Array, masses: _Masses, z_loss: Any) -> tuple[_Sums, Arra
                 twice = np.broadcast_to(2.0 * z_loss, rest.shape)[faint]
                 slope[faint] = twice * top[faint] + times_exp(twice * total, *levels)
     return _Sums(top, leads, rest, pull, slope), loss + behind
+
+
+def _shift(z: Array, e: Array, masses: _Masses) -> tuple[Array, Array, Array, Array]:
+    """Largest logits, sums of exp(z - largest) over the others, -(sum of q t), and whether the hot class leads."""
+    block, flat = working(z, e), e.reshape(-1)
+    if e.shape[1] <= SHORT:
+        # Where the largest is takes longer to find than to sum what is not equal to it.
+        top = row_max(block)
+        by_column(np.subtract, block, top, e)
+        leads, behind = flat[masses.hot_at] == 0.0, masses.behind(e)
+        others = (e != 0.0).astype(e.dtype)
+        np.exp(e, out=e)
+        alike = e.shape[1] - row_sums(others)
+        return wide(top), wide(row_sums(e, others)) + (alike - 1.0), behind, leads
+    top_at = places(block, block.argmax(axis=1))
+    top = block.reshape(-1)[top_at]
+    by_column(np.subtract, block, top, e)
+    behind = masses.behind(e)
+    np.exp(e, out=e)
+    flat[top_at] = 0.0
+    rest = row_sums(e)
+    flat[top_at] = 1.0
+    return wide(top), wide(rest), behind, masses.hot_at == top_at
 
 
 def _gradient(
