@@ -214,20 +214,31 @@ def _logsumexp_without_shift(z: Array, e: Array) -> Array:
     np.exp(working(z, e), out=e)
     total = row_sums(e)
     lse = np.log(wide(total))
-    near = np.flatnonzero(np.abs(lse) < 1.0)  # a sum near 1 has no digits of what goes beyond 1
-    for few in slices(near.size, 1 + near.size * e.strides[0] // PART):
-        lse[near[few]] = _logsumexp_of_near(z, e, near[few])
+    _correct_near(lse, np.flatnonzero(np.abs(lse) < 1.0), z, e)
     unsafe = _outside(total, RANGES[e.itemsize].rest, RANGES[e.itemsize].largest)
     if unsafe is not None:
         lse[unsafe] = again(_logsumexp_from_largest, unsafe, z, e, held=0)
     return lse
 
 
+def _correct_near(lse: Array, near: Array, z: Array, e: Array) -> None:
+    """Logarithms of some sums that are about 1, from exp(z): there, the sum has no digits of what goes beyond 1."""
+    if 2 * near.size <= e.shape[0]:
+        for few in slices(near.size, 1 + near.size * e.strides[0] // PART):
+            lse[near[few]] = _logsumexp_of_near(z, e, near[few])
+        return
+    result = np.empty_like(lse)  # of all rows: that takes less time than to pick most of them
+    for few in slices(e.shape[0], 1 + e.nbytes // PART):
+        result[few] = _logsumexp_of_near(z[few], e[few], np.arange(e[few].shape[0]))
+    lse[near] = result[near]
+
+
 def _logsumexp_of_near(z: Array, e: Array, rows: Array) -> Array:
-    """From exp(z), for some rows whose sums are about 1: largest + log1p(others / exp(largest))."""
-    part = e[rows]
+    """Of some rows largest + log1p(others / exp(largest))."""
+    whole = rows.size == e.shape[0]
+    part = e.copy() if whole else e.take(rows, axis=0)
     if e.shape[1] <= SHORT:  # as in numpy_soft._shift
-        logits = z[rows].astype(e.dtype, copy=False)
+        logits = (z if whole else z.take(rows, axis=0)).astype(e.dtype, copy=False)
         top, largest = row_max(logits), wide(row_max(part))
         others = (logits != top[:, None]).astype(e.dtype)
         alike = e.shape[1] - row_sums(others)
@@ -334,8 +345,14 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
         sure = hot > rest
         # Near 1 the logarithm has no digits of what goes beyond 1, which matters where the label has nearly all.
         np.add(wide(z[np.arange(z.shape[0]), labels]), loss, out=lse, where=sure)
+        if z_loss > 0.5:  # else an error of eps in the sum is one of at most eps in the gradient
+            flat[hot_at] = hot
+            _correct_near(lse, np.flatnonzero((np.abs(lse) < 1.0) & ~sure), z, e)
+            flat[hot_at] = 0.0
         slope = (2.0 * z_loss) * lse
-        unsafe = _united(unsafe, _too_steep(slope, lse, sure, total, z_loss))
+        steep = np.abs(slope) > np.maximum(total, 1.0)  # it makes normal numbers of subnormal ones
+        if steep.any():
+            unsafe = np.flatnonzero(steep) if unsafe is None else np.union1d(unsafe, np.flatnonzero(steep))
         loss += 0.5 * slope * lse
         dz_hot = (slope * hot - rest) * factor
         factor = (factor * (1.0 + slope)).astype(e.dtype, copy=False)
@@ -349,23 +366,6 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
             way = partial(_loss_in_another_way, z_loss=z_loss, grad=grad)
             loss[unsafe] = again(way, unsafe, z, e, labels, weight)
     return loss
-
-
-def _too_steep(slope: Array, lse: Array, sure: Array, total: Array, z_loss: float) -> Array | None:
-    """In which rows a z-loss makes normal numbers of subnormal ones, or needs more digits of a sum near 1 than it has.
-
-    Up to 1/2 an error of eps in the sum is one of eps in the gradient, where the label does not have nearly all.
-    """
-    steep = np.abs(slope) > np.maximum(total, 1.0)
-    if z_loss > 0.5:
-        steep |= (np.abs(lse) < 1.0) & ~sure
-    return np.flatnonzero(steep) if steep.any() else None
-
-
-def _united(rows: Array | None, others: Array | None) -> Array | None:
-    if rows is None or others is None:
-        return others if rows is None else rows
-    return np.union1d(rows, others)
 
 
 def _loss_in_float64(z: Array, e: Array, labels: Array, weight: Array, *, z_loss: float, grad: bool) -> Array:

@@ -24,6 +24,7 @@ from xpsoftmax.kernels.numpy_blocks import (
     each_block,
     exponentials,
     places,
+    put_rows,
     row_max,
     row_sums,
     slices,
@@ -418,7 +419,7 @@ def _lift(z: Array, e: Array, rows: Array, top: Array, push: Array, scale: Array
     for few in slices(rows.size, 1 + rows.size * e.strides[0] // PART):
         some = rows[few]
         whole = rows.size == e.shape[0]
-        logits, part = (z[few], e[few]) if whole else (z[some], e[some])
+        logits, part = (z[few], e[few]) if whole else (z.take(some, axis=0), e.take(some, axis=0))
         below = (top[some] + lowest + 0.01).astype(e.dtype)[:, None]
         least = (top[some] + lowest + less[some] - np.log(np.abs(push[some]))).astype(e.dtype)[:, None]
         band = (logits < below) & (logits > least)
@@ -431,7 +432,7 @@ def _lift(z: Array, e: Array, rows: Array, top: Array, push: Array, scale: Array
             of_all = some[row]
             part[row, column] = _product(scale[of_all], wide(logits[row, column]), top[of_all], e.dtype)
         if count and not whole:
-            e[some] = part
+            put_rows(e, some, part)
 
 
 def _product(x: Array, z: Array, top: Array, dtype: Any) -> Array:
