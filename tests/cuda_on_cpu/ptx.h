@@ -74,10 +74,10 @@ struct GridSize {
 };
 }  // namespace on_cpu
 
-static struct {
+[[maybe_unused]] static struct {
     on_cpu::ThreadIndex x;
 } threadIdx;
-static struct {
+[[maybe_unused]] static struct {
     on_cpu::BlockIndex x;
 } blockIdx;
 [[maybe_unused]] static struct {
@@ -191,6 +191,21 @@ inline unsigned larger_bfloats_or_nan(unsigned a, unsigned b) {
     const float high = larger_or_nan(__uint_as_float(a & 0xffff0000u), __uint_as_float(b & 0xffff0000u));
     return pack_bfloats(low, high);
 }
+
+inline void unpack_halves(unsigned pair, float& low, float& high) {
+    low = half_to_float((unsigned short)pair), high = half_to_float((unsigned short)(pair >> 16));
+}
+inline void unpack_bfloats(unsigned pair, float& low, float& high) {
+    low = __uint_as_float(pair << 16), high = __uint_as_float(pair & 0xffff0000u);
+}
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline float multiply_add_saturated(float a, float b, float c) {
+    const float x = std::fma(a, b, c);
+    return x > 0 ? (x < 1 ? x : 1.f) : 0.f;
+}
+inline unsigned unknown_zero() { return 0; }
+inline void set_anew(Vector&, unsigned) {}
+inline int thread_index() { return on_cpu::thread(); }
 
 inline unsigned fetch_add(unsigned* counter, unsigned value) { return on_cpu::fetch_add(counter, value); }
 inline unsigned load_acquire(const unsigned* address) { return on_cpu::load_acquire(address); }
