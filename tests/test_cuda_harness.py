@@ -574,20 +574,24 @@ def test_the_kernels_compile_for_gpus(name, arch):
     assert re.search(r"\b0 bytes spill stores|Used \d+ registers", log)
 
 
+ROWS = 5  # a persistent block or cluster has more than two of them
 WATCHED = {
     "lanes": plan.SizeClass(8, 2),
     "block": plan.SizeClass(128, 4),
-    "cluster": plan.SizeClass(128, 2, 4),
+    "block that fills a multiprocessor": plan.SizeClass(128, 4, resident=1),
+    "cluster": plan.SizeClass(128, 2, 4, resident=1),
     "streamed": plan.STREAMED,
 }
 
 
 def row_launches(kind: plan.SizeClass, dtype: str, *, in_place: bool) -> Any:
     """Launches of the operations on rows, each with the memory that it may use. No row lies on a 16-byte boundary."""
-    classes = kind.capacity // plan.ITEMSIZES[dtype] - 16 if kind.vectors else 9001
-    z = np.random.default_rng(classes).normal(size=(3, classes)) * 5
+    vectors = kind.lanes * kind.vectors * kind.blocks
+    classes = vectors * plan.VECTOR // plan.ITEMSIZES[dtype] - 16 if vectors else 9001
+    z = np.random.default_rng(classes).normal(size=(ROWS, classes)) * 5
     real = cpu.working(dtype)
-    y, weights, losses = np.array([0, classes - 1, classes // 2]), np.ones(3, real), np.zeros(3, real)
+    y = np.array([0, classes - 1, classes // 2, 1, 2])
+    weights, losses = np.ones(ROWS, real), np.zeros(ROWS, real)
     for operation in ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp"):
         x = cpu.Placed(cpu.to_bits(z, dtype), dtype, offset=1, gap=3)
         out = x if in_place else cpu.Placed(np.zeros_like(x.rows), dtype, offset=1, gap=3)
