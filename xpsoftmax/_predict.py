@@ -115,6 +115,7 @@ def _labels_of_block(logits: Array, number: Array, *, starts: tuple[int, ...] | 
 def _check_labels(net: Network, X: Array, labels: Array) -> None:
     """Raise ValueError for the first row that has no class; it waits for the device once."""
     check.check_has_values("logits", labels)
+    check.check_not_batched("logits", labels)
     row = _first_without_class(net.xp, labels)
     if row is not None:
         finite = bool(net.xp.all(net.xp.isfinite(X[row, :])))
