@@ -28,7 +28,7 @@ try:
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
 except ImportError:
-    text = "xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask]."
+    text = "xpsoftmax.dask needs dask, which is not installed: pip install 'dask[array,distributed]' threadpoolctl."
     raise ImportError(text, name="dask") from None
 
 FAN_IN = 8
@@ -248,13 +248,17 @@ def as_layers(arrays: Sequence[Array]) -> Params:
     return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
 
 
-def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
-    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns)."""
+def by_rows(function: Callable[..., Array], model: Model, X: Array, beside: Array | None = None) -> Array:
+    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns).
+
+    `beside` has as many blocks as X, of which the function gets one as its second argument.
+    """
     meta = function(_like(X._meta, (0, X.shape[1])), model=model)
     matrix = meta.ndim == 2
     width = {"j": meta.shape[1] if matrix else 1}
+    pair = () if beside is None else (beside, "i")
     rows = da.blockwise(
-        _of_rows, "ij", X, "ij", name=_name(function.__name__.strip("_")), adjust_chunks=width, align_arrays=False,
+        _of_rows, "ij", X, "ij", *pair, name=_name(function.__name__.strip("_")), adjust_chunks=width, align_arrays=False,
         dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function, model=as_node(model),
     )  # fmt: skip
     if matrix:
@@ -265,9 +269,9 @@ def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
     return da.Array(graph, name, chunks=X.chunks[:1], meta=meta)
 
 
-def _of_rows(X: Array, *, function: Callable[..., Array], model: Model) -> Array:
+def _of_rows(X: Array, *beside: Array, function: Callable[..., Array], model: Model) -> Array:
     with one_thread():
-        result = function(X, model=model)
+        result = function(X, *beside, model=model)
     return result if result.ndim == 2 else result[:, None]
 
 
