@@ -85,9 +85,10 @@ def _of_pandas(column: Any) -> np.ndarray:
     if bool(np.any(column.isna())):
         return np.asarray(column.to_numpy(dtype=object) if hasattr(column, "to_numpy") else column, dtype=object)
     if categories is not None:
-        return as_raw_array("y", categories)[np.asarray(getattr(column, "cat", column).codes)]
+        return np.take(as_raw_array("y", categories), np.asarray(getattr(column, "cat", column).codes))
     dtype = getattr(column.dtype, "numpy_dtype", None)
-    return column.to_numpy(dtype=dtype if isinstance(dtype, np.dtype) and dtype.kind in "biufM" else object)
+    known = isinstance(dtype, np.dtype) and dtype.kind in "biufM"
+    return np.asarray(column.to_numpy(dtype=dtype if known else object))
 
 
 # --- exact dtypes -----------------------------------------------------------------------------------------------------
@@ -99,9 +100,8 @@ def as_labels(name: str, value: Any, unit: str = "row") -> np.ndarray:
     The dtypes are those of NumPy for integers, booleans, strings, dates and floats of integral value; objects for
     strings that come as objects, and for Python integers that no dtype of 64 bits holds together.
     """
-    labels = as_raw_array(name, value)
-    labels = to_host(name, labels) if is_elsewhere(labels) else labels
-    labels = labels.reshape(-1)
+    raw = as_raw_array(name, value)
+    labels: np.ndarray = (to_host(name, raw) if is_elsewhere(raw) else raw).reshape(-1)
     if labels.dtype.kind == "T":  # strings of variable length, which may lack values
         labels = labels.astype(object)
     if labels.dtype.kind == "O":
@@ -217,7 +217,7 @@ def _of_numbers(name: str, values: list[Any], found: set[str], unit: str) -> np.
             return np.array(values, np.float64)
     integers = [int(value) for value in values]
     low, high = min(integers, default=0), max(integers, default=0)
-    if -(2**63) <= low and high < 2**63:
+    if low >= -(2**63) and high < 2**63:
         return np.array(integers, np.int64)
     if low >= 0 and high < 2**64:
         return np.array(integers, np.uint64)

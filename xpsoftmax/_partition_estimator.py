@@ -176,8 +176,8 @@ def _codes(model: Model, X: Array, first: int | None) -> Array:
     xp, net = array_namespace(X), model.network
     width = sum(layer.bias.shape[0] for layer in net.layers)
     step = max(1, DEFAULT_MAX_MEMORY // (2 * int(xp.finfo(net.dtype).bits) // 8 * width))
-    parts = []
+    codes = []
     for start in range(0, max(1, X.shape[0]), step):
         logits = _logits(model, X[start : start + step, :], None if first is None else first + start)
-        parts.append(xp.argmax(logits, axis=1))
-    return parts[0] if len(parts) == 1 else xp.concat(parts)
+        codes.append(xp.argmax(logits, axis=1))
+    return codes[0] if len(codes) == 1 else xp.concat(codes)

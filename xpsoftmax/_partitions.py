@@ -258,8 +258,9 @@ def by_rows(function: Callable[..., Array], model: Model, X: Array, beside: Arra
     width = {"j": meta.shape[1] if matrix else 1}
     pair = () if beside is None else (beside, "i")
     rows = da.blockwise(
-        _of_rows, "ij", X, "ij", *pair, name=_name(function.__name__.strip("_")), adjust_chunks=width, align_arrays=False,
-        dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function, model=as_node(model),
+        _of_rows, "ij", X, "ij", *pair, name=_name(function.__name__.strip("_")), adjust_chunks=width,
+        align_arrays=False, dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function,
+        model=as_node(model),
     )  # fmt: skip
     if matrix:
         return rows

@@ -18,7 +18,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from xpsoftmax import _validate as check
 from xpsoftmax._io import to_host
 from xpsoftmax._labels import (
-    are_sorted,
     as_labels,
     as_raw_array,
     encode,
@@ -76,7 +75,7 @@ def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hi
 
 def is_probabilities(y: Array) -> bool:
     """Whether an array has a column for each class."""
-    return y.ndim == 2 and y.shape[1] > 1
+    return bool(y.ndim == 2 and y.shape[1] > 1)
 
 
 def as_classes(classes: Any, hint: str = "") -> np.ndarray:
@@ -156,9 +155,7 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
     bad = ~(xp.isfinite(weight) & (weight >= 0.0))
     if bool(xp.any(bad)):
         row = int(xp.argmax(xp.astype(bad, xp.int32)))
-        raise ValueError(
-            f"sample_weight must be finite and not negative, got {float(weight[row])} at row {row}.".replace("nan", "NaN")
-        )
+        raise ValueError(f"sample_weight must be finite and not negative, got {float(weight[row])} at row {row}.")
     return weight
 
 

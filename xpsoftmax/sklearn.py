@@ -42,7 +42,17 @@ from xpsoftmax._backprop import (
 )
 from xpsoftmax._finite import bad_logits, check_inputs, check_logits, check_no_missing, is_overflow, surely_finite
 from xpsoftmax._io import to_host, to_library
-from xpsoftmax._labels import alike, are_sorted, as_labels, as_raw_array, encode, family, is_elsewhere, refuse_masked
+from xpsoftmax._labels import (
+    alike,
+    are_sorted,
+    as_labels,
+    as_raw_array,
+    encode,
+    family,
+    is_elsewhere,
+    refuse_masked,
+    shortened,
+)
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._optim import Optimizer, State, UncorrectedAdam, VelocitySgd
 from xpsoftmax._softmax import quiet
@@ -54,7 +64,6 @@ from xpsoftmax._targets import (
     as_targets,
     is_probabilities,
     labels_of,
-    shortened,
 )
 from xpsoftmax._training import Interrupted, Stepper, as_data, copied, interrupts
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
