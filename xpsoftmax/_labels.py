@@ -6,6 +6,7 @@ integers from 2**53 on are equal. Here integers stay integers.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ def _of_list(name: str, value: Any) -> np.ndarray:
 
 def _of_frame(name: str, frame: Any) -> np.ndarray:
     if frame.shape[1] == 1:
-        column = frame.iloc[:, 0] if hasattr(frame, "iloc") else frame.to_series(0)
+        first = next((getattr(frame, way) for way in ("column", "to_series") if hasattr(frame, way)), None)
+        column = frame.iloc[:, 0] if first is None else first(0)
         return as_raw_array(name, column)[:, None]  # type: ignore[no-any-return]
     array = np.asarray(frame)
     if array.dtype.kind == "O" and all(getattr(dtype, "kind", "") == "f" for dtype in frame.dtypes):
@@ -187,10 +189,12 @@ def _of_objects(name: str, labels: np.ndarray, unit: str) -> np.ndarray:
 
 
 def _plain(label: Any) -> Any:
-    """The number that an array without dimensions holds; anything else as it is."""
-    if not isinstance(label, np.generic) and hasattr(label, "item") and getattr(label, "shape", None) == ():
-        return label.item()
-    return label
+    """The number that an array without dimensions holds, a date without a time zone as NumPy has it; else the label."""
+    if isinstance(label, (int, str, np.generic)):
+        return label
+    if isinstance(label, date) and getattr(label, "tzinfo", None) is None:
+        return label.to_datetime64() if hasattr(label, "to_datetime64") else np.datetime64(label)
+    return label.item() if hasattr(label, "item") and getattr(label, "shape", None) == () else label
 
 
 def _kind_of(kind: type) -> str:

@@ -195,7 +195,7 @@ def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
     weights = np.ones(len(classes))
     if not weight:
         return weights
-    codes = encode(as_labels("class_weight", list(weight), "key"), classes)
+    codes = encode(as_labels("class_weight", np.fromiter(weight, object, len(weight)), "key"), classes)
     known = codes >= 0
     # As scikit-learn has it: weights of all labels and more are right, for a part of the data may lack a label.
     if not known.all() and np.unique(codes[known]).size < len(classes):

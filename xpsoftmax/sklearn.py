@@ -89,7 +89,7 @@ CHOICES = {
 }
 FLAGS = ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
 ONE_COLUMN = (
-    "params must have a column for each class in the last layer, got one column and classes {}. scikit-learn has one "
+    "params must have a column for each class in the last layer, got one column and {}. scikit-learn has one "
     "logistic output w, b for two classes: pass the columns np.hstack([-w / 2, w / 2]) and np.hstack([-b / 2, b / 2]). "
     "For a network of one class pass classes=[label]."
 )
@@ -1117,7 +1117,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         outputs = net.layers[-1].bias.shape[0]
         labels = np.arange(outputs) if classes is None else as_classes(classes)
         if outputs == 1 and (classes is None or len(labels) == 2):
-            raise ValueError(ONE_COLUMN.format("none" if classes is None else shortened(labels)))
+            raise ValueError(ONE_COLUMN.format("no classes" if classes is None else f"the classes {shortened(labels)}"))
         if labels.shape != (outputs,) or not are_sorted(labels):
             raise ValueError(f"classes must be {outputs} sorted and different labels, got {classes!r:.60}.")
         model._begin(copied(net, net.layers, net.dtype), labels)
