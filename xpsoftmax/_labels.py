@@ -19,6 +19,8 @@ from xpsoftmax._typing import dtype_name
 KINDS = "integers, booleans, strings, dates, or floats of integral value"
 EXACT_BITS = 53
 """Python's floats, and every array of float64, hold all integers of so many bits."""
+NEVER_MISSING = {int, str, bool, *(np.dtype(code).type for code in "bBhHiIlLqQ?")}
+"""Types of which no label is a missing value, nor anything else than what it seems."""
 
 
 # --- from any container -----------------------------------------------------------------------------------------------
@@ -161,31 +163,31 @@ def is_missing(label: Any) -> bool:
 
 def missing_in(objects: np.ndarray) -> np.ndarray:
     """Mark the missing values among objects."""
-    usual = {int, str, bool}
-    return np.fromiter((type(x) not in usual and is_missing(x) for x in objects.flat), bool, objects.size)
+    if set(map(type, objects.flat)) <= NEVER_MISSING:
+        return np.zeros(objects.size, bool)
+    return np.fromiter((type(x) not in NEVER_MISSING and is_missing(x) for x in objects.flat), bool, objects.size)
 
 
 def _of_objects(name: str, labels: np.ndarray, unit: str) -> np.ndarray:
     """An array of objects in the dtype that holds them all."""
     _refuse(name, "hold no missing values", labels, missing_in(labels), unit)
-    values = [_plain(label) for label in labels]
-    kinds = [_kind_of(type(value)) for value in values]
-    found = set(kinds)
-    if found - {"int", "float"} and len(found) > 1:
-        other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
-        first, second = (f"{kinds[i]} {_shown(labels[i])} at {unit} {i}" for i in (0, other))
+    types = set(map(type, labels))
+    values = labels.tolist() if types <= NEVER_MISSING else [_plain(label) for label in labels]
+    kinds = {kind: _kind_of(kind) for kind in set(map(type, values))}
+    found = set(kinds.values())
+    if len(found) > 1 and found != {"int", "float"}:
+        other = next(i for i, value in enumerate(values) if kinds[type(value)] != kinds[type(values[0])])
+        first, second = (f"{kinds[type(values[i])]} {_shown(labels[i])} at {unit} {i}" for i in (0, other))
         raise TypeError(f"{name} must be labels of one kind, got {first} and {second}.")
     if found <= {"int", "float"}:
         return _of_numbers(name, values, found, unit)
     if found == {"str"}:
-        strings = np.empty(len(values), object)
-        strings[:] = [str(value) for value in values]
-        return strings
+        return labels if types == {str} else np.fromiter(map(str, values), object, len(values))
     if found == {"bool"}:
         return np.array(values, bool)
     if found == {"datetime64"}:
         return np.array(values)
-    raise TypeError(f"{name} must be labels: {KINDS}, got {kinds[0]} {labels[0]!r:.60} at {unit} 0.")
+    raise TypeError(f"{name} must be labels: {KINDS}, got {found.pop()} {labels[0]!r:.60} at {unit} 0.")
 
 
 def _plain(label: Any) -> Any:
@@ -219,7 +221,7 @@ def _of_numbers(name: str, values: list[Any], found: set[str], unit: str) -> np.
         _check_floats(name, floats, unit, EXACT_BITS)
         if max(abs(int(value)) for value in values) < 2**EXACT_BITS:
             return np.array(values, np.float64)
-    integers = [int(value) for value in values]
+    integers = list(map(int, values))
     low, high = min(integers, default=0), max(integers, default=0)
     if low >= -(2**63) and high < 2**63:
         return np.array(integers, np.int64)
