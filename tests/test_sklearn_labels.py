@@ -1,6 +1,6 @@
 """Labels of MLPClassifier: integers of 64 bits in any container, labels that may be missing, and what is refused."""
 
-import datetime
+import datetime as dt
 import decimal
 import enum
 import warnings
@@ -19,8 +19,8 @@ ROWS = 24
 KNOWN = "integers, booleans, strings, dates, or floats of integral value"
 
 
-@pytest.fixture
-def X():
+@pytest.fixture(name="X")
+def clusters():
     """Rows of three clusters far apart."""
     return np.eye(3)[np.arange(ROWS) % 3] * 10.0 + np.arange(ROWS)[:, None] * 0.01
 
@@ -146,9 +146,7 @@ def test_signed_labels_beside_unsigned_classes(X):
     classes = np.array([2**60, 2**60 + 1, 2**63 + 1], np.uint64)
     y = np.array([2**60, 2**60 + 1], np.int64)[np.arange(ROWS) % 2]
     model = learner().partial_fit(X, y, classes=classes)
-    with pytest.raises(
-        ValueError, match=r"y must have no classes but those that are known, .* got also \[11529215046068469"
-    ):
+    with pytest.raises(ValueError, match=r"y must have no classes but those .*, got also \[11529215046068469"):
         model.partial_fit(X, y + 2)
     with pytest.raises(ValueError, match="classes must be the same as on the first call"):
         model.partial_fit(X, y, classes=[2**60, 2**60 + 2, 2**63 + 1])
@@ -222,14 +220,14 @@ KINDS = {
     ),
     "Float64": (with_pandas(lambda pandas, codes: pandas.Series(codes.astype(float), dtype="Float64")), float),
     "dates": (lambda codes: np.array(["2020-01-01", "2021-01-01"], "M8[D]")[codes], "M8[D]"),
-    "dates of Python": (lambda codes: [datetime.date(2020 + code, 1, 1) for code in codes], "M8[D]"),
+    "dates of Python": (lambda codes: [dt.date(2020 + code, 1, 1) for code in codes], "M8[D]"),
     "timestamps": (
         with_pandas(lambda pandas, codes: [pandas.Timestamp(2020 + code, 1, 1, nanosecond=1) for code in codes]),
         "M8[ns]",
     ),
     "objects of bool": (lambda codes: (codes == 1).astype(object), bool),
     "enumeration": (lambda codes: [Colour(code + 1) for code in codes], np.int64),
-    "whole floats beside integers": (lambda codes: [1, *codes[1:-1].tolist(), 1.0], float),
+    "whole floats beside integers": (lambda codes: [float(codes[0]), *codes[1:].tolist()], float),
     "strings of any length": (lambda codes: np.array(["a", "b"], np.dtypes.StringDType())[codes], object),
     "strings that NumPy makes one": (lambda codes: np.array(["a", "a\0"], object)[codes].tolist(), object),
     "arrays without dimensions": (lambda codes: [np.array(code) for code in codes], np.int64),
@@ -322,9 +320,7 @@ def test_missing_labels_are_named(name):
     ):
         with pytest.raises(ValueError, match=r"^y must hold no missing values, got (None|NaN|NaT|<NA>) at row 2\."):
             call()
-    with pytest.raises(
-        ValueError, match=r"^classes must hold no missing values, got .* at place 2\. Weights of the rows"
-    ):
+    with pytest.raises(ValueError, match=r"^classes must hold no missing values, got .* at place 2\. Weights of"):
         learner().partial_fit(np.eye(4), [0, 1, 0, 1], classes=y)
 
 
@@ -333,10 +329,10 @@ REFUSED = {
     "the same among objects": (np.array([1, 1, "1", 2], object), TypeError, "got int 1 at row 0 and str '1' at row 2"),
     "booleans beside integers": ([True, 1, 0, 2], TypeError, "got bool True at row 0 and int 1 at row 1"),
     "booleans beside strings": ([True, "True"] * 2, TypeError, "got bool True at row 0 and str 'True' at row 1"),
-    "dates beside integers": ([datetime.date(2020, 1, 1), 1] * 2, TypeError, "got datetime64 .* and int 1 at row 1"),
+    "dates beside integers": ([dt.date(2020, 1, 1), 1] * 2, TypeError, "got datetime64 .* and int 1 at row 1"),
     "decimals": ([decimal.Decimal(1), decimal.Decimal(2)] * 2, TypeError, rf"labels: {KNOWN}, got Decimal .* at row 0"),
     "times of a zone": (
-        [datetime.datetime(2020 + i, 1, 1, tzinfo=datetime.UTC) for i in range(4)],
+        [dt.datetime(2020 + i, 1, 1, tzinfo=dt.UTC) for i in range(4)],
         TypeError,
         rf"labels: {KNOWN}, got datetime ",
     ),
@@ -416,7 +412,7 @@ def test_weights_that_are_refused(weight, message):
     for call in (model.fit, model.score):
         with pytest.raises(ValueError, match=f"^sample_weight must be finite and not negative, {message}"):
             call(np.eye(4), [0, 1, 0, 1], sample_weight=weight)
-    with pytest.raises(ValueError, match="^sample_weight must let a row count, got weights that are all zero"):
+    with pytest.raises(ValueError, match=r"^sample_weight must let a row count, got weights that are all zero\."):
         model.score(np.eye(4), [0, 1, 0, 1], sample_weight=[0.0] * 4)
 
 

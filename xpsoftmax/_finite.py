@@ -77,13 +77,16 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
     xp = net.xp
     if not bool(xp.any(bad)):
         return
-    for i, layer in enumerate(net.layers):
-        for name, array in (("coefs_", layer.weight), ("intercepts_", layer.bias)):
-            if not bool(xp.all(xp.isfinite(array))):
-                raise _marked(f"{name}[{i}] must be finite, got numbers that are not: no class is the most probable.")
     row = _first(bad)
     value = float(xp.max(logits[row, :]))
     place = f"row {row} of a block" if first is None else f"row {first + row}"
+    for i, layer in enumerate(net.layers):
+        for name, array in (("coefs_", layer.weight), ("intercepts_", layer.bias)):
+            flat = xp.reshape(array, (-1,))
+            flaws = ~xp.isfinite(flat)
+            if bool(xp.any(flaws)):
+                found = float(flat[_first(flaws)])
+                raise _marked(f"{name}[{i}] must be finite, got {found}: {place} of X has no most probable class.")
     raise _marked(
         f"X must have products with the weights that are finite in {dtype_name(net.dtype)}, got the largest logit "
         f"{_word(value)} at {place}. Scale X as it was scaled for fit."
