@@ -1425,7 +1425,7 @@ def test_numbers_of_every_chunk_are_looked_at(hidden, bad, rng, monkeypatch):
                     method(Z)
             with pytest.raises(ValueError, match=rf"^X must be finite, got (NaN|-?infinity) at row {row}, column 3"):
                 model.partial_fit(Z, y)
-    X[450:] = 1e306  # the sum of the products overflows, and none of them does
+    X[450:] = 1e305  # the sum of the logits of a chunk overflows, and none of them does
     model.coefs_ = [np.ones_like(weight) for weight in model.coefs_]
     np.testing.assert_allclose(model.predict_proba(X), 1 / 7, atol=0.2)
 

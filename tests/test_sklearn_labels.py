@@ -112,9 +112,7 @@ def test_integers_are_compared_as_integers(name, near, X, rng):
         pytest.skip("it has no such integers")
     model = learner().fit(X, y)
     assert model.classes_.tolist() == ids
-    assert model.classes_.dtype == (
-        np.int64 if ids[-1] < 2**63 and "ui" not in f"{model.classes_.dtype}" else np.uint64
-    )
+    assert model.classes_.dtype.kind in "iu"
     assert model.predict(X).tolist() == rows
     assert model.score(X, y) == 1.0
     others = [ids[(i + (i < 6)) % 3] for i in range(ROWS)]
@@ -358,7 +356,7 @@ REFUSED = {
     "rows of other lengths": (
         [[1], [1, 2], [1], [2]],
         ValueError,
-        r"y must have rows of one length, got \[\[1\], \[1, 2\]",
+        r"have rows of one length, got \[\[1\], \[1, 2\]",
     ),
 }
 

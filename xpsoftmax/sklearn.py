@@ -184,7 +184,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes
     ----------
     classes_ : numpy.ndarray, (C,)
-        Sorted labels, on the host; 0, 1, ..., C - 1 for probabilities.
+        Sorted labels, on the host; 0, 1, ..., C - 1 for probabilities. Nullable integers are integers here, and
+        nullable booleans are booleans; the dtype is object for strings that came as objects, and for integers that
+        neither int64 nor uint64 holds.
     coefs_, intercepts_ : list of array
         Weights (fan_in, fan_out) and biases (fan_out,) of each layer, where `X` was.
     params_ : tuple of Layer
@@ -319,10 +321,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
             are. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`): epochs go
             through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
-            `y` must be labels; whether inputs are finite shows in the loss.
+            `y` must be labels; inputs that are not finite are looked for when the loss is not finite.
         y : array or array-like, (N,) or (N, C)
-            Labels: integers, booleans, strings, or floats of integral value. Or floating probabilities, a column for
-            each class, whose rows add up to 1.
+            Labels of one kind, none of them missing: integers, booleans, strings, dates, or floats of integral value
+            below 2**53 (float32: 2**24). Integers are compared as integers, whatever holds them. Or floating
+            probabilities, a column for each class, whose rows add up to 1.
         sample_weight : array or array-like, (N,), optional
             Finite and not negative. It and `y` may be of any library: they are brought to where `X` is.
 
@@ -334,8 +337,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            If a parameter or an array does not fit, or if the solver came to numbers that are not finite: the message
-            names the step. The model is then as it was before.
+            If a parameter or an array does not fit, is masked, or holds missing values, where the message names the
+            first row; or if the solver came to numbers that are not finite, where it names the step. The model is then
+            as it was before.
         """
         return self._fit(X, y, sample_weight)
 
@@ -878,7 +882,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         NotFittedError, TypeError, ValueError
-            If there is no model yet, or if `X` does not fit it.
+            If there is no model yet, if `X` does not fit it, or if the largest logit of a row is not finite: products
+            overflow, or weights are not finite.
         """
         logits = self._outputs(X, "decision_function", None)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
@@ -958,8 +963,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             As for `decision_function`.
         y : array or array-like, (N,) or (N, C)
             Labels, or probabilities as for `fit`, of which the largest counts. Of any library: it is compared on the
-            host.
+            host, integers as integers.
         sample_weight : array or array-like, (N,), optional
+            Finite, not negative, and not all zero.
 
         Returns
         -------
@@ -1085,9 +1091,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         params : sequence of Layer
-            As `load_params`, `train` and `init_params` return them, of any library.
+            As `load_params`, `train` and `init_params` return them, of any library. scikit-learn has one logistic
+            output for two classes, with weight w and bias b of the last layer: they become
+            ``np.hstack([-w / 2, w / 2])`` and ``np.hstack([-b / 2, b / 2])``.
         classes : array-like, (C,), optional
-            Sorted labels, one for each column of the last weight. Default: 0, 1, ..., C - 1.
+            Sorted labels, one for each column of the last weight. Default: 0, 1, ..., C - 1; a network of a single
+            column needs its label.
         **parameters
             Parameters of the model, above all `activation`. The sizes of the layers come from `params`.
 
