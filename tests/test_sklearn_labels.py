@@ -68,14 +68,18 @@ CONTAINERS = {
     "int64": lambda ids: np.array(ids, np.int64),
     "uint64": lambda ids: np.array(ids, np.uint64),
     "int64 of the other byte order": lambda ids: np.array(ids, np.int64).astype(">i8"),
-    "Int64": with_pandas(lambda pandas, ids: pandas.Series(ids, dtype="Int64")),
-    "UInt64": with_pandas(lambda pandas, ids: pandas.Series(ids, dtype="UInt64")),
-    "array of UInt64": with_pandas(lambda pandas, ids: pandas.array(ids, dtype="UInt64")),
-    "index of Int64": with_pandas(lambda pandas, ids: pandas.Index(ids, dtype="Int64")),
-    "frame of UInt64": with_pandas(lambda pandas, ids: pandas.DataFrame({"y": pandas.Series(ids, dtype="UInt64")})),
+    "Int64": with_pandas(lambda pandas, ids: pandas.Series(np.array(ids, np.int64), dtype="Int64")),
+    "UInt64": with_pandas(lambda pandas, ids: pandas.Series(np.array(ids, np.uint64), dtype="UInt64")),
+    "array of UInt64": with_pandas(lambda pandas, ids: pandas.array(np.array(ids, np.uint64), dtype="UInt64")),
+    "index of Int64": with_pandas(lambda pandas, ids: pandas.Index(np.array(ids, np.int64), dtype="Int64")),
+    "frame of UInt64": with_pandas(
+        lambda pandas, ids: pandas.DataFrame({"y": pandas.Series(np.array(ids, np.uint64), dtype="UInt64")})
+    ),
     "convert_dtypes": with_pandas(lambda pandas, ids: pandas.Series(np.array(ids, np.int64)).convert_dtypes()),
     "categories of objects": with_pandas(lambda pandas, ids: pandas.Series(ids, dtype=object).astype("category")),
-    "categories of UInt64": with_pandas(lambda pandas, ids: pandas.Series(ids, dtype="UInt64").astype("category")),
+    "categories of UInt64": with_pandas(
+        lambda pandas, ids: pandas.Series(np.array(ids, np.uint64), dtype="UInt64").astype("category")
+    ),
     "Categorical": with_pandas(lambda pandas, ids: pandas.Categorical(np.array(ids, np.int64))),
     "sparse": with_pandas(lambda pandas, ids: pandas.Series(pandas.arrays.SparseArray(np.array(ids, np.int64)))),
     "int64[pyarrow]": with_pyarrow(lambda pandas, ids: pandas.Series(np.array(ids, np.int64)).astype("int64[pyarrow]")),
