@@ -605,6 +605,8 @@ def budget(max_memory: int | None) -> int:
 
 def itemsize_of(xp: Namespace, dtype: DType) -> int:
     """Bytes of a number."""
+    if isinstance(dtype, np.dtype):
+        return dtype.itemsize
     return int(xp.finfo(dtype).bits) // 8
 
 
