@@ -498,9 +498,9 @@ def test_without_validation_a_bad_row_is_nan_and_nothing_is_computed_early(probl
     assert not path.exists()
     assert np.isnan(loss.compute())
     path.unlink()
-    with pytest.raises(xs.DivergenceError):
+    with pytest.raises(xs.DivergenceError, match=r"^targets must be labels .*, got 12 at row 17\. The loss became nan"):
         xd.train(params, lazy(X, CHUNKS["even"]), seen(y, path), optimizer=xs.sgd(0.1), epochs=1, validate=False)
-    assert len(lines(path)) == 5  # by the step
+    assert len(lines(path)) == 2 * 5  # by the step, and to find the cause
 
 
 @pytest.mark.parametrize("function", ["mlp_loss_and_grad", "train"])
@@ -835,6 +835,87 @@ def test_divergence_keeps_what_was_before(problem):
     assert np.isfinite(flat(caught.value.result.params)).all()
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_the_first_row_of_inputs_that_are_not_finite_is_named(batch_size, known, problem):
+    """A row of all, also where the sizes of the blocks are not known, since they are counted."""
+    params, X, y = problem
+    X[[17, 44], 1] = np.nan
+    chunked = lazy if known else of_unknown_sizes
+    held = chunked(X, CHUNKS["empty"]), chunked(y, CHUNKS["empty"])
+    options = {"optimizer": xs.sgd(0.1), "epochs": 2, "batch_size": batch_size, "rng": 3}
+    with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 17\. The loss became nan at step"):
+        xd.train(params, *held, **options)
+    weight = np.ones(N)
+    weight[17] = 0.0
+    with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 44\. The loss became nan at step"):
+        xd.train(params, *held, sample_weight=chunked(weight, CHUNKS["empty"]), **options)
+
+
+@pytest.mark.parametrize("where", ["blocks", "unknown blocks", "memory"])
+@pytest.mark.parametrize("validate", [True, False])
+def test_validation_inputs_that_are_not_finite(validate, where, problem):
+    params, X, y = problem
+    bad = X.copy()
+    bad[[40, 45]] = np.inf
+    chunked = {"blocks": lazy, "unknown blocks": of_unknown_sizes, "memory": lambda array, _: array}[where]
+    validation = chunked(bad, CHUNKS["empty"]), chunked(y, CHUNKS["empty"])
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1, "validate": validate, "ignore_index": -1}
+    with pytest.raises(ValueError, match=r"^validation X must be finite, got inf at row 40\.") as caught:
+        xd.train(params, lazy(X, 10), lazy(y, 10), validation=validation,
+                 callback=lambda step: pytest.fail("a step was made"), **options)  # fmt: skip
+    assert caught.value.__notes__ == ["It is about the validation data."]
+    ignored = y.copy()
+    ignored[[40, 45]] = -1
+    validation = validation[0], chunked(ignored, CHUNKS["empty"])
+    assert len(xd.train(params, lazy(X, 10), lazy(y, 10), validation=validation, **options).history["loss"]) == 1
+
+
+@pytest.mark.parametrize("lazily", [True, False])
+def test_a_validation_loss_that_is_not_finite_is_a_divergence(lazily, problem):
+    params, X, y = problem
+    large = np.sign(X) * 1e308
+    validation = (lazy(large, 10), lazy(y, 10)) if lazily else (large, y)
+    message = r"^validation loss must be finite in training, got nan after step 0\. A smaller learning rate may help\."
+    with pytest.raises(xs.DivergenceError, match=message) as caught:
+        xd.train(params, lazy(X, 10), lazy(y, 10), optimizer=xs.sgd(0.1), epochs=3, validation=validation, patience=1)
+    assert (caught.value.result.state.epoch, caught.value.result.state.step) == (0, 1)
+
+
+def test_a_cluster_that_is_lost_while_the_cause_is_looked_for(problem, monkeypatch):
+    params, X, y = problem
+    X[3] = np.nan
+
+    def lost(*args):
+        raise xd.ClusterError("for the test.")
+
+    monkeypatch.setattr(_partition_training, "look_at_all", lost)
+    with pytest.raises(xs.DivergenceError, match=r"^loss must be finite in training, got nan at step 0\."):
+        xd.train(params, lazy(X, 10), lazy(y, 10), optimizer=xs.sgd(0.1), epochs=1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_that_has_no_class(known, problem):
+    params, X, _ = problem
+    X[30] = np.nan
+    held = (lazy if known else of_unknown_sizes)(X, CHUNKS["empty"])
+    labels = xd.mlp_predict(params, held, validate=False, max_memory=1000)
+    desired = xs.mlp_predict(params, X, validate=False)
+    assert desired[30] == -1
+    np.testing.assert_array_equal(labels.compute(), desired)
+    place = "row 30" if known else "block 4, row 17"
+    with pytest.raises(ValueError, match=rf"^X must have logits without nan in every row, got nan at {place}\. With"):
+        xd.mlp_predict(params, held).compute()
+
+
+def test_options_of_predictions(problem):
+    params, X, _ = problem
+    with pytest.raises(TypeError, match=r"^validate must be True or False, got 2\."):
+        xd.mlp_predict(params, lazy(X, 10), validate=2)
+    with pytest.raises(ValueError, match=r"^max_memory must be at least \d+ bytes, what one row needs, got 5\."):
+        xd.mlp_predict(params, lazy(X, 10), max_memory=5)
+
+
 def test_ctrl_c_returns_what_was_learnt(problem):
     params, X, y = problem
 
@@ -861,8 +942,10 @@ def test_ctrl_c_gives_up_a_step_that_is_waited_for(where, problem, tmp_path):
     steps = len(got.history["loss"])
     draws = np.random.default_rng(0)
     order = [draws.permutation(5).tolist() for _ in range(2)][1]
-    assert steps == (3 + order.index(1) // 2 if where == "X" else 6)
-    assert got.history["validation_loss"] == desired.history["validation_loss"][:1]
+    # Validation data is looked at before the first step.
+    ended = 1 if where == "X" else 0
+    assert steps == (3 + order.index(1) // 2 if where == "X" else 3)
+    assert got.history.get("validation_loss", []) == desired.history["validation_loss"][:ended]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = xd.train(params, *held, validation=held, resume=got.state, **options)
     assert again.history == desired.history

@@ -15,9 +15,10 @@ import numpy as np
 from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax import _partitions as parts
-from xpsoftmax._backprop import Network, Params
+from xpsoftmax._backprop import Network
 from xpsoftmax._block_sums import Model, as_model
 from xpsoftmax._io import to_host
+from xpsoftmax._layers import Params
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._mlp import mlp_logits
 from xpsoftmax._mlp import mlp_predict as predict_in_memory

@@ -33,15 +33,14 @@ from xpsoftmax._activations import check_activation
 from xpsoftmax._backprop import (
     DEFAULT_MAX_MEMORY,
     Buffers,
-    Layer,
     Network,
-    Params,
     as_network,
     forward,
     is_writable,
     parts_of,
 )
 from xpsoftmax._io import to_host, to_library
+from xpsoftmax._layers import Layer, PairsOfArrays, Params, carrying, recorded
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._optim import Optimizer, State, UncorrectedAdam, VelocitySgd
 from xpsoftmax._softmax import quiet
@@ -172,7 +171,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     coefs_, intercepts_ : list of array
         Weights (fan_in, fan_out) and biases (fan_out,) of each layer, where `X` was.
     params_ : tuple of Layer
-        The same as the functions of xpsoftmax take them.
+        The same as the functions of xpsoftmax take them; they carry the activation of the fit.
     loss_ : float
         Loss of the last epoch (the mean over its steps, as far as they were made), penalty included; nan before there
         is one.
@@ -394,8 +393,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self._check_sizes(sizes)
                 self._check_dtype(X)
             rng = _as_random_state(self.random_state)
-            layers = self._initial(rng, sizes, _block_of(X)) if first else self.params_
-            stepper, held_out = self._prepared(as_network(layers, self.activation), X, targets, weight, rng)
+            layers = self._initial(rng, sizes, _block_of(X)) if first else carrying(self.params_, self.activation)
+            net = as_network(layers, None)
+            stepper, held_out = self._prepared(net, X, targets, weight, rng)
             if first:
                 self._begin(layers, targets.classes)
             else:
@@ -531,11 +531,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             bound = math.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
             arrays = (rng.uniform(-bound, bound, shape) for shape in ((fan_in, fan_out), (fan_out,)))
             layers.append(Layer(*(xp.asarray(array, **options) for array in arrays)))
-        return tuple(layers)
+        return carrying(layers, self.activation)
 
     def _begin(self, layers: Params, classes: np.ndarray) -> None:
         """Set what a first fit starts from."""
         self._keep(layers)
+        self._activation = self.activation
         self.classes_ = classes
         self.n_layers_ = len(layers) + 1
         self.n_outputs_ = len(classes)
@@ -554,7 +555,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._best: Params = ()
 
     def _go_on(self) -> None:
-        """Make lists that grow anew: those of before stay as they are, for the case of an error."""
+        """Make lists that grow anew: those of before stay as they are, for the case of an error.
+
+        As in scikit-learn, a parameter that was changed counts from this call on: the activation, too.
+        """
+        self._activation = self.activation
         self.loss_curve_ = list(self.loss_curve_)
         if self.validation_scores_ is not None:
             self.validation_scores_ = list(self.validation_scores_)
@@ -753,7 +758,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
             X, y, weight = held_out
-            net = as_network(layers, self.activation)
+            net = as_network(layers, None)
             codes, xp = self._codes(net, X), net.xp
             if is_dask_array(X):
                 codes, xp = to_host("codes", stepper.scheduler.computed(codes)), np
@@ -875,7 +880,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X = self._checked(X, "predict", reset=False)
             if is_dask_array(X):
                 return self._lazily(X, "predict")
-            return labels_of(self.classes_, self._codes(as_network(self.params_, self.activation), X))
+            return labels_of(self.classes_, self._codes(self._network(), X))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the classes.
@@ -956,7 +961,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X = self._checked(X, method, reset=False)
         if is_dask_array(X):
             return self._lazily(X, method)
-        net = as_network(self.params_, self.activation)
+        net = self._network()
         finish: Any = getattr(net.kernels, operation) if operation else None
         result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
         parts = []
@@ -975,7 +980,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _lazily(self, X: Array, method: str) -> Array:
         from xpsoftmax import _partition_estimator as lazily
 
-        return lazily.outputs(self.params_, self.activation, X, method, self.classes_)
+        return lazily.outputs(self._network().layers, self.activation, X, method, self.classes_)
 
     def _codes(self, net: Network, X: Array) -> Array:
         """Places of the largest logits."""
@@ -1027,10 +1032,22 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def params_(self) -> Params:
         """Weights and biases as the functions of xpsoftmax take them: for `save_params`, `mlp_logits`, `train`."""
         check_is_fitted(self, "coefs_")
-        return tuple(Layer(*layer) for layer in zip(self.coefs_, self.intercepts_, strict=True))
+        layers = [Layer(*layer) for layer in zip(self.coefs_, self.intercepts_, strict=True)]
+        return carrying(layers, getattr(self, "_activation", self.activation))  # older pickles lack it
+
+    def _network(self) -> Network:
+        """Return the fitted network; only another fit changes its activation."""
+        layers = self.params_
+        fitted = recorded(layers)
+        if fitted is not None and self.activation != fitted:
+            raise ValueError(
+                f"activation must be the one that the model was fitted with, {fitted!r}, got {self.activation!r}. "
+                "A parameter that is changed counts from the next fit or partial_fit on."
+            )
+        return as_network(layers, fitted)
 
     @classmethod
-    def from_params(cls, params: Params, *, classes: Any = None, **parameters: Any) -> Self:
+    def from_params(cls, params: PairsOfArrays, *, classes: Any = None, **parameters: Any) -> Self:
         """Make a model of weights and biases that were trained elsewhere, or saved.
 
         Parameters
@@ -1040,7 +1057,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes : array-like, (C,), optional
             Sorted labels, one for each column of the last weight. Default: 0, 1, ..., C - 1.
         **parameters
-            Parameters of the model, above all `activation`. The sizes of the layers come from `params`.
+            Parameters of the model. The sizes of the layers come from `params`, and so does `activation` where the
+            layers carry one; plain pairs need it, if it is not "relu".
 
         Returns
         -------
@@ -1050,7 +1068,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            If `params` is not a network in float32 or float64, or `classes` or a parameter does not fit it.
+            If `params` is not a network in float32 or float64, or `classes` or a parameter does not fit it:
+            `activation` must be the one that the layers carry.
 
         Examples
         --------
@@ -1061,9 +1080,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> MLPClassifier.from_params(params, classes=["left", "right"]).predict([[1.0, 3.0]]).tolist()
         ['right']
         """
-        net = as_network(params, "identity")
+        net = as_network(params, parameters.get("activation"))
         if net.dtype != net.working:
             raise TypeError(f"params must be in float32 or float64, got {net.dtype}. Cast them.")
+        carried = recorded(net.layers)
+        if carried is not None:
+            parameters["activation"] = carried
         model = cls(**{"hidden_layer_sizes": tuple(net.hidden), **parameters})
         outputs = net.layers[-1].bias.shape[0]
         labels = np.arange(outputs) if classes is None else _as_labels(classes)
@@ -1117,7 +1139,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         def moved(layers: Params) -> Params:
             # A copy of its own: libraries share memory on the host.
             return tuple(
-                Layer(*(to_library(to_host("params", a).copy(), namespace, device) for a in layer)) for layer in layers
+                type(layer)(*(to_library(to_host("params", a).copy(), namespace, device) for a in layer))
+                for layer in layers
             )
 
         model = copy.copy(self)
