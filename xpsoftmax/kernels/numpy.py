@@ -350,7 +350,8 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
             _correct_near(lse, np.flatnonzero((np.abs(lse) < 1.0) & ~sure), z, e)
             flat[hot_at] = 0.0
         slope = (2.0 * z_loss) * lse
-        steep = np.abs(slope) > np.maximum(total, 1.0)  # it makes normal numbers of subnormal ones
+        # It must not make normal numbers of subnormal ones.
+        steep = np.abs(1.0 + slope) > np.where(total >= 1.0, 1.0 + total, 1.0)
         if steep.any():
             unsafe = np.flatnonzero(steep) if unsafe is None else np.union1d(unsafe, np.flatnonzero(steep))
         loss += 0.5 * slope * lse
