@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import sys
@@ -464,18 +465,30 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
     for suspect in suspects:
         for rows in suspect.parts:
             bad = suspect.bad(rows)
-            if _is_traced(bad):
-                raise ValueError(
-                    "validate must be False inside jax.jit, got True: while a function is traced its labels have no "
-                    "values."
-                )
-            if is_torch_array(bad) and bad.is_meta:
-                raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
+            check_has_values("labels", bad)
             found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else frame.xp.any(_unbatched(bad))
             flag = found if flag is None else flag | found
     if flag is not None and bool(flag):
         for suspect in suspects:
             _raise_first(suspect)
+
+
+def check_has_values(name: str, array: Array) -> None:
+    """Raise ValueError where an array, `name` in the message, has no values that `validate=True` could look at."""
+    if _is_traced(array):
+        raise ValueError(
+            f"validate must be False inside jax.jit, got True: while a function is traced its {name} have no values."
+        )
+    if is_torch_array(array) and array.is_meta:
+        raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
+
+
+def check_not_batched(name: str, array: Array) -> None:
+    """Raise ValueError within torch.func.vmap, where a tensor, `name` in the message, has no rows of its own."""
+    if is_torch_array(array) and sys.modules["torch"]._C._functorch.is_batchedtensor(array):
+        raise ValueError(
+            f"validate must be False inside torch.func.vmap, got True: there {name} have no values of their own."
+        )
 
 
 class Bad(NamedTuple):
@@ -486,13 +499,34 @@ class Bad(NamedTuple):
     value: float
     unit: str
     position: tuple[int, ...]
+    hint: str = ""
+
+    def text(self) -> str:
+        """The message."""
+        place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
+        text = f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}."
+        return f"{text} {self.hint}" if self.hint else text
 
     def error(self) -> ValueError:
         """What is raised for it, which knows it."""
-        place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
-        error = ValueError(f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}.")
+        error = ValueError(self.text())
         error.bad = self  # type: ignore[attr-defined]
         return error
+
+
+def starts_of(sizes: Sequence[float]) -> tuple[int, ...] | None:
+    """The number of the first row of each block; None where the sizes of the blocks are not known (nan)."""
+    if any(_unknown(size) for size in sizes):
+        return None
+    return tuple(itertools.accumulate(map(int, sizes[:-1]), initial=0))
+
+
+def in_block(bad: Bad, number: int, starts: Sequence[int] | None) -> Bad:
+    """A bad row of a block, as a row of all blocks; where their sizes are not known, with the number of the block."""
+    row, *rest = bad.position
+    if starts is None:
+        return bad._replace(unit=f"block {number}, {bad.unit}")
+    return bad._replace(position=(starts[number] + row, *rest))
 
 
 def _raise_first(suspect: Suspect) -> None:

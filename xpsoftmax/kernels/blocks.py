@@ -126,6 +126,16 @@ def _blockwise(
     )
 
 
+def by_rows(function: Callable[..., Array], array: Array, dtype: Any, **options: Any) -> Array:
+    """Array (R,) of what a function makes of each block (r, C) of an array (R, C), and of the number of the block."""
+    numbers = da.arange(array.numblocks[0], chunks=1)
+    meta = meta_from_array(array, ndim=1, dtype=dtype)
+    return da.blockwise(
+        _quietly, "i", array, "ij", numbers, "i", concatenate=True, align_arrays=False, meta=meta, function=function,
+        **options,
+    )  # fmt: skip
+
+
 def _quietly(*blocks: Array, function: Callable[..., Any], names: tuple[str, ...] = (), **options: Any) -> Array:
     """Call a function with blocks that have the same rows, those of these names.
 
