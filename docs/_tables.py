@@ -118,7 +118,7 @@ def training(content: dict[str, Any]) -> str:
 
 
 def options(content: dict[str, Any]) -> str:
-    """What options of the loss cost, relative to plain targets of the same kind and to PyTorch with the same options."""
+    """What options of the loss cost, relative to plain targets of the same kind, and to PyTorch."""
     rows = [
         [
             finding["case"],

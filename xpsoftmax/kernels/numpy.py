@@ -350,8 +350,8 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
             _correct_near(lse, np.flatnonzero((np.abs(lse) < 1.0) & ~sure), z, e)
             flat[hot_at] = 0.0
         slope = (2.0 * z_loss) * lse
-        # It must not make normal numbers of subnormal ones.
-        steep = np.abs(1.0 + slope) > np.where(total >= 1.0, 1.0 + total, 1.0)
+        # It must not make normal numbers of subnormal ones. Below a sum of 1 the slope is negative.
+        steep = np.abs(1.0 + slope) > np.where(total >= 0.99, 1.0 + total, 1.0)
         if steep.any():
             unsafe = np.flatnonzero(steep) if unsafe is None else np.union1d(unsafe, np.flatnonzero(steep))
         loss += 0.5 * slope * lse
