@@ -350,10 +350,11 @@ def forward(
     grad: bool = False,
     buffers: Buffers | None = None,
     watch: Callable[[Array], None] | None = None,
+    dead: DeadRows | None = None,
 ) -> tuple[list[Array], list[Array | None], Array]:
     """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits.
 
-    `watch` is called with the product of inputs and first weight.
+    `watch` is called with the product of inputs and first weight. `dead` knows the rows that need not be finite.
     """
     inputs: list[Array] = [X]
     slopes: list[Array | None] = []
@@ -362,6 +363,8 @@ def forward(
         z = _product(inputs[-1], layer.weight, buffers, ("z", i))
         if watch is not None and i == 0:
             watch(z)
+        if dead is not None:
+            z = dead.finite(z)
         out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
         value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
         inputs.append(value)
@@ -369,7 +372,8 @@ def forward(
     z = _product(inputs[-1], last.weight, buffers, ("z", len(hidden)))
     if watch is not None and not hidden:
         watch(z)
-    return inputs, slopes, net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    logits = net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    return inputs, slopes, logits if dead is None else dead.marked(logits)
 
 
 def _has_slopes(activation: str) -> bool:
@@ -528,19 +532,51 @@ def _chunk(
         X = xp.astype(X, net.working)
     if targets.ndim == 2:
         targets = check.as_dtype(xp, targets, net.working)
+    dead: DeadRows | None = None
     if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
         # A row that does not count may hold anything: 0 * nan must not reach the weights.
-        X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
-    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers)
+        if is_jax_array(X):
+            dead = DeadRows(xp, row_weight)
+            X = dead.finite(X)
+        else:
+            X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
+    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
     kernel = net.kernels.softmax_loss_rows
     out = None
-    if grad and kernel is not generic.softmax_loss_rows:
+    if grad and _overwrites_logits(net):
         if type(logits) is not np.ndarray or logits.nbytes > SMALL:
             out = logits
         elif buffers is not None:
             out = buffers.take(("dlogits", 0), logits.shape, logits.dtype)
     losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
     return summed(xp, losses), inputs, slopes, delta
+
+
+class DeadRows:
+    """Rows of weight 0 on their way through the layers, for JAX.
+
+    JAX may differentiate with respect to their weights, which asks for the losses that they would have. They are
+    computed like other rows as long as what they hold is finite. From there on they are zeros, and their logits nan.
+    """
+
+    def __init__(self, xp: Namespace, row_weight: Array) -> None:
+        self._xp, self._dead = xp, row_weight == 0.0
+        self._lost = xp.zeros_like(self._dead)
+
+    def finite(self, x: Array) -> Array:
+        """Rows (R, H) with zeros in place of those of weight 0 that are not finite."""
+        lost = self._dead & ~self._xp.all(self._xp.isfinite(x), axis=1)
+        self._lost = self._lost | lost
+        return self._xp.where(lost[:, None], 0.0, x)
+
+    def marked(self, logits: Array) -> Array:
+        """Logits (R, C) with nan in the rows that were not finite somewhere."""
+        return self._xp.where(self._lost[:, None], float("nan"), logits)
+
+
+def _overwrites_logits(net: Network) -> bool:
+    """Whether a kernel computes the loss, and writes the gradient over the logits."""
+    return net.kernels.softmax_loss_rows is not generic.softmax_loss_rows and is_writable(net.layers[0].weight)
 
 
 class Plan(NamedTuple):
@@ -584,7 +620,7 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {max_memory}.")
     spare = max(column, max_memory // 8)
     step = min(max_memory // (itemsize * forward), (max_memory - spare) // (itemsize * backward))
-    if net.kernels.softmax_loss_rows is not generic.softmax_loss_rows:
+    if _overwrites_logits(net):
         step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
     step = max(1, step)
     if step >= rows:
