@@ -168,7 +168,7 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
             raise ValueError(f"{name} must have {part} of the shapes of {owner}, {wanted}, got {shapes}.")
     for layer, like in zip(layers, own, strict=True):
         xp, weight = check.as_array(owner, like.weight)
-        frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, owner)
+        frame = check.Frame(xp, check.home(weight), tuple(weight.shape), 0, weight.dtype, owner)
         check.as_companion(name, layer.weight, frame)
 
 
@@ -198,7 +198,7 @@ class Sums(NamedTuple):
         """What is added to that of other rows."""
         weight = self.weight
         if type(weight) is float:
-            weight = net.xp.asarray(weight, dtype=net.working, device=net.frame.device)
+            weight = net.xp.full_like(self.loss, weight)
         return PartialSums(self.loss, weight, self.grads)
 
 
@@ -236,7 +236,7 @@ def as_network(params: Params, activation: str, impl: Impl = "auto") -> Network:
         pairs.append(Layer(*layer))
     xp, first = check.as_floating("params[0].weight", pairs[0].weight)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    frame = check.Frame(xp, device(first), (), 0, working, "params[0].weight")
+    frame = check.Frame(xp, check.home(first), (), 0, working, "params[0].weight")
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
         weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)

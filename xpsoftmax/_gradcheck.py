@@ -80,12 +80,12 @@ def numerical_grad(
         if directions is not None:
             vectors = _directions(xp, array, directions, rng)
             values = [_derivative(function, array, h * vectors[i, ...], order) / h for i in range(vectors.shape[0])]
-            return xp.asarray(values, dtype=array.dtype, device=device(array)), vectors
-        index = xp.reshape(xp.arange(math.prod(array.shape), device=device(array)), array.shape)
+            return xp.asarray(values, dtype=array.dtype, device=check.placement(array)), vectors
+        index = xp.reshape(xp.arange(math.prod(array.shape), device=check.placement(array)), array.shape)
         values = []
         for i in range(math.prod(array.shape)):
             values.append(_derivative(function, array, xp.where(index == i, h, xp.zeros_like(array)), order) / h)
-        return xp.reshape(xp.asarray(values, dtype=array.dtype, device=device(array)), array.shape)
+        return xp.reshape(xp.asarray(values, dtype=array.dtype, device=check.placement(array)), array.shape)
 
 
 def check_grad(
@@ -143,7 +143,7 @@ def check_grad(
     True
     """
     xp, array, _ = _arguments(function, x, order, step)
-    frame = check.Frame(xp, device(array), tuple(array.shape), 0, array.dtype, "x")
+    frame = check.Frame(xp, check.home(array), tuple(array.shape), 0, array.dtype, "x")
     _, claimed = check.as_floating("grad", check.as_companion("grad", grad, frame))
     if tuple(claimed.shape) != tuple(array.shape):
         raise ValueError(f"grad must have the shape of x, {tuple(array.shape)}, got {tuple(claimed.shape)}.")
@@ -183,7 +183,7 @@ def _directions(xp: Namespace, x: Array, count: int, rng: Any) -> Array:
         raise ValueError(f"directions must be at least 1, got {count}.")
     drawn = check.as_generator("rng", rng).standard_normal((count, math.prod(x.shape)))
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return xp.asarray(drawn.reshape(count, *x.shape), dtype=x.dtype, device=device(x))
+    return xp.asarray(drawn.reshape(count, *x.shape), dtype=x.dtype, device=check.placement(x))
 
 
 def _derivative(function: Callable[[Array], Any], x: Array, shift: Array, order: int) -> float:

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from xpsoftmax._activations import ACTIVATIONS, GELU_CUBIC, GELU_SLOPE
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
@@ -114,6 +115,42 @@ def _working(logits: Array) -> Array:
     return logits.astype(jnp.float32) if dtype_name(logits.dtype) in SIXTEEN_BIT else logits
 
 
+# --- compilation ------------------------------------------------------------------------------------------------------
+
+
+def _compiled(function: Callable[..., Any], *ranks: int, **options: Any) -> Callable[..., Any]:
+    """Compile a function of logits (R, C) and more, whose results have so many of the axes (R, C, C).
+
+    An operation is compiled as a whole: XLA then decides how the steps of arrays on several devices are laid out. Only
+    where the axes of a mesh are explicit JAX wants to be told, and would refuse to halve an axis of classes that is in
+    parts: these axes are left to XLA, and the results lie as the logits do.
+    """
+    compiled = jax.jit(function, **options)
+
+    def call(z: Array, *more: Any, **named: Any) -> Any:
+        sharding: Any = jax.typeof(z).sharding if hasattr(jax, "typeof") else None
+        axes = getattr(getattr(sharding, "mesh", None), "explicit_axes", ())
+        if not axes:
+            return compiled(z, *more, **named)
+        rows, classes = sharding.spec
+        laid_out = [NamedSharding(sharding.mesh, PartitionSpec(*(rows, classes, None)[:rank])) for rank in ranks]
+        out_sharding = laid_out[0] if len(laid_out) == 1 else tuple(laid_out)
+        arrays = [x for x in more if isinstance(x, jax.Array)]
+
+        def automatic(z: Array, *arrays: Array) -> Any:
+            return compiled(z, *_put_back(more, arrays), **named)
+
+        return jax.sharding.auto_axes(automatic, axes=axes, out_sharding=out_sharding)(z, *arrays)
+
+    return call
+
+
+def _put_back(arguments: Sequence[Any], arrays: Sequence[Array]) -> list[Any]:
+    """The arguments with these arrays in place of those among them."""
+    rest = iter(arrays)
+    return [next(rest) if isinstance(x, jax.Array) else x for x in arguments]
+
+
 # --- products with the Jacobians of softmax and log-softmax -----------------------------------------------------------
 
 _TEXTS: dict[str, Callable[[Array, Array], Array]] = {
@@ -172,9 +209,10 @@ def _product_batched(arrays: Sequence[Array], axes: Sequence[Any], *, name: str)
     return _product(name, *(x.reshape(rows, x.shape[2]) for x in (z, v))).reshape(v.shape), 0
 
 
-_product_p.def_impl(jax.jit(_product_text, static_argnames="name"))
+_product_compiled = _compiled(_product_text, 2, static_argnames="name")
+_product_p.def_impl(_product_compiled)
 _product_p.def_abstract_eval(lambda z, v, *, name: v.update(weak_type=False))  # noqa: ARG005
-mlir.register_lowering(_product_p, mlir.lower_fun(_product_text, multiple_results=False))
+mlir.register_lowering(_product_p, mlir.lower_fun(_product_compiled, multiple_results=False))
 ad.primitive_jvps[_product_p] = _product_jvp
 ad.primitive_transposes[_product_p] = _product_transpose
 batching.primitive_batchers[_product_p] = _product_batched
@@ -213,10 +251,10 @@ def _jacobian_rule(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
 
 
 # A rule gets all arguments of its function: `out` must not be one.
-_softmax = _with_rule(jax.jit(lambda z: generic.softmax_rows(z)), _softmax_rule)
-_log_softmax = _with_rule(jax.jit(lambda z: generic.log_softmax_rows(z)), _log_softmax_rule)
-_logsumexp = _with_rule(jax.jit(generic.logsumexp_rows), _logsumexp_rule)
-_jacobian = _with_rule(jax.jit(generic.softmax_jacobian_rows), _jacobian_rule)
+_softmax = _with_rule(_compiled(lambda z: generic.softmax_rows(z), 2), _softmax_rule)
+_log_softmax = _with_rule(_compiled(lambda z: generic.log_softmax_rows(z), 2), _log_softmax_rule)
+_logsumexp = _with_rule(_compiled(generic.logsumexp_rows, 1), _logsumexp_rule)
+_jacobian = _with_rule(_compiled(generic.softmax_jacobian_rows, 3), _jacobian_rule)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -251,10 +289,17 @@ def _losses_and_grads_rule(options: LossSpec, primals: Sequence[Any], tangents: 
     )
 
 
-_compiled = partial(jax.jit, static_argnums=4)
 _static = {"nondiff_argnums": (4,), "symbolic_zeros": True}
-_losses = _with_rule(_compiled(partial(_loss_text, grad=False)), _losses_rule, **_static)
-_losses_and_grads = _with_rule(_compiled(partial(_loss_text, grad=True)), _losses_and_grads_rule, **_static)
+_losses = _with_rule(
+    _compiled(partial(_loss_text, grad=False), 1, static_argnums=4),
+    _losses_rule,
+    **_static,
+)
+_losses_and_grads = _with_rule(
+    _compiled(partial(_loss_text, grad=True), 1, 2, static_argnums=4),
+    _losses_and_grads_rule,
+    **_static,
+)
 
 
 def _or_none(tangent: Any) -> Any:
