@@ -20,7 +20,7 @@ from xpsoftmax._activations import check_activation
 from xpsoftmax._loss import LossOptions, Problem, mean_or_nan, prepare
 from xpsoftmax._softmax import on_device, quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Namespace
-from xpsoftmax.kernels import Operations, generic, operations
+from xpsoftmax.kernels import Operations, generic, operations, select
 from xpsoftmax.kernels.generic import narrowed, scratch_arrays
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
@@ -339,7 +339,7 @@ class Buffers:
 
 def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
     if buffers is None:
-        return left @ right
+        return select("product", left, "generic")(left, right) if is_jax_array(left) else left @ right
     return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 
@@ -395,7 +395,7 @@ def _backward(
     for i in reversed(range(len(net.layers))):
         before, into = sums[i], None if grads is None else grads[i]
         if before is None:
-            sums[i] = _first_sums(xp, inputs[i], delta, into)
+            sums[i] = _first_sums(xp, inputs[i], delta, into, net.layers[i].weight)
         else:
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
             sums[i] = Layer(weight, before.bias + _sum_of_rows(xp, delta))
@@ -404,11 +404,19 @@ def _backward(
             delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
 
 
-def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) -> Layer:
+def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None, like: Array) -> Layer:
     if type(delta) is np.ndarray:  # the same without the wrappers
         weight, bias = (None, None) if into is None else into
         return Layer(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
-    return Layer(xp.matmul(xp.matrix_transpose(left), delta), _sum_of_rows(xp, delta))
+    return Layer(_transposed_product(xp, left, delta, like), _sum_of_rows(xp, delta))
+
+
+def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -> Array:
+    """Return left^T right, in JAX laid out over its devices as `like` is."""
+    transposed = xp.matrix_transpose(left)
+    if is_jax_array(left):
+        return select("product", left, "generic")(transposed, right, like)
+    return xp.matmul(transposed, right)
 
 
 ROWS_OF_A_SUM = 256
@@ -440,7 +448,7 @@ def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array
 def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
     """Return total + left^T right; where `total` can be written to, in place and by columns of `spare` bytes."""
     if not is_writable(total):
-        return total + xp.matmul(xp.matrix_transpose(left), right)
+        return total + _transposed_product(xp, left, right, total)
     rows, columns = total.shape
     step = max(1, spare // max(1, rows * _itemsize(xp, total.dtype)))
     for part in _slices(columns, step):
@@ -527,7 +535,7 @@ def _chunk(
     xp = net.xp
     targets, row_weight = problem.targets, problem.row_weight
     if rows is not None:
-        X, targets, row_weight = X[rows, :], targets[rows, ...], row_weight[rows]
+        X, targets, row_weight = (_some_rows(array, rows) for array in (X, targets, row_weight))
     if X.dtype != net.working:
         X = xp.astype(X, net.working)
     if targets.ndim == 2:
@@ -550,6 +558,10 @@ def _chunk(
             out = buffers.take(("dlogits", 0), logits.shape, logits.dtype)
     losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
     return summed(xp, losses), inputs, slopes, delta
+
+
+def _some_rows(array: Array, rows: slice) -> Array:
+    return select("some_rows", array, "generic")(array, rows) if is_jax_array(array) else array[rows, ...]
 
 
 class DeadRows:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_dask_array
+from array_api_compat import is_dask_array, is_jax_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._out import check_out, fits_plainly, fits_plainly_on_gpu
-from xpsoftmax._softmax import deliver, in_rows, quiet, rows_out, summed, to_rows
+from xpsoftmax._softmax import deliver, in_rows, quiet, reshaped, rows_out, summed, to_rows
 from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction, dtype_name
 from xpsoftmax.kernels import generic, select
 
@@ -371,7 +371,10 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions, max_memory
 
     alike = sample_weight is None and ignored is None and (class_weight is None or soft)
     rows = to_rows(xp, array, frame.axis) if soft else _flat(xp, array)
-    counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
+    if soft and is_jax_array(rows):  # in JAX the classes may be in parts, which cannot be cut
+        counting = xp.ones(rows.shape[0], dtype=frame.working)
+    else:
+        counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
     if sample_weight is not None:
         counting = _flat(xp, sample_weight)
     if ignored is not None:
@@ -379,7 +382,7 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions, max_memory
     row_weight = counting
     if class_weight is not None and not soft:
         inside = (rows >= 0) & (rows < frame.classes)
-        of_label = xp.take(class_weight, xp.where(inside, rows, 0), axis=0)
+        of_label = select("class_weight_at", class_weight, "generic")(class_weight, xp.where(inside, rows, 0))
         counting = counting * xp.where(inside, of_label, 1.0)
         if smoothing == 0.0:  # the class weight is a factor of the whole row
             row_weight, class_weight = counting, None
@@ -404,7 +407,7 @@ def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
 def _reduced(losses: Array, problem: Problem, frame: check.Frame, reduction: Reduction, impl: Impl) -> Array:
     xp = frame.xp
     if reduction == "none":
-        return losses if len(frame.shape) == 2 else xp.reshape(losses, frame.rows_shape)
+        return losses if len(frame.shape) == 2 else reshaped(xp, losses, frame.rows_shape)
     loss = summed(xp, losses, impl)
     return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss
 
@@ -424,7 +427,7 @@ def _equal(xp: Namespace, labels: Array, value: int) -> Array:
 
 def _flat(xp: Namespace, array: Array) -> Array:
     """One entry a row; a 1-D array is not reshaped: dask may not know its length."""
-    return array if array.ndim == 1 else xp.reshape(array, (-1,))
+    return array if array.ndim == 1 else reshaped(xp, array, (math.prod(array.shape),))
 
 
 def _check_values(

@@ -160,7 +160,7 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
         sums = select("logsumexp_rows", array, impl)(to_rows(xp, array, frame.axis))
         shape = frame.rows_shape
         if len(shape) != 1:
-            sums = xp.reshape(sums, shape)
+            sums = reshaped(xp, sums, shape)
         # Not expand_dims: dask's fails where the number of rows is unknown.
         return sums[(*(slice(None),) * frame.axis, None, ...)] if keepdims else xp.asarray(sums)
 
@@ -261,7 +261,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return xp.reshape(jacobian, (*frame.rows_shape, frame.classes, frame.classes))
+        return reshaped(xp, jacobian, (*frame.rows_shape, frame.classes, frame.classes))
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
@@ -302,7 +302,12 @@ def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
     if axis != array.ndim - 1:
         array = xp.moveaxis(array, axis, -1)
     classes = array.shape[-1]
-    return xp.reshape(array, (math.prod(array.shape[:-1]), classes))
+    return reshaped(xp, array, (math.prod(array.shape[:-1]), classes))
+
+
+def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
+    """Array in another shape; in JAX it may be in parts on several devices."""
+    return select("reshaped", array, "generic")(array, shape) if is_jax_namespace(xp) else xp.reshape(array, shape)
 
 
 def in_rows(array: Array, frame: check.Frame, out: Array | None) -> Array:
@@ -317,7 +322,7 @@ def from_rows(xp: Namespace, rows: Array, frame: check.Frame) -> Array:
     """Undo `to_rows`."""
     if len(frame.shape) == 2:
         return rows if frame.axis == 1 else xp.permute_dims(rows, (1, 0))
-    return xp.moveaxis(xp.reshape(rows, (*frame.rows_shape, frame.classes)), -1, frame.axis)
+    return xp.moveaxis(reshaped(xp, rows, (*frame.rows_shape, frame.classes)), -1, frame.axis)
 
 
 def deliver(xp: Namespace, rows: Array, frame: check.Frame, out: Array | None) -> Array:

@@ -103,6 +103,26 @@ def without_number(z: Array, targets: Array) -> Array:
     return poor | ~xp.isfinite(row_sum(xp, targets)) | xp.any(targets < 0.0, axis=1)
 
 
+def class_weight_at(class_weight: Array, labels: Array) -> Array:
+    """Weights (C,) of the classes that the labels (R,) name."""
+    return array_namespace(labels).take(class_weight, labels, axis=0)
+
+
+def product(left: Array, right: Array, like: Array | None = None) -> Array:  # noqa: ARG001
+    """Product of two matrices; on several devices the result lies there as `like` does, which has its shape."""
+    return left @ right
+
+
+def some_rows(array: Array, rows: slice) -> Array:
+    """Some rows of an array (R, ...)."""
+    return array[rows, ...]
+
+
+def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array in another shape: its first axes made one, or one axis made several."""
+    return array_namespace(array).reshape(array, shape)
+
+
 def are_classes(labels: Array, classes: int) -> bool:
     """Whether all labels are from 0 to classes - 1. It waits for the answer."""
     return not bool(array_namespace(labels).any((labels < 0) | (labels >= classes)))
@@ -388,7 +408,7 @@ def class_weight_of(xp: Namespace, targets: Array, spec: LossSpec) -> Any:
     if spec.class_weight is None or targets.ndim == 2:
         return 1.0
     classes = spec.class_weight.shape[0]
-    return xp.take(spec.class_weight, xp.where((targets < 0) | (targets >= classes), 0, targets), axis=0)
+    return class_weight_at(spec.class_weight, xp.where((targets < 0) | (targets >= classes), 0, targets))
 
 
 def _one_hot(xp: Namespace, z: Array, labels: Array) -> Array:

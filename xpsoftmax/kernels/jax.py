@@ -41,12 +41,16 @@ from xpsoftmax.kernels.generic import narrowed
 
 __all__ = [
     "bias_activation",
+    "class_weight_at",
     "log_softmax_rows",
     "logsumexp_rows",
+    "product",
+    "reshaped",
     "softmax_jacobian_rows",
     "softmax_jvp_rows",
     "softmax_loss_rows",
     "softmax_rows",
+    "some_rows",
 ]
 
 
@@ -111,6 +115,53 @@ def bias_activation(
     return _activated_with_slope(z, activation) if grad else (_activated(z, activation), None)
 
 
+def class_weight_at(class_weight: Array, labels: Array) -> Array:
+    """See `generic.class_weight_at`. The result lies as the labels do, also where JAX wants to be told."""
+    sharding = _explicit(labels)
+    if sharding is None:
+        return generic.class_weight_at(class_weight, labels)
+    return class_weight.at[labels].get(out_sharding=sharding)
+
+
+def product(left: Array, right: Array, like: Array | None = None) -> Array:
+    """See `generic.product`."""
+    shardings = _explicit(left), _explicit(right)
+    mesh = next((x.mesh for x in shardings if x is not None), None)
+    if mesh is None:
+        return left @ right
+    wanted = None if like is None else _explicit(like)
+    if wanted is not None:
+        spec = wanted.spec
+    elif like is not None:
+        spec = PartitionSpec()
+    else:
+        rows, columns = (None if x is None else x.spec[i] for i, x in enumerate(shardings))
+        spec = PartitionSpec(rows, None if columns == rows else columns)
+    return _left_to_xla(jnp.matmul, mesh, NamedSharding(mesh, spec))(left, right)
+
+
+def some_rows(array: Array, rows: slice) -> Array:
+    """See `generic.some_rows`: on a mesh with explicit axes every device gets them."""
+    sharding = _explicit(array)
+    if sharding is None:
+        return array[rows, ...]
+    out_sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
+    return array.at[rows].get(out_sharding=out_sharding)
+
+
+def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
+    """See `generic.reshaped`: on a mesh with explicit axes only the first and the last may be in parts."""
+    sharding = _explicit(array)
+    if sharding is not None and array.ndim > 2:
+        first, *middle, last = sharding.spec
+        if any(middle):
+            spec = PartitionSpec(first, *(None for _ in middle), last)
+            array = jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+    elif sharding is not None and len(shape) == 1 and array.ndim == 2:
+        array = jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], None)))
+    return jnp.reshape(array, shape)
+
+
 def _working(logits: Array) -> Array:
     return logits.astype(jnp.float32) if dtype_name(logits.dtype) in SIXTEEN_BIT else logits
 
@@ -128,9 +179,8 @@ def _compiled(function: Callable[..., Any], *ranks: int, **options: Any) -> Call
     compiled = jax.jit(function, **options)
 
     def call(z: Array, *more: Any, **named: Any) -> Any:
-        sharding: Any = jax.typeof(z).sharding if hasattr(jax, "typeof") else None
-        axes = getattr(getattr(sharding, "mesh", None), "explicit_axes", ())
-        if not axes:
+        sharding = _explicit(z)
+        if sharding is None:
             return compiled(z, *more, **named)
         rows, classes = sharding.spec
         laid_out = [NamedSharding(sharding.mesh, PartitionSpec(*(rows, classes, None)[:rank])) for rank in ranks]
@@ -140,9 +190,19 @@ def _compiled(function: Callable[..., Any], *ranks: int, **options: Any) -> Call
         def automatic(z: Array, *arrays: Array) -> Any:
             return compiled(z, *_put_back(more, arrays), **named)
 
-        return jax.sharding.auto_axes(automatic, axes=axes, out_sharding=out_sharding)(z, *arrays)
+        return _left_to_xla(automatic, sharding.mesh, out_sharding)(z, *arrays)
 
     return call
+
+
+def _left_to_xla(function: Callable[..., Any], mesh: Any, out_sharding: Any) -> Callable[..., Any]:
+    return jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=out_sharding)  # type: ignore[no-any-return]
+
+
+def _explicit(x: Array) -> Any:
+    """Return the sharding of an array on a mesh with explicit axes; None for other arrays."""
+    sharding: Any = jax.typeof(x).sharding if hasattr(jax, "typeof") else None
+    return sharding if getattr(getattr(sharding, "mesh", None), "explicit_axes", ()) else None
 
 
 def _put_back(arguments: Sequence[Any], arrays: Sequence[Array]) -> list[Any]:
