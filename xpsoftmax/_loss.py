@@ -88,7 +88,7 @@ def softmax_loss(
     without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
     its weight is zero: then it adds exactly 0.
 
-    Nothing is recorded for automatic differentiation: PyTorch tensors are detached. The gradient is that of
+    JAX differentiates it as `softmax_loss_and_grad` does. PyTorch tensors are detached. The gradient is that of
     `softmax_loss_and_grad`.
 
     References

@@ -50,7 +50,7 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     -----
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
     the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
-    Nothing is recorded for automatic differentiation: PyTorch tensors are detached.
+    JAX differentiates it as `softmax_jvp` does (docs/numerics.md). PyTorch tensors are detached.
 
     References
     ----------
