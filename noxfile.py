@@ -40,17 +40,19 @@ def install(session: nox.Session, *groups: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and formatting."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    """Style, formatting, and the direction of imports."""
+    session.install(".", *nox.project.dependency_groups(PYPROJECT, "lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("lint-imports")
 
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """mypy --strict on the package."""
+    """mypy --strict on the package, and on what a user would write."""
     session.install(".", *nox.project.dependency_groups(PYPROJECT, "typecheck"))
     session.run("mypy")
+    session.run("mypy", "tests/test_typing.py")
 
 
 @nox.session(python=OLDEST_AND_NEWEST)

@@ -36,9 +36,10 @@ def source(content: dict[str, Any], name: str) -> str:
     commit, _, dirty = content["commit"].partition("-")
     versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
     simd = content.get("simd")
+    gpu = f"{content['device']['gpu']}, " if "device" in content else ""
     return (
         f"`{name}`: {content['date']}, commit {commit[:7]}{' with changes' if dirty else ''}, "
-        f"{content['hardware']['cores']} cores of {content['hardware']['cpu']}"
+        f"{gpu}{content['hardware']['cores']} cores of {content['hardware']['cpu']}"
         f"{' (' + ', '.join(simd) + ')' if simd else ''}; {versions}. Made by `{shlex.join(kept)}`."
     )
 
@@ -116,11 +117,64 @@ def training(content: dict[str, Any]) -> str:
     return markdown(["", *(finding["case"] for finding in findings)], rows)
 
 
+def options(content: dict[str, Any]) -> str:
+    """What options of the loss cost, relative to plain targets of the same kind and to PyTorch with the same options."""
+    rows = [
+        [
+            finding["case"],
+            f"{1e3 * finding['timings']['xpsoftmax']['median']:.3g}",
+            f"{finding['to_plain']:.2f}",
+            "-" if finding["to_torch"] is None else f"{finding['to_torch']:.2f}",
+        ]
+        for finding in content["findings"]
+    ]
+    first = content["findings"][0]
+    header = f"{first['shape']}, {first['dtype']}"
+    return markdown([header, "milliseconds", "to the same without options", "to PyTorch"], rows)
+
+
 def memory(content: dict[str, Any]) -> str:
     """MiB beside inputs and gradients, of the case in which it was measured."""
     (finding,) = (finding for finding in content["findings"] if finding["extra_mib"])
     rows = [[_spelled(name).replace(", milliseconds", ""), f"{mib:.0f}"] for name, mib in finding["extra_mib"].items()]
     return markdown([finding["case"], "MiB"], rows)
+
+
+# --- scripts/gpu_check.py ---------------------------------------------------------------------------------------------
+
+
+def gpu_kernels(content: dict[str, Any], operation: str) -> str:
+    """Bandwidth as a share of that of a copy on the device; a column for each shape, float32 / bfloat16."""
+    cases: dict[str, dict[str, Any]] = {}
+    for case in content["parts"]["kernels"]["cases"]:
+        if case["operation"] == operation:
+            cases.setdefault(f"{case['rows']}x{case['classes']}", {})[case["dtype"]] = case["timings"]
+    names = dict.fromkeys(name for of_shape in cases.values() for timings in of_shape.values() for name in timings)
+    rows = []
+    for name in names:
+        cells = [" / ".join(_share(timings, name) for timings in of_shape.values()) for of_shape in cases.values()]
+        rows.append([GPU_NAMES.get(name, name), *cells])
+    return markdown(["", *cases], rows)
+
+
+def _share(timings: dict[str, Any], name: str) -> str:
+    if name not in timings:
+        return "-"
+    if name == "copy":
+        return f"{1e3 * timings[name]['ms'][1]:.0f}"
+    return f"{timings['copy']['ms'][1] / timings[name]['ms'][1]:.2f}"
+
+
+GPU_NAMES = {
+    "copy": "a copy, microseconds",
+    "xpsoftmax": "**xpsoftmax**",
+    "xpsoftmax kernel": "*the kernel without checks*",
+    "xpsoftmax generic": '*`impl="generic"`*',
+    "CuPy": "plain CuPy",
+    "cupyx": "cupyx.scipy.special",
+    "torch": "PyTorch eager",
+    "torch.compile": "PyTorch compiled",
+}
 
 
 # --- the other scripts ------------------------------------------------------------------------------------------------
@@ -258,7 +312,13 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
         for operation in ("softmax_loss_and_grad", "softmax_loss", "softmax", "log_softmax", "logsumexp")
     },
     "bench-shifted": lambda content: bench(content, "softmax_loss_and_grad", "shifted"),
+    "options": options,
     "training": training,
+    "gpu-training": lambda content: training(content["parts"]["steps"]),
+    **{
+        f"gpu-{operation.replace(' ', '-')}": lambda content, operation=operation: gpu_kernels(content, operation)
+        for operation in ("loss and gradient", "softmax", "log_softmax")
+    },
     "memory": memory,
     "confidence": confidence,
     "modular": modular,

@@ -321,6 +321,46 @@ def test_the_text_about_times_without_a_gradient_is_true():
     assert [step["ratios"]["NumPy"] < 1.0 for step in steps] == [True] * 6
 
 
+def test_the_text_about_the_gpu_is_true():
+    parts = json.loads((_tables.RESULTS / "2026-11-26-gpu-check-h200.json").read_text())["parts"]
+    shares = {}
+    for case in parts["kernels"]["cases"]:
+        copy = case["timings"]["copy"]["ms"][1]
+        for name, timing in case["timings"].items():
+            shares.setdefault((case["operation"], name), {})[case["classes"], case["dtype"]] = copy / timing["ms"][1]
+    large = {
+        name: {key: share for key, share in of.items() if key[0] >= 32000}
+        for (operation, name), of in shares.items()
+        if operation == "loss and gradient"
+    }
+    assert {len(of) for of in large.values()} == {6}
+    ours = large["xpsoftmax"]
+    reached, by_torch = (
+        f"{100 * min(of.values()):.0f} to {100 * max(of.values()):.0f} %" for of in (ours, large["torch"])
+    )
+    said("performance.md", f"Loss and gradient reach {reached} of the copy from 32000 classes on")
+    said("gpu-runs.md", f"{reached} of a copy from 32000 classes on")
+    readme = " ".join((DOCS.parent / "README.md").read_text().split())
+    assert f"reached {reached} of the bandwidth of a copy from 32000 classes on" in readme
+    assert f"PyTorch eager reached {by_torch}" in readme
+    faster = {name: {key for key in of if of[key] > ours[key]} for name, of in large.items()}
+    assert faster["torch.compile"] == {(128256, "float32"), (128256, "bfloat16")}
+    assert faster["Liger"] == {(128256, "bfloat16")}
+    of_log = {name: of for (operation, name), of in shares.items() if operation == "log_softmax"}
+    assert all(of_log["torch"][key] > share for key, share in of_log["xpsoftmax"].items())
+    steps = parts["steps"]["findings"]
+    ratios = [step["ratios"]["xpsoftmax train"] for step in steps]
+    assert max(ratios) < 1.0
+    assert all(step["ratios"]["torch.compile"] < step["ratios"]["xpsoftmax train"] for step in steps)
+    said("gpu-runs.md", f"{min(ratios):.2f} to {max(ratios):.2f} of PyTorch eager".replace("0.", "."))
+    launches = [step["events"]["xpsoftmax train"]["kernels"] for step in steps]
+    said("performance.md", f"a step launches {min(launches)} to {max(launches)} kernels")
+    tests = (_tables.RESULTS / "2026-11-26-gpu-tests-h200.txt").read_text()
+    total, failed, skipped = (int(re.search(rf"{word} (\d+)", tests)[1]) for word in ("tests", "failures", "skipped"))
+    said("gpu-runs.md", f"{total - failed - skipped} passed, {failed} failed, {skipped} skipped")
+    assert f"{total - failed - skipped} of {total - skipped} tests passed" in readme
+
+
 def test_the_text_about_tokens_is_true():
     content = json.loads((_tables.RESULTS / "2026-11-24-train-tokens-2core.json").read_text())
     training, data = content["training"], content["data"]
