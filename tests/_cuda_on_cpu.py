@@ -124,11 +124,12 @@ def run(launch: plan.Launch, *, schedule: int = 0, change: tuple[str, str] | Non
         raise KernelError(f"{launch.kernel} takes parameters of {sizes} bytes, not {launch.arguments}")
     cells = [np.array(argument) for argument in launch.arguments]
     params = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
-    cluster = int(dict(launch.defines).get("BLOCKS", "1"))
+    # A persistent kernel gets fewer clusters than rows, as on a GPU.
+    grid = min(launch.grid, 2 * launch.cluster) if launch.persistent else launch.grid
     _, runtime = fibers()
     body = ctypes.cast(library.body, ctypes.c_void_p)
     flush = dict(launch.defines).get("SCALAR") != "double"  # -ftz=true is of float, and CuPy's option for all kernels
-    if runtime.run_kernel(body, params, launch.grid, launch.block, cluster, schedule, flush):
+    if runtime.run_kernel(body, params, grid, launch.block, launch.cluster, schedule, flush):
         raise KernelError(runtime.failure().decode())
 
 

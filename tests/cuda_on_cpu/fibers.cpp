@@ -81,6 +81,7 @@ long events;  // barriers released, fibers ended
 const char* failure_text;
 Body kernel;
 void** arguments;
+int blocks_of_grid;
 
 void pause() { switch_stack(&current->top, scheduler); }
 
@@ -186,6 +187,7 @@ namespace on_cpu {
 
 int thread() { return current->thread; }
 int block() { return current->block->index; }
+int grid() { return blocks_of_grid; }
 int rank() { return current->block->rank; }
 void fail(const char* why) { failure_text = why; }
 void* shared(const void* mark, size_t bytes) { return shared_of(*current->block, mark, bytes); }
@@ -229,6 +231,7 @@ extern "C" int run_kernel(Body body, void** params, int grid, int block, int clu
     }
     kernel = body;
     arguments = params;
+    blocks_of_grid = grid;
     std::mt19937 random(schedule);
     const unsigned before = _mm_getcsr();
     if (flush) _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);

@@ -24,6 +24,7 @@ using Word = unsigned long long;
 namespace on_cpu {  // fibers.cpp
 int thread();
 int block();
+int grid();
 int rank();
 void fail(const char* why);
 void* shared(const void* mark, size_t bytes);
@@ -47,6 +48,9 @@ struct ThreadIndex {
 struct BlockIndex {
     operator int() const { return block(); }
 };
+struct GridSize {
+    operator int() const { return grid(); }
+};
 }  // namespace on_cpu
 
 static struct {
@@ -55,6 +59,9 @@ static struct {
 static struct {
     on_cpu::BlockIndex x;
 } blockIdx;
+static struct {
+    on_cpu::GridSize x;
+} gridDim;
 
 inline void __syncthreads() { on_cpu::block_barrier(); }
 inline void __syncwarp() { on_cpu::warp_barrier(); }
@@ -117,3 +124,41 @@ inline void cluster_wait() { on_cpu::cluster_wait(); }
 inline void store_remote(Word* local, int rank, Word value) {
     if (void* there = on_cpu::remote(local, rank)) memcpy(there, &value, sizeof value);
 }
+
+inline void store_streaming(void* address, Vector v) { store_vector(address, v); }
+inline unsigned pack_halves(float low, float high) { return float_to_half(low) | (unsigned)float_to_half(high) << 16; }
+inline unsigned rounded_to_bfloat(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return x == x ? (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 : 0x7fffu;
+}
+inline unsigned pack_bfloats(float low, float high) { return rounded_to_bfloat(low) | rounded_to_bfloat(high) << 16; }
+inline void unpack_halves(unsigned pair, float& low, float& high) {
+    low = half_to_float((unsigned short)pair), high = half_to_float((unsigned short)(pair >> 16));
+}
+inline void unpack_bfloats(unsigned pair, float& low, float& high) {
+    low = __uint_as_float(pair << 16), high = __uint_as_float(pair & 0xffff0000u);
+}
+inline float exp2_approx(float x) { return exp2f(x); }
+inline float larger_or_nan(float a, float b) { return a != a ? a : b != b ? b : std::fmax(a, b); }
+inline unsigned larger_halves_or_nan(unsigned a, unsigned b) {
+    float al, ah, bl, bh;
+    unpack_halves(a, al, ah), unpack_halves(b, bl, bh);
+    return pack_halves(larger_or_nan(al, bl), larger_or_nan(ah, bh));
+}
+inline unsigned larger_bfloats_or_nan(unsigned a, unsigned b) {
+    float al, ah, bl, bh;
+    unpack_bfloats(a, al, ah), unpack_bfloats(b, bl, bh);
+    return pack_bfloats(larger_or_nan(al, bl), larger_or_nan(ah, bh));
+}
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline float multiply_add_saturated(float a, float b, float c) {
+    const float x = std::fma(a, b, c);
+    return x > 0 ? (x < 1 ? x : 1.f) : 0.f;
+}
+inline unsigned unknown_zero() { return 0; }
+inline void set_anew(Vector&, unsigned) {}
+template <class T>
+T* one_address(T* address) {
+    return address;
+}
+inline int thread_index() { return on_cpu::thread(); }

@@ -15,6 +15,7 @@
 #define LANES THREADS
 #define VECTORS 0
 #define BLOCKS 1
+#define QUICK 0
 #include "rows.cuh"
 
 struct Masses {
@@ -30,6 +31,9 @@ struct Masses {
     }
 };
 
+// How far logits may rise above the shift of their sum before it is moved (as in rows.cuh).
+constexpr int SLACK = 4;
+
 // What the first reading finds.
 struct Survey {
     Largest<Real> logit, mass;
@@ -44,13 +48,13 @@ struct Survey {
 };
 
 // What the second one sums: over all but the largest logit and the hot class, and over all.
-struct Sums {
+struct Readings {
     Exponentials<Real> others;
     Real mass;  // of all but the hot class
     Real away;  // of q[j] * (top - z[j]), over all: no term is negative
-    static DEVICE Sums none() { return {Exponentials<Real>::none(), 0, 0}; }
+    static DEVICE Readings none() { return {Exponentials<Real>::none(), 0, 0}; }
     template <int WIDTH>
-    DEVICE Sums over_lanes() const {
+    DEVICE Readings over_lanes() const {
         return {others.over_lanes<WIDTH>(), sum_of_lanes<WIDTH>(mass), sum_of_lanes<WIDTH>(away)};
     }
 };
@@ -66,7 +70,7 @@ DEVICE Survey survey(const Scalar* z, const Masses& masses, Long classes) {
     return RowTeam::over_all<0>(found);
 }
 
-DEVICE Sums sums(const Scalar* z, const Masses& masses, Long classes, const Survey& found) {
+DEVICE Readings sums(const Scalar* z, const Masses& masses, Long classes, const Survey& found) {
     Real top = -Limits<Real>::infinity();
     LongSum<Real> others, mass, away;
     for (Long j = threadIdx.x; j < classes; j += THREADS) {
@@ -74,13 +78,13 @@ DEVICE Sums sums(const Scalar* z, const Masses& masses, Long classes, const Surv
         if (j != found.mass.index) mass.add(q);
         if (q != 0) away.add(q * (found.logit.value - x));
         if (j == found.logit.index || j == found.mass.index) continue;
-        if (x > top + StreamedRow::SLACK) {
+        if (x > top + SLACK) {
             others.scale(exponential(top - x));
             top = x;
         }
         others.add(exponential(x - shift_of(top)));
     }
-    return RowTeam::over_all<1>(Sums{{top, others.total()}, mass.total(), away.total()});
+    return RowTeam::over_all<1>(Readings{{top, others.total()}, mass.total(), away.total()});
 }
 
 // x * exp(z - top) with all its digits also where the exponential is subnormal and the product is not.
@@ -94,18 +98,18 @@ DEVICE Real times_exponential(Real x, Real z, Real top) {
 
 KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const Scalar* logits, Long logits_stride, const void* labels, int label_bytes, const Real* soft, Long soft_stride,
-    const Real* class_weights, const Real* weights, Real weight_of_all, Real* losses, void* dlogits, Long dlogits_stride,
-    int wide, Long classes, Real kept, Real share_of_class, Real z_loss) {
+    const Real* class_weights, const Real* weights, Real weight_of_all, Real* losses, Result* dlogits, Long dlogits_stride,
+    Long classes, Real kept, Real share_of_class, Real z_loss) {
     const Long r = blockIdx.x;
     const Scalar* const z = logits + r * logits_stride;
     const Long label = labels ? Labels{labels, label_bytes}[r] : 0;
     const bool is_class = label >= 0 && label < classes;
     const Masses masses{soft ? soft + r * soft_stride : nullptr, label, class_weights, kept, share_of_class};
-    const Output<Scalar> out(dlogits, r, dlogits_stride, wide);
+    Result* const out = dlogits + r * dlogits_stride;
     const Real weight = weights ? weights[r] : weight_of_all;
     if (weight == 0) {  // the whole block agrees
         if (threadIdx.x == 0) losses[r] = 0;
-        for (Long j = threadIdx.x; dlogits && j < classes; j += THREADS) out.store_one(j, 0);
+        for (Long j = threadIdx.x; dlogits && j < classes; j += THREADS) out[j] = narrowed<Result>(Real(0));
         return;
     }
 
@@ -114,7 +118,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const bool one = hot == top_index;
     const Real top = found.logit.value;
     const Real z_hot = hot < classes ? widened(z[hot]) : Limits<Real>::nan();  // before any thread writes in its place
-    const Sums sum = sums(z, masses, classes, found);
+    const Readings sum = sums(z, masses, classes, found);
 
     // exp(z - top): of the others, of the hot class, and all of it. A product with one that is subnormal need not be.
     const Odds<Real> odds = against(sum.others, top);
@@ -138,6 +142,6 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const Real of_hot = times_hot((sum.mass + slope) / total) - (times_rest(push) + (one ? 0 : push));
     for (Long j = threadIdx.x; j < classes; j += THREADS) {
         const Real value = times_exponential(pull, widened(z[j]), top) - masses(j);
-        out.store_one(j, (j == hot ? of_hot : value) * share);
+        out[j] = narrowed<Result>((j == hot ? of_hot : value) * share);
     }
 }
