@@ -208,12 +208,12 @@ class Placed:
 
 
 def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to a dtype; bfloat16 as uint16."""
+    """Round to a dtype; bfloat16 as uint16, whose nan is that of the GPU's instruction."""
     if dtype != "bfloat16":
         return values.astype(dtype)
     bits = values.astype("f4").view("u4").astype("u8")
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype("u2")
+    return np.where(np.isnan(values), 0x7FFF, rounded).astype("u2")
 
 
 def from_bits(bits: np.ndarray, dtype: str) -> np.ndarray:

@@ -66,7 +66,8 @@ def numbers(case: Case) -> np.ndarray:
 
 def launch(case: Case, *arguments: Any) -> plan.Launch:
     made = tuple(np.uint64(cpu.address(a)) if isinstance(a, np.ndarray) else a for a in arguments)
-    return plan.Launch(case.kernel, case.defines, case.grid, case.block, made)
+    cluster = int(dict(case.defines).get("BLOCKS", "1"))
+    return plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster)
 
 
 def is_right(case: Case, **options: Any) -> bool:

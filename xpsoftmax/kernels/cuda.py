@@ -6,6 +6,8 @@ decides what is launched.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -231,8 +233,11 @@ def _matrix(array: Array) -> plan.Matrix:
 
 def _run(launch: plan.Launch) -> None:
     """Launch on the current device and stream; raises what CUDA raises, and waits for nothing."""
-    function = _function(launch.kernel, launch.defines, cupy.cuda.runtime.getDevice())
-    function((launch.grid,), (launch.block,), launch.arguments)
+    device = cupy.cuda.runtime.getDevice()
+    function, grid = _function(launch.kernel, launch.defines, device), launch.grid
+    if launch.persistent:
+        grid = min(grid, launch.cluster * _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, device))
+    function((grid,), (launch.block,), launch.arguments)
 
 
 @cache
@@ -240,6 +245,42 @@ def _function(kernel: str, defines: tuple[tuple[str, str], ...], device: int) ->
     """The kernel compiled for the current device; CuPy keeps it on disk, too."""
     module = cupy.RawModule(code=plan.source(kernel), options=plan.options(defines), backend="nvrtc")
     return module.get_function(kernel)
+
+
+@cache
+def _at_once(kernel: str, defines: tuple[tuple[str, str], ...], block: int, cluster: int, device: int) -> int:
+    """How many clusters of blocks of a kernel run at once; any number of them, if the driver does not say.
+
+    If more were launched, the last ones would begin when the first ones are done with all of their rows.
+    """
+    address = _function(kernel, defines, device).kernel.ptr
+    if cluster == 1:
+        blocks: int = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(address, block, 0)
+        return blocks * int(cupy.cuda.Device(device).attributes["MultiProcessorCount"]) or plan.MOST_BLOCKS
+    return _clusters_at_once(address, block, cluster) or plan.MOST_BLOCKS
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig of cuda.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+def _clusters_at_once(function: int, block: int, cluster: int) -> int:
+    """What cuOccupancyMaxActiveClusters says, which CuPy does not offer; 0 where it cannot be called."""
+    count = ctypes.c_int(0)
+    config = _LaunchConfig(cluster, 1, 1, block, 1, 1, 0, None, None, 0)
+    try:
+        ask = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuOccupancyMaxActiveClusters
+    except (OSError, AttributeError):  # no driver of that name, or an old one
+        return 0
+    status = ask(ctypes.byref(count), ctypes.c_void_p(function), ctypes.byref(config))
+    return count.value if status == 0 else 0
 
 
 @cache

@@ -1,8 +1,9 @@
 // exp(x - top) of the logits of a row, and sums of them.
 //
-// Each way of computing has a reference that its constructor picks for a top (`ahead` units above it, for streams), and
-// which is finite where the top is the largest of no logits, -inf:
-//   way(x)           the exponential of x beside the reference
+// Each way of computing has a reference that its constructor picks for a top, and which is finite where the top is the
+// largest of no logits, -inf:
+//   way(x)           the exponential of x beside the reference, for x up to the top
+//   way.near(x)      the same for x that may lie somewhat above it, in streams
 //   way.from(other)  what brings a sum of `other` to this reference
 //   way.to(top)      what brings a sum to exp(x - top), where the reference was picked for this top
 //
@@ -21,19 +22,27 @@ DEVICE float exponential_below(float x) {
 }
 DEVICE double exponential_below(double x) { return exp(x); }
 
+// exp(x) for any x. In float one instruction more.
+DEVICE float exponential_near(float x) {
+    const float log2_e = 1.4426950408889634f, log_2 = 0.6931471805599453f;
+    const float above = most_of(x, -200.f), p = above * log2_e, e = exp2_approx(p);
+    return multiply_add(e, multiply_add(p, -log_2, above), e);
+}
+DEVICE double exponential_near(double x) { return exp(x); }
+
 // 2^n as a number; 0 where it would be subnormal.
 DEVICE float power_of_two(int n) { return n < -126 ? 0.f : __uint_as_float((unsigned)(n < 127 ? n + 127 : 254) << 23); }
 
 template <class Type>
 struct Careful {
     using Real = Type;
-    static constexpr int AHEAD = 4;
     Real reference;
 
-    DEVICE explicit Careful(Real top, int ahead = 0) : reference(most_of(top, Limits<Real>::lowest()) + Real(ahead)) {}
+    DEVICE explicit Careful(Real top) : reference(most_of(top, Limits<Real>::lowest())) {}
     DEVICE static Careful for_products(Real top, Real) { return Careful(top); }
 
     DEVICE Real operator()(Real x) const { return exponential_below(x - reference); }
+    DEVICE Real near(Real x) const { return exponential_near(x - reference); }
     DEVICE Real from(const Careful& other) const {
         return other.reference == reference ? 1 : exponential(other.reference - reference);
     }
@@ -42,14 +51,12 @@ struct Careful {
 
 struct Quick {
     using Real = float;
-    static constexpr int AHEAD = 6;
     // Beyond, the rounding of top * log2(e) is no longer far below 1. Tops are of 16 bits here: other logits are equal to
     // such a top or at least 2^14 below it, and with any factor their exponentials are 1 or 0.
     static constexpr float LARGEST = 4e6f;
     float factor, reference;
 
-    DEVICE explicit Quick(float top, int ahead = 0)
-        : factor(factor_of(top)), reference(rintf(exponent_of(top)) + (float)ahead) {}
+    DEVICE explicit Quick(float top) : factor(factor_of(top)), reference(rintf(exponent_of(top))) {}
     // For exp(x - top) * factor: neither the exponential nor factor * to(top) may be subnormal where their product is not.
     DEVICE static Quick for_products(float top, float factor) {
         Quick way(top);
@@ -58,6 +65,7 @@ struct Quick {
     }
 
     DEVICE float operator()(float x) const { return exp2_approx(multiply_add(x, factor, -reference)); }
+    DEVICE float near(float x) const { return (*this)(x); }
     DEVICE float from(const Quick& other) const {
         const float n = other.reference - reference;
         return other.factor == factor && n > -127 ? power_of_two((int)n) : 0.f;

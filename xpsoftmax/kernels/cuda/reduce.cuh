@@ -99,14 +99,22 @@ struct Largest {
 };
 
 // The threads of one row. A kernel that merges twice a row uses another SLOT for each; one that takes row after row merges
-// once, and says which `turn` it is: what was merged two rows ago has been read by all when it is written over, because all
-// have met since.
+// once, and says which `turn` it is. Messages have two places, used in turn: what was merged two rows ago has been read by
+// all threads when it is written over, because all have met at the row between.
+//
+// Blocks of a cluster send their values to each other by stores that report to a barrier in the block that they reach: no
+// thread waits for more than the messages of its row. None ends while messages to it are under way, for it waits for all.
 template <int ROW_LANES, int ROW_BLOCKS>
 struct Team {
-    // Blocks of a cluster wait until all run; others must not write into their shared memory before.
+    // Blocks of a cluster wait until all run and have their barriers.
     static DEVICE void begin() {
         if constexpr (ROW_BLOCKS > 1) {
-            cluster_arrive();
+            if (threadIdx.x == 0) {
+                for (int half = 0; half < 2; ++half) mbarrier_init(&arrived()[half], 1);
+                mbarrier_fence_init();
+            }
+            __syncwarp();  // a warp must arrive as one
+            cluster_arrive_relaxed();
             cluster_wait();
         }
     }
@@ -115,7 +123,7 @@ struct Team {
     template <int SLOT, class Value>
     static DEVICE Value over_warps(Value value, int turn = 0) {
         if constexpr (ROW_LANES > 32) value = over_block<SLOT>(value, turn % 2);
-        if constexpr (ROW_BLOCKS > 1) value = over_cluster<SLOT>(value, turn % 2);
+        if constexpr (ROW_BLOCKS > 1) value = over_cluster(value, turn);
         // Lanes of one warp only: what they have read is read before one of them writes in its place.
         if constexpr (ROW_LANES <= 32) __syncwarp();
         return value;
@@ -138,25 +146,33 @@ struct Team {
         return value.template over_lanes<32>();
     }
 
-    template <int SLOT, class Value>
-    static DEVICE Value over_cluster(Value value, int half) {
+    // Of the messages in each of the two places, in the parity of the phase that `turn` belongs to.
+    static DEVICE Mbarrier* arrived() {
+        SHARED_ARRAY(Mbarrier, both, 2);
+        return both;
+    }
+
+    template <class Value>
+    static DEVICE Value over_cluster(Value value, int turn) {
         constexpr int WORDS = (sizeof(Value) + 7) / 8;
         union Message {
             Word words[WORDS];
             Value value;
         };
         SHARED_ARRAY(Message, of_block, 2 * ROW_BLOCKS);
+        Message* const place = of_block + turn % 2 * ROW_BLOCKS;
+        Mbarrier* const barrier = arrived() + turn % 2;
+        if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, ROW_BLOCKS * sizeof(Message));
         if (threadIdx.x < ROW_BLOCKS) {
-            Message message;
+            const int there = threadIdx.x;
+            Message message = {};
             message.value = value;
-            for (int i = 0; i < WORDS; ++i)
-                store_remote(&of_block[half * ROW_BLOCKS + cluster_rank()].words[i], threadIdx.x, message.words[i]);
+            const Remote remote = remote_place(&place[cluster_rank()], there), remote_barrier = remote_place(barrier, there);
+            for (int i = 0; i < WORDS; ++i) store_async(remote + 8 * i, message.words[i], remote_barrier);
         }
-        __syncwarp();  // a warp must arrive as one
-        cluster_arrive();
-        cluster_wait();
+        mbarrier_wait_cluster(barrier, turn / 2 % 2);
         const int lane = threadIdx.x % 32;
-        value = lane < ROW_BLOCKS ? of_block[half * ROW_BLOCKS + lane].value : Value::none();
+        value = lane < ROW_BLOCKS ? place[lane].value : Value::none();
         return value.template over_lanes<32>();
     }
 };

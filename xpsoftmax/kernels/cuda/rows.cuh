@@ -337,7 +337,6 @@ struct StreamedRow : Place {
     // How far logits may rise above what the sum's reference was picked for. Moving it costs an exponential's error; what
     // was added two moves ago is smaller than e^-4, so these errors do not add up even if the row rises steadily.
     static constexpr int SLACK = 4;
-    static_assert(Way::AHEAD >= SLACK, "exponentials of what lies within the slack must be at most 1");
 
     DEVICE StreamedRow(const Scalar* row, Long classes, Seat seat, bool reads) : Place(row, classes, seat, reads) {}
 
@@ -365,7 +364,7 @@ struct StreamedRow : Place {
         return below;
     }
 
-    // What sums have in common: a reference that moves with the row, a little ahead of it.
+    // What sums have in common: a reference that moves with the row.
     struct Reference {
         Real picked_for = -Limits<Real>::infinity(), largest = picked_for;
         Way way = Way(picked_for);
@@ -373,7 +372,7 @@ struct StreamedRow : Place {
         DEVICE Real rise_to(Real highest) {
             largest = larger(largest, highest);
             if (!(highest > picked_for + SLACK)) return 1;
-            const Way next(highest, Way::AHEAD);
+            const Way next(highest);
             const Real factor = picked_for == -Limits<Real>::infinity() ? 1 : next.from(way);  // nothing was added yet
             way = next, picked_for = highest;
             return factor;
@@ -403,7 +402,7 @@ struct StreamedRow : Place {
         for (int k = 0; k < EDGES; ++k) {
             const Real x = read_edge(k);
             rise_to(x);
-            sum.add(reference.way(x));
+            sum.add(reference.way.near(x));
         }
         const Sum mine = {reference.largest, sum.total() * reference.to_largest()};
         return mine.over_lanes<WARP_LANES>();
@@ -430,7 +429,7 @@ struct StreamedRow : Place {
         for (int k = 0; k < EDGES; ++k) {
             const Real x = read_edge(k);
             rise_to(x);
-            add({reference.way(x), 0});
+            add({reference.way.near(x), 0});
         }
         const Real factor = reference.to_largest();
         const SumBesideLargest mine = {reference.largest, {largest * factor, rest.total() * factor}};
@@ -461,7 +460,7 @@ struct StreamedRow : Place {
     static DEVICE void exponentials(const Way& way, const Vector& v, Real (&e)[PER]) {
         unpack<Scalar>(v, e);
 #pragma unroll
-        for (int i = 0; i < PER; ++i) e[i] = way(e[i]);
+        for (int i = 0; i < PER; ++i) e[i] = way.near(e[i]);
     }
     // Of this thread's vectors and their numbers. A row that is not read has vectors of -inf.
     template <class Visit>
