@@ -80,14 +80,22 @@ class Recorder:
         self.launches: list[plan.Launch] = []
         self.compiled: list[str] = []
         self.module = ModuleType("cupy")
-        runtime = SimpleNamespace(is_hip=False, getDevice=lambda: Device.current)
+        self.capturing, self.stream = False, 7
+        runtime = SimpleNamespace(
+            is_hip=False, getDevice=lambda: Device.current, streamIsCapturing=lambda stream: self.capturing
+        )
         device = lambda number: SimpleNamespace(  # noqa: E731
             compute_capability=str(capability), attributes={"MultiProcessorCount": MULTIPROCESSORS}
         )
         driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda function, block, shared: 1)
         self.module.__dict__.update(
             ndarray=Array,
-            cuda=SimpleNamespace(runtime=runtime, Device=device, driver=driver),
+            cuda=SimpleNamespace(
+                runtime=runtime,
+                Device=device,
+                driver=driver,
+                get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
+            ),
             empty=lambda shape, dtype: np.full(shape, 123, dtype).view(Array),
             zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
             ascontiguousarray=lambda x: x if x.flags.c_contiguous and x.ndim else np.ascontiguousarray(x).view(Array),

@@ -7,6 +7,7 @@ test_kernels_cuda.py.
 from __future__ import annotations
 
 import ctypes
+import threading
 from types import SimpleNamespace
 
 import _cuda_on_cpu as cpu
@@ -217,6 +218,45 @@ def test_a_specialisation_is_compiled_once(cuda, recorder):
         cuda.softmax_rows(array(np.zeros((2, 5), "f4")))
     assert recorder.compiled == ["softmax"]
     assert len(recorder.launches) == 3
+
+
+def plain_total(cuda, rng, rows=ROWS, **options):
+    z, y = rng.normal(size=(rows, CLASSES)), rng.integers(CLASSES, size=rows)
+    total, _ = cuda.softmax_loss_total(array(z), array(y), 0.5, LossSpec(**options), grad=False)
+    close(total, generic.softmax_loss_total(z, y, np.full(rows, 0.5), LossSpec(**options), grad=False)[0])
+
+
+@pytest.mark.parametrize("rows", [1, ROWS, plan.MOST_ROWS_IN_ONE_LAUNCH, plan.MOST_ROWS_IN_ONE_LAUNCH + 1])
+def test_a_plain_loss_is_one_launch_for_not_many_rows(cuda, recorder, rng, rows):
+    plain_total(cuda, rng, rows)
+    plain_total(cuda, rng, rows)  # the counter is 0 again
+    names = ["softmax_loss"] + ["total"] * (rows > plan.MOST_ROWS_IN_ONE_LAUNCH)
+    assert [launch.kernel for launch in recorder.launches] == 2 * names
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 0.1}])
+def test_a_loss_with_options_is_two_launches(cuda, recorder, rng, options):
+    plain_total(cuda, rng, **options)
+    assert [launch.kernel for launch in recorder.launches][1] == "total"
+
+
+def test_a_launch_that_is_captured_has_no_counter(cuda, recorder, rng):
+    """It may be replayed on several streams at once."""
+    recorder.capturing = True
+    plain_total(cuda, rng)
+    assert [launch.kernel for launch in recorder.launches] == ["softmax_loss", "total"]
+
+
+def test_each_stream_has_a_counter_of_its_own(cuda, recorder, rng):
+    seen = []
+    for recorder.stream in (7, 8, 7, cuda.PER_THREAD):
+        plain_total(cuda, rng)
+        seen.append(int(recorder.launches[-1].arguments[-3]))
+    thread = threading.Thread(target=lambda: (plain_total(cuda, rng), seen.append(int(recorder.launches[-1].arguments[-3]))))
+    thread.start()
+    thread.join()
+    assert seen[0] == seen[2]
+    assert len({*seen}) == 4
 
 
 @pytest.mark.parametrize("capability", [75, 90])

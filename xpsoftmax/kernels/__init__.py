@@ -22,6 +22,7 @@ OPERATIONS = (
     "log_softmax_rows",
     "logsumexp_rows",
     "softmax_loss_rows",
+    "softmax_loss_total",
     "are_classes",
     "total",
     "bias_activation",

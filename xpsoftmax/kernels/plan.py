@@ -130,11 +130,15 @@ def size_classes(operation: str, dtype: str) -> tuple[SizeClass, ...]:
     kinds = _ALL_CLASSES[dtype]
     if operation not in _TAKE_MORE_REGISTERS:
         return kinds
-    most = 8 if dtype == "float64" else 16
-    fewer = {10: 8, 6: 5, 3: 2}
-    kinds = tuple(kind._replace(resident=fewer.get(kind.resident, kind.resident)) for kind in kinds)
-    halved = tuple(kind._replace(vectors=8) if dtype == "float64" and kind.vectors == 16 else kind for kind in kinds)
-    return tuple(dict.fromkeys(kind for kind in halved if kind.vectors <= most))
+    return tuple(dict.fromkeys(_with_more_registers(kind, operation, dtype) for kind in kinds if kind.vectors < 25))
+
+
+def _with_more_registers(kind: SizeClass, operation: str, dtype: str) -> SizeClass:
+    if dtype == "float64" and kind.vectors == 16:
+        return kind._replace(vectors=8)
+    if operation == "log_softmax" and kind.threads == 1024:
+        return SizeClass(512, 16, kind.blocks, kind.resident)
+    return kind._replace(resident={10: 8, 6: 5, 3: 2}.get(kind.resident, kind.resident))
 
 
 QUICK_FROM = 256
@@ -212,10 +216,14 @@ def loss_launch(
     *,
     weight_of_all: float = 0.0,
     label_smoothing: float = 0.0,
+    total: int = 0,
+    counter: int = 0,
 ) -> Launch:
     """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,).
 
-    For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`.
+    For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`. Without smoothing the launch may
+    add up the losses, too: `total` is the address of the sum, or 0, and `counter` that of a uint32, which must be 0, is 0
+    again afterwards, and belongs to no other launch that may run at the same time.
     """
     real = REALS[logits.dtype]
     arguments = (
@@ -227,7 +235,8 @@ def loss_launch(
         *_rows_of(result),
     )
     if label_smoothing == 0.0:
-        return _launch("softmax_loss", logits, result, capability, kind, arguments)
+        sums = np.uint64(total), np.uint64(counter)
+        return _launch("softmax_loss", logits, result, capability, kind, (*arguments, *sums))
     shares = real(1.0 - label_smoothing), real(label_smoothing / logits.classes)
     return _launch("softmax_loss_smoothed", logits, result, capability, kind, (*arguments, *shares))
 
@@ -309,6 +318,8 @@ def update_launch(
     )
 
 
+MOST_ROWS_IN_ONE_LAUNCH = 4096
+"""Beyond, one block adds up the losses more slowly than a launch of its own for their total does."""
 TOTAL_PART = 16_384
 TOTAL_THREADS = 512
 

@@ -6,15 +6,16 @@
 
 ROW_KERNEL log_softmax(const Scalar* logits, Long logits_stride, Result* out, Long out_stride, Long rows,
                        Long classes) {
-    for_each_row(rows, [&](const Seat& seat) {
+    for_each_row(rows, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
 
         Row row(logits + r * logits_stride, classes, seat, inside);
-        const SumBesideLargest sum = RowTeam::over_warps<0>(row.beside_largest(), seat.turn);
+        const SumBesideLargest sum = RowTeam::over_warps<0>(row.beside_largest(), merges++);
+        const Real log_of_sum = log_of_rest(row, sum, merges);
         if (!inside) return;
         const bool usable = sum.top > -Limits<Real>::infinity() && sum.top < Limits<Real>::infinity();
-        const Real loss = usable ? log_of_one_and(sum.rest()) : Limits<Real>::nan();
+        const Real loss = usable ? log_of_sum : Limits<Real>::nan();
         row.write_shifted(out + r * out_stride, sum.top, loss);
     });
 }

@@ -5,15 +5,16 @@
 #include "rows.cuh"
 
 ROW_KERNEL logsumexp(const Scalar* logits, Long logits_stride, Scalar* sums, Long rows, Long classes) {
-    for_each_row(rows, [&](const Seat& seat) {
+    for_each_row(rows, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
 
         Row row(logits + r * logits_stride, classes, seat, inside);
-        const SumBesideLargest sum = RowTeam::over_warps<0>(row.beside_largest(), seat.turn);
+        const SumBesideLargest sum = RowTeam::over_warps<0>(row.beside_largest(), merges++);
+        const Real log_of_sum = log_of_rest(row, sum, merges);
         if (!inside || !seat.leads()) return;
         // An infinity is the sum itself, log(0) = -inf and log(inf) = inf, and the largest is nan if one is.
         const bool usable = sum.top > -Limits<Real>::infinity() && sum.top < Limits<Real>::infinity();
-        sums[r] = narrowed<Scalar>(usable ? sum.top + log_of_one_and(sum.rest()) : sum.top);
+        sums[r] = narrowed<Scalar>(usable ? sum.top + log_of_sum : sum.top);
     });
 }

@@ -40,7 +40,8 @@ DEVICE Bfloat narrowed<Bfloat>(float x) {
     return Bfloat{(unsigned short)pack_bfloats(x, 0)};
 }
 
-// What is known of a working precision: its infinity, nan, lowest finite number and smallest normal number.
+// What is known of a working precision: its infinity, nan, lowest finite number, smallest normal number,
+// and a number so far above that one that a sum of subnormal numbers is nothing beside it.
 template <class Real>
 struct Limits;
 template <>
@@ -48,6 +49,7 @@ struct Limits<float> {
     static DEVICE float infinity() { return __uint_as_float(0x7f800000u); }
     static DEVICE float nan() { return __uint_as_float(0x7fc00000u); }
     static DEVICE float lowest() { return __uint_as_float(0xff7fffffu); }
+    static DEVICE float small() { return 1e-24f; }
     static DEVICE float tiny() { return __uint_as_float(0x00800000u); }
 };
 template <>
@@ -55,6 +57,7 @@ struct Limits<double> {
     static DEVICE double infinity() { return __longlong_as_double(0x7ff0000000000000ll); }
     static DEVICE double nan() { return __longlong_as_double(0x7ff8000000000000ll); }
     static DEVICE double lowest() { return __longlong_as_double(0xffefffffffffffffll); }
+    static DEVICE double small() { return 1e-280; }
     static DEVICE double tiny() { return __longlong_as_double(0x0010000000000000ll); }
 };
 

@@ -98,9 +98,9 @@ struct Largest {
     }
 };
 
-// The threads of one row. A kernel that merges twice a row uses another SLOT for each; one that takes row after row merges
-// once, and says which `turn` it is. Messages have two places, used in turn: what was merged two rows ago has been read by
-// all threads when it is written over, because all have met at the row between.
+// The threads of one row. A kernel that merges twice a row uses another SLOT for each; one that takes row after row says which
+// `turn` it is: how often its threads have merged before. Messages have two places, used in turn: what was merged two turns
+// ago has been read by all threads when it is written over, because all have met in the turn between.
 //
 // Blocks of a cluster send their values to each other by stores that report to a barrier in the block that they reach: no
 // thread waits for more than the messages of its row. None ends while messages to it are under way, for it waits for all.

@@ -18,6 +18,7 @@
 //   distances(), count()   how far all logits are below the largest, in sum (of this thread alone); how many it has
 //   others(label)          the sum of exponentials without the label
 //   beside_largest()       the sum of exponentials without one of the largest
+//   others_below(top)      the same without all that are as large as `top`
 //   write_exponentials, write_shifted   the results
 #pragma once
 #include "exponentials.cuh"
@@ -50,9 +51,8 @@ struct Seat {
     Long row;
     int lane;   // of LANES
     int block;  // of BLOCKS
-    int turn;
 
-    DEVICE explicit Seat(int turn) : turn(turn) {
+    DEVICE explicit Seat(int turn) {
         const int thread = thread_index();
         lane = thread % LANES;
         block = BLOCKS > 1 ? cluster_rank() : 0;
@@ -62,19 +62,21 @@ struct Seat {
     DEVICE bool leads() const { return lane == 0 && block == 0; }
 };
 
-// Calls body(seat) for each row of these threads. Threads without a row call it, too, if others of their warp have one.
+// Calls body(seat, merges) for each row of these threads; `merges` counts what they have merged. Threads without a row call
+// it, too, if others of their warp have one.
 template <class Body>
 DEVICE void for_each_row(Long rows, Body body) {
     RowTeam::begin();
+    int merges = 0;
     if constexpr (PERSISTENT) {
 #pragma unroll 1
         for (int turn = 0;; ++turn) {
             const Seat seat(turn);
             if (seat.row >= rows) return;
-            body(seat);
+            body(seat, merges);
         }
     } else {
-        body(Seat(0));
+        body(Seat(0), merges);
     }
 }
 
@@ -184,6 +186,42 @@ struct Place {
     DEVICE void write_left_out(Result* out, Real value) const {
         if (left_out >= 0) out[left_out] = narrowed<Result>(value);
     }
+    // Rarely asked for: it reads the row again, one vector after the other, and so needs few registers beside a held row.
+    DEVICE Sum others_below(Real row_top) const {
+        const auto below = [&](Real x) { return x == row_top ? -Limits<Real>::infinity() : x; };
+        Real top = -Limits<Real>::infinity();
+        for_each_vector_again(
+            [&](const Real (&x)[PER]) {
+#pragma unroll
+                for (int i = 0; i < PER; ++i) top = larger(top, below(x[i]));
+            },
+            [&](Real x) { top = larger(top, below(x)); });
+        __syncwarp();
+        top = largest_of_lanes<WARP_LANES>(top);
+        const Way way(top);
+        LongSum<Real> sum;
+        for_each_vector_again(
+            [&](Real (&x)[PER]) {
+#pragma unroll
+                for (int i = 0; i < PER; ++i) x[i] = way(below(x[i]));
+                sum.add(sum_of(x));
+            },
+            [&](Real x) { sum.add(way(below(x))); });
+        __syncwarp();
+        return Sum{top, sum_of_lanes<WARP_LANES>(sum.total())};
+    }
+    template <class VisitVector, class VisitEdge>
+    DEVICE void for_each_vector_again(VisitVector visit, VisitEdge visit_edge) const {
+        const int end = reads ? parts.vectors() : 0;
+#pragma unroll 1
+        for (int number = first(); number < end; number += STEP) {
+            Real x[PER];
+            unpack<Scalar>(load_vector(parts.vector(number)), x);
+            visit(x);
+        }
+#pragma unroll 1
+        for (int k = 0; k < EDGES; ++k) visit_edge(read_edge(k));
+    }
     DEVICE bool on_boundary(const Result* out) const { return (Word)(out + parts.head) % 16 == 0; }
 };
 
@@ -263,6 +301,7 @@ struct HeldRow : Place {
 #pragma unroll
         for (int k = 0; k < EDGES; ++k) terms = terms.with(way(edges[k]));
         forget_all();
+        __syncwarp();
         return SumBesideLargest{top, terms.over_lanes<WARP_LANES>()};
     }
 
@@ -502,6 +541,17 @@ struct Kind<false> {
     using Row = StreamedRow;
 };
 using Row = Kind<(VECTORS > 0)>::Row;
+
+// log1p of the sum of exp(z - top) of all but one of the largest. Where that leads by far, what is lost of exponentials that
+// are subnormal beside it would show: the sum is taken once more, beside the largest of the others.
+DEVICE Real log_of_rest(Row& row, const SumBesideLargest& sum, int& merges) {
+    const Real rest = sum.rest();
+    const bool leads = !(rest >= Limits<Real>::small());
+    const Real log_of_sum = log_of_one_and(rest);
+    if (!(LANES < 32 ? sum_of_lanes<32>((int)leads) > 0 : leads)) return log_of_sum;  // all threads of a warp agree
+    const Exponentials<Real> others = RowTeam::over_warps<1>(row.others_below(sum.top), merges++).exponentials();
+    return leads ? against(others, sum.top).loss : log_of_sum;
+}
 
 #if BLOCKS > 1
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

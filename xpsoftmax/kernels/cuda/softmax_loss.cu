@@ -4,6 +4,7 @@
 //
 // Layout   logits and dlogits (R, C), classes adjacent, rows any number of elements apart; dlogits may be the logits
 //          themselves, or null: then only the loss is computed. weights (R,), or null: then all are weight_of_all.
+//          total (), or null: the sum of the losses, which the block adds up that finishes last (last_block.cuh).
 // Launch   one row to LANES threads (several rows a block), to one block, or to a cluster of BLOCKS blocks: see rows.cuh. A
 //          kernel with one block a multiprocessor takes row after row, and its grid need not have all of them.
 // Limits   held: LANES * VECTORS * BLOCKS must be at least the row's whole vectors (the launcher checks); C < 2^31 - 16.
@@ -11,12 +12,13 @@
 //
 // A label out of range is read nowhere, and makes its row nan. A row of weight 0 is not read at all and gets zeros.
 #include "labels.cuh"
+#include "last_block.cuh"
 #include "rows.cuh"
 
 ROW_KERNEL softmax_loss(const Scalar* logits, Long logits_stride, const void* labels_first, int label_bytes,
                         const Real* weights, Real weight_of_all, Real* losses, Result* dlogits, Long dlogits_stride,
-                        Long rows, Long classes) {
-    for_each_row(rows, [&](const Seat& seat) {
+                        Real* total, unsigned* counter, Long rows, Long classes) {
+    for_each_row(rows, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
         const Scalar* const start = logits + r * logits_stride;
@@ -29,7 +31,7 @@ ROW_KERNEL softmax_loss(const Scalar* logits, Long logits_stride, const void* la
         // One load for all threads of the row, done before any of them writes in its place (there is a barrier between).
         const Real z_hot = counts && is_class ? widened(start[label]) : Limits<Real>::nan();
         const Exponentials<Real> others =
-            RowTeam::over_warps<0>(row.others(is_class ? label : -1), seat.turn).exponentials();
+            RowTeam::over_warps<0>(row.others(is_class ? label : -1), merges++).exponentials();
         if (!inside) return;
 
         const Odds<Real> odds = against(others, z_hot);
@@ -40,4 +42,7 @@ ROW_KERNEL softmax_loss(const Scalar* logits, Long logits_stride, const void* la
         const Real of_label = counts ? 0 - odds.rest / odds.total * share : 0;  // never p - 1
         row.write_exponentials(dlogits + r * dlogits_stride, others.top, factor, of_label);
     });
+    // Only the first block of a cluster writes losses.
+    if (total != nullptr && (BLOCKS == 1 || cluster_rank() == 0))
+        add_up_in_last_block<THREADS>(losses, rows, total, counter, gridDim.x / BLOCKS);
 }

@@ -24,7 +24,7 @@ struct Sums {
 ROW_KERNEL softmax_loss_smoothed(const Scalar* logits, Long logits_stride, const void* labels_first, int label_bytes,
                                  const Real* weights, Real weight_of_all, Real* losses, Result* dlogits,
                                  Long dlogits_stride, Real kept, Real share, Long rows, Long classes) {
-    for_each_row(rows, [&](const Seat& seat) {
+    for_each_row(rows, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
         const Scalar* const start = logits + r * logits_stride;
@@ -38,7 +38,7 @@ ROW_KERNEL softmax_loss_smoothed(const Scalar* logits, Long logits_stride, const
         Distances<Real> below = row.distances();
         const Sum of_warp = row.others(is_class ? label : -1);
         below.count = row.count();
-        const Sums sums = RowTeam::over_warps<0>(Sums{below.over_lanes<WARP_LANES>(), of_warp}, seat.turn);
+        const Sums sums = RowTeam::over_warps<0>(Sums{below.over_lanes<WARP_LANES>(), of_warp}, merges++);
         if (!inside) return;
 
         below = sums.below;
