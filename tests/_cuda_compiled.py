@@ -83,9 +83,10 @@ def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
                 defines = plan.defines(kind, dtype, result, quick=quick)
                 yield Specialisation(f"{kernel} {name_of(kind)}", kernel, defines, kind.threads, kind.resident)
     for result in dict.fromkeys((dtype, plan.REALS[dtype].__name__)):
-        for threads in plan.MASS_THREADS:
-            defines = plan.mass_defines(threads, dtype, result)
-            yield Specialisation(f"softmax_loss_of_masses {threads}", "softmax_loss_of_masses", defines, threads, 2)
+        for kind in plan.mass_classes(dtype):
+            name = f"softmax_loss_of_masses {kind.threads}x{kind.held}"
+            defines = plan.mass_defines(kind, dtype, result)
+            yield Specialisation(name, "softmax_loss_of_masses", defines, kind.threads, kind.resident)
     yield Specialisation("bad_labels", "bad_labels", plan.LABEL_DEFINES, 256, 4)
     if dtype in ("float32", "float64"):  # the working precisions
         yield Specialisation("total", "total", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)

@@ -18,7 +18,6 @@ import numpy as np
 
 from xpsoftmax.kernels import plan
 
-
 MULTIPROCESSORS = 3
 
 

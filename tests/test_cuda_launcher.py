@@ -252,7 +252,9 @@ def test_each_stream_has_a_counter_of_its_own(cuda, recorder, rng):
     for recorder.stream in (7, 8, 7, cuda.PER_THREAD):
         plain_total(cuda, rng)
         seen.append(int(recorder.launches[-1].arguments[-3]))
-    thread = threading.Thread(target=lambda: (plain_total(cuda, rng), seen.append(int(recorder.launches[-1].arguments[-3]))))
+    thread = threading.Thread(
+        target=lambda: (plain_total(cuda, rng), seen.append(int(recorder.launches[-1].arguments[-3])))
+    )
     thread.start()
     thread.join()
     assert seen[0] == seen[2]

@@ -118,6 +118,19 @@ def test_too_many_classes_or_blocks_are_refused():
         plan.rows_launch("softmax", MATRIX._replace(rows=2**33), MATRIX, 90)
 
 
+@pytest.mark.parametrize("dtype", plan.SCALARS)
+def test_rows_with_masses_are_held_as_far_as_registers_go(dtype):
+    *held, streamed = plan.mass_classes(dtype)
+    for kind in held:
+        assert plan.mass_class(kind.threads * kind.held, dtype) == kind
+    most = held[-1].threads * held[-1].held
+    assert most == (4096 if dtype == "float64" else 8192)
+    assert plan.mass_class(most + 1, dtype) == streamed
+    logits = plan.Matrix(1024, 5, most + 1, most + 1, dtype)
+    launch = plan.masses_launch(logits, (64, "int64"), 0, 0, None, class_weights=0, label_smoothing=0.1, z_loss=0.0)
+    assert dict(launch.defines)["CLASSES_HELD"] == "0"
+
+
 def test_the_grid_has_every_row():
     for rows, grid in ((1, 1), (32, 1), (33, 2)):
         logits = plan.Matrix(1024, rows, 4, 4, "float32")

@@ -284,7 +284,7 @@ def loss_of_masses(
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("classes", [1, 3, 117, 509, 5003])
+@pytest.mark.parametrize("classes", [1, 3, 117, 509, 5003, 8209])
 @every_dtype
 def test_options(rng, dtype, classes, option, record_property):
     entries: list[int] = []

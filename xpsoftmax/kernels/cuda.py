@@ -65,7 +65,7 @@ def softmax_loss_rows(
 def softmax_loss_total(
     logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
-    """See `xpsoftmax.kernels.generic.softmax_loss_total`. Of labels without options, in one launch for not many rows."""
+    """See `xpsoftmax.kernels.generic.softmax_loss_total`; one launch for few rows and labels without options."""
     losses, result, sum_of_losses = _softmax_loss(logits, targets, row_weight, spec, grad=grad, out=out, add_up=True)
     return total(losses) if sum_of_losses is None else sum_of_losses, result
 
@@ -112,7 +112,9 @@ def _counter() -> int:
     stream = cupy.cuda.get_current_stream().ptr
     if cupy.cuda.runtime.streamIsCapturing(stream):
         return 0
-    return _address(_counter_of(cupy.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == PER_THREAD else 0))
+    return _address(
+        _counter_of(cupy.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == PER_THREAD else 0)
+    )
 
 
 PER_THREAD = 2

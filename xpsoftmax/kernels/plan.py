@@ -222,8 +222,8 @@ def loss_launch(
     """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,).
 
     For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`. Without smoothing the launch may
-    add up the losses, too: `total` is the address of the sum, or 0, and `counter` that of a uint32, which must be 0, is 0
-    again afterwards, and belongs to no other launch that may run at the same time.
+    add up the losses, too: `total` is the address of the sum, or 0, and `counter` that of a uint32. The counter must be 0,
+    is 0 again afterwards, and belongs to no other launch that may run at the same time.
     """
     real = REALS[logits.dtype]
     arguments = (
@@ -263,12 +263,12 @@ def masses_launch(
         address, dtype = targets
         target_arguments = (np.uint64(address), _label_bytes(dtype), np.uint64(0), np.int64(0))
     real = REALS[logits.dtype]
-    threads = mass_threads(logits.classes)
+    kind = mass_class(logits.classes, logits.dtype)
     return Launch(
         "softmax_loss_of_masses",
-        mass_defines(threads, logits.dtype, _result_dtype(logits, result)),
+        mass_defines(kind, logits.dtype, _result_dtype(logits, result)),
         _grid(logits.rows),
-        threads,
+        kind.threads,
         (
             *_rows_of(logits),
             *target_arguments,
@@ -376,12 +376,28 @@ def _units_launch(kernel: str, units: Matrix, define: tuple[str, str], arguments
     )
 
 
-MASS_THREADS = (32, 128, 512)
+class MassClass(NamedTuple):
+    """How a row with target masses is laid on the threads of a block (kernels/cuda/softmax_loss_of_masses.cu)."""
+
+    threads: int
+    held: int  # classes of each thread in registers; 0: any number, which are read again
+    resident: int
 
 
-def mass_threads(classes: int) -> int:
-    """Threads for a row with target masses: at least four classes each, if there are so many."""
-    return next((threads for threads in MASS_THREADS if classes <= 4 * threads), MASS_THREADS[-1])
+_MASSES = (MassClass(32, 4, 16), MassClass(128, 4, 8))
+_MASSES_OF_SINGLE = (*_MASSES, MassClass(512, 4, 2), MassClass(512, 8, 2), MassClass(1024, 8, 1), MassClass(512, 0, 2))
+_MASSES_OF_DOUBLE = (*_MASSES, MassClass(512, 4, 1), MassClass(512, 8, 1), MassClass(512, 0, 2))
+
+
+def mass_classes(dtype: str) -> tuple[MassClass, ...]:
+    """Smallest first; the last one takes any row."""
+    return _MASSES_OF_DOUBLE if dtype == "float64" else _MASSES_OF_SINGLE
+
+
+@cache
+def mass_class(classes: int, dtype: str) -> MassClass:
+    """The first class that holds a row."""
+    return next(kind for kind in mass_classes(dtype) if kind.held == 0 or classes <= kind.threads * kind.held)
 
 
 def defines(kind: SizeClass, dtype: str, result: str, *, quick: bool) -> tuple[tuple[str, str], ...]:
@@ -408,9 +424,15 @@ def _result_dtype(logits: Matrix, result: Matrix | None) -> str:
 
 
 @cache
-def mass_defines(threads: int, dtype: str, result: str) -> tuple[tuple[str, str], ...]:
+def mass_defines(kind: MassClass, dtype: str, result: str) -> tuple[tuple[str, str], ...]:
     """The specialisation of the kernel for target masses."""
-    return (("SCALAR", SCALARS[dtype]), ("RESULT", SCALARS[result]), ("THREADS", str(threads)), ("RESIDENT", "2"))
+    return (
+        ("SCALAR", SCALARS[dtype]),
+        ("RESULT", SCALARS[result]),
+        ("THREADS", str(kind.threads)),
+        ("CLASSES_HELD", str(kind.held)),
+        ("RESIDENT", str(kind.resident)),
+    )
 
 
 def options(specialisation: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
