@@ -138,7 +138,9 @@ def _with_more_registers(kind: SizeClass, operation: str, dtype: str) -> SizeCla
         return kind._replace(vectors=8)
     if operation == "log_softmax" and kind.threads == 1024:
         return SizeClass(512, 16, kind.blocks, kind.resident)
-    return kind._replace(resident={10: 8, 6: 5, 3: 2}.get(kind.resident, kind.resident))
+    if operation == "softmax_loss_smoothed" and dtype == "float32" and kind.threads == 1024:
+        return SizeClass(512, 8, min(2 * kind.blocks, 8), 1)
+    return kind._replace(resident={10: 8, 6: 5, 5: 4, 3: 2}.get(kind.resident, kind.resident))
 
 
 QUICK_FROM = 256
@@ -222,8 +224,8 @@ def loss_launch(
     """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,).
 
     For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`. Without smoothing the launch may
-    add up the losses, too: `total` is the address of the sum, or 0, and `counter` that of a uint32. The counter must be 0,
-    is 0 again afterwards, and belongs to no other launch that may run at the same time.
+    add up the losses, too: `total` is the address of the sum, or 0, and `counter` that of a uint32. The counter must be
+    0, is 0 again afterwards, and belongs to no other launch that may run at the same time.
     """
     real = REALS[logits.dtype]
     arguments = (

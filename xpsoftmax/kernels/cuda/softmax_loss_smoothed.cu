@@ -30,8 +30,8 @@ ROW_KERNEL softmax_loss_smoothed(const Scalar* logits, Long logits_stride, const
         const Scalar* const start = logits + r * logits_stride;
 
         const Long label = inside ? Labels{labels_first, label_bytes}[r] : 0;
-        const Real weight = !inside ? 0 : weights ? weights[r] : weight_of_all;
-        const bool counts = weight != 0, is_class = label >= 0 && label < classes;
+        const auto weight = [&] { return !inside ? 0 : weights ? weights[r] : weight_of_all; };
+        const bool counts = weight() != 0, is_class = label >= 0 && label < classes;
 
         Row row(start, classes, seat, counts);
         const Real z_hot = counts && is_class ? widened(start[label]) : Limits<Real>::nan();
@@ -44,7 +44,7 @@ ROW_KERNEL softmax_loss_smoothed(const Scalar* logits, Long logits_stride, const
         below = sums.below;
         const Exponentials<Real> others = sums.others.exponentials();
         const Odds<Real> odds = against(others, z_hot);
-        const Real weighted = is_usable(others, z_hot) ? weight : Limits<Real>::nan();
+        const Real weighted = is_usable(others, z_hot) ? weight() : Limits<Real>::nan();
         if (seat.leads()) {
             // Of another class than the label the largest is others.top, and the total that of exp(z - others.top).
             const Real of_largest = z_hot == below.top ? odds.loss : logarithm(odds.total);
