@@ -77,8 +77,9 @@ def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
     """Everything that the launcher can ask for on this architecture."""
     for kernel in OPERATIONS:
         for kind in plan.size_classes(kernel, dtype):
-            if kind.blocks > 1 and arch < plan.CLUSTERS_FROM:
+            if not plan.exists_on(kind, arch):
                 continue
+            kind = plan.on_capability(kind, arch)
             for result, quick in ways(kernel, kind, dtype):
                 defines = plan.defines(kind, dtype, result, quick=quick)
                 yield Specialisation(f"{kernel} {name_of(kind)}", kernel, defines, kind.threads, kind.resident)

@@ -32,7 +32,7 @@ def test_every_row_is_covered_by_the_smallest_class(operation, dtype, capability
         kind = plan.size_class(logits, capability, operation)
         assert kind == plan.size_class(logits._replace(address=1024 + 16 // per), capability, operation)
         assert kind.vectors == 0 or classes // per <= kind.capacity
-        allowed = [k for k in kinds if k.vectors and (capability == 90 or k.blocks == 1)]
+        allowed = [k for k in kinds if k.vectors and (capability == 90 or (k.blocks == 1 and k.vectors < 25))]
         smaller = [k for k in allowed if classes // per <= k.capacity < (kind.capacity or 2**63)]
         assert not smaller, f"{classes} classes would fit {smaller}, not {kind}"
 
@@ -50,7 +50,9 @@ def test_classes_are_tried_from_the_smallest(operation, dtype):
 def test_a_class_is_something_that_can_be_launched(kind):
     assert kind.threads % 32 == 0
     assert kind.threads <= 1024
-    assert kind.threads * kind.resident <= 2048
+    assert plan.on_capability(kind, 90) == kind
+    for capability in (75, 80, 100, 120):
+        assert plan.on_capability(kind, capability).resident * kind.threads <= 1024
     assert kind.blocks <= 8
     assert kind.lanes in (4, 8, 16, 32) or kind.lanes == kind.threads
     assert kind.lanes & (kind.lanes - 1) == 0

@@ -33,11 +33,7 @@ def test_compiles_within_its_registers_and_without_spills(arch, dtype, record_pr
             over.append(f"{each.name} {each.defines}: {registers} registers, {most} allowed; {spilled} bytes spilled")
         count += 1
     assert not over, f"sm_{arch}, {dtype}:\n" + "\n".join(over)
-    held = sum(
-        kind.blocks == 1 or arch >= plan.CLUSTERS_FROM
-        for name in gpu.OPERATIONS
-        for kind in plan.size_classes(name, dtype)
-    )
+    held = sum(plan.exists_on(kind, arch) for name in gpu.OPERATIONS for kind in plan.size_classes(name, dtype))
     assert count >= held + 4 + (9 + len(plan.RULES) if dtype in ("float32", "float64") else 0)
     record_property("compiled", count)
 

@@ -179,14 +179,29 @@ class Launch(NamedTuple):
 
 def size_class(logits: Matrix, capability: int, operation: str = "softmax_loss") -> SizeClass:
     """Return the class of rows like these on a device of this compute capability (as 90 for 9.0)."""
-    return _size_class(operation, logits.classes, logits.dtype, clusters=capability >= CLUSTERS_FROM)
+    return _size_class(operation, logits.classes, logits.dtype, capability)
 
 
 @cache
-def _size_class(operation: str, classes: int, dtype: str, *, clusters: bool) -> SizeClass:
+def _size_class(operation: str, classes: int, dtype: str, capability: int) -> SizeClass:
     vectors = whole_vectors(classes, dtype)
     kinds = size_classes(operation, dtype)
-    return next(kind for kind in kinds if covers(kind, vectors) and (clusters or kind.blocks == 1))
+    return next(kind for kind in kinds if covers(kind, vectors) and exists_on(kind, capability))
+
+
+def on_capability(kind: SizeClass, capability: int) -> SizeClass:
+    """The class with as many blocks resident as the device can have: threads, and registers without spills.
+
+    More than 1024 threads of a multiprocessor fit on the GPUs that the classes were measured on, those of 9.0. The kernels
+    of other GPUs take a few registers more, and Turing has no more threads.
+    """
+    most = 1536 if capability == CLUSTERS_FROM else 1024
+    return kind._replace(resident=min(kind.resident, most // kind.threads))
+
+
+def exists_on(kind: SizeClass, capability: int) -> bool:
+    """Whether a device has such a class: clusters of blocks, and enough registers for as many vectors."""
+    return capability >= (CLUSTERS_FROM if kind.blocks > 1 else 80 if kind.vectors > 16 else 0)
 
 
 def whole_vectors(classes: int, dtype: str) -> int:
@@ -479,8 +494,7 @@ def _launch(
 ) -> Launch:
     """Launch of a kernel of rows; of its arguments the logits and the sizes are put around those that are given."""
     sizes = logits.rows, _classes(logits)
-    clusters = capability >= CLUSTERS_FROM
-    shape = _row_shape(kernel, *sizes, logits.dtype, _result_dtype(logits, result), kind, clusters=clusters)
+    shape = _row_shape(kernel, *sizes, logits.dtype, _result_dtype(logits, result), kind, capability)
     return Launch(
         kernel,
         shape.defines,
@@ -503,9 +517,11 @@ class _RowShape(NamedTuple):
 
 @lru_cache(maxsize=256)  # a call to a small problem is mostly such work
 def _row_shape(
-    operation: str, rows: int, classes: int, dtype: str, result: str, kind: SizeClass | None, *, clusters: bool
+    operation: str, rows: int, classes: int, dtype: str, result: str, kind: SizeClass | None, capability: int
 ) -> _RowShape:
-    kind = _size_class(operation, classes, dtype, clusters=clusters) if kind is None else kind
+    if kind is None:
+        kind = _size_class(operation, classes, dtype, capability)
+    kind = on_capability(kind, capability)
     if not covers(kind, whole_vectors(classes, dtype)):
         raise ValueError(
             f"kind must cover {whole_vectors(classes, dtype)} vectors a row, got {kind} for {kind.capacity}."

@@ -372,7 +372,7 @@ struct HeldRow : Place {
 
 // A row too long for registers: one block, which reads it again for each step.
 struct StreamedRow : Place {
-    static constexpr int AT_ONCE = PER == 8 ? 2 : 4;  // vectors that a thread loads before it uses the first
+    static constexpr int AT_ONCE = PER == 4 ? 4 : 2;  // vectors that a thread loads before it uses the first
     // How far logits may rise above what the sum's reference was picked for. Moving it costs an exponential's error; what
     // was added two moves ago is smaller than e^-4, so these errors do not add up even if the row rises steadily.
     static constexpr int SLACK = 4;
