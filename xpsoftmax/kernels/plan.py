@@ -114,7 +114,7 @@ _DOUBLE = (
     SizeClass(512, 8, resident=1),
     SizeClass(512, 16, resident=1),
     *(SizeClass(512, 16, blocks, 1) for blocks in (2, 4, 8)),
-    STREAMED,
+    SizeClass(256, 0),
 )
 _ALL_CLASSES = {"float16": _SIXTEEN_BITS, "bfloat16": _SIXTEEN_BITS, "float32": _SINGLE, "float64": _DOUBLE}
 _TAKE_MORE_REGISTERS = ("softmax_loss_smoothed", "log_softmax")
@@ -192,8 +192,8 @@ def _size_class(operation: str, classes: int, dtype: str, capability: int) -> Si
 def on_capability(kind: SizeClass, capability: int) -> SizeClass:
     """The class with as many blocks resident as the device can have: threads, and registers without spills.
 
-    More than 1024 threads of a multiprocessor fit on the GPUs that the classes were measured on, those of 9.0. The kernels
-    of other GPUs take a few registers more, and Turing has no more threads.
+    Only on GPUs of 9.0, where the classes were measured, are there more than 1024 threads. Code for other GPUs takes a few
+    registers more, and Turing has no more threads.
     """
     most = 1536 if capability == CLUSTERS_FROM else 1024
     return kind._replace(resident=min(kind.resident, most // kind.threads))
