@@ -336,8 +336,10 @@ def _plainly_on_gpu(
     weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
     smoothing, z_loss = options.label_smoothing, options.z_loss
     spec = _PLAIN if smoothing == 0.0 == z_loss else LossSpec(None, smoothing, z_loss)
+    if options.reduction != "none":
+        kernel = select("softmax_loss_total", logits, impl)
     losses, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
-    return losses if options.reduction == "none" else select("total", losses, "auto")(losses), dlogits
+    return losses, dlogits
 
 
 def filled(rows: int, value: float, dtype: Any) -> Array:

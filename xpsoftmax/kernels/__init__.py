@@ -21,6 +21,7 @@ ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax
 # What a backend may offer: one that lacks an operation leaves it to `generic`.
 OPERATIONS = (
     *ROW_OPERATIONS,
+    "softmax_loss_total",
     "are_classes",
     "total",
     "bias_activation",

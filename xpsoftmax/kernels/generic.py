@@ -134,6 +134,14 @@ def total(x: Array) -> Array:
     return xp.asarray(xp.sum(x))
 
 
+def softmax_loss_total(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """Sum of the losses, 0-d, and the gradient; see `softmax_loss_rows`."""
+    losses, dlogits = softmax_loss_rows(logits, targets, row_weight, spec, grad=grad, out=out)
+    return total(losses), dlogits
+
+
 def softmax_jvp_rows(logits: Array, tangent: Array) -> Array:
     """See `xpsoftmax.softmax_jvp`; both (R, C) in the working precision."""
     xp = array_namespace(logits)
