@@ -15,8 +15,9 @@ from xpsoftmax._mlp import (
 )
 from xpsoftmax._optim import adam, adamw, sgd
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
+from xpsoftmax._state import TrainState
 from xpsoftmax._threads import threads
-from xpsoftmax._training import DivergenceError, TrainResult, TrainState, TrainStep, train
+from xpsoftmax._training import DivergenceError, TrainResult, TrainStep, train
 
 __version__ = "0.1.0.dev0"
 

@@ -18,7 +18,6 @@ import numpy as np
 from xpsoftmax import _validate as check
 from xpsoftmax._activations import check_activation
 from xpsoftmax._backprop import (
-    Network,
     PartialSums,
     add_up,
     as_inputs,
@@ -29,6 +28,7 @@ from xpsoftmax._backprop import (
 )
 from xpsoftmax._layers import Layer, PairsOfArrays, Params, carrying
 from xpsoftmax._loss import LossOptions
+from xpsoftmax._predict import predict
 from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array, Device, DType, Impl, Namespace, Reduction
 from xpsoftmax.kernels.generic import narrowed
@@ -143,7 +143,8 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     ------
     TypeError, ValueError
         If parameters and inputs do not fit each other; the message says which. ValueError if `activation` is not the
-        one that the layers carry, or if they carry different ones.
+        one that the layers carry, or if they carry different ones. PyTorch tensors that require grad are treated as by
+        `softmax`.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -160,38 +161,52 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
-    net, logits = _working_logits(params, X, activation, impl)
-    with quiet(net.xp, net.frame.device):
-        return narrowed(net.xp, logits, net.dtype)
-
-
-def _working_logits(params: PairsOfArrays, X: Array, activation: str | None, impl: Impl) -> tuple[Network, Array]:
-    """Check the arguments; return the network, and the logits as they are computed: not rounded to 16 bits."""
+    if type(X) is not np.ndarray:
+        check.check_unrecorded(X=X, **check.layers_by_name(params))
     check.check_impl(impl)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
     with quiet(net.xp, net.frame.device):
-        return net, forward(net, net.xp.astype(X, net.working, copy=False))[2]
+        logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
+        return narrowed(net.xp, logits, net.dtype)
 
 
-def mlp_predict(params: PairsOfArrays, X: Array, /, *, activation: str | None = None, impl: Impl = "auto") -> Array:
+def mlp_predict(
+    params: PairsOfArrays,
+    X: Array,
+    /,
+    *,
+    activation: str | None = None,
+    max_memory: int | None = None,
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> Array:
     """Most probable class of each row.
 
     Parameters
     ----------
-    params, X, activation, impl
+    params, X, activation
+        As for `mlp_logits`. `X` may be a memory map: it is read in chunks of rows.
+    max_memory : int, optional
+        Bytes of temporary memory, as for `mlp_loss`: the logits of all rows are never held at once.
+    validate : bool
+        Whether a row whose logits hold nan is an error. A GPU is waited for once. With False, which ``jax.jit``
+        needs, nothing waits, and the label of such a row is -1.
+    impl
         As for `mlp_logits`.
 
     Returns
     -------
     array, (N,)
-        Labels from 0 to C - 1 in the library's index dtype; the first of equal ones. The logits of 16-bit parameters
-        are compared in float32.
+        Labels from 0 to C - 1 in the library's index dtype, or -1: the place of the largest logit, and of equal ones
+        the first. This also holds for infinite logits. The logits of 16-bit parameters are compared in float32.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits`.
+        As `mlp_logits`; ValueError with the least value if `max_memory` is too small, and with the first row whose
+        logits hold nan: no class is the most probable one there. For dask arrays the latter is raised when the labels
+        are computed, by the first block that finds one.
 
     References
     ----------
@@ -204,10 +219,10 @@ def mlp_predict(params: PairsOfArrays, X: Array, /, *, activation: str | None = 
     >>> params = (xs.Layer(np.eye(3), np.zeros(3)),)
     >>> xs.mlp_predict(params, np.array([[0.0, 2.0, 1.0]]))
     array([1])
+    >>> xs.mlp_predict(params, np.array([[0.0, 2.0, 1.0], [0.0, np.nan, 1.0]]), validate=False)
+    array([ 1, -1])
     """
-    net, logits = _working_logits(params, X, activation, impl)
-    with on_device(net.xp, net.frame.device):
-        return net.xp.argmax(logits, axis=1)
+    return predict(params, X, activation, max_memory, impl, validate=validate)
 
 
 def mlp_loss(
@@ -260,7 +275,8 @@ def mlp_loss(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small.
+        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small. PyTorch
+        tensors that require grad are an error while it records gradients: `mlp_loss_and_grad` takes them.
 
     References
     ----------
@@ -275,6 +291,9 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
+    if type(X) is not np.ndarray:
+        weights = {"class_weight": class_weight, "sample_weight": sample_weight}
+        check.check_unrecorded(X=X, targets=targets, **weights, **check.layers_by_name(params))
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with quiet(net.xp, net.frame.device):
         return penalised(net, total.loss, reg)

@@ -151,6 +151,11 @@ class Optimizer(ABC):
     def kept(self) -> int:
         """How many arrays are kept of each parameter."""
 
+    @property
+    def squares(self) -> tuple[int, ...]:
+        """Which of the arrays that are kept are means of squares, and never negative."""
+        return ()
+
     @abstractmethod
     def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
         """The rule of the `step`-th update, counted from 1, and its numbers.
@@ -186,6 +191,10 @@ class Adam(Optimizer):
     @property
     def kept(self) -> int:
         return 2
+
+    @property
+    def squares(self) -> tuple[int, ...]:
+        return (1,)
 
     def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
         b1, b2 = self.betas

@@ -16,7 +16,6 @@ from xpsoftmax import _validate as check
 from xpsoftmax._block_sums import Model, as_model, sums_of_block
 from xpsoftmax._layers import PairsOfArrays, Params, carrying
 from xpsoftmax._loss import LossOptions
-from xpsoftmax._mlp import mlp_predict as predict_in_memory
 from xpsoftmax._optim import Optimizer
 from xpsoftmax._partition_training import (
     ClusterError,
@@ -26,15 +25,15 @@ from xpsoftmax._partition_training import (
     as_held_out,
     looked_at,
 )
+from xpsoftmax._predict import predict
 from xpsoftmax._softmax import quiet
+from xpsoftmax._state import TrainState, checked_state
 from xpsoftmax._training import (
     Run,
     TrainResult,
-    TrainState,
     TrainStep,
     activation_to_train,
     check_parts,
-    check_resumable,
     trained,
 )
 from xpsoftmax._typing import Array, Impl, Reduction
@@ -188,13 +187,24 @@ def _lazily(model: Model, X: Array, targets: Array, reg: float, options: LossOpt
     return parts.finished_arrays(model, node, total, reg, options.reduction, grad=grad)
 
 
-def mlp_predict(params: PairsOfArrays, X: Array, /, *, activation: str | None = None, impl: Impl = "auto") -> Array:
+def mlp_predict(
+    params: PairsOfArrays,
+    X: Array,
+    /,
+    *,
+    activation: str | None = None,
+    max_memory: int | None = None,
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> Array:
     """Most probable class of each row of a dask array.
 
     Parameters
     ----------
-    params, X, activation, impl
+    params, X, activation, max_memory, impl
         As for `mlp_loss_and_grad`.
+    validate : bool
+        Whether a row whose logits hold nan is an error. With False its label is -1.
 
     Returns
     -------
@@ -204,7 +214,8 @@ def mlp_predict(params: PairsOfArrays, X: Array, /, *, activation: str | None = 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `xpsoftmax.mlp_predict`.
+        As `xpsoftmax.mlp_predict`. When computed: ValueError that names a row whose logits hold nan, the first one of
+        its block, as a row of `X`, or, where `X` does not know how many rows its blocks have, of the block.
 
     References
     ----------
@@ -220,12 +231,13 @@ def mlp_predict(params: PairsOfArrays, X: Array, /, *, activation: str | None = 
     >>> xd.mlp_predict(params, da.eye(3, chunks=2).rechunk((2, 3))).compute()
     array([0, 1, 2])
     """
-    model = as_model(params, activation, None, LossOptions(), impl)
+    check.check_flag("validate", validate)
+    model = as_model(params, activation, max_memory, LossOptions(validate=validate), impl)
     return parts.by_rows(_labels, model, parts.as_rows(model.network, X))
 
 
 def _labels(X: Array, *, model: Model) -> Array:
-    return predict_in_memory(model.params, X, activation=model.activation, impl=model.impl)
+    return predict(model.params, X, model.activation, model.max_memory, model.impl, validate=model.options.validate)
 
 
 def train(
@@ -276,7 +288,8 @@ def train(
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes; where every step takes all blocks nothing is drawn.
     validation : (X, targets), optional
-        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them.
+        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them. They are looked at before the first step,
+        inputs included: one pass over them.
     max_memory : int, optional
         Bytes of temporary memory of each task.
     reduction : {"mean", "sum"}
@@ -350,7 +363,8 @@ def train(
     batch_size = steps.rows if batch_size is None else min(batch_size, steps.rows)
     generator = check.as_generator("rng", rng)
     if resume is not None:
-        check_resumable(resume, steps.given, optimizer, generator, steps.rows, batch_size, steps.blocks)
+        validated, patient = validation is not None, patience is not None
+        resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     with quiet(steps.given.xp, steps.given.frame.device):
         run = Run(steps, optimizer, generator, batch_size, resume)
