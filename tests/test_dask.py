@@ -605,7 +605,8 @@ def test_the_module_needs_dask_and_the_package_does_not():
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert done.stdout == "xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask].\n"
+    packages = "pip install 'dask[array,distributed]' threadpoolctl."
+    assert done.stdout == f"xpsoftmax.dask needs dask, which is not installed: {packages}\n"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -1089,8 +1090,14 @@ def test_what_the_classifier_refuses(classifier, problem):
     with pytest.raises(ValueError, match=r"^sample_weight must let a row count, got weights that are all zero"):
         classifier().fit(*held, da.zeros(N))
     model = classifier(hidden_layer_sizes=(), solver="lbfgs", max_iter=3)
-    with pytest.raises(ValueError, match=r"^Solver produced non-finite parameter weights"):
-        classifier(max_iter=2).fit(da.full((20, 2), np.nan, chunks=10), da.arange(20, chunks=10) % 2)
+    for options in ({}, {"early_stopping": True, "validation_fraction": 0.5}, {"solver": "lbfgs"}):
+        for bad, word in ((np.nan, "NaN"), (-np.inf, "-infinity")):
+            holes = X.copy()
+            holes[33, 2] = bad
+            with pytest.raises(ValueError, match=rf"^X must be finite, got {word} at row 33, column 2"):
+                classifier(max_iter=2, **options).fit(lazy(holes, 10), y)
+    with pytest.raises(ValueError, match=r"^Solver produced non-finite parameter weights, and"):
+        classifier(max_iter=2, solver="sgd", learning_rate_init=1e300).fit(held[0] * 1e9, y)
     with pytest.warns(match="lbfgs failed to converge"):
         model.fit(*held)
     with pytest.raises(ValueError, match=r"X has 3 features, but MLPClassifier is expecting 5"):
@@ -1102,8 +1109,17 @@ def test_what_the_classifier_refuses(classifier, problem):
     for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
         predicted = getattr(model, method)(lazy(holes, 10))
         assert predicted.blocks[0].compute().shape[0] == 10
-        with pytest.raises(ValueError, match=f"^X must be finite, got nan or infinity in what {method} was given"):
+        with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 46, column 2"):
             predicted.compute()
+        some = lazy(holes, 10)
+        some = some[da.ones(N, chunks=10, dtype=bool)]  # which does not know how many rows a block has
+        with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 6, column 2 of a block"):
+            getattr(model, method)(some).compute()
+        far = X.copy()
+        far[21] = 1e308
+        model.coefs_ = [100.0 * np.abs(weight) for weight in model.coefs_]
+        with pytest.raises(ValueError, match=r"^X must have products with the weights that are finite .* at row 21\."):
+            getattr(model, method)(lazy(far, 10)).compute()
 
 
 # --- a cluster --------------------------------------------------------------------------------------------------------

@@ -141,6 +141,20 @@ def test_infinite_logits_are_compared(backend, impl):
         np.testing.assert_array_equal(backend.to_numpy(found), [label, label])
 
 
+def test_rows_of_infinities_of_both_signs(backend):
+    """Their sum is nan, and no row is: it is the quick look of NumPy arrays."""
+    if backend.name == "dask":
+        pytest.skip("block by block")
+    inf = np.inf
+    rows = np.array([[0.0, inf], [-inf, -inf], [inf, inf], [1.0, 2.0], [-inf, 0.0]])
+    with np.errstate(all="ignore"):
+        found = _predict.labels_of(backend.xp, backend.asarray(rows))
+        np.testing.assert_array_equal(backend.to_numpy(found), [1, 0, 0, 1, 1])
+        rows[[1, 3], [1, 0]] = np.nan
+        found = _predict.labels_of(backend.xp, backend.asarray(rows))
+        np.testing.assert_array_equal(backend.to_numpy(found), [1, -1, 0, -1, 1])
+
+
 def test_params_are_named_where_the_row_is_finite():
     params = (xs.Layer(np.array([[1e308, -1e308]]), np.array([np.inf, 0.0])),)
     with pytest.raises(ValueError, match=r"got nan at row 1\. The row is finite, so that params hold nan or numbers"):

@@ -921,9 +921,7 @@ def test_progress_counts_the_steps(problem, capsys):
 
 def test_progress_without_tqdm(problem, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.raises(
-        ImportError, match=r"progress needs tqdm, which is not installed: pip install xpsoftmax\[progress\]\."
-    ):
+    with pytest.raises(ImportError, match=r"progress needs tqdm, which is not installed: pip install tqdm\."):
         xs.train(*problem, optimizer=xs.sgd(0.1), epochs=1, batch_size=BATCH, rng=3, progress=True)
 
 

@@ -470,13 +470,24 @@ def add_up(
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
-        frame = check.Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X")
+        blocks = check.blocks_of(X)
+        frame = check.Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X", blocks)
         problem = prepare(targets, frame, options, budget(max_memory))
+        if frame.lengthless:
+            problem = _beside(problem, X)
         plan = plan_chunks(net, X.shape[0], problem, max_memory)
         loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
     return net, Sums(loss, problem.total, grads, problem.row_weight), reg
+
+
+def _beside(problem: Problem, X: Array) -> Problem:
+    """The same problem, in which a block that has not the rows of that of X is an error when it is computed."""
+    from xpsoftmax.kernels.blocks import beside  # imports dask: not before the caller has
+
+    targets, row_weight = (beside("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
+    return problem._replace(targets=targets, row_weight=row_weight)
 
 
 def add_rows(
@@ -594,6 +605,8 @@ def budget(max_memory: int | None) -> int:
 
 def itemsize_of(xp: Namespace, dtype: DType) -> int:
     """Bytes of a number."""
+    if isinstance(dtype, np.dtype):
+        return dtype.itemsize
     return int(xp.finfo(dtype).bits) // 8
 
 

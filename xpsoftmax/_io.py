@@ -49,7 +49,7 @@ def save_params(path: str | os.PathLike[str], params: PairsOfArrays) -> None:
     Raises
     ------
     ImportError
-        Without safetensors and ml_dtypes: ``pip install xpsoftmax[io]``.
+        Without safetensors and ml_dtypes: ``pip install safetensors ml-dtypes``.
     TypeError, ValueError
         If `params` is not a network or `path` not the path of a file; nothing is written.
     OSError
@@ -102,7 +102,7 @@ def load_params(path: str | os.PathLike[str], *, xp: Namespace | None = None, de
     FileNotFoundError
         If there is no such file.
     ImportError
-        Without safetensors and ml_dtypes: ``pip install xpsoftmax[io]``.
+        Without safetensors and ml_dtypes: ``pip install safetensors ml-dtypes``.
     ValueError
         If the file is damaged, is no safetensors file, or does not hold a network of this format; if `device` is not
         one of `xp`.
@@ -234,7 +234,9 @@ def _import_safetensors() -> Any:
         import ml_dtypes  # noqa: F401 - tells NumPy what bfloat16 is
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError(f"Files of parameters need safetensors: pip install xpsoftmax[io] ({error}).") from error
+        raise ImportError(
+            f"Files of parameters need safetensors and ml_dtypes: pip install safetensors ml-dtypes ({error})."
+        ) from error
     return safetensors
 
 

@@ -76,7 +76,8 @@ def softmax_loss(
         If an array is of an unsupported kind or dtype, or of another library than `logits`.
     ValueError
         If a shape, device or option does not fit; with `validate`, if a label is out of range (the message names the
-        first such row) or a weight or soft target is negative or not finite.
+        first such row) or a weight or soft target is negative or not finite; while PyTorch records gradients, if a
+        tensor requires grad.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -88,8 +89,8 @@ def softmax_loss(
     without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
     its weight is zero: then it adds exactly 0.
 
-    Nothing is recorded for automatic differentiation: PyTorch tensors are detached. The gradient is that of
-    `softmax_loss_and_grad`.
+    PyTorch does not differentiate through the result, and says so as for `softmax`. The gradient is that of
+    `softmax_loss_and_grad`, which takes tensors that require grad.
 
     References
     ----------
@@ -165,6 +166,9 @@ def softmax_loss_and_grad(
     -----
     The gradient at the label is formed from the other classes, never as p - 1: every entry keeps its relative
     precision down to underflow (the bound is that of `softmax_loss`, ``tests/test_loss.py``).
+
+    PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD, which would take
+    their derivatives for zero, are an error.
 
     References
     ----------
@@ -249,6 +253,9 @@ def _compute(
     result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
     if result is not None:
         return result
+    if not grad:
+        weights = {"class_weight": options.class_weight, "sample_weight": options.sample_weight}
+        check.check_unrecorded(logits=logits, targets=targets, **weights)
     array, frame = check.as_logits(logits, axis)
     others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
     check_out(out, logits, frame, others)
@@ -324,13 +331,13 @@ def _plainly_on_gpu(
     kernel = select("softmax_loss_rows", logits, impl)
     if kernel is generic.softmax_loss_rows:
         return None
-    if options.validate and not select("are_classes", labels, impl)(labels, logits.shape[1]):
+    if options.validate and not select("are_classes", labels, "auto")(labels, logits.shape[1]):
         return None
     weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
     smoothing, z_loss = options.label_smoothing, options.z_loss
     spec = _PLAIN if smoothing == 0.0 == z_loss else LossSpec(None, smoothing, z_loss)
     losses, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
-    return losses if options.reduction == "none" else select("total", losses, impl)(losses), dlogits
+    return losses if options.reduction == "none" else select("total", losses, "auto")(losses), dlogits
 
 
 def filled(rows: int, value: float, dtype: Any) -> Array:
@@ -374,6 +381,10 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions, max_memory
     counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
     if sample_weight is not None:
         counting = _flat(xp, sample_weight)
+        if frame.lengthless:
+            from xpsoftmax.kernels.blocks import beside  # imports dask: not before the caller has
+
+            counting = beside("sample_weight", counting, "targets", rows)
     if ignored is not None:
         counting = xp.where(_flat(xp, ignored), 0.0, counting)
     row_weight = counting

@@ -143,7 +143,8 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     ------
     TypeError, ValueError
         If parameters and inputs do not fit each other; the message says which. ValueError if `activation` is not the
-        one that the layers carry, or if they carry different ones.
+        one that the layers carry, or if they carry different ones. PyTorch tensors that require grad are treated as by
+        `softmax`.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -160,6 +161,7 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
+    check.check_unrecorded(X=X, **check.layers_by_name(params))
     check.check_impl(impl)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
@@ -272,7 +274,8 @@ def mlp_loss(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small.
+        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small. PyTorch
+        tensors that require grad are an error while it records gradients: `mlp_loss_and_grad` takes them.
 
     References
     ----------
@@ -287,6 +290,8 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
+    weights = {"class_weight": class_weight, "sample_weight": sample_weight}
+    check.check_unrecorded(X=X, targets=targets, **weights, **check.layers_by_name(params))
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with quiet(net.xp, net.frame.device):
         return penalised(net, total.loss, reg)

@@ -29,7 +29,7 @@ try:
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
 except ImportError:
-    text = "xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask]."
+    text = "xpsoftmax.dask needs dask, which is not installed: pip install 'dask[array,distributed]' threadpoolctl."
     raise ImportError(text, name="dask") from None
 
 FAN_IN = 8
@@ -150,6 +150,8 @@ def _aligned(name: str, array: Array, X: Array) -> Array:
     if not is_unknown(array) and not is_unknown(X):
         if array.shape[0] != X.shape[0]:
             raise ValueError(f"{name} must have as many rows as X, {X.shape[0]}, got {array.shape[0]}.")
+        if X.shape[0] == 0:  # dask cuts nothing into no other number of blocks
+            array = da.concatenate([check.without_empty_blocks(array)] * X.numblocks[0])
         return array if array.chunks[0] == X.chunks[0] else array.rechunk({0: X.chunks[0]})
     if array.numblocks[0] != X.numblocks[0]:
         raise ValueError(
@@ -250,8 +252,11 @@ def as_layers(arrays: Sequence[Array], own: Params) -> Params:
     return alike([Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)], own)
 
 
-def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
-    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns)."""
+def by_rows(function: Callable[..., Array], model: Model, X: Array, *, placed: bool = False) -> Array:
+    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns).
+
+    If it is `placed` the function gets the number of the first row of the block as `first`, None if it is not known.
+    """
     meta = function(_like(X._meta, (0, X.shape[1])), model=model)
     matrix = meta.ndim == 2
     width = {"j": meta.shape[1] if matrix else 1}
@@ -259,7 +264,7 @@ def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
     rows = da.blockwise(
         _of_rows, "ij", X, "ij", numbers, "i", name=_name(function.__name__.strip("_")), adjust_chunks=width,
         align_arrays=False, dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function,
-        model=as_node(model), starts=starts,
+        model=as_node(model), starts=starts, placed=placed,
     )  # fmt: skip
     if matrix:
         return rows
@@ -270,13 +275,21 @@ def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
 
 
 def _of_rows(
-    X: Array, number: Array, *, function: Callable[..., Array], model: Model, starts: tuple[int, ...] | None
+    X: Array,
+    number: Array,
+    *,
+    function: Callable[..., Array],
+    model: Model,
+    starts: tuple[int, ...] | None,
+    placed: bool,
 ) -> Array:
+    block = int(number[0])
+    place = {"first": None if starts is None else starts[block]} if placed else {}
     try:
         with one_thread():
-            result = function(X, model=model)
+            result = function(X, model=model, **place)
     except ValueError as error:
-        raise check.in_block(bad_row(error), int(number[0]), starts).error() from None
+        raise check.in_block(bad_row(error), block, starts).error() from None
     return result if result.ndim == 2 else result[:, None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,7 +69,9 @@ def labels_of(xp: Namespace, logits: Array) -> Array:
     if type(logits) is np.ndarray:
         # NumPy takes the first nan for the largest number, so that only one number of a row has to be looked at.
         labels = logits.argmax(axis=1)
-        labels[np.isnan(logits[np.arange(labels.size), labels])] = NO_CLASS
+        largest = logits[np.arange(labels.size), labels]
+        if math.isnan(np.add.reduce(largest)):  # or the largest are infinities of both signs
+            labels[np.isnan(largest)] = NO_CLASS
         return labels
     # What the largest of numbers and nan is, the standard does not say.
     return xp.where(xp.any(xp.isnan(logits), axis=1), NO_CLASS, xp.argmax(logits, axis=1))
@@ -115,6 +118,7 @@ def _labels_of_block(logits: Array, number: Array, *, starts: tuple[int, ...] | 
 def _check_labels(net: Network, X: Array, labels: Array) -> None:
     """Raise ValueError for the first row that has no class; it waits for the device once."""
     check.check_has_values("logits", labels)
+    check.check_not_batched("logits", labels)
     row = _first_without_class(net.xp, labels)
     if row is not None:
         finite = bool(net.xp.all(net.xp.isfinite(X[row, :])))
@@ -122,6 +126,8 @@ def _check_labels(net: Network, X: Array, labels: Array) -> None:
 
 
 def _first_without_class(xp: Namespace, labels: Array) -> int | None:
+    if type(labels) is np.ndarray and (labels.size == 0 or labels.min() > NO_CLASS):  # quicker than what follows
+        return None
     bad = labels == NO_CLASS
     if not bool(xp.any(bad)):
         return None

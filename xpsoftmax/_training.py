@@ -824,7 +824,7 @@ def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        raise ImportError("progress needs tqdm, which is not installed: pip install xpsoftmax[progress].") from None
+        raise ImportError("progress needs tqdm, which is not installed: pip install tqdm.") from None
     with tqdm(total=steps, unit="step") as bar:
         yield bar.update
 

@@ -16,12 +16,11 @@ from xpsoftmax.kernels import numpy as numpy_kernels
 
 __all__ = ["OPERATIONS", "Operations", "operations", "select"]
 
+# The operations that `impl="kernel"` insists on.
+ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows")
 # What a backend may offer: one that lacks an operation leaves it to `generic`.
 OPERATIONS = (
-    "softmax_rows",
-    "log_softmax_rows",
-    "logsumexp_rows",
-    "softmax_loss_rows",
+    *ROW_OPERATIONS,
     "are_classes",
     "total",
     "bias_activation",
@@ -53,12 +52,13 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     """Return the row operation for these logits.
 
     `"auto"` is a kernel if one takes them, else the generic text; `"generic"` and `"kernel"` force one of the two.
+    A backend whose row operations take these logits need not have the other operations: the generic text has them.
     Dask arrays get what their blocks get, block by block.
 
     Raises
     ------
     NotImplementedError
-        With `impl="kernel"` where no kernel takes these logits.
+        With `impl="kernel"` where no backend takes these logits, or none that has this row operation.
     """
     if impl != "generic":
         kernel, refusal = _offer(operation, logits)
@@ -100,16 +100,23 @@ def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa:
 
 
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:
-    """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words."""
-    reason = None
+    """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words.
+
+    Where backends take the logits, but none has an operation that is not a row operation: the generic text.
+    """
+    reason, taken = None, False
     for backend in BACKENDS:
         if not backend.takes(logits):
             continue
         module = backend.load()
-        kernel = getattr(module, operation, None)
         refusal = module.refusal(logits) if hasattr(module, "refusal") else None
-        if kernel is not None and refusal is None:
-            return kernel, None
         if refusal is not None:
             reason = f"the {backend.name} backend refuses them: {refusal}"
+            continue
+        kernel = getattr(module, operation, None)
+        if kernel is not None:
+            return kernel, None
+        taken = True
+    if taken and operation not in ROW_OPERATIONS:
+        return getattr(generic, operation), None
     return None, reason
