@@ -27,10 +27,10 @@ DTYPES = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
 def widths(dtype: str) -> list[int]:
-    """A number of classes for each size class: the most that it covers of rows that begin anywhere; and one class."""
+    """The most classes that each size class covers; one class; and more than any holds: such rows are streamed."""
     size = plan.ITEMSIZES[dtype]
-    held = [kind.capacity // size - plan.VECTOR // size + 1 for kind in plan.SIZE_CLASSES if kind.vectors]
-    return [1, *held, held[-1] + plan.VECTOR]  # which is streamed
+    vectors = [kind.capacity for kind in plan.size_classes("softmax_loss", dtype) if kind.vectors]
+    return [1, *((most + 1) * plan.VECTOR // size - 1 for most in vectors), (vectors[-1] + 1) * plan.VECTOR // size]
 
 
 def wrong(xp: Any, dtype: str) -> Iterator[str]:

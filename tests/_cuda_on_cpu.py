@@ -168,14 +168,15 @@ def run(
         raise KernelError(f"{launch.kernel} takes parameters of {sizes} bytes, not {launch.arguments}")
     cells = [np.array(argument) for argument in launch.arguments]
     params = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
-    cluster = int(dict(launch.defines).get("BLOCKS", "1"))
+    # A persistent kernel gets fewer clusters than rows, as on a GPU.
+    grid = min(launch.grid, 2 * launch.cluster) if launch.persistent else launch.grid
     _, runtime = fibers()
     body = ctypes.cast(library.body, ctypes.c_void_p)
     flush = dict(launch.defines).get("SCALAR") != "double"  # -ftz=true is of float, and CuPy's option for all kernels
     parts = sorted(part for array in memory for part in _parts(array))
     runtime.give_memory((ctypes.c_size_t * (2 * len(parts)))(*(end for part in parts for end in part)), len(parts))
     size = ctypes.c_size_t(shared_bytes)
-    if runtime.run_kernel(body, params, launch.grid, launch.block, cluster, size, schedule, flush, watch):
+    if runtime.run_kernel(body, params, grid, launch.block, launch.cluster, size, schedule, flush, watch):
         raise KernelError(runtime.failure().decode())
 
 
@@ -217,12 +218,12 @@ class Placed:
 
 
 def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to a dtype; bfloat16 as uint16."""
+    """Round to a dtype; bfloat16 as uint16, whose nan is that of the GPU's instruction."""
     if dtype != "bfloat16":
         return values.astype(dtype)
     bits = values.astype("f4").view("u4").astype("u8")
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype("u2")
+    return np.where(np.isnan(values), 0x7FFF, rounded).astype("u2")
 
 
 def from_bits(bits: np.ndarray, dtype: str) -> np.ndarray:

@@ -18,6 +18,8 @@ import numpy as np
 
 from xpsoftmax.kernels import plan
 
+MULTIPROCESSORS = 3
+
 
 class Device(AbstractContextManager):
     """The device 1, current only within `with`."""
@@ -77,11 +79,22 @@ class Recorder:
         self.launches: list[plan.Launch] = []
         self.compiled: list[str] = []
         self.module = ModuleType("cupy")
-        runtime = SimpleNamespace(is_hip=False, getDevice=lambda: Device.current)
-        device = lambda number: SimpleNamespace(compute_capability=str(capability))  # noqa: E731
+        self.capturing, self.stream = False, 7
+        runtime = SimpleNamespace(
+            is_hip=False, getDevice=lambda: Device.current, streamIsCapturing=lambda stream: self.capturing
+        )
+        device = lambda number: SimpleNamespace(  # noqa: E731
+            compute_capability=str(capability), attributes={"MultiProcessorCount": MULTIPROCESSORS}
+        )
+        driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda function, block, shared: 1)
         self.module.__dict__.update(
             ndarray=Array,
-            cuda=SimpleNamespace(runtime=runtime, Device=device),
+            cuda=SimpleNamespace(
+                runtime=runtime,
+                Device=device,
+                driver=driver,
+                get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
+            ),
             empty=lambda shape, dtype: np.full(shape, 123, dtype).view(Array),
             zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
             ascontiguousarray=lambda x: x if x.flags.c_contiguous and x.ndim else np.ascontiguousarray(x).view(Array),
@@ -99,9 +112,11 @@ class Recorder:
 
             def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
                 assert Device.current == 1, "launched while another device is current"
-                self.launches.append(plan.Launch(name, defines, *grid, *block, arguments))
+                cluster = int(dict(defines).get("BLOCKS", "1"))
+                self.launches.append(plan.Launch(name, defines, *grid, *block, arguments, cluster))
                 cpu.run(self.launches[-1], schedule=2)
 
+            launch.kernel = SimpleNamespace(ptr=0)
             return launch
 
         return SimpleNamespace(get_function=get_function)

@@ -67,7 +67,8 @@ def numbers(case: Case) -> np.ndarray:
 def on_cpu(case: Case, *arguments: Any, **options: Any) -> None:
     """Run a kernel on arrays and NumPy scalars; it may use no other memory than these arrays."""
     made = tuple(np.uint64(cpu.address(a)) if isinstance(a, np.ndarray) else a for a in arguments)
-    launch = plan.Launch(case.kernel, case.defines, case.grid, case.block, made)
+    cluster = int(dict(case.defines).get("BLOCKS", "1"))
+    launch = plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster)
     memory = [a for a in arguments if isinstance(a, np.ndarray)]
     cpu.run(launch, memory=memory, shared_bytes=case.shared_bytes, **options)
 

@@ -6,11 +6,15 @@ test_kernels_cuda.py.
 
 from __future__ import annotations
 
+import ctypes
+import threading
+from types import SimpleNamespace
+
 import _cuda_on_cpu as cpu
 import numpy as np
 import pytest
 from _assert import assert_same_bits
-from _fake_cupy import Recorder, array
+from _fake_cupy import MULTIPROCESSORS, Recorder, array
 
 import xpsoftmax as xs
 from xpsoftmax._activations import ACTIVATIONS
@@ -214,6 +218,85 @@ def test_a_specialisation_is_compiled_once(cuda, recorder):
         cuda.softmax_rows(array(np.zeros((2, 5), "f4")))
     assert recorder.compiled == ["softmax"]
     assert len(recorder.launches) == 3
+
+
+def plain_total(cuda, rng, rows=ROWS, **options):
+    z, y = rng.normal(size=(rows, CLASSES)), rng.integers(CLASSES, size=rows)
+    total, _ = cuda.softmax_loss_total(array(z), array(y), 0.5, LossSpec(**options), grad=False)
+    close(total, generic.softmax_loss_total(z, y, np.full(rows, 0.5), LossSpec(**options), grad=False)[0])
+
+
+@pytest.mark.parametrize("rows", [1, ROWS, plan.MOST_ROWS_IN_ONE_LAUNCH, plan.MOST_ROWS_IN_ONE_LAUNCH + 1])
+def test_a_plain_loss_is_one_launch_for_not_many_rows(cuda, recorder, rng, rows):
+    plain_total(cuda, rng, rows)
+    plain_total(cuda, rng, rows)  # the counter is 0 again
+    names = ["softmax_loss"] + ["total"] * (rows > plan.MOST_ROWS_IN_ONE_LAUNCH)
+    assert [launch.kernel for launch in recorder.launches] == 2 * names
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 0.1}])
+def test_a_loss_with_options_is_two_launches(cuda, recorder, rng, options):
+    plain_total(cuda, rng, **options)
+    assert [launch.kernel for launch in recorder.launches][1] == "total"
+
+
+def test_a_launch_that_is_captured_has_no_counter(cuda, recorder, rng):
+    """It may be replayed on several streams at once."""
+    recorder.capturing = True
+    plain_total(cuda, rng)
+    assert [launch.kernel for launch in recorder.launches] == ["softmax_loss", "total"]
+
+
+def test_each_stream_has_a_counter_of_its_own(cuda, recorder, rng):
+    seen = []
+    for recorder.stream in (7, 8, 7, cuda.PER_THREAD):
+        plain_total(cuda, rng)
+        seen.append(int(recorder.launches[-1].arguments[-3]))
+    thread = threading.Thread(
+        target=lambda: (plain_total(cuda, rng), seen.append(int(recorder.launches[-1].arguments[-3])))
+    )
+    thread.start()
+    thread.join()
+    assert seen[0] == seen[2]
+    assert len({*seen}) == 4
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_a_persistent_kernel_gets_as_many_blocks_as_run_at_once(rng, monkeypatch, capability):
+    recorder = Recorder(capability)
+    cuda = recorder.backend(monkeypatch)
+    z = rng.normal(size=(2 * MULTIPROCESSORS + 1, 12_000))
+    close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
+    assert recorder.launches[-1].grid == MULTIPROCESSORS
+    cuda.softmax_rows(array(z[:2]))
+    assert recorder.launches[-1].grid == min(2, MULTIPROCESSORS)
+
+
+@pytest.mark.parametrize("at_once", [0, 2])
+def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, at_once):
+    """Where the driver does not say how many run at once, each row has a cluster of its own."""
+    asked = []
+
+    class Library:
+        def cuOccupancyMaxActiveClusters(self, count, function, config):  # noqa: N802 - the driver's name
+            asked.append((config._obj.grid_x, config._obj.block_x))
+            count._obj.value = at_once
+            return 0
+
+    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
+    z = rng.normal(size=(5, 40_000))
+    close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
+    launch = recorder.launches[-1]
+    if launch.cluster > 1:
+        assert asked == [(launch.cluster, launch.block)]
+        assert launch.grid == launch.cluster * (at_once or 5)
+
+
+def test_without_a_driver_there_is_no_answer(cuda, monkeypatch):
+    assert cuda._clusters_at_once(0, 512, 2) == 0
+    library = SimpleNamespace(cuOccupancyMaxActiveClusters=lambda count, function, config: 1)  # an error
+    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: library}))
+    assert cuda._clusters_at_once(0, 512, 2) == 0
 
 
 def test_what_is_refused(cuda, recorder):

@@ -21,8 +21,8 @@ pytestmark = [
     pytest.mark.skipif(cpu.unusable() is not None, reason=f"CUDA cannot be run on this CPU: {cpu.unusable()}"),
 ]
 
-LANES, HELD = plan.SizeClass(8, 2), plan.SizeClass(128, 4)
-CLUSTER, STREAMED = plan.SizeClass(128, 2, 4), plan.STREAMED
+LANES, HELD, QUICK = plan.SizeClass(8, 2), plan.SizeClass(128, 4), plan.SizeClass(128, 1)
+CLUSTER, STREAMED = plan.SizeClass(128, 2, 4, 1), plan.STREAMED
 
 
 class Fault(NamedTuple):
@@ -37,18 +37,26 @@ class Fault(NamedTuple):
 
 FAULTS = {
     "no barrier after the values of the warps": Fault(
-        "of_warp[warp] = value;\n        __syncthreads();", "of_warp[warp] = value;", HELD
+        "of_warp[half * WARPS + warp] = value;\n        __syncthreads();", "of_warp[half * WARPS + warp] = value;", HELD
     ),
     "a barrier that half of the threads reach": Fault(
-        "of_warp[warp] = value;\n        __syncthreads();",
-        "of_warp[warp] = value;\n        if (warp % 2) __syncthreads();",
+        "of_warp[half * WARPS + warp] = value;\n        __syncthreads();",
+        "of_warp[half * WARPS + warp] = value;\n        if (warp % 2) __syncthreads();",
         HELD,
     ),
-    "no waiting for the blocks of the cluster to run": Fault("if constexpr (SLOT == 0) cluster_wait();", ";", CLUSTER),
-    "no barrier before what other blocks sent is read": Fault(
-        "        cluster_arrive();\n        cluster_wait();\n", "", CLUSTER
+    "no waiting for the blocks of the cluster to run": Fault(
+        "            cluster_arrive_relaxed();\n            cluster_wait();\n", "", CLUSTER
     ),
-    "sent to the wrong block": Fault("words[i], threadIdx.x,", "words[i], 0,", CLUSTER),
+    "what other blocks sent is not waited for": Fault("mbarrier_wait_cluster(barrier, turn / 2 % 2);", "", CLUSTER),
+    "the wrong phase waited for": Fault("(barrier, turn / 2 % 2);", "(barrier, 1 - turn / 2 % 2);", CLUSTER),
+    "the phase of the first rows waited for again": Fault("(barrier, turn / 2 % 2);", "(barrier, 0);", CLUSTER),
+    "fewer bytes expected than are sent": Fault(
+        "ROW_BLOCKS * sizeof(Message))", "(ROW_BLOCKS - 1) * sizeof(Message))", CLUSTER
+    ),
+    "sent to the wrong block": Fault("const int there = threadIdx.x;", "const int there = 0;", CLUSTER),
+    "the same rows for all blocks that take several": Fault(
+        "row += (Long)turn * (gridDim.x / BLOCKS);", "row += (Long)turn * gridDim.x;", CLUSTER
+    ),
     "a shuffle too few": Fault(
         "x += __shfl_xor_sync(ALL_LANES, x, step);", "x += step > 1 ? __shfl_xor_sync(ALL_LANES, x, step) : 0;", LANES
     ),
@@ -57,50 +65,73 @@ FAULTS = {
         "x = threadIdx.x % 32 < 16 ? x : larger(x, __shfl_xor_sync(ALL_LANES, x, step));",
         HELD,
     ),
-    "the last vector read whole": Fault("position + PER_VECTOR<T> <= end;", "position < end;", HELD),
-    "rows off a boundary read as if on it": Fault("(int)((Word)first % 16 / sizeof(T))", "0", HELD),
+    "a vector too many": Fault(
+        "(parts.vectors() - first() + STEP - 1) / STEP);", "(parts.vectors() - first() + STEP) / STEP);", HELD
+    ),
+    "a vector too few": Fault(
+        "(parts.vectors() - first() + STEP - 1) / STEP);", "(parts.vectors() - first() + STEP - 2) / STEP);", HELD
+    ),
+    "rows off a boundary read as if on it": Fault("(int)((0 - (Word)row) % 16 / sizeof(T))", "0", HELD),
     "an output off a boundary written as if on it": Fault(
-        "(span.fills(position) && (Word)place % 16 == 0)", "(span.fills(position))", HELD
+        "return (Word)(out + parts.head) % 16 == 0;", "return true;", HELD
     ),
-    "one element too many": Fault(
-        "position >= shift && position < end;", "position >= shift && position <= end;", HELD
+    "no elements behind the last vector": Fault("return number - PER < tail() ?", "return false ?", HELD),
+    "an element behind the last one": Fault("return number - PER < tail() ?", "return number - PER <= tail() ?", HELD),
+    "no elements before the first vector": Fault("number < head ? number : -1;", "-1;", HELD),
+    "edges in every block of a cluster": Fault("return seat.block == 0 && number", "return number", CLUSTER),
+    "the label counted among the others": Fault("if (n == hot_vector) take_out", "if (false) take_out", LANES),
+    "another element than the label taken out": Fault("if (n == hot_vector) take_out", "if (n == 0) take_out", HELD),
+    "a label among the edges counted": Fault("if (left_out >= 0 && edge(k) == left_out)", "if (false)", HELD),
+    "the label in the wrong half of a word": Fault(
+        "0xffffu << (i % 2 * 16) : 0xffffffffu;", "0xffffu << 16 : 0xffffffffu;", LANES, "bfloat16"
     ),
-    "one element too few": Fault("position >= shift && position < end;", "position > shift && position < end;", HELD),
-    "the label counted among the others": Fault(
-        "if (position + i == hot) set_element", "if (false) set_element", LANES
-    ),
-    "the gradient at the label forgotten": Fault(
-        "if (position + i == hot) values[i] = value;", "if (false) values[i] = value;", HELD
+    "the gradient at the label forgotten": Fault("if (left_out >= 0) out[left_out]", "if (false) out[left_out]", HELD),
+    "the gradient of the label by every thread": Fault(
+        "if (left_out >= 0) out[left_out]", "if (left_out < 0) out[0]", HELD
     ),
     "p - 1 at the label": Fault("0 - odds.rest / odds.total * share", "(odds.e_hot / odds.total - 1) * share", HELD),
     "log of the total where the label leads": Fault("log_of_one_and(odds.rest)", "logarithm(odds.total)", HELD),
     "a subnormal factor taken at once": Fault("half * sum * half;\n}", "exponential(lead.rounded) * sum;\n}", HELD),
-    "warps not brought to the same shift": Fault("? sum : sum * exponential(top - new_top);", "? sum : sum;", HELD),
-    "a warp's factor left out of the gradient": Fault("factor *= exponential(top - row_top);", ";", HELD),
-    "the stream's shift moved without its sum": Fault("sum.scale(exponential(top - highest));", ";", STREAMED),
-    "half of the stream": Fault(
-        "p += STEP) {\n            Vector v", "p += 2 * STEP) {\n            Vector v", STREAMED
+    "warps not brought to the same reference": Fault(
+        "sum_of_lanes<WIDTH>(sum * brought_to<Way>(top, highest))", "sum_of_lanes<WIDTH>(sum)", HELD
     ),
-    "weights left out": Fault("? weight : Limits<Real>::nan();", "? 1 : Limits<Real>::nan();", LANES),
+    "a warp's factor left out of the gradient": Fault("factor *= brought_to<Way>(top, row_top);", ";", HELD),
+    "powers of two merged wrongly": Fault("power_of_two((int)n) : 0.f", "1.f : 0.f", QUICK, "bfloat16"),
+    "the sum left at a power of two": Fault(
+        "return {top, sum * Way(top).to(top)};", "return {top, sum};", QUICK, "bfloat16"
+    ),
+    "the gradient left at a power of two": Fault(
+        "factor *= way.to(row_top);\n        else", ";\n        else", QUICK, "bfloat16"
+    ),
+    "the rounding of a product lost": Fault(
+        "return multiply_add_saturated(e, multiply_add(p, -log_2, x), e);", "return e;", HELD
+    ),
+    "the stream's reference moved without its sum": Fault("if (factor != 1) sum.scale(factor);", ";", STREAMED),
+    "half of the stream": Fault("number += AT_ONCE * LANES) {", "number += 2 * AT_ONCE * LANES) {", STREAMED),
+    "the end of the stream": Fault(
+        "number < parts.vectors(); number += LANES)", "number < 0; number += LANES)", STREAMED
+    ),
+    "weights left out": Fault("? weight() : Limits<Real>::nan();", "? 1 : Limits<Real>::nan();", LANES),
     "the wrong row's weight": Fault(
         "weights ? weights[r] : weight_of_all;", "weights ? weights[0] : weight_of_all;", LANES
     ),
-    "bfloat16 cut off instead of rounded": Fault("bits + 0x7fffu + (bits >> 16 & 1u)", "bits", LANES, "bfloat16"),
+    "halves of a word exchanged": Fault(
+        "v.words[i] = pack_halves(x[2 * i], x[2 * i + 1]);",
+        "v.words[i] = pack_halves(x[2 * i + 1], x[2 * i]);",
+        LANES,
+        "float16",
+    ),
     "the label's own share left out": Fault("(kept + share) *", "kept *", LANES, smoothing=0.5),
     "what smoothing adds at the label left out": Fault("(pull - (kept", "(0 * pull - (kept", LANES, smoothing=0.5),
     "distances from another largest logit": Fault(
         "? sum : sum + count * (new_top - top);", "? sum : sum;", HELD, smoothing=0.5
     ),
-    "distances of what is no class": Fault("i >= from && i < upto ?", "i >= from ?", HELD, smoothing=0.5),
+    "distances of what is no class": Fault("if (n < end) below.sum", "below.sum", HELD, smoothing=0.5),
     "distances of a stream from its first largest logit": Fault(
         "if (below.count > 0) sum.add(below.count * (highest - below.top));", "", STREAMED, smoothing=0.5
     ),
-    "a stream's sum left at its last shift": Fault("sum.total()}.brought_to(largest);", "sum.total()}.sum;", STREAMED),
-    "halves of a word exchanged": Fault(
-        "T{(unsigned short)(v.words[i / 2] >> (i % 2 * 16))}",
-        "T{(unsigned short)(v.words[i / 2] >> (16 - i % 2 * 16))}",
-        LANES,
-        "float16",
+    "a stream's sum left at its last reference": Fault(
+        "sum.total() * reference.to_largest()}", "sum.total()}", STREAMED, smoothing=0.5
     ),
 }
 
@@ -110,7 +141,7 @@ def failure(fault: Fault, change: tuple[str, str] | None) -> str | None:
     rng = np.random.default_rng(0)
     for number, setting in enumerate((*kernels.SETTINGS, kernels.Setting(offset=1, gap=1, apart=2, schedule=3))):
         classes = kernels.classes_of(fault.kind, fault.dtype, setting, number)
-        for z in inputs(rng, classes):
+        for z in inputs(rng, classes, fault.kind):
             x = cpu.to_bits(z, fault.dtype)
             z = cpu.from_bits(x, fault.dtype)
             y, weights = labels(rng, z), rng.uniform(0.5, 2, len(z)).astype("f4")
@@ -128,9 +159,12 @@ def failure(fault: Fault, change: tuple[str, str] | None) -> str | None:
     return None
 
 
-def inputs(rng: np.random.Generator, classes: int):
-    """Rows that a fault may show on: any, sure ones, steadily rising ones, nearly equal ones."""
-    yield rng.normal(size=(3, classes)) * 10
+def inputs(rng: np.random.Generator, classes: int, kind: plan.SizeClass):
+    """Rows that a fault may show on: any, sure ones, steadily rising ones, nearly equal ones.
+
+    More of them where blocks take row after row: barriers in shared memory are used again from the third row on.
+    """
+    yield rng.normal(size=(11 if kind.persistent else 3, classes)) * 10
     for lead in (20, 92):
         sure = np.full((3, classes), -float(lead))
         sure[:, classes // 2] = 0
@@ -140,7 +174,9 @@ def inputs(rng: np.random.Generator, classes: int):
     yield 1e-2 * rng.uniform(size=(3, classes))
 
 
-@pytest.mark.parametrize("kind", [LANES, HELD, CLUSTER, STREAMED], ids=["lanes", "block", "cluster", "streamed"])
+@pytest.mark.parametrize(
+    "kind", [LANES, HELD, QUICK, CLUSTER, STREAMED], ids=["lanes", "block", "one vector", "cluster", "streamed"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
 def test_without_a_fault_nothing_fails(kind, dtype, smoothing):
@@ -151,7 +187,9 @@ def test_without_a_fault_nothing_fails(kind, dtype, smoothing):
 def test_faults_are_caught(name, record_property):
     fault = FAULTS[name]
     kernel = "softmax_loss_smoothed" if fault.smoothing else "softmax_loss"
-    cpu.kernel(kernel, plan.defines(fault.kind, fault.dtype), (fault.text, fault.instead))  # it compiles
+    quick = fault.kind is QUICK
+    defines = plan.defines(fault.kind, fault.dtype, fault.dtype, quick=quick)
+    cpu.kernel(kernel, defines, (fault.text, fault.instead))  # it compiles
     reason = failure(fault, (fault.text, fault.instead))
     assert reason is not None
     record_property("caught", reason)
@@ -209,7 +247,7 @@ def test_what_the_additions_of_a_long_stream_lose(carried, record_property):
 
 
 def test_a_fault_that_does_not_compile_is_not_caught():
-    fault = Fault("cluster_wait();  // every block runs", "cluster_wait(", CLUSTER)
+    fault = Fault("Mbarrier* const barrier = arrived()", "Mbarrier* const barrier = arrived(", CLUSTER)
     with pytest.raises(SyntaxError):
         failure(fault, (fault.text, fault.instead))
 

@@ -16,39 +16,79 @@ from xpsoftmax.kernels import plan
 MATRIX = plan.Matrix(1024, 10, 1000, 1000, "float32")
 
 
+OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
+EVERY_CLASS = sorted({kind for name in OPERATIONS for dtype in plan.SCALARS for kind in plan.size_classes(name, dtype)})
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", plan.SCALARS)
 @pytest.mark.parametrize("capability", [75, 90])
-def test_every_row_is_covered_by_the_smallest_class(dtype, capability):
-    size = plan.ITEMSIZES[dtype]
-    edges = {kind.capacity // size + step for kind in plan.SIZE_CLASSES for step in range(-9, 10)}
+def test_every_row_is_covered_by_the_smallest_class(operation, dtype, capability):
+    """Wherever it begins: of C classes, at most C / per vector are in whole vectors."""
+    kinds, per = plan.size_classes(operation, dtype), plan.VECTOR // plan.ITEMSIZES[dtype]
+    edges = {kind.capacity * per + step for kind in kinds for step in range(-9, 10)}
     for classes in sorted(edge for edge in edges if edge > 0):
-        for address in (1024, 1024 + size):
-            logits = plan.Matrix(address, 10, classes, classes, dtype)
-            kind = plan.size_class(logits, capability)
-            need = logits.first_bytes + classes * size
-            assert kind.vectors == 0 or need <= kind.capacity
-            allowed = plan.HELD + (plan.CLUSTERED if capability == 90 else ())
-            smaller = [k for k in allowed if need <= k.capacity < (kind.capacity or 2**63)]
-            assert not smaller, f"{need} bytes would fit {smaller}, not {kind}"
+        logits = plan.Matrix(1024, 10, classes, classes, dtype)
+        kind = plan.size_class(logits, capability, operation)
+        assert kind == plan.size_class(logits._replace(address=1024 + 16 // per), capability, operation)
+        assert kind.vectors == 0 or classes // per <= kind.capacity
+        allowed = [k for k in kinds if k.vectors and (capability == 90 or (k.blocks == 1 and k.vectors < 25))]
+        smaller = [k for k in allowed if classes // per <= k.capacity < (kind.capacity or 2**63)]
+        assert not smaller, f"{classes} classes would fit {smaller}, not {kind}"
 
 
-def test_classes_are_tried_from_the_smallest():
-    capacities = [kind.capacity for kind in (*plan.HELD, *plan.CLUSTERED)]
-    assert capacities == sorted(capacities)
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", plan.SCALARS)
+def test_classes_are_tried_from_the_smallest(operation, dtype):
+    *held, streamed = plan.size_classes(operation, dtype)
+    capacities = [kind.capacity for kind in held]
+    assert capacities == sorted(set(capacities))
+    assert streamed.vectors == 0
 
 
-@pytest.mark.parametrize("kind", plan.SIZE_CLASSES)
+@pytest.mark.parametrize("kind", EVERY_CLASS)
 def test_a_class_is_something_that_can_be_launched(kind):
     assert kind.threads % 32 == 0
     assert kind.threads <= 1024
+    assert plan.on_capability(kind, 90) == kind
+    for capability in (75, 80, 100, 120):
+        assert plan.on_capability(kind, capability).resident * kind.threads <= 1024
     assert kind.blocks <= 8
     assert kind.lanes in (4, 8, 16, 32) or kind.lanes == kind.threads
+    assert kind.lanes & (kind.lanes - 1) == 0
+    assert kind.persistent == (kind.vectors > 0 and kind.resident == 1)
+
+
+@pytest.mark.parametrize("dtype", plan.SCALARS)
+def test_rows_up_to_128_kib_have_one_block(dtype):
+    classes = 2**17 // plan.ITEMSIZES[dtype]
+    logits = plan.Matrix(1024, 10, classes, classes, dtype)
+    kind = plan.size_class(logits, 90)
+    assert (kind.blocks, kind.vectors > 0) == (1, True)
 
 
 def test_clusters_only_where_there_are_any():
-    logits = MATRIX._replace(classes=20_000, stride=20_000)
+    logits = MATRIX._replace(classes=60_000, stride=60_000)
     assert plan.size_class(logits, 90).blocks > 1
     assert plan.size_class(logits, 89) == plan.STREAMED
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype", "result", "quick"),
+    [
+        (256, "bfloat16", "bfloat16", True),
+        (256, "float16", "float16", True),
+        (255, "bfloat16", "bfloat16", False),
+        (50_000, "bfloat16", "float32", False),
+        (50_000, "float32", "float32", False),
+        (50_000, "float64", "float64", False),
+    ],
+)
+def test_which_rows_take_the_quick_exponential(classes, dtype, result, quick):
+    logits = plan.Matrix(1024, 3, classes, classes, dtype)
+    launch = plan.rows_launch("softmax", logits, logits._replace(dtype=result), 90)
+    assert dict(launch.defines)["QUICK"] == str(int(quick))
+    assert dict(launch.defines)["RESULT"] == plan.SCALARS[result]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +109,8 @@ def test_how_far_rows_begin_behind_a_boundary(change, first_bytes):
 
 
 def test_a_class_that_does_not_cover_the_row_is_refused():
-    with pytest.raises(ValueError, match=r"^kind must cover rows of 4000 bytes, got SizeClass\(lanes=4"):
-        plan.rows_launch("softmax", MATRIX, MATRIX, 90, plan.HELD[0])
+    with pytest.raises(ValueError, match=r"^kind must cover 250 vectors a row, got SizeClass\(lanes=4"):
+        plan.rows_launch("softmax", MATRIX, MATRIX, 90, plan.SizeClass(4, 1))
 
 
 def test_too_many_classes_or_blocks_are_refused():
@@ -80,13 +120,27 @@ def test_too_many_classes_or_blocks_are_refused():
         plan.rows_launch("softmax", MATRIX._replace(rows=2**33), MATRIX, 90)
 
 
+@pytest.mark.parametrize("dtype", plan.SCALARS)
+def test_rows_with_masses_are_held_as_far_as_registers_go(dtype):
+    *held, streamed = plan.mass_classes(dtype)
+    for kind in held:
+        assert plan.mass_class(kind.threads * kind.held, dtype) == kind
+    most = held[-1].threads * held[-1].held
+    assert most == (4096 if dtype == "float64" else 8192)
+    assert plan.mass_class(most + 1, dtype) == streamed
+    logits = plan.Matrix(1024, 5, most + 1, most + 1, dtype)
+    launch = plan.masses_launch(logits, (64, "int64"), 0, 0, None, class_weights=0, label_smoothing=0.1, z_loss=0.0)
+    assert dict(launch.defines)["CLASSES_HELD"] == "0"
+
+
 def test_the_grid_has_every_row():
     for rows, grid in ((1, 1), (32, 1), (33, 2)):
         logits = plan.Matrix(1024, rows, 4, 4, "float32")
         assert plan.rows_launch("softmax", logits, logits, 90).grid == grid
-    clustered = plan.Matrix(1024, 5, 30_000, 30_000, "float32")
+    clustered = plan.Matrix(1024, 5, 60_000, 60_000, "float32")
     launch = plan.rows_launch("softmax", clustered, clustered, 90)
-    assert launch.grid == 5 * int(dict(launch.defines)["BLOCKS"])
+    assert launch.grid == 5 * int(dict(launch.defines)["BLOCKS"]) == 5 * launch.cluster
+    assert launch.persistent
 
 
 @pytest.mark.parametrize("kernel", sorted(path.stem for path in (Path(plan.__file__).parent / "cuda").glob("*.cu")))

@@ -6,12 +6,10 @@ With --kernels only (nox -s kernels): NVRTC compiles without a GPU.
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
+import _cuda_compiled as gpu
 import pytest
 
-from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax.kernels import plan
 
 nvrtc = getattr(pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda, "nvrtc", None)
@@ -20,92 +18,101 @@ if nvrtc is None:
 
 pytestmark = pytest.mark.kernels
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
-LIMITS = json.loads((Path(__file__).parent / "data" / "cuda_registers.json").read_text("utf-8"))
-REGISTERS_OF_A_MULTIPROCESSOR = 65_536
-OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")
-"""What CuPy adds to the options of any kernel (cupy/cuda/compiler.py): subnormal numbers of float32 become 0."""
-
-
-def compiled(kernel: str, defines: tuple[tuple[str, str], ...], arch: int) -> tuple[int, int]:
-    """Registers of a thread, and bytes that it spills."""
-    program = nvrtc.createProgram(plan.source(kernel), f"{kernel}.cu", (), ())
-    try:
-        options = (*plan.options(defines), *OF_CUPY, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v")
-        try:
-            nvrtc.compileProgram(program, options)
-        except nvrtc.NVRTCError:
-            pytest.fail(f"{kernel} {defines} for sm_{arch}:\n{nvrtc.getProgramLog(program)}")
-        log = nvrtc.getProgramLog(program)
-    finally:
-        nvrtc.destroyProgram(program)
-    assert "warning" not in log, log
-    (registers,) = re.findall(r"Used (\d+) registers", log)
-    (spilled,) = re.findall(r"(\d+) bytes spill stores", log)
-    return int(registers), int(spilled)
-
-
-def specialisations(arch: int, dtype: str):
-    """Name, kernel, defines and size class of everything that the launcher can ask for on this architecture."""
-    kinds = [*plan.HELD, *(plan.CLUSTERED if arch >= plan.CLUSTERS_FROM else ()), plan.STREAMED]
-    for kernel in OPERATIONS:
-        for kind in kinds:
-            yield f"{kernel} {kind.lanes}x{kind.vectors}x{kind.blocks}", kernel, plan.defines(kind, dtype)
-    for threads in plan.MASS_THREADS:
-        yield f"softmax_loss_of_masses {threads}", "softmax_loss_of_masses", plan.mass_defines(threads, dtype)
-    yield "bad_labels", "bad_labels", plan.LABEL_DEFINES
-    if dtype in ("float32", "float64"):  # the working precisions
-        yield "total", "total", plan.total_defines(dtype)
-        for activation in ACTIVATIONS:
-            defines = plan.unit_defines(dtype, ("ACTIVATION", activation))
-            yield f"bias_activation {activation}", "bias_activation", defines
-        for rule in plan.RULES:
-            yield f"parameter_update {rule}", "parameter_update", plan.unit_defines(dtype, ("RULE", rule))
-        for step in "01":
-            yield f"activation_backward {step}", "activation_backward", plan.unit_defines(dtype, ("STEP", step))
+RECORDED = json.loads(gpu.REGISTERS.read_text("utf-8"))
+counted = pytest.mark.skipif(gpu.nvdisasm() is None, reason="nvdisasm is not installed")
 
 
 @pytest.mark.parametrize("dtype", plan.SCALARS)
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_compiles_within_its_registers(arch, dtype, record_property):
+@pytest.mark.parametrize("arch", gpu.ARCHITECTURES)
+def test_compiles_within_its_registers_and_without_spills(arch, dtype, record_property):
     over, count = [], 0
-    for name, kernel, defines in specialisations(arch, dtype):
-        registers, spilled = compiled(kernel, defines, arch)
-        most_registers, most_spilled = LIMITS[name][dtype]
-        if registers > most_registers or spilled > most_spilled:
-            over.append(
-                f"{name}: {registers} registers, {spilled} bytes spilled; {most_registers}, {most_spilled} allowed"
-            )
+    for each in gpu.specialisations(arch, dtype):
+        registers, spilled, _ = gpu.compiled(each.kernel, each.defines, arch)
+        most = min(RECORDED[each.name][dtype], each.most_registers)
+        if registers > most or spilled:
+            over.append(f"{each.name} {each.defines}: {registers} registers, {most} allowed; {spilled} bytes spilled")
         count += 1
     assert not over, f"sm_{arch}, {dtype}:\n" + "\n".join(over)
-    least = 5 * (11 if arch < plan.CLUSTERS_FROM else 15) + 4
-    assert count >= least + (9 + len(plan.RULES) if dtype in ("float32", "float64") else 0)
+    held = sum(plan.exists_on(kind, arch) for name in gpu.OPERATIONS for kind in plan.size_classes(name, dtype))
+    assert count >= held + 4 + (9 + len(plan.RULES) if dtype in ("float32", "float64") else 0)
     record_property("compiled", count)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_a_cluster_is_compiled_for_no_architecture_without_clusters(arch):
     """An old NVRTC gives a newer GPU the newest code that it knows: it must not be wrong without a word."""
-    defines = plan.defines(plan.CLUSTERED[0], "float32")
+    defines = plan.defines(plan.SizeClass(512, 4, 2, 1), "float32", "float32", quick=False)
     if arch >= plan.CLUSTERS_FROM:
-        compiled("softmax", defines, arch)
+        gpu.compiled("softmax", defines, arch)
     else:
-        with pytest.raises(pytest.fail.Exception, match=r"compute capability 9\.0"):
-            compiled("softmax", defines, arch)
+        with pytest.raises(gpu.CompileError, match=r"compute capability 9\.0"):
+            gpu.compiled("softmax", defines, arch)
 
 
-@pytest.mark.parametrize("name", LIMITS)
-def test_recorded_registers_let_as_many_blocks_run_as_planned(name):
-    kernel, _, kind = name.partition(" ")
-    if kernel == "softmax_loss_of_masses":
-        threads, resident = int(kind), 2
-    elif kernel in ("bias_activation", "activation_backward", "parameter_update"):
-        threads, resident = plan.UNIT_THREADS, 4
-    elif kernel in ("total", "bad_labels"):
-        threads, resident = plan.TOTAL_THREADS, 2
-    else:
-        (size_class,) = (k for k in plan.SIZE_CLASSES if f"{k.lanes}x{k.vectors}x{k.blocks}" == kind)
-        threads, resident = size_class.threads, size_class.resident
-    for registers, _ in LIMITS[name].values():
-        assert registers * threads * resident <= REGISTERS_OF_A_MULTIPROCESSOR
+def test_recorded_registers_let_as_many_blocks_run_as_planned():
+    """Those of every specialisation, on the newest architectures: all classes are there."""
+    names = set()
+    for dtype in plan.SCALARS:
+        for each in gpu.specialisations(gpu.ARCHITECTURES[-1], dtype):
+            assert RECORDED[each.name][dtype] <= each.most_registers, each.name
+            names.add(each.name)
+    assert names == set(RECORDED)
+
+
+@counted
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "quick", "most"),
+    [
+        ("softmax_loss", "float32", False, 32),
+        ("softmax_loss", "bfloat16", True, 28),
+        ("softmax_loss", "float16", True, 28),
+        ("softmax_loss", "bfloat16", False, 28),
+        ("softmax_loss", "float16", False, 28),
+        ("softmax", "float32", False, 32),
+        ("softmax", "bfloat16", True, 28),
+        ("log_softmax", "float32", False, 32),
+        ("log_softmax", "bfloat16", True, 28),
+        ("logsumexp", "float32", False, 32),
+        ("logsumexp", "bfloat16", True, 28),
+        ("softmax_loss_smoothed", "float32", False, 32),
+        ("softmax_loss_smoothed", "bfloat16", True, 28),
+    ],
+)
+def test_instructions_an_element(kernel, dtype, quick, most, record_property):
+    """Memory is fast enough to bring an element in the time of about so many."""
+    lines = gpu.lines_an_element(kernel, dtype, quick=quick)
+    record_property("lines", lines)
+    assert 4 < lines <= most
+
+
+@counted
+@pytest.mark.parametrize("kernel", ["softmax_loss", "softmax"])
+@pytest.mark.parametrize(
+    ("dtype", "quick", "most"),
+    [
+        ("float32", False, 16),
+        ("bfloat16", True, 13),
+        ("float16", True, 13),
+        ("bfloat16", False, 21),
+        ("float16", False, 21),
+    ],
+)
+def test_instructions_an_element_without_edges_and_label(kernel, dtype, quick, most, record_property):
+    """What every element costs: nothing may be asked at each vector that could be asked once a row."""
+    lines = gpu.lines_an_element(kernel, dtype, quick=quick, without=True)
+    record_property("lines", lines)
+    assert 4 < lines <= most
+
+
+@counted
+def test_an_instruction_more_an_element_is_counted(monkeypatch):
+    """The test of the count: a text that asks at every element whether it is the label's."""
+    source = plan.source("softmax")
+    there = "for (int i = 0; i < PER; ++i) e[i] = way(e[i]);"
+    assert there in source
+    monkeypatch.setattr(
+        plan, "source", lambda kernel: source.replace(there, "for (int i = 0; i < PER; ++i) e[i] = way(e[i]) * e[i];")
+    )
+    asked = gpu.lines_an_element("softmax", "float32", quick=False)
+    monkeypatch.undo()
+    assert asked >= gpu.lines_an_element("softmax", "float32", quick=False) + 0.9

@@ -172,9 +172,7 @@ FORWARD = {
     ),
     "every other row": Fault("index >> lane_bits", "index >> (lane_bits + 1)"),
     "the slopes in the place of the values": Fault("value[i] = unit.value", "value[i] = unit.slope"),
-    "slopes in rows as far apart as those of z": Fault(
-        "(slopes, at.row, slopes_stride, false)", "(slopes, at.row, z_stride, false)"
-    ),
+    "slopes in rows as far apart as those of z": Fault("(slopes, at.row, slopes_stride)", "(slopes, at.row, z_stride)"),
     "1 - tanh^2": Fault(
         "{hyperbolic_tangent(x), 4 * e / (above * above)}",
         "{hyperbolic_tangent(x), 1 - hyperbolic_tangent(x) * hyperbolic_tangent(x) + 0 * above}",

@@ -246,7 +246,11 @@ def test_a_bad_row_is_nan_and_no_other(backend, impl, rng, bad, options):
         return [backend.to_numpy(array) for array in result]
 
     losses, dlogits = run(values, labels, validate=False)
-    desired_losses, desired_dlogits = run(values[others], GOOD[others])
+    if backend.name == "cupy" and impl != "generic":
+        # A CUDA kernel's bits may depend on the address of a row modulo 16: the rows stay where they are.
+        desired_losses, desired_dlogits = (array[others] for array in run(values, GOOD))
+    else:
+        desired_losses, desired_dlogits = run(values[others], GOOD[others])
     assert np.isnan(losses[1])
     assert np.isnan(dlogits[1]).all()
     assert_same_bits(losses[others], desired_losses)

@@ -20,7 +20,7 @@ from xpsoftmax._layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen
 from xpsoftmax._loss import LossOptions, Problem, mean_or_nan, prepare
 from xpsoftmax._softmax import on_device, quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Namespace
-from xpsoftmax.kernels import Operations, generic, operations
+from xpsoftmax.kernels import Operations, generic, operations, select
 from xpsoftmax.kernels.generic import narrowed, scratch_arrays
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
@@ -153,7 +153,7 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
             raise ValueError(f"{name} must have {part} of the shapes of {owner}, {wanted}, got {shapes}.")
     for layer, like in zip(layers, own, strict=True):
         xp, weight = check.as_array(owner, like.weight)
-        frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, owner)
+        frame = check.Frame(xp, check.home(weight), tuple(weight.shape), 0, weight.dtype, owner)
         check.as_companion(name, layer.weight, frame)
     theirs, ours = recorded(layers, name), recorded(own, owner)
     if theirs is not None and ours is not None and theirs != ours:
@@ -187,7 +187,7 @@ class Sums(NamedTuple):
         """What is added to that of other rows."""
         weight = self.weight
         if type(weight) is float:
-            weight = net.xp.asarray(weight, dtype=net.working, device=net.frame.device)
+            weight = net.xp.full_like(self.loss, weight)
         return PartialSums(self.loss, weight, self.grads)
 
 
@@ -229,7 +229,7 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     activation = chosen(pairs, activation)
     xp, first = check.as_floating("params[0].weight", pairs[0].weight)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    frame = check.Frame(xp, device(first), (), 0, working, "params[0].weight")
+    frame = check.Frame(xp, check.home(first), (), 0, working, "params[0].weight")
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
         weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
@@ -332,7 +332,7 @@ class Buffers:
 
 def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
     if buffers is None:
-        return left @ right
+        return select("product", left, "generic")(left, right) if is_jax_array(left) else left @ right
     return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 
@@ -343,10 +343,11 @@ def forward(
     grad: bool = False,
     buffers: Buffers | None = None,
     watch: Callable[[Array], None] | None = None,
+    dead: DeadRows | None = None,
 ) -> tuple[list[Array], list[Array | None], Array]:
     """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits.
 
-    `watch` is called with the product of inputs and first weight.
+    `watch` is called with the product of inputs and first weight. `dead` knows the rows that need not be finite.
     """
     inputs: list[Array] = [X]
     slopes: list[Array | None] = []
@@ -355,6 +356,8 @@ def forward(
         z = _product(inputs[-1], layer.weight, buffers, ("z", i))
         if watch is not None and i == 0:
             watch(z)
+        if dead is not None:
+            z = dead.finite(z)
         out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
         value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
         inputs.append(value)
@@ -362,7 +365,8 @@ def forward(
     z = _product(inputs[-1], last.weight, buffers, ("z", len(hidden)))
     if watch is not None and not hidden:
         watch(z)
-    return inputs, slopes, net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    logits = net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    return inputs, slopes, logits if dead is None else dead.marked(logits)
 
 
 def _has_slopes(activation: str) -> bool:
@@ -384,7 +388,7 @@ def _backward(
     for i in reversed(range(len(net.layers))):
         before, into, kind = sums[i], None if grads is None else grads[i], type(net.layers[i])
         if before is None:
-            sums[i] = _first_sums(xp, inputs[i], delta, into, kind)
+            sums[i] = _first_sums(xp, inputs[i], delta, into, net.layers[i])
         else:
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
             sums[i] = kind(weight, before.bias + _sum_of_rows(xp, delta))
@@ -393,11 +397,20 @@ def _backward(
             delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
 
 
-def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None, kind: type[Layer]) -> Layer:
+def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:
+    kind = type(like)
     if type(delta) is np.ndarray:  # the same without the wrappers
         weight, bias = (None, None) if into is None else into
         return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
-    return kind(xp.matmul(xp.matrix_transpose(left), delta), _sum_of_rows(xp, delta))
+    return kind(_transposed_product(xp, left, delta, like.weight), _sum_of_rows(xp, delta))
+
+
+def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -> Array:
+    """Return left^T right, in JAX laid out over its devices as `like` is."""
+    transposed = xp.matrix_transpose(left)
+    if is_jax_array(left):
+        return select("product", left, "generic")(transposed, right, like)
+    return xp.matmul(transposed, right)
 
 
 ROWS_OF_A_SUM = 256
@@ -429,7 +442,7 @@ def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array
 def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
     """Return total + left^T right; where `total` can be written to, in place and by columns of `spare` bytes."""
     if not is_writable(total):
-        return total + xp.matmul(xp.matrix_transpose(left), right)
+        return total + _transposed_product(xp, left, right, total)
     rows, columns = total.shape
     step = max(1, spare // max(1, rows * itemsize_of(xp, total.dtype)))
     for part in _slices(columns, step):
@@ -527,24 +540,60 @@ def _chunk(
     xp = net.xp
     targets, row_weight = problem.targets, problem.row_weight
     if rows is not None:
-        X, targets, row_weight = X[rows, :], targets[rows, ...], row_weight[rows]
+        X, targets, row_weight = (_some_rows(array, rows) for array in (X, targets, row_weight))
     if X.dtype != net.working:
         X = xp.astype(X, net.working)
     if targets.ndim == 2:
         targets = check.as_dtype(xp, targets, net.working)
+    dead: DeadRows | None = None
     if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
         # A row that does not count may hold anything: 0 * nan must not reach the weights.
-        X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
-    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers)
+        if is_jax_array(X):
+            dead = DeadRows(xp, row_weight)
+            X = dead.finite(X)
+        else:
+            X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
+    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
     kernel = net.kernels.softmax_loss_rows
     out = None
-    if grad and kernel is not generic.softmax_loss_rows:
+    if grad and _overwrites_logits(net):
         if type(logits) is not np.ndarray or logits.nbytes > SMALL:
             out = logits
         elif buffers is not None:
             out = buffers.take(("dlogits", 0), logits.shape, logits.dtype)
     losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
     return summed(xp, losses), inputs, slopes, delta
+
+
+def _some_rows(array: Array, rows: slice) -> Array:
+    return select("some_rows", array, "generic")(array, rows) if is_jax_array(array) else array[rows, ...]
+
+
+class DeadRows:
+    """Rows of weight 0 on their way through the layers, for JAX.
+
+    JAX may differentiate with respect to their weights, which asks for the losses that they would have. They are
+    computed like other rows as long as what they hold is finite. From there on they are zeros, and their logits nan.
+    """
+
+    def __init__(self, xp: Namespace, row_weight: Array) -> None:
+        self._xp, self._dead = xp, row_weight == 0.0
+        self._lost = xp.zeros_like(self._dead)
+
+    def finite(self, x: Array) -> Array:
+        """Rows (R, H) with zeros in place of those of weight 0 that are not finite."""
+        lost = self._dead & ~self._xp.all(self._xp.isfinite(x), axis=1)
+        self._lost = self._lost | lost
+        return self._xp.where(lost[:, None], 0.0, x)
+
+    def marked(self, logits: Array) -> Array:
+        """Logits (R, C) with nan in the rows that were not finite somewhere."""
+        return self._xp.where(self._lost[:, None], float("nan"), logits)
+
+
+def _overwrites_logits(net: Network) -> bool:
+    """Whether a kernel computes the loss, and writes the gradient over the logits."""
+    return net.kernels.softmax_loss_rows is not generic.softmax_loss_rows and is_writable(net.layers[0].weight)
 
 
 class Plan(NamedTuple):
@@ -588,7 +637,7 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {max_memory}.")
     spare = max(column, max_memory // 8)
     step = min(max_memory // (itemsize * forward), (max_memory - spare) // (itemsize * backward))
-    if net.kernels.softmax_loss_rows is not generic.softmax_loss_rows:
+    if _overwrites_logits(net):
         step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
     return Plan(chunks_of(rows, max(1, step)), spare)
 

@@ -13,7 +13,7 @@ from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array
+from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
@@ -177,7 +177,7 @@ def _taken(array: Array, rows: np.ndarray) -> Array:
     if type(array) is np.ndarray:
         return array[rows]
     xp = array_namespace(array)
-    return xp.take(array, xp.asarray(rows, device=device(array)), axis=0)
+    return xp.take(array, xp.asarray(rows, device=check.placement(array)), axis=0)
 
 
 def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad: bool) -> Block:
@@ -227,7 +227,7 @@ def look_at_inputs(
     if isinstance(problem, Bad):
         return Block(sizes, problem)
     xp = array_namespace(X)
-    with one_thread(), quiet(xp, device(X)):
+    with one_thread(), quiet(xp, check.home(X)):
         return Block(sizes, first_not_finite(xp, called, X, problem.row_weight, budget(max_memory)))
 
 
@@ -235,7 +235,7 @@ def _looked_at(
     targets: Array, weight: Array | None, classes: int, options: LossOptions, working: DType
 ) -> Problem | Bad:
     xp = array_namespace(targets)
-    frame = check.Frame(xp, device(targets), (int(targets.shape[0]), classes), 1, working, "X")
+    frame = check.Frame(xp, check.home(targets), (int(targets.shape[0]), classes), 1, working, "X")
     with quiet(xp, frame.device):
         try:
             return prepare(targets, frame, options._replace(sample_weight=weight), DEFAULT_MAX_MEMORY)

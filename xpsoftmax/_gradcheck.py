@@ -99,9 +99,9 @@ def numerical_grad(
             found = [_along(function, array, steps, vector.reshape(array.shape)) for vector in drawn]
             vectors = xp.stack([slope.vector for slope in found])
         else:
-            index = xp.reshape(xp.arange(math.prod(array.shape), device=device(array)), array.shape)
+            index = xp.reshape(xp.arange(math.prod(array.shape), device=check.placement(array)), array.shape)
             found = [_of_entry(function, array, steps, index, i) for i in range(math.prod(array.shape))]
-        values = xp.asarray([slope.derivative for slope in found], dtype=array.dtype, device=device(array))
+        values = xp.asarray([slope.derivative for slope in found], dtype=array.dtype, device=check.placement(array))
         return xp.reshape(values, array.shape) if directions is None else (values, vectors)
 
 
@@ -160,7 +160,7 @@ def check_grad(
     True
     """
     xp, array = _arguments(function, x, order, step)
-    frame = check.Frame(xp, device(array), tuple(array.shape), 0, array.dtype, "x")
+    frame = check.Frame(xp, check.home(array), tuple(array.shape), 0, array.dtype, "x")
     _, claimed = check.as_floating("grad", check.as_companion("grad", grad, frame))
     if tuple(claimed.shape) != tuple(array.shape):
         raise ValueError(f"grad must have the shape of x, {tuple(array.shape)}, got {tuple(claimed.shape)}.")
@@ -279,7 +279,7 @@ def _of_entry(function: Callable[[Array], Any], x: Array, steps: _Steps, index: 
 def _along(function: Callable[[Array], Any], x: Array, steps: _Steps, direction: np.ndarray) -> _Slope:
     """Derivative along a vector."""
     direction, lengths = steps.range_along(direction)
-    xp, vector = steps.xp, steps.xp.asarray(direction, dtype=x.dtype, device=device(x))
+    xp, vector = steps.xp, steps.xp.asarray(direction, dtype=x.dtype, device=check.placement(x))
 
     def measured(h: float) -> _Slope:
         taken, values = xp.zeros_like(x), []

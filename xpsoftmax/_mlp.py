@@ -161,7 +161,8 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
-    check.check_unrecorded(X=X, **check.layers_by_name(params))
+    if type(X) is not np.ndarray:
+        check.check_unrecorded(X=X, **check.layers_by_name(params))
     check.check_impl(impl)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
@@ -290,8 +291,9 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    weights = {"class_weight": class_weight, "sample_weight": sample_weight}
-    check.check_unrecorded(X=X, targets=targets, **weights, **check.layers_by_name(params))
+    if type(X) is not np.ndarray:
+        weights = {"class_weight": class_weight, "sample_weight": sample_weight}
+        check.check_unrecorded(X=X, targets=targets, **weights, **check.layers_by_name(params))
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with quiet(net.xp, net.frame.device):
         return penalised(net, total.loss, reg)

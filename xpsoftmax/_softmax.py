@@ -51,6 +51,7 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
     the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
 
+    JAX differentiates the result as `softmax_jvp` does, to every order (``tests/test_jax_derivatives.py``).
     PyTorch does not differentiate through the result: tensors that require grad are an error while it records
     gradients, and so are those that torch.func (``grad``, ``jvp``, ``jacrev``, ...) or forward-mode AD differentiates.
     Within ``torch.no_grad()`` they are taken. ``torch.func.vmap`` may be used (``tests/test_torch_derivatives.py``).
@@ -164,7 +165,7 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
         sums = select("logsumexp_rows", array, impl)(to_rows(xp, array, frame.axis))
         shape = frame.rows_shape
         if len(shape) != 1:
-            sums = xp.reshape(sums, shape)
+            sums = reshaped(xp, sums, shape)
         # Not expand_dims: dask's fails where the number of rows is unknown.
         return sums[(*(slice(None),) * frame.axis, None, ...)] if keepdims else xp.asarray(sums)
 
@@ -269,7 +270,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return xp.reshape(jacobian, (*frame.rows_shape, frame.classes, frame.classes))
+        return reshaped(xp, jacobian, (*frame.rows_shape, frame.classes, frame.classes))
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
@@ -310,7 +311,12 @@ def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
     if axis != array.ndim - 1:
         array = moved(xp, array, axis, array.ndim - 1)
     classes = array.shape[-1]
-    return xp.reshape(array, (math.prod(array.shape[:-1]), classes))
+    return reshaped(xp, array, (math.prod(array.shape[:-1]), classes))
+
+
+def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
+    """Array in another shape; in JAX it may be in parts on several devices."""
+    return select("reshaped", array, "generic")(array, shape) if is_jax_namespace(xp) else xp.reshape(array, shape)
 
 
 def in_rows(array: Array, frame: check.Frame, out: Array | None) -> Array:
@@ -325,7 +331,7 @@ def from_rows(xp: Namespace, rows: Array, frame: check.Frame) -> Array:
     """Undo `to_rows`."""
     if len(frame.shape) == 2:
         return rows if frame.axis == 1 else xp.permute_dims(rows, (1, 0))
-    return moved(xp, xp.reshape(rows, (*frame.rows_shape, frame.classes)), len(frame.shape) - 1, frame.axis)
+    return moved(xp, reshaped(xp, rows, (*frame.rows_shape, frame.classes)), len(frame.shape) - 1, frame.axis)
 
 
 def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:

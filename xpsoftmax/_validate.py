@@ -291,7 +291,7 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
             f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
             "For a dask array, call compute_chunk_sizes() first."
         )
-    frame = Frame(xp, device(array), tuple(array.shape), position, working_dtype(xp, array), blocks=blocks_of(array))
+    frame = Frame(xp, home(array), tuple(array.shape), position, working_dtype(xp, array), blocks=blocks_of(array))
     return array, frame
 
 
@@ -318,11 +318,38 @@ def as_companion(name: str, value: object, frame: Frame) -> Array:
             f"{name} must be an array of the same library as {frame.owner} ({library(frame.xp)}), "
             f"got one of {library(xp)}."
         )
-    where = device(array)
+    where = home(array)
     # Arrays being traced by jax.jit have no device.
-    if where is not None and frame.device is not None and where != frame.device:
+    if where is not None and frame.device is not None and not _same_devices(where, frame.device):
         raise ValueError(f"{name} must be on the device of {frame.owner} ({frame.device}), got {where}.")
     return array
+
+
+def home(array: Array) -> Device | None:
+    """Return the device of an array, or the devices that JAX has spread it over; None if the library may move it."""
+    if not is_jax_array(array) or _is_traced(array):
+        return device(array)
+    return device(array) if getattr(array, "committed", True) else None
+
+
+def placement(array: Array) -> Device | None:
+    """Return where to make an array to go with this one; None if the library puts it where it is needed.
+
+    JAX binds an array that is made on a device to that device, and then all that is computed from it.
+    """
+    where = home(array)
+    return None if hasattr(where, "device_set") else where
+
+
+def _same_devices(one: Device, other: Device) -> bool:
+    """Whether two arrays are on the same device or, in JAX, on the same devices, however they are laid out there."""
+    if one == other:
+        return True
+    several = [getattr(x, "device_set", None) for x in (one, other)]
+    if several == [None, None]:
+        return False
+    devices, others = (found or {x} for found, x in zip(several, (one, other), strict=True))
+    return bool(devices == others)
 
 
 def blocks_of(array: Array) -> tuple[int, ...]:
@@ -409,7 +436,7 @@ def _as_index(labels: Array, frame: Frame, ignore_index: int | None) -> Array:
     labels = xp.astype(labels, index, copy=False)
     if wraps:
         bad = frame.classes + (frame.classes == ignore_index)
-        labels = xp.where(labels < 0, xp.asarray(bad, dtype=index, device=frame.device), labels)
+        labels = xp.where(labels < 0, bad, labels)
     return labels
 
 

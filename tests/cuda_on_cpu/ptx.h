@@ -206,6 +206,10 @@ inline float multiply_add_saturated(float a, float b, float c) {
 }
 inline unsigned unknown_zero() { return 0; }
 inline void set_anew(Vector&, unsigned) {}
+template <class T>
+T* one_address(T* address) {
+    return address;
+}
 inline int thread_index() { return on_cpu::thread(); }
 
 inline unsigned fetch_add(unsigned* counter, unsigned value) { return on_cpu::fetch_add(counter, value); }

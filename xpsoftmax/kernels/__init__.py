@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_cupy_array, is_dask_array, is_numpy_array
+from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array
 
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
@@ -21,6 +21,7 @@ ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax
 # What a backend may offer: one that lacks an operation leaves it to `generic`.
 OPERATIONS = (
     *ROW_OPERATIONS,
+    "softmax_loss_total",
     "are_classes",
     "total",
     "bias_activation",
@@ -46,6 +47,10 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("numpy", lambda array: type(array) is np.ndarray or is_numpy_array(array), lambda: numpy_kernels),
     Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda"))),
 )
+
+# The generic arithmetic with derivative rules, for libraries that differentiate what they compute. A module here stands
+# in for `generic`, also with impl="generic"; what it lacks is taken from there.
+WITH_RULES: tuple[Backend, ...] = (Backend("jax", is_jax_array, cache(lambda: import_module("xpsoftmax.kernels.jax"))),)
 
 
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
@@ -73,7 +78,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         names = ", ".join(backend.name for backend in BACKENDS) or "none"
         reason = refusal or f"no kernel offers {operation} for them (kernels: {names})"
         raise NotImplementedError(f'impl must be "auto" or "generic" for {kind}, got "kernel": {reason}.')
-    return getattr(generic, operation)  # type: ignore[no-any-return]
+    return _generic(operation, logits)
 
 
 class Operations:
@@ -97,6 +102,14 @@ def operations(array: Array, impl: Impl) -> Operations:
 def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa: ARG001
     """The same for all arrays, and soon to hand: small calls are felt."""
     return Operations(np.empty((0, 1)), impl)
+
+
+def _generic(operation: str, logits: Array) -> Callable[..., Any]:
+    """Return the generic text of an operation, with derivative rules if the library of these logits has some here."""
+    for backend in WITH_RULES:
+        if backend.takes(logits) and hasattr(backend.load(), operation):
+            return getattr(backend.load(), operation)  # type: ignore[no-any-return]
+    return getattr(generic, operation)  # type: ignore[no-any-return]
 
 
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:

@@ -6,6 +6,9 @@ decides what is launched.
 
 from __future__ import annotations
 
+import ctypes
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -55,6 +58,29 @@ def softmax_loss_rows(
 
     Labels may be of any integer dtype here, and a float is the weight of every row.
     """
+    losses, result, _ = _softmax_loss(logits, targets, row_weight, spec, grad=grad, out=out, add_up=False)
+    return losses, result
+
+
+def softmax_loss_total(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_total`; one launch for few rows and labels without options."""
+    losses, result, sum_of_losses = _softmax_loss(logits, targets, row_weight, spec, grad=grad, out=out, add_up=True)
+    return total(losses) if sum_of_losses is None else sum_of_losses, result
+
+
+def _softmax_loss(
+    logits: Array,
+    targets: Array,
+    row_weight: Array | float,
+    spec: LossSpec,
+    *,
+    grad: bool,
+    out: Array | None,
+    add_up: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    """Losses, gradient and, if they are to be added up and the kernel does it, their total."""
     with logits.device:
         # Copies, where they are needed; they must live until the launch.
         rows, weights = _in_rows(logits), None if type(row_weight) is float else cupy.ascontiguousarray(row_weight)
@@ -62,10 +88,42 @@ def softmax_loss_rows(
         class_weight = None if spec.class_weight is None else cupy.ascontiguousarray(spec.class_weight)
         losses = cupy.empty(rows.shape[0], plan.REALS[dtype_name(rows.dtype)])
         result = _result(rows, out) if grad else None
+        sum_of_losses = None
         if losses.size:
+            counter = 0
+            if add_up and losses.size <= plan.MOST_ROWS_IN_ONE_LAUNCH and _has_one_label_a_row(targets, spec):
+                counter = _counter()
+                sum_of_losses = cupy.empty((), losses.dtype) if counter else None
             weight_of_all = row_weight if weights is None else 0.0
-            _run(_loss_launch(rows, targets, weights, weight_of_all, class_weight, spec, losses, result))
-        return losses, None if result is None else _delivered(result, out)
+            sums = _address(sum_of_losses), counter
+            _run(_loss_launch(rows, targets, weights, weight_of_all, class_weight, spec, losses, result, sums))
+        return losses, None if result is None else _delivered(result, out), sum_of_losses
+
+
+def _has_one_label_a_row(targets: Array, spec: LossSpec) -> bool:
+    return targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0 == spec.label_smoothing
+
+
+def _counter() -> int:
+    """Address of a counter that is 0 and that no launch of another stream uses; 0 where there is none.
+
+    A launch that is being captured may be replayed beside others: it gets none.
+    """
+    stream = cupy.cuda.get_current_stream().ptr
+    if cupy.cuda.runtime.streamIsCapturing(stream):
+        return 0
+    return _address(
+        _counter_of(cupy.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == PER_THREAD else 0)
+    )
+
+
+PER_THREAD = 2
+"""The handle that stands for another stream in each thread of the host (cudaStreamPerThread)."""
+
+
+@cache
+def _counter_of(device: int, stream: int, thread: int) -> Array:  # noqa: ARG001 - one for each
+    return cupy.zeros((), "u4")
 
 
 def _loss_launch(
@@ -77,6 +135,7 @@ def _loss_launch(
     spec: LossSpec,
     losses: Array,
     result: Array | None,
+    sums: tuple[int, int],
 ) -> plan.Launch:
     matrix, written = _matrix(rows), None if result is None else _matrix(result)
     vectors = _address(weights), _address(losses)
@@ -85,7 +144,15 @@ def _loss_launch(
     if targets.ndim == 1 and class_weight is None and spec.z_loss == 0.0 and not 0.0 < smoothing < plan.LEAST_SMOOTHING:
         capability = _capability(rows.device.id)
         return plan.loss_launch(
-            matrix, labels, *vectors, written, capability, weight_of_all=weight_of_all, label_smoothing=smoothing
+            matrix,
+            labels,
+            *vectors,
+            written,
+            capability,
+            weight_of_all=weight_of_all,
+            label_smoothing=smoothing,
+            total=sums[0],
+            counter=sums[1],
         )
     return plan.masses_launch(
         matrix,
@@ -231,8 +298,11 @@ def _matrix(array: Array) -> plan.Matrix:
 
 def _run(launch: plan.Launch) -> None:
     """Launch on the current device and stream; raises what CUDA raises, and waits for nothing."""
-    function = _function(launch.kernel, launch.defines, cupy.cuda.runtime.getDevice())
-    function((launch.grid,), (launch.block,), launch.arguments)
+    device = cupy.cuda.runtime.getDevice()
+    function, grid = _function(launch.kernel, launch.defines, device), launch.grid
+    if launch.persistent:
+        grid = min(grid, launch.cluster * _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, device))
+    function((grid,), (launch.block,), launch.arguments)
 
 
 @cache
@@ -240,6 +310,42 @@ def _function(kernel: str, defines: tuple[tuple[str, str], ...], device: int) ->
     """The kernel compiled for the current device; CuPy keeps it on disk, too."""
     module = cupy.RawModule(code=plan.source(kernel), options=plan.options(defines), backend="nvrtc")
     return module.get_function(kernel)
+
+
+@cache
+def _at_once(kernel: str, defines: tuple[tuple[str, str], ...], block: int, cluster: int, device: int) -> int:
+    """How many clusters of blocks of a kernel run at once; any number of them, if the driver does not say.
+
+    If more were launched, the last ones would begin when the first ones are done with all of their rows.
+    """
+    address = _function(kernel, defines, device).kernel.ptr
+    if cluster == 1:
+        blocks: int = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(address, block, 0)
+        return blocks * int(cupy.cuda.Device(device).attributes["MultiProcessorCount"]) or plan.MOST_BLOCKS
+    return _clusters_at_once(address, block, cluster) or plan.MOST_BLOCKS
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig of cuda.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+def _clusters_at_once(function: int, block: int, cluster: int) -> int:
+    """What cuOccupancyMaxActiveClusters says, which CuPy does not offer; 0 where it cannot be called."""
+    count = ctypes.c_int(0)
+    config = _LaunchConfig(cluster, 1, 1, block, 1, 1, 0, None, None, 0)
+    try:
+        ask = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuOccupancyMaxActiveClusters
+    except (OSError, AttributeError):  # no driver of that name, or an old one
+        return 0
+    status = ask(ctypes.byref(count), ctypes.c_void_p(function), ctypes.byref(config))
+    return count.value if status == 0 else 0
 
 
 @cache
@@ -257,6 +363,7 @@ __all__ = [
     "parameter_update",
     "refusal",
     "softmax_loss_rows",
+    "softmax_loss_total",
     "softmax_rows",
     "total",
 ]

@@ -55,26 +55,96 @@ class SizeClass(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Bytes of a row that it covers, counted from the 16-byte boundary before it."""
-        return self.lanes * self.vectors * self.blocks * VECTOR
+        """How many whole vectors of a row it holds."""
+        return self.lanes * self.vectors * self.blocks
+
+    @property
+    def persistent(self) -> bool:
+        """Whether its blocks take row after row."""
+        return self.resident == 1 and self.vectors > 0
 
 
-HELD = (
+STREAMED = SizeClass(512, 0)
+_FEW_LANES = (
     SizeClass(4, 1, resident=8),
     SizeClass(4, 2, resident=8),
     SizeClass(8, 2, resident=8),
     SizeClass(16, 2, resident=8),
     SizeClass(32, 2, resident=8),
-    SizeClass(32, 4, resident=6),
-    SizeClass(32, 8, resident=4),
+    SizeClass(32, 4, resident=8),
+)
+_CLUSTERS = (
+    SizeClass(1024, 8, 2, 1),
+    SizeClass(512, 25, 2, 1),
+    SizeClass(1024, 8, 4, 1),
+    SizeClass(1024, 8, 8, 1),
+)
+_SINGLE = (
+    *_FEW_LANES,
+    SizeClass(32, 8, resident=8),
+    SizeClass(128, 4, resident=10),
+    SizeClass(256, 4, resident=6),
+    SizeClass(512, 4, resident=3),
+    SizeClass(512, 8, resident=2),
+    SizeClass(1024, 8, resident=1),
+    SizeClass(512, 25, resident=1),
+    *_CLUSTERS,
+    STREAMED,
+)
+# Results of 16 bits take more registers than the logits: for what comes out of each word, two numbers.
+_SIXTEEN_BITS = (
+    *_FEW_LANES,
+    SizeClass(32, 8, resident=8),
+    SizeClass(128, 4, resident=10),
+    SizeClass(256, 4, resident=5),
+    SizeClass(256, 8, resident=4),
+    SizeClass(512, 8, resident=2),
+    SizeClass(1024, 7, resident=1),
+    SizeClass(1024, 8, resident=1),
+    SizeClass(512, 25, resident=1),
+    *_CLUSTERS,
+    STREAMED,
+)
+# An exponential in float64 takes many registers of its own.
+_DOUBLE = (
+    *(kind._replace(resident=4) for kind in (*_FEW_LANES, SizeClass(32, 8))),
     SizeClass(128, 4, resident=6),
     SizeClass(256, 4, resident=3),
-    SizeClass(512, 4),
+    SizeClass(256, 8, resident=2),
+    SizeClass(512, 8, resident=1),
+    SizeClass(512, 16, resident=1),
+    *(SizeClass(512, 16, blocks, 1) for blocks in (2, 4, 8)),
+    SizeClass(256, 0),
 )
-CLUSTERED = (SizeClass(512, 4, 2), SizeClass(512, 4, 4), SizeClass(512, 4, 8), SizeClass(512, 8, 8, resident=1))
-STREAMED = SizeClass(512, 0)
-SIZE_CLASSES = (*HELD, *CLUSTERED, STREAMED)
-"""Smallest first; a row gets the first that covers it."""
+_ALL_CLASSES = {"float16": _SIXTEEN_BITS, "bfloat16": _SIXTEEN_BITS, "float32": _SINGLE, "float64": _DOUBLE}
+_TAKE_MORE_REGISTERS = ("softmax_loss_smoothed", "log_softmax")
+
+
+@cache
+def size_classes(operation: str, dtype: str) -> tuple[SizeClass, ...]:
+    """Size classes of an operation, smallest first; a row gets the first that covers it.
+
+    docs/adr/0009-cuda-kernels.md has the reasons. A class is left out, or has fewer blocks resident, where its threads
+    would run out of registers.
+    """
+    kinds = _ALL_CLASSES[dtype]
+    if operation not in _TAKE_MORE_REGISTERS:
+        return kinds
+    return tuple(dict.fromkeys(_with_more_registers(kind, operation, dtype) for kind in kinds if kind.vectors < 25))
+
+
+def _with_more_registers(kind: SizeClass, operation: str, dtype: str) -> SizeClass:
+    if dtype == "float64" and kind.vectors == 16:
+        return kind._replace(vectors=8)
+    if operation == "log_softmax" and kind.threads == 1024:
+        return SizeClass(512, 16, kind.blocks, kind.resident)
+    if operation == "softmax_loss_smoothed" and dtype == "float32" and kind.threads == 1024:
+        return SizeClass(512, 8, min(2 * kind.blocks, 8), 1)
+    return kind._replace(resident={10: 8, 6: 5, 5: 4, 3: 2}.get(kind.resident, kind.resident))
+
+
+QUICK_FROM = 256
+"""Number of classes from which results of 16 bits take the quick exponential (kernels/cuda/exponentials.cuh)."""
 
 
 class Matrix(NamedTuple):
@@ -103,30 +173,53 @@ class Launch(NamedTuple):
     grid: int
     block: int
     arguments: tuple[Any, ...]  # NumPy scalars of exactly the types of the kernel's parameters
+    cluster: int = 1  # blocks of a cluster
+    persistent: bool = False  # the grid may be any smaller number of clusters: as many as run at once
 
 
-def size_class(logits: Matrix, capability: int) -> SizeClass:
+def size_class(logits: Matrix, capability: int, operation: str = "softmax_loss") -> SizeClass:
     """Return the class of rows like these on a device of this compute capability (as 90 for 9.0)."""
-    need, candidates = _need(logits), HELD + (CLUSTERED if capability >= CLUSTERS_FROM else ())
-    return next((kind for kind in candidates if covers(kind, need)), STREAMED)
+    return _size_class(operation, logits.classes, logits.dtype, capability)
 
 
-def _need(logits: Matrix) -> int:
-    """Bytes that a class must cover."""
-    return logits.first_bytes + logits.classes * ITEMSIZES[logits.dtype]
+@cache
+def _size_class(operation: str, classes: int, dtype: str, capability: int) -> SizeClass:
+    vectors = whole_vectors(classes, dtype)
+    kinds = size_classes(operation, dtype)
+    return next(kind for kind in kinds if covers(kind, vectors) and exists_on(kind, capability))
 
 
-def covers(kind: SizeClass, need: int) -> bool:
-    """Whether a class covers rows of so many bytes; what it did not cover would silently be left out."""
-    return kind.vectors == 0 or kind.capacity >= need
+def on_capability(kind: SizeClass, capability: int) -> SizeClass:
+    """The class with as many blocks resident as the device can have: threads, and registers without spills.
+
+    Only on GPUs of 9.0, where the classes were measured, are there more than 1024 threads. Code for other GPUs takes a
+    few registers more, and Turing has no more threads.
+    """
+    most = 1536 if capability == CLUSTERS_FROM else 1024
+    return kind._replace(resident=min(kind.resident, most // kind.threads))
+
+
+def exists_on(kind: SizeClass, capability: int) -> bool:
+    """Whether a device has such a class: clusters of blocks, and enough registers for as many vectors."""
+    return capability >= (CLUSTERS_FROM if kind.blocks > 1 else 80 if kind.vectors > 16 else 0)
+
+
+def whole_vectors(classes: int, dtype: str) -> int:
+    """Most whole vectors of a row, wherever it begins."""
+    return classes * ITEMSIZES[dtype] // VECTOR
+
+
+def covers(kind: SizeClass, vectors: int) -> bool:
+    """Whether a class holds so many vectors of a row; what it did not hold would silently be left out."""
+    return kind.vectors == 0 or kind.capacity >= vectors
 
 
 def rows_launch(
     operation: str, logits: Matrix, result: Matrix | int, capability: int, kind: SizeClass | None = None
 ) -> Launch:
     """Launch of `softmax` or `log_softmax` (result (R, C)), or `logsumexp` (the address of (R,))."""
-    outputs = _output(logits, result) if isinstance(result, Matrix) else (np.uint64(result),)
-    return _launch(operation, logits, capability, kind, outputs)
+    outputs = _rows_of(result) if isinstance(result, Matrix) else (np.uint64(result),)
+    return _launch(operation, logits, result if isinstance(result, Matrix) else None, capability, kind, outputs)
 
 
 def loss_launch(
@@ -140,10 +233,14 @@ def loss_launch(
     *,
     weight_of_all: float = 0.0,
     label_smoothing: float = 0.0,
+    total: int = 0,
+    counter: int = 0,
 ) -> Launch:
     """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,).
 
-    For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`.
+    For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`. Without smoothing the launch may
+    add up the losses, too: `total` is the address of the sum, or 0, and `counter` that of a uint32. The counter must be
+    0, is 0 again afterwards, and belongs to no other launch that may run at the same time.
     """
     real = REALS[logits.dtype]
     arguments = (
@@ -152,12 +249,13 @@ def loss_launch(
         np.uint64(weights),
         real(weight_of_all),
         np.uint64(losses),
-        *_output(logits, result),
+        *_rows_of(result),
     )
     if label_smoothing == 0.0:
-        return _launch("softmax_loss", logits, capability, kind, arguments)
+        sums = np.uint64(total), np.uint64(counter)
+        return _launch("softmax_loss", logits, result, capability, kind, (*arguments, *sums))
     shares = real(1.0 - label_smoothing), real(label_smoothing / logits.classes)
-    return _launch("softmax_loss_smoothed", logits, capability, kind, (*arguments, *shares))
+    return _launch("softmax_loss_smoothed", logits, result, capability, kind, (*arguments, *shares))
 
 
 def masses_launch(
@@ -182,12 +280,12 @@ def masses_launch(
         address, dtype = targets
         target_arguments = (np.uint64(address), _label_bytes(dtype), np.uint64(0), np.int64(0))
     real = REALS[logits.dtype]
-    threads = mass_threads(logits.classes)
+    kind = mass_class(logits.classes, logits.dtype)
     return Launch(
         "softmax_loss_of_masses",
-        mass_defines(threads, logits.dtype),
+        mass_defines(kind, logits.dtype, _result_dtype(logits, result)),
         _grid(logits.rows),
-        threads,
+        kind.threads,
         (
             *_rows_of(logits),
             *target_arguments,
@@ -195,7 +293,7 @@ def masses_launch(
             np.uint64(weights),
             real(weight_of_all),
             np.uint64(losses),
-            *_output(logits, result),
+            *_rows_of(result),
             np.int64(_classes(logits)),
             *_reals(logits.dtype, (1.0 - label_smoothing, label_smoothing / logits.classes, z_loss)),
         ),
@@ -237,6 +335,8 @@ def update_launch(
     )
 
 
+MOST_ROWS_IN_ONE_LAUNCH = 4096
+"""Beyond, one block adds up the losses more slowly than a launch of its own for their total does."""
 TOTAL_PART = 16_384
 TOTAL_THREADS = 512
 
@@ -282,7 +382,8 @@ def unit_defines(dtype: str, *more: tuple[str, str]) -> tuple[tuple[str, str], .
 
 
 def _units_launch(kernel: str, units: Matrix, define: tuple[str, str], arguments: tuple[Any, ...]) -> Launch:
-    lane_bits = (-(-_need(units) // VECTOR) - 1).bit_length()
+    need = units.first_bytes + units.classes * ITEMSIZES[units.dtype]
+    lane_bits = (-(-need // VECTOR) - 1).bit_length()
     return Launch(
         kernel,
         unit_defines(units.dtype, define),
@@ -292,18 +393,36 @@ def _units_launch(kernel: str, units: Matrix, define: tuple[str, str], arguments
     )
 
 
-MASS_THREADS = (32, 128, 512)
+class MassClass(NamedTuple):
+    """How a row with target masses is laid on the threads of a block (kernels/cuda/softmax_loss_of_masses.cu)."""
+
+    threads: int
+    held: int  # classes of each thread in registers; 0: any number, which are read again
+    resident: int
 
 
-def mass_threads(classes: int) -> int:
-    """Threads for a row with target masses: at least four classes each, if there are so many."""
-    return next((threads for threads in MASS_THREADS if classes <= 4 * threads), MASS_THREADS[-1])
+_MASSES = (MassClass(32, 4, 16), MassClass(128, 4, 8))
+_MASSES_OF_SINGLE = (*_MASSES, MassClass(512, 4, 2), MassClass(512, 8, 2), MassClass(1024, 8, 1), MassClass(512, 0, 2))
+_MASSES_OF_DOUBLE = (*_MASSES, MassClass(512, 4, 1), MassClass(512, 8, 1), MassClass(512, 0, 2))
 
 
-def defines(kind: SizeClass, dtype: str) -> tuple[tuple[str, str], ...]:
+def mass_classes(dtype: str) -> tuple[MassClass, ...]:
+    """Smallest first; the last one takes any row."""
+    return _MASSES_OF_DOUBLE if dtype == "float64" else _MASSES_OF_SINGLE
+
+
+@cache
+def mass_class(classes: int, dtype: str) -> MassClass:
+    """The first class that holds a row."""
+    return next(kind for kind in mass_classes(dtype) if kind.held == 0 or classes <= kind.threads * kind.held)
+
+
+def defines(kind: SizeClass, dtype: str, result: str, *, quick: bool) -> tuple[tuple[str, str], ...]:
     """The specialisation that rows.cuh asks for."""
     return (
         ("SCALAR", SCALARS[dtype]),
+        ("RESULT", SCALARS[result]),
+        ("QUICK", str(int(quick))),
         ("LANES", str(kind.lanes)),
         ("VECTORS", str(kind.vectors)),
         ("BLOCKS", str(kind.blocks)),
@@ -312,10 +431,25 @@ def defines(kind: SizeClass, dtype: str) -> tuple[tuple[str, str], ...]:
     )
 
 
+def takes_quick(classes: int, dtype: str, result: str) -> bool:
+    """Whether rows of so many classes, written in the type `result`, take the quick exponential."""
+    return ITEMSIZES[dtype] == 2 and result == dtype and classes >= QUICK_FROM
+
+
+def _result_dtype(logits: Matrix, result: Matrix | None) -> str:
+    return logits.dtype if result is None else result.dtype
+
+
 @cache
-def mass_defines(threads: int, dtype: str) -> tuple[tuple[str, str], ...]:
+def mass_defines(kind: MassClass, dtype: str, result: str) -> tuple[tuple[str, str], ...]:
     """The specialisation of the kernel for target masses."""
-    return (("SCALAR", SCALARS[dtype]), ("THREADS", str(threads)), ("RESIDENT", "2"))
+    return (
+        ("SCALAR", SCALARS[dtype]),
+        ("RESULT", SCALARS[result]),
+        ("THREADS", str(kind.threads)),
+        ("CLASSES_HELD", str(kind.held)),
+        ("RESIDENT", str(kind.resident)),
+    )
 
 
 def options(specialisation: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
@@ -350,25 +484,55 @@ def with_headers(name: str, read: Callable[[str], str]) -> str:
     return text(name) + "\n"
 
 
-def _launch(kernel: str, logits: Matrix, capability: int, kind: SizeClass | None, arguments: tuple[Any, ...]) -> Launch:
+def _launch(
+    kernel: str,
+    logits: Matrix,
+    result: Matrix | None,
+    capability: int,
+    kind: SizeClass | None,
+    arguments: tuple[Any, ...],
+) -> Launch:
     """Launch of a kernel of rows; of its arguments the logits and the sizes are put around those that are given."""
-    _, *shape = logits
-    defines, grid, threads, sizes = _row_shape(*shape, logits.first_bytes, capability, kind)
-    return Launch(kernel, defines, grid, threads, (*_rows_of(logits), *arguments, *sizes))
+    sizes = logits.rows, _classes(logits)
+    shape = _row_shape(kernel, *sizes, logits.dtype, _result_dtype(logits, result), kind, capability)
+    return Launch(
+        kernel,
+        shape.defines,
+        shape.grid,
+        shape.kind.threads,
+        (*_rows_of(logits), *arguments, *shape.sizes),
+        shape.kind.blocks,
+        shape.kind.persistent,
+    )
+
+
+class _RowShape(NamedTuple):
+    """What a launch of rows has that does not depend on where they lie."""
+
+    defines: tuple[tuple[str, str], ...]
+    grid: int
+    kind: SizeClass
+    sizes: tuple[Any, ...]
 
 
 @lru_cache(maxsize=256)  # a call to a small problem is mostly such work
 def _row_shape(
-    rows: int, classes: int, stride: int, dtype: str, first_bytes: int, capability: int, kind: SizeClass | None
-) -> tuple[tuple[tuple[str, str], ...], int, int, tuple[Any, ...]]:
-    """Specialisation, grid, threads and sizes for a kernel of rows: all that does not depend on where they lie."""
-    logits = Matrix(first_bytes, rows, classes, stride, dtype)
-    kind = size_class(logits, capability) if kind is None else kind
-    need = _need(logits)
-    if not covers(kind, need):
-        raise ValueError(f"kind must cover rows of {need} bytes, got {kind} for {kind.capacity}.")
-    sizes = (np.int64(rows), np.int64(_classes(logits)))
-    return defines(kind, dtype), _grid(-(-rows // kind.rows) * kind.blocks), kind.threads, sizes
+    operation: str, rows: int, classes: int, dtype: str, result: str, kind: SizeClass | None, capability: int
+) -> _RowShape:
+    if kind is None:
+        kind = _size_class(operation, classes, dtype, capability)
+    kind = on_capability(kind, capability)
+    if not covers(kind, whole_vectors(classes, dtype)):
+        raise ValueError(
+            f"kind must cover {whole_vectors(classes, dtype)} vectors a row, got {kind} for {kind.capacity}."
+        )
+    quick = takes_quick(classes, dtype, result)
+    return _RowShape(
+        defines(kind, dtype, result, quick=quick),
+        _grid(-(-rows // kind.rows) * kind.blocks),
+        kind,
+        (np.int64(rows), np.int64(classes)),
+    )
 
 
 def _rows_of(matrix: Matrix | None) -> tuple[Any, ...]:
@@ -379,12 +543,6 @@ def _reals(dtype: str, numbers: tuple[float, ...]) -> tuple[Any, ...]:
     """Numbers that users chose, in the working precision: what is beyond it is infinite, without a warning."""
     with np.errstate(over="ignore"):
         return tuple(map(REALS[dtype], numbers))
-
-
-def _output(logits: Matrix, result: Matrix | None) -> tuple[Any, ...]:
-    if result is None:
-        return np.uint64(0), np.int64(0), np.int32(0)
-    return np.uint64(result.address), np.int64(result.stride), np.int32(result.dtype != logits.dtype)
 
 
 @cache

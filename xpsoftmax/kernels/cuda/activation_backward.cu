@@ -21,5 +21,5 @@ KERNEL __launch_bounds__(THREADS) void activation_backward(Scalar* delta, Long d
         const Scalar slope = element<Scalar>(s, i);
         value[i] = element<Scalar>(v, i) * (STEP ? Scalar(slope > 0) : slope);
     }
-    Output<Scalar>(delta, at.row, delta_stride, false).store(span, at.position, value);
+    Output<Scalar>(delta, at.row, delta_stride).store(span, at.position, value);
 }

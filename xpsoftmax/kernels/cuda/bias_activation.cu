@@ -22,6 +22,6 @@ KERNEL __launch_bounds__(THREADS) void bias_activation(Scalar* z, Long z_stride,
         const Active<Scalar> unit = activations::ACTIVATION(element<Scalar>(v, i) + b);
         value[i] = unit.value, slope[i] = unit.slope;
     }
-    Output<Scalar>(z, at.row, z_stride, false).store(span, at.position, value);
-    if (slopes != nullptr) Output<Scalar>(slopes, at.row, slopes_stride, false).store(span, at.position, slope);
+    Output<Scalar>(z, at.row, z_stride).store(span, at.position, value);
+    if (slopes != nullptr) Output<Scalar>(slopes, at.row, slopes_stride).store(span, at.position, slope);
 }

@@ -1,21 +1,20 @@
 // Logarithm of the sum of exponentials of rows, seen from the largest logit: top + log1p(sum of the others).
 //
 // Layout, launch and limits as in softmax_loss.cu; sums (R,) has the type of the logits.
-// Traffic  held: one read. Streamed: two.
+// Traffic  one read.
 #include "rows.cuh"
 
 ROW_KERNEL logsumexp(const Scalar* logits, Long logits_stride, Scalar* sums, Long rows, Long classes) {
-    RowTeam::begin();
-    const Seat seat;
-    const bool inside = seat.row < rows;
-    const Long r = inside ? seat.row : 0;
+    for_each_row(rows, [&](const Seat& seat, int& merges) {
+        const bool inside = seat.row < rows;
+        const Long r = inside ? seat.row : 0;
 
-    Row row(logits + r * logits_stride, classes, seat, inside);
-    const Largest<Real> hot = row.largest();
-    const bool found = hot.index < classes;
-    const Exponentials<Real> others = row.others<1>(found ? hot.index : -1);
-    if (!inside || !seat.leads()) return;
-    // An infinity is the sum itself, log(0) = -inf and log(inf) = inf, and the largest is nan if one is.
-    const Real sum = is_usable(others, hot.value) ? hot.value + against(others, hot.value).loss : hot.value;
-    sums[r] = narrowed<Scalar>(sum);
+        Row row(logits + r * logits_stride, classes, seat, inside);
+        const SumBesideLargest sum = RowTeam::over_warps<0>(row.beside_largest(), merges++);
+        const Real log_of_sum = log_of_rest(row, sum, merges);
+        if (!inside || !seat.leads()) return;
+        // An infinity is the sum itself, log(0) = -inf and log(inf) = inf, and the largest is nan if one is.
+        const bool usable = sum.top > -Limits<Real>::infinity() && sum.top < Limits<Real>::infinity();
+        sums[r] = narrowed<Scalar>(usable ? sum.top + log_of_sum : sum.top);
+    });
 }

@@ -1,9 +1,8 @@
 // The dtypes, what they are computed in, and the elementary functions.
 //
 // 16-bit numbers are carried as bits and computed in float; float and double are computed in themselves. exp, log, log1p
-// and tanh are the accurate ones (CUDA documents at most 1 or 2 ulp; nothing here is compiled with fast-math).
-// ex2.approx of x * log2(e) is not enough: rounding that product is a relative error of T/2 eps (T = |x|), on top of the
-// T/2 eps of rounding z - max z, which is all that the contract has room for (docs/numerics.md).
+// and tanh are CUDA's own (documented to at most 1 or 2 ulp; nothing here is compiled with fast-math). exponentials.cuh has
+// the cheaper exponentials that every logit of a row takes.
 #pragma once
 #include "ptx.cuh"
 
@@ -36,27 +35,29 @@ template <>
 DEVICE Half narrowed<Half>(float x) {
     return Half{float_to_half(x)};
 }
-// Round to nearest even in integers: every architecture has these instructions.
 template <>
 DEVICE Bfloat narrowed<Bfloat>(float x) {
-    const unsigned bits = __float_as_uint(x);
-    const unsigned rounded = x == x ? bits + 0x7fffu + (bits >> 16 & 1u) : 0x7fc00000u;
-    return Bfloat{(unsigned short)(rounded >> 16)};
+    return Bfloat{(unsigned short)pack_bfloats(x, 0)};
 }
 
-// What is known of a working precision: its infinity, its nan, its smallest normal number.
+// What is known of a working precision: its infinity, nan, lowest finite number, smallest normal number,
+// and a number so far above that one that a sum of subnormal numbers is nothing beside it.
 template <class Real>
 struct Limits;
 template <>
 struct Limits<float> {
     static DEVICE float infinity() { return __uint_as_float(0x7f800000u); }
     static DEVICE float nan() { return __uint_as_float(0x7fc00000u); }
+    static DEVICE float lowest() { return __uint_as_float(0xff7fffffu); }
+    static DEVICE float small() { return 1e-24f; }
     static DEVICE float tiny() { return __uint_as_float(0x00800000u); }
 };
 template <>
 struct Limits<double> {
     static DEVICE double infinity() { return __longlong_as_double(0x7ff0000000000000ll); }
     static DEVICE double nan() { return __longlong_as_double(0x7ff8000000000000ll); }
+    static DEVICE double lowest() { return __longlong_as_double(0xffefffffffffffffll); }
+    static DEVICE double small() { return 1e-280; }
     static DEVICE double tiny() { return __longlong_as_double(0x0010000000000000ll); }
 };
 
@@ -73,9 +74,15 @@ DEVICE double hyperbolic_tangent(double x) { return tanh(x); }
 DEVICE float square_root(float x) { return sqrtf(x); }
 DEVICE double square_root(double x) { return sqrt(x); }
 
-// The larger of two numbers; a nan loses against any number.
-DEVICE float larger(float a, float b) { return fmaxf(a, b); }
-DEVICE double larger(double a, double b) { return fmax(a, b); }
+// Of two numbers, neither of which is nan.
+DEVICE float most_of(float a, float b) { return fmaxf(a, b); }
+DEVICE double most_of(double a, double b) { return fmax(a, b); }
+DEVICE float least_of(float a, float b) { return fminf(a, b); }
+DEVICE double least_of(double a, double b) { return fmin(a, b); }
+
+// The larger of two numbers; nan if one of them is nan.
+DEVICE float larger(float a, float b) { return larger_or_nan(a, b); }
+DEVICE double larger(double a, double b) { return a > b || a != a ? a : b; }
 
 template <class Real>
 DEVICE bool is_finite(Real x) {

@@ -124,6 +124,54 @@ DEVICE unsigned larger_bfloats_or_nan(unsigned a, unsigned b) {
 }
 #endif
 
+// Both numbers of a pair of half-precision numbers, and of a pair of bfloat16 numbers.
+DEVICE void unpack_halves(unsigned pair, float& low, float& high) {
+    asm("{\n"
+        ".reg .b16 l, h;\n"
+        "mov.b32 {l, h}, %2;\n"
+        "cvt.f32.f16 %0, l;\n"
+        "cvt.f32.f16 %1, h;\n"
+        "}"
+        : "=f"(low), "=f"(high)
+        : "r"(pair));
+}
+DEVICE void unpack_bfloats(unsigned pair, float& low, float& high) {
+    low = __uint_as_float(pair << 16), high = __uint_as_float(pair & 0xffff0000u);
+}
+
+// a * b + c, rounded once. The second kind is 0 where that is negative or nan, and 1 where it is larger than 1.
+DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float multiply_add_saturated(float a, float b, float c) {
+    float x;
+    asm("fma.rn.ftz.sat.f32 %0, %1, %2, %3;" : "=f"(x) : "f"(a), "f"(b), "f"(c));
+    return x;
+}
+
+// A zero that the assembler does not know: grids have one dimension here.
+DEVICE unsigned unknown_zero() {
+    unsigned zero;
+    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(zero));
+    return zero;
+}
+// The same bits, but the assembler does not know: it cannot hold what it unpacked from them before.
+DEVICE void set_anew(Vector& v, unsigned zero) {
+    for (unsigned& word : v.words) word ^= zero;
+}
+
+// The same address, which the compiler must hold in a register: what lies behind it is at a fixed distance from there.
+template <class T>
+DEVICE T* one_address(T* address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
+
+// threadIdx.x, read anew: what follows from it need not be held in registers from one row to the next.
+DEVICE int thread_index() {
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+
 // A counter in global memory that blocks share. What a block wrote before it adds (its other threads: before a
 // __syncthreads) is seen by the block that reads the sum of these additions.
 DEVICE unsigned fetch_add(unsigned* counter, unsigned value) {

@@ -39,6 +39,25 @@ struct Exponentials {
     }
 };
 
+// The largest of some numbers that are not negative, and the sum of all others: nothing is subtracted.
+template <class Real>
+struct BesideLargest {
+    Real largest, rest;
+    static DEVICE BesideLargest none() { return {0, 0}; }
+    DEVICE BesideLargest with(Real x) const { return {most_of(largest, x), rest + least_of(largest, x)}; }
+    DEVICE BesideLargest with(BesideLargest other) const {
+        return {most_of(largest, other.largest), (rest + other.rest) + least_of(largest, other.largest)};
+    }
+    template <int WIDTH>
+    DEVICE BesideLargest over_lanes() const {
+        BesideLargest all = *this;
+#pragma unroll
+        for (int step = WIDTH / 2; step > 0; step /= 2)
+            all = all.with({__shfl_xor_sync(ALL_LANES, all.largest, step), __shfl_xor_sync(ALL_LANES, all.rest, step)});
+        return all;
+    }
+};
+
 // How far `count` numbers are below `top`, about the largest of them, in sum: -inf and 0 for none.
 template <class Real>
 struct Distances {
@@ -79,19 +98,32 @@ struct Largest {
     }
 };
 
-// The threads of one row. Each SLOT is used once in a kernel: nothing has to be waited for before it is written.
+// The threads of one row. A kernel that merges twice a row uses another SLOT for each; one that takes row after row says which
+// `turn` it is: how often its threads have merged before. Messages have two places, used in turn: what was merged two turns
+// ago has been read by all threads when it is written over, because all have met in the turn between.
+//
+// Blocks of a cluster send their values to each other by stores that report to a barrier in the block that they reach: no
+// thread waits for more than the messages of its row. None ends while messages to it are under way, for it waits for all.
 template <int ROW_LANES, int ROW_BLOCKS>
 struct Team {
-    // Blocks of a cluster say that they run; others must not write into their shared memory before.
+    // Blocks of a cluster wait until all run and have their barriers.
     static DEVICE void begin() {
-        if constexpr (ROW_BLOCKS > 1) cluster_arrive();
+        if constexpr (ROW_BLOCKS > 1) {
+            if (threadIdx.x == 0) {
+                for (int half = 0; half < 2; ++half) mbarrier_init(&arrived()[half], 1);
+                mbarrier_fence_init();
+            }
+            __syncwarp();  // a warp must arrive as one
+            cluster_arrive_relaxed();
+            cluster_wait();
+        }
     }
 
     // Merge what is already the same in all lanes of a warp.
     template <int SLOT, class Value>
-    static DEVICE Value over_warps(Value value) {
-        if constexpr (ROW_LANES > 32) value = over_block<SLOT>(value);
-        if constexpr (ROW_BLOCKS > 1) value = over_cluster<SLOT>(value);
+    static DEVICE Value over_warps(Value value, int turn = 0) {
+        if constexpr (ROW_LANES > 32) value = over_block<SLOT>(value, turn % 2);
+        if constexpr (ROW_BLOCKS > 1) value = over_cluster(value, turn);
         // Lanes of one warp only: what they have read is read before one of them writes in its place.
         if constexpr (ROW_LANES <= 32) __syncwarp();
         return value;
@@ -104,36 +136,43 @@ struct Team {
 
   private:
     template <int SLOT, class Value>
-    static DEVICE Value over_block(Value value) {
+    static DEVICE Value over_block(Value value, int half) {
         constexpr int WARPS = ROW_LANES / 32;
-        SHARED_ARRAY(Value, of_warp, WARPS);
+        SHARED_ARRAY(Value, of_warp, 2 * WARPS);
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane == 0) of_warp[warp] = value;
+        if (lane == 0) of_warp[half * WARPS + warp] = value;
         __syncthreads();
-        value = lane < WARPS ? of_warp[lane] : Value::none();
+        value = lane < WARPS ? of_warp[half * WARPS + lane] : Value::none();
         return value.template over_lanes<32>();
     }
 
-    template <int SLOT, class Value>
-    static DEVICE Value over_cluster(Value value) {
+    // Of the messages in each of the two places, in the parity of the phase that `turn` belongs to.
+    static DEVICE Mbarrier* arrived() {
+        SHARED_ARRAY(Mbarrier, both, 2);
+        return both;
+    }
+
+    template <class Value>
+    static DEVICE Value over_cluster(Value value, int turn) {
         constexpr int WORDS = (sizeof(Value) + 7) / 8;
         union Message {
             Word words[WORDS];
             Value value;
         };
-        SHARED_ARRAY(Message, of_block, ROW_BLOCKS);
-        if constexpr (SLOT == 0) cluster_wait();  // every block runs
+        SHARED_ARRAY(Message, of_block, 2 * ROW_BLOCKS);
+        Message* const place = of_block + turn % 2 * ROW_BLOCKS;
+        Mbarrier* const barrier = arrived() + turn % 2;
+        if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, ROW_BLOCKS * sizeof(Message));
         if (threadIdx.x < ROW_BLOCKS) {
-            Message message;
+            const int there = threadIdx.x;
+            Message message = {};
             message.value = value;
-            for (int i = 0; i < WORDS; ++i)
-                store_remote(&of_block[cluster_rank()].words[i], threadIdx.x, message.words[i]);
+            const Remote remote = remote_place(&place[cluster_rank()], there), remote_barrier = remote_place(barrier, there);
+            for (int i = 0; i < WORDS; ++i) store_async(remote + 8 * i, message.words[i], remote_barrier);
         }
-        __syncwarp();  // a warp must arrive as one
-        cluster_arrive();
-        cluster_wait();
+        mbarrier_wait_cluster(barrier, turn / 2 % 2);
         const int lane = threadIdx.x % 32;
-        value = lane < ROW_BLOCKS ? of_block[lane].value : Value::none();
+        value = lane < ROW_BLOCKS ? place[lane].value : Value::none();
         return value.template over_lanes<32>();
     }
 };

@@ -2,40 +2,83 @@
 //
 // The launcher gives the specialisation with -D:
 //   SCALAR   float, double, Half or Bfloat: the type of the logits
+//   RESULT   the type that is written: SCALAR, or float for 16-bit logits
+//   QUICK    1: exponentials by the quick way (exponentials.cuh), 0: by the careful one
 //   LANES    threads a row has in each block: 4, 8, 16 or 32 (several rows a block), or the whole block
 //   VECTORS  16-byte vectors that each thread holds; 0: the row is streamed, by one block
 //   BLOCKS   blocks a row has: 1, or a cluster of 2, 4 or 8
 //   THREADS, RESIDENT  threads of a block; blocks that are to fit on a multiprocessor at once
 //
-// Both kinds offer the same, so that each kernel is written once:
-//   largest()         the largest logit and its class
-//   distances()       how far all logits are below the largest, in sum
-//   others(hot)       the sum of exponentials without class `hot` (none for hot = -1)
-//   write_exponentials, write_shifted   the result; class `hot` gets a value of its own
+// A row is dealt out in whole vectors that lie on 16-byte boundaries, so that neighbouring threads read neighbouring
+// vectors. Elements before the first and behind the last of them, the edges, are dealt out one by one to the first threads.
+// One class may be left out of the sum: the label. The thread that has it takes it out once, and after it has written its
+// vectors writes the value of that class. Nothing is asked of an element or vector but whether the row has it.
+//
+// Both kinds of rows offer the same, so that each kernel is written once. The sums are those of a warp's lanes:
+//   distances(), count()   how far all logits are below the largest, in sum (of this thread alone); how many it has
+//   others(label)          the sum of exponentials without the label
+//   beside_largest()       the sum of exponentials without one of the largest
+//   others_below(top)      the same without all that are as large as `top`
+//   write_exponentials, write_shifted   the results
 #pragma once
+#include "exponentials.cuh"
 #include "odds.cuh"
 #include "vectors.cuh"
 
 using Scalar = SCALAR;
+using Result = RESULT;
 using Real = Working<Scalar>::Type;
 constexpr int PER = PER_VECTOR<Scalar>;
 constexpr int WARP_LANES = LANES < 32 ? LANES : 32;
+// A block or cluster that fills multiprocessors takes row after row: there is none beside it that reads while it writes.
+constexpr bool PERSISTENT = RESIDENT == 1 && VECTORS > 0;
 using RowTeam = Team<LANES, BLOCKS>;
 
-// Which row and which part of it this thread has.
+template <bool IS_QUICK>
+struct Choice {
+    using Way = Careful<Real>;
+};
+template <>
+struct Choice<true> {
+    using Way = Quick;
+};
+using Way = Choice<(QUICK != 0)>::Way;
+using Sum = PartialSum<Way>;
+using SumBesideLargest = PartialSumBesideLargest<Way>;
+
+// Which row and which part of it this thread has, in its `turn`: how many rows it has had before.
 struct Seat {
     Long row;
     int lane;   // of LANES
     int block;  // of BLOCKS
 
-    DEVICE Seat() {
-        lane = (int)threadIdx.x % LANES;
+    DEVICE explicit Seat(int turn) {
+        const int thread = thread_index();
+        lane = thread % LANES;
         block = BLOCKS > 1 ? cluster_rank() : 0;
-        row = BLOCKS > 1 ? (Long)(blockIdx.x / BLOCKS)
-                         : (Long)blockIdx.x * (THREADS / LANES) + (int)threadIdx.x / LANES;
+        row = (Long)(blockIdx.x / BLOCKS) * (THREADS / LANES) + thread / LANES;
+        if constexpr (PERSISTENT) row += (Long)turn * (gridDim.x / BLOCKS);
     }
     DEVICE bool leads() const { return lane == 0 && block == 0; }
 };
+
+// Calls body(seat, merges) for each row of these threads; `merges` counts what they have merged. Threads without a row call
+// it, too, if others of their warp have one.
+template <class Body>
+DEVICE void for_each_row(Long rows, Body body) {
+    RowTeam::begin();
+    int merges = 0;
+    if constexpr (PERSISTENT) {
+#pragma unroll 1
+        for (int turn = 0;; ++turn) {
+            const Seat seat(turn);
+            if (seat.row >= rows) return;
+            body(seat, merges);
+        }
+    } else {
+        body(Seat(0), merges);
+    }
+}
 
 // Sum of a vector's values by halving: as accurate as it gets, and no longer chain than needed.
 DEVICE Real sum_of(const Real (&x)[PER]) {
@@ -49,264 +92,466 @@ DEVICE Real sum_of(const Real (&x)[PER]) {
     return part[0];
 }
 
-DEVICE Real top_of(const Vector& v) {
-    Real top = widened(element<Scalar>(v, 0));
+// The same beside the largest, in two chains: few registers, and short enough.
+DEVICE BesideLargest<Real> beside_largest_of(const Real (&x)[PER]) {
+    constexpr int HALF = PER / 2;
+    BesideLargest<Real> first = {x[0], 0}, second = {x[HALF], 0};
 #pragma unroll
-    for (int i = 1; i < PER; ++i) top = larger(top, widened(element<Scalar>(v, i)));
-    return top;
+    for (int i = 1; i < HALF; ++i) first = first.with(x[i]), second = second.with(x[HALF + i]);
+    return first.with(second);
 }
 
-DEVICE void find_largest(const Vector& v, const Span<Scalar>& span, Long position, Largest<Real>& best) {
-#pragma unroll
-    for (int i = 0; i < PER; ++i)
-        if (span.holds(position + i))
-            best = best.or_else({widened(element<Scalar>(v, i)), (int)(position + i - span.shift)});
-}
-
-// How far the classes of a vector are below `top`; 0 where the row does not reach.
-DEVICE Real distances_of(const Vector& v, const Span<Scalar>& span, Long position, Real top) {
-    const int from = span.from(position), upto = span.upto(position);
+DEVICE Real distances_of(const Vector& v, Real top) {
     Real below[PER];
+    unpack<Scalar>(v, below);
 #pragma unroll
-    for (int i = 0; i < PER; ++i) below[i] = i >= from && i < upto ? top - widened(element<Scalar>(v, i)) : 0;
+    for (int i = 0; i < PER; ++i) below[i] = top - below[i];
     return sum_of(below);
 }
 
-// Take the hot class out: exp(-inf) is 0, and -inf is never the largest.
-DEVICE void leave_out(Vector& v, Long position, Long hot) {
-    if (hot < position || hot >= position + PER) return;
+// Puts -inf in the place of element i: exp(-inf) is 0, and -inf is never the largest.
+DEVICE void take_out(Vector& v, int i) {
+    const Vector none = impossible<Scalar>();
+    constexpr int BYTES = sizeof(Scalar);
 #pragma unroll
-    for (int i = 0; i < PER; ++i)
-        if (position + i == hot) set_element(v, i, narrowed<Scalar>(-Limits<Real>::infinity()));
-}
-
-DEVICE void put(Real (&values)[PER], Long position, Long hot, Real value) {
-    if (hot < position || hot >= position + PER) return;
-#pragma unroll
-    for (int i = 0; i < PER; ++i)
-        if (position + i == hot) values[i] = value;
+    for (int w = 0; w < 4; ++w) {
+        const unsigned whole = BYTES == 8 ? i == w / 2 : i * BYTES / 4 == w;
+        const unsigned bits = BYTES == 2 ? 0xffffu << (i % 2 * 16) : 0xffffffffu;
+        const unsigned mask = whole ? bits : 0;
+        v.words[w] = (v.words[w] & ~mask) | (none.words[w] & mask);
+    }
 }
 
 DEVICE Real shift_of(Real top) { return top == -Limits<Real>::infinity() ? 0 : top; }
 
-// A row in registers: read once, written once. Positions are dealt out vector by vector, so that neighbouring threads
-// read neighbouring vectors.
-struct HeldRow {
-    static constexpr bool KEEPS = sizeof(Scalar) == sizeof(Real);  // exponentials fit where the logits were
-    Span<Scalar> span;
-    Seat seat;
-    bool reads;
-    Vector held[VECTORS > 0 ? VECTORS : 1];
-    Real top;  // of this warp, without the hot class
-    Long hot;  // its position
-
-    DEVICE HeldRow(const Scalar* row, Long classes, Seat seat, bool reads)
-        : span(row, classes), seat(seat), reads(reads) {
+// Writes the values of one vector. On a boundary it goes out whole, or, for a wider type, in two halves.
+DEVICE void write(Result* place, const Real (&values)[PER], bool on_boundary) {
+    constexpr int PER_PART = PER_VECTOR<Result>;
+    if (on_boundary) {
 #pragma unroll
-        for (int n = 0; n < VECTORS; ++n) {
-            held[n] = {};
-            if (reads) held[n] = span.load(position(n));
-            else set_all_impossible(held[n]);
+        for (int part = 0; part < PER; part += PER_PART) store_streaming(place + part, packed<Result>(values, part));
+    } else {
+#pragma unroll
+        for (int i = 0; i < PER; ++i) place[i] = narrowed<Result>(values[i]);
+    }
+}
+
+// What both kinds of rows know: where the row lies, which edges this thread has, and which class it left out.
+struct Place {
+    static constexpr int EDGES = (2 * PER + LANES - 1) / LANES;  // most edges of a thread
+    static constexpr int STEP = LANES * BLOCKS;                  // from a thread's vector to its next one
+    Parts<Scalar> parts;
+    Seat seat;
+    bool reads;          // whether the row is read at all: what is not is taken for -inf
+    int left_out = -1;   // the class that this thread left out
+    int hot_vector = -1, hot_element = 0;  // where it is, if it is in a vector
+
+    DEVICE Place(const Scalar* row, Long classes, Seat seat, bool reads)
+        : parts(row, classes), seat(seat), reads(reads) {}
+
+    DEVICE int first() const { return seat.block * LANES + seat.lane; }  // number of its first vector
+    // How many whole vectors this thread has.
+    DEVICE int vectors() const { return (int)((unsigned)(parts.vectors() - first() + STEP - 1) / STEP); }
+    // How many classes this thread has.
+    DEVICE int count() const {
+        int all = vectors() * PER;
+#pragma unroll
+        for (int k = 0; k < EDGES; ++k) all += edge(k) >= 0;
+        return all;
+    }
+    // Class of the k-th edge of this thread, or -1.
+    DEVICE int edge(int k) const {
+        const int number = seat.lane + k * LANES;
+        return seat.block == 0 && number < 2 * PER ? parts.edge(number) : -1;
+    }
+    DEVICE Real read_edge(int k) const {
+        const int j = edge(k);
+        return reads && j >= 0 && j != left_out ? widened(parts.row[j]) : -Limits<Real>::infinity();
+    }
+    DEVICE void find(Long label) {
+        const int position = (int)label - parts.head;
+        const unsigned number = (unsigned)position / PER;
+        if (label >= 0 && position >= 0 && number < (unsigned)parts.vectors()) {
+            if ((int)(number % LANES) != seat.lane || (int)(number / LANES % BLOCKS) != seat.block) return;
+            left_out = (int)label;
+            hot_vector = (int)(number / (LANES * BLOCKS));
+            hot_element = (int)((unsigned)position % PER);
+        } else if (label >= 0) {
+#pragma unroll
+            for (int k = 0; k < EDGES; ++k)
+                if (edge(k) == label) left_out = (int)label;
         }
     }
-
-    DEVICE Largest<Real> largest() const {
-        Largest<Real> best = Largest<Real>::none();
+    // After everything else of this thread has been written.
+    DEVICE void write_left_out(Result* out, Real value) const {
+        if (left_out >= 0) out[left_out] = narrowed<Result>(value);
+    }
+    // Rarely asked for: it reads the row again, one vector after the other, and so needs few registers beside a held row.
+    DEVICE Sum others_below(Real row_top) const {
+        const auto below = [&](Real x) { return x == row_top ? -Limits<Real>::infinity() : x; };
+        Real top = -Limits<Real>::infinity();
+        for_each_vector_again(
+            [&](const Real (&x)[PER]) {
 #pragma unroll
-        for (int n = 0; n < VECTORS; ++n)
-            if (reads) find_largest(held[n], span, position(n), best);
-        return RowTeam::over_all<0>(best);
+                for (int i = 0; i < PER; ++i) top = larger(top, below(x[i]));
+            },
+            [&](Real x) { top = larger(top, below(x)); });
+        __syncwarp();
+        top = largest_of_lanes<WARP_LANES>(top);
+        const Way way(top);
+        LongSum<Real> sum;
+        for_each_vector_again(
+            [&](Real (&x)[PER]) {
+#pragma unroll
+                for (int i = 0; i < PER; ++i) x[i] = way(below(x[i]));
+                sum.add(sum_of(x));
+            },
+            [&](Real x) { sum.add(way(below(x))); });
+        __syncwarp();
+        return Sum{top, sum_of_lanes<WARP_LANES>(sum.total())};
+    }
+    template <class VisitVector, class VisitEdge>
+    DEVICE void for_each_vector_again(VisitVector visit, VisitEdge visit_edge) const {
+        const int end = reads ? parts.vectors() : 0;
+#pragma unroll 1
+        for (int number = first(); number < end; number += STEP) {
+            Real x[PER];
+            unpack<Scalar>(load_vector(parts.vector(number)), x);
+            visit(x);
+        }
+#pragma unroll 1
+        for (int k = 0; k < EDGES; ++k) visit_edge(read_edge(k));
+    }
+    DEVICE bool on_boundary(const Result* out) const { return (Word)(out + parts.head) % 16 == 0; }
+};
+
+// A row in registers: read once, written once.
+struct HeldRow : Place {
+    static constexpr bool KEEPS = sizeof(Scalar) == sizeof(Real);  // exponentials fit where the logits were
+    Vector held[VECTORS > 0 ? VECTORS : 1];
+    Real edges[EDGES];
+    Real top;  // of this warp
+
+    DEVICE HeldRow(const Scalar* row, Long classes, Seat seat, bool reads) : Place(row, classes, seat, reads) {
+        const int end = reads ? vectors() : 0;
+        const Scalar* const at = one_address(parts.vector(first()));
+#pragma unroll
+        for (int n = 0; n < VECTORS; ++n) {
+            held[n] = impossible<Scalar>();
+            if (n < end) held[n] = load_vector(at + n * STEP * PER);
+        }
+#pragma unroll
+        for (int k = 0; k < EDGES; ++k) edges[k] = read_edge(k);
     }
 
     DEVICE Distances<Real> distances() {
-        Distances<Real> below = Distances<Real>::none();
+        find_top();
+        Distances<Real> below = {top, 0, 0};
+        const int end = vectors();
 #pragma unroll
-        for (int n = 0; n < VECTORS; ++n) below.top = larger(below.top, top_of(held[n]));
-        below.top = largest_of_lanes<WARP_LANES>(below.top);
+        for (int n = 0; n < VECTORS; ++n)
+            if (n < end) below.sum += distances_of(held[n], shift_of(top));
 #pragma unroll
-        for (int n = 0; n < VECTORS; ++n) {
-            if constexpr (!KEEPS) forget(held[n]);
-            below.sum += distances_of(held[n], span, position(n), shift_of(below.top));
-            below.count += span.count(position(n));
-            if constexpr (!KEEPS) forget(held[n]);
-        }
-        return RowTeam::over_all<0>(below);
+        for (int k = 0; k < EDGES; ++k)
+            if (edge(k) >= 0) below.sum += shift_of(top) - edges[k];
+        forget_all();
+        return below;
     }
 
-    template <int SLOT, bool KEEP_LOGITS = false>
-    DEVICE Exponentials<Real> others(Long hot_class) {
-        hot = hot_class < 0 ? -1 : hot_class + span.shift;
-        top = -Limits<Real>::infinity();
+    DEVICE Sum others(Long label) {
+        find(label);
+        if (hot_vector >= 0) {
 #pragma unroll
-        for (int n = 0; n < VECTORS; ++n) {
-            leave_out(held[n], position(n), hot);
-            top = larger(top, top_of(held[n]));
+            for (int n = 0; n < VECTORS; ++n)
+                if (n == hot_vector) take_out(held[n], hot_element);
         }
-        top = largest_of_lanes<WARP_LANES>(top);
+#pragma unroll
+        for (int k = 0; k < EDGES; ++k)
+            if (left_out >= 0 && edge(k) == left_out) edges[k] = -Limits<Real>::infinity();
+        find_top();
+        const Way way(top);
         Real sum = 0;
 #pragma unroll
         for (int n = 0; n < VECTORS; ++n) {
             Real e[PER];
-            exponentials(held[n], e);
+            exponentials(way, held[n], e);
             sum += sum_of(e);
-            if constexpr (KEEPS && !KEEP_LOGITS) keep(held[n], e);
+            if constexpr (KEEPS) held[n] = packed<Scalar>(e);
         }
-        return RowTeam::over_warps<SLOT>(Exponentials<Real>{top, sum_of_lanes<WARP_LANES>(sum)});
+#pragma unroll
+        for (int k = 0; k < EDGES; ++k) {
+            const Real e = way(edges[k]);
+            sum += e;
+            if constexpr (KEEPS) edges[k] = e;
+        }
+        forget_all();
+        return Sum{top, sum_of_lanes<WARP_LANES>(sum)};
     }
 
-    // exp(z - row_top) * factor - minus
-    DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros,
-                                   Real minus = 0) {
-        if (LANES > 32 && top > -Limits<Real>::infinity()) factor *= exponential(top - row_top);
+    DEVICE SumBesideLargest beside_largest() {
+        find_top();
+        const Way way(top);
+        BesideLargest<Real> terms = BesideLargest<Real>::none();
 #pragma unroll
         for (int n = 0; n < VECTORS; ++n) {
-            if (!span.touches(position(n))) continue;
-            Real values[PER];
-            if constexpr (KEEPS) {
-#pragma unroll
-                for (int i = 0; i < PER; ++i) values[i] = widened(element<Scalar>(held[n], i));
-            } else {
-                forget(held[n]);
-                exponentials(held[n], values);
-            }
-#pragma unroll
-            for (int i = 0; i < PER; ++i) values[i] = zeros ? 0 : values[i] * factor - minus;
-            put(values, position(n), hot, hot_value);
-            out.store(span, position(n), values);
+            Real e[PER];
+            exponentials(way, held[n], e);
+            terms = terms.with(beside_largest_of(e));
         }
+#pragma unroll
+        for (int k = 0; k < EDGES; ++k) terms = terms.with(way(edges[k]));
+        forget_all();
+        __syncwarp();
+        return SumBesideLargest{top, terms.over_lanes<WARP_LANES>()};
     }
 
-    // (z - row_top) - minus; after others<SLOT, true>
-    DEVICE void write_shifted(const Output<Scalar>& out, Real row_top, Real minus, Real hot_value) {
-#pragma unroll
-        for (int n = 0; n < VECTORS; ++n) {
-            if (!span.touches(position(n))) continue;
-            Real values[PER];
-#pragma unroll
-            for (int i = 0; i < PER; ++i) values[i] = (widened(element<Scalar>(held[n], i)) - row_top) - minus;
-            put(values, position(n), hot, hot_value);
-            out.store(span, position(n), values);
-        }
+    // exp(z - row_top) * factor - minus; after others()
+    template <bool SUBTRACTS = false>
+    DEVICE void write_exponentials(Result* out, Real row_top, Real factor, Real hot_value, Real minus = 0) {
+        const Way way = Way::for_products(row_top, factor);
+        if constexpr (!KEEPS) factor *= way.to(row_top);
+        else if (LANES > 32) factor *= brought_to<Way>(top, row_top);
+        const auto value = [&](Real x) {
+            const Real product = (KEEPS ? x : way(x)) * factor;
+            return SUBTRACTS ? product - minus : product;
+        };
+        write_all<false>(out, value);
+        write_left_out(out, hot_value);
+    }
+
+    // (z - row_top) - minus; after beside_largest()
+    DEVICE void write_shifted(Result* out, Real row_top, Real minus) {
+        write_all<true>(out, [&](Real x) { return (x - row_top) - minus; });
     }
 
   private:
-    DEVICE int position(int n) const { return ((n * BLOCKS + seat.block) * LANES + seat.lane) * PER; }
-
-    DEVICE void exponentials(const Vector& v, Real (&e)[PER]) const {
-        const Real shift = shift_of(top);
+    DEVICE void find_top() {
+        Tops<Scalar> tops;
 #pragma unroll
-        for (int i = 0; i < PER; ++i) e[i] = exponential(widened(element<Scalar>(v, i)) - shift);
+        for (int n = 0; n < VECTORS; ++n) tops.add(held[n]);
+        top = tops.value();
+#pragma unroll
+        for (int k = 0; k < EDGES; ++k) top = larger(top, edges[k]);
+        __syncwarp();  // so that no second text is made for warps that have not met
+        top = largest_of_lanes<WARP_LANES>(top);
     }
-    static DEVICE void keep(Vector& v, const Real (&e)[PER]) {
+    static DEVICE void exponentials(const Way& way, const Vector& v, Real (&e)[PER]) {
+        unpack<Scalar>(v, e);
 #pragma unroll
-        for (int i = 0; i < PER; ++i) set_element(v, i, e[i]);
+        for (int i = 0; i < PER; ++i) e[i] = way(e[i]);
     }
-    static DEVICE void set_all_impossible(Vector& v) {
+    // What was computed from 16-bit numbers is computed again: in registers it would take twice their room.
+    DEVICE void forget_all() {
+        if constexpr (!KEEPS) {
 #pragma unroll
-        for (int i = 0; i < PER; ++i) set_element(v, i, narrowed<Scalar>(-Limits<Real>::infinity()));
+            for (int n = 0; n < VECTORS; ++n) forget(held[n]);
+        }
+    }
+    // ANEW: the assembler, too, must unpack again; it does so by itself where the values take exponentials.
+    template <bool ANEW, class Value>
+    DEVICE void write_all(Result* out, Value value) {
+        const bool whole = on_boundary(out);
+        const unsigned zero = ANEW && !KEEPS ? unknown_zero() : 0;
+        Result* const at = one_address(out + parts.head + first() * PER);
+        const int end = vectors();
+#pragma unroll
+        for (int n = 0; n < VECTORS; ++n) {
+            if (n >= end) continue;
+            if constexpr (ANEW && !KEEPS) set_anew(held[n], zero);
+            Real x[PER];
+            unpack<Scalar>(held[n], x);
+#pragma unroll
+            for (int i = 0; i < PER; ++i) x[i] = value(x[i]);
+            write(at + n * STEP * PER, x, whole);
+        }
+#pragma unroll
+        for (int k = 0; k < EDGES; ++k)
+            if (const int j = edge(k); j >= 0) out[j] = narrowed<Result>(value(edges[k]));
     }
 };
 
-// A row too long for registers: each step reads it again, one block from end to end.
-struct StreamedRow {
-    static constexpr Long STEP = (Long)LANES * PER;
-    // How far logits may rise above the shift of the sum before it is moved. Moving it costs an exponential's error;
-    // what was added two moves ago is smaller than e^-4, so these errors do not add up even if the row rises steadily.
+// A row too long for registers: one block, which reads it again for each step.
+struct StreamedRow : Place {
+    static constexpr int AT_ONCE = PER == 4 ? 4 : 2;  // vectors that a thread loads before it uses the first
+    // How far logits may rise above what the sum's reference was picked for. Moving it costs an exponential's error; what
+    // was added two moves ago is smaller than e^-4, so these errors do not add up even if the row rises steadily.
     static constexpr int SLACK = 4;
-    Span<Scalar> span;
-    Seat seat;
-    Long end;  // 0 if the row is not to be read
-    Long hot;
 
-    DEVICE StreamedRow(const Scalar* row, Long classes, Seat seat, bool reads)
-        : span(row, classes), seat(seat), end(reads ? span.end : 0) {}
-
-    DEVICE Largest<Real> largest() const {
-        Largest<Real> best = Largest<Real>::none();
-        for (Long p = first(); p < end; p += STEP) find_largest(span.load(p), span, p, best);
-        return RowTeam::over_all<0>(best);
-    }
+    DEVICE StreamedRow(const Scalar* row, Long classes, Seat seat, bool reads) : Place(row, classes, seat, reads) {}
 
     DEVICE Distances<Real> distances() const {
         Distances<Real> below = Distances<Real>::none();
         LongSum<Real> sum;
-        for (Long p = first(); p < end; p += STEP) {
-            const Vector v = span.load(p);
-            const Real highest = top_of(v);
-            if (highest > below.top) {
-                if (below.count > 0) sum.add(below.count * (highest - below.top));
-                below.top = highest;
-            }
-            sum.add(distances_of(v, span, p, shift_of(below.top)));
-            below.count += span.count(p);
+        const auto rise_to = [&](Real highest) {
+            if (!(highest > below.top)) return;
+            if (below.count > 0) sum.add(below.count * (highest - below.top));
+            below.top = highest;
+        };
+        for_each_vector([&](const Vector& v, int) {
+            rise_to(top_of(v));
+            sum.add(distances_of(v, shift_of(below.top)));
+            below.count += PER;
+        });
+        for (int k = 0; k < EDGES; ++k) {
+            if (edge(k) < 0) continue;
+            const Real x = read_edge(k);
+            rise_to(x);
+            sum.add(shift_of(below.top) - x);
+            below.count += 1;
         }
         below.sum = sum.total();
-        return RowTeam::over_all<0>(below);
+        return below;
     }
 
-    template <int SLOT, bool KEEP_LOGITS = false>
-    DEVICE Exponentials<Real> others(Long hot_class) {
-        hot = hot_class < 0 ? -1 : hot_class + span.shift;
-        Real top = -Limits<Real>::infinity(), largest = top;
-        LongSum<Real> sum;
-        for (Long p = first(); p < end; p += STEP) {
-            Vector v = span.load(p);
-            leave_out(v, p, hot);
-            const Real highest = top_of(v);
+    // What sums have in common: a reference that moves with the row.
+    struct Reference {
+        Real picked_for = -Limits<Real>::infinity(), largest = picked_for;
+        Way way = Way(picked_for);
+        // What the sum must be multiplied with, because logits as large as this come now.
+        DEVICE Real rise_to(Real highest) {
             largest = larger(largest, highest);
-            if (highest > top + SLACK) {
-                sum.scale(exponential(top - highest));
-                top = highest;
-            }
+            if (!(highest > picked_for + SLACK)) return 1;
+            const Way next(highest);
+            const Real factor = picked_for == -Limits<Real>::infinity() ? 1 : next.from(way);  // nothing was added yet
+            way = next, picked_for = highest;
+            return factor;
+        }
+        // The sum as one of a held row: a probability must not be written as a subnormal number times one above 1.
+        DEVICE Real to_largest() const {
+            return largest == -Limits<Real>::infinity() ? 1 : Way(largest).from(way);
+        }
+    };
+
+    DEVICE Sum others(Long label) {
+        find(label);
+        const int hot_number = hot_vector < 0 ? -1 : hot_vector * LANES + seat.lane;
+        Reference reference;
+        LongSum<Real> sum;
+        const auto rise_to = [&](Real highest) {
+            const Real factor = reference.rise_to(highest);
+            if (factor != 1) sum.scale(factor);
+        };
+        for_each_vector([&](Vector v, int number) {
+            if (number == hot_number) take_out(v, hot_element);
+            rise_to(top_of(v));
             Real e[PER];
-#pragma unroll
-            for (int i = 0; i < PER; ++i) e[i] = exponential(widened(element<Scalar>(v, i)) - shift_of(top));
+            exponentials(reference.way, v, e);
             sum.add(sum_of(e));
+        });
+        for (int k = 0; k < EDGES; ++k) {
+            const Real x = read_edge(k);
+            rise_to(x);
+            sum.add(reference.way.near(x));
         }
-        // As of a held row: a probability must not be written as a subnormal number times an exponential above 1.
-        const Real all = Exponentials<Real>{top, sum.total()}.brought_to(largest);
-        return RowTeam::over_all<SLOT>(Exponentials<Real>{largest, all});
+        const Sum mine = {reference.largest, sum.total() * reference.to_largest()};
+        return mine.over_lanes<WARP_LANES>();
     }
 
-    DEVICE void write_exponentials(const Output<Scalar>& out, Real row_top, Real factor, Real hot_value, bool zeros,
-                                   Real minus = 0) {
-        for (Long p = first(); p < span.end; p += STEP) {
-            Real values[PER] = {};
-            if (!zeros) {
-                const Vector v = span.load(p);
-#pragma unroll
-                for (int i = 0; i < PER; ++i)
-                    values[i] = exponential(widened(element<Scalar>(v, i)) - shift_of(row_top)) * factor - minus;
-            }
-            put(values, p, hot, hot_value);
-            out.store(span, p, values);
+    DEVICE SumBesideLargest beside_largest() const {
+        Reference reference;
+        Real largest = 0;  // exponential
+        LongSum<Real> rest;
+        const auto rise_to = [&](Real highest) {
+            const Real factor = reference.rise_to(highest);
+            if (factor != 1) largest *= factor, rest.scale(factor);
+        };
+        const auto add = [&](BesideLargest<Real> terms) {
+            rest.add(terms.rest + least_of(largest, terms.largest));
+            largest = most_of(largest, terms.largest);
+        };
+        for_each_vector([&](const Vector& v, int) {
+            rise_to(top_of(v));
+            Real e[PER];
+            exponentials(reference.way, v, e);
+            add(beside_largest_of(e));
+        });
+        for (int k = 0; k < EDGES; ++k) {
+            const Real x = read_edge(k);
+            rise_to(x);
+            add({reference.way.near(x), 0});
         }
+        const Real factor = reference.to_largest();
+        const SumBesideLargest mine = {reference.largest, {largest * factor, rest.total() * factor}};
+        return mine.over_lanes<WARP_LANES>();
     }
 
-    DEVICE void write_shifted(const Output<Scalar>& out, Real row_top, Real minus, Real hot_value) {
-        for (Long p = first(); p < span.end; p += STEP) {
-            const Vector v = span.load(p);
-            Real values[PER];
-#pragma unroll
-            for (int i = 0; i < PER; ++i) values[i] = (widened(element<Scalar>(v, i)) - row_top) - minus;
-            put(values, p, hot, hot_value);
-            out.store(span, p, values);
-        }
+    template <bool SUBTRACTS = false>
+    DEVICE void write_exponentials(Result* out, Real row_top, Real factor, Real hot_value, Real minus = 0) {
+        const Way way = Way::for_products(row_top, factor);
+        factor *= way.to(row_top);
+        write_all(out, [&](Real x) {
+            const Real product = way(x) * factor;
+            return SUBTRACTS ? product - minus : product;
+        });
+        write_left_out(out, hot_value);
+    }
+
+    DEVICE void write_shifted(Result* out, Real row_top, Real minus) {
+        write_all(out, [&](Real x) { return (x - row_top) - minus; });
     }
 
   private:
-    DEVICE Long first() const { return (Long)seat.lane * PER; }
+    static DEVICE Real top_of(const Vector& v) {
+        Tops<Scalar> tops;
+        tops.add(v);
+        return tops.value();
+    }
+    static DEVICE void exponentials(const Way& way, const Vector& v, Real (&e)[PER]) {
+        unpack<Scalar>(v, e);
+#pragma unroll
+        for (int i = 0; i < PER; ++i) e[i] = way.near(e[i]);
+    }
+    // Of this thread's vectors and their numbers. A row that is not read has vectors of -inf.
+    template <class Visit>
+    DEVICE void for_each_vector(Visit visit) const {
+        int number = seat.lane;
+        for (; number < parts.vectors() - (AT_ONCE - 1) * LANES; number += AT_ONCE * LANES) {
+            Vector v[AT_ONCE];
+#pragma unroll
+            for (int n = 0; n < AT_ONCE; ++n) v[n] = read(number + n * LANES);
+#pragma unroll
+            for (int n = 0; n < AT_ONCE; ++n) visit(v[n], number + n * LANES);
+        }
+#pragma unroll 1
+        for (; number < parts.vectors(); number += LANES) visit(read(number), number);
+    }
+    DEVICE Vector read(int number) const { return reads ? load_vector(parts.vector(number)) : impossible<Scalar>(); }
+
+    template <class Value>
+    DEVICE void write_all(Result* out, Value value) {
+        const bool whole = on_boundary(out);
+        for_each_vector([&](const Vector& v, int number) {
+            Real x[PER];
+            unpack<Scalar>(v, x);
+#pragma unroll
+            for (int i = 0; i < PER; ++i) x[i] = value(x[i]);
+            write(out + parts.head + (Long)number * PER, x, whole);
+        });
+        for (int k = 0; k < EDGES; ++k)
+            if (const int j = edge(k); j >= 0) out[j] = narrowed<Result>(value(read_edge(k)));
+    }
 };
 
 template <bool HELD>
-struct Choice {
+struct Kind {
     using Row = HeldRow;
 };
 template <>
-struct Choice<false> {
+struct Kind<false> {
     using Row = StreamedRow;
 };
-using Row = Choice<(VECTORS > 0)>::Row;
+using Row = Kind<(VECTORS > 0)>::Row;
+
+// log1p of the sum of exp(z - top) of all but one of the largest. Where that leads by far, what is lost of exponentials that
+// are subnormal beside it would show: the sum is taken once more, beside the largest of the others.
+DEVICE Real log_of_rest(Row& row, const SumBesideLargest& sum, int& merges) {
+    const Real rest = sum.rest();
+    const bool leads = !(rest >= Limits<Real>::small());
+    const Real log_of_sum = log_of_one_and(rest);
+    if (!(LANES < 32 ? sum_of_lanes<32>((int)leads) > 0 : leads)) return log_of_sum;  // all threads of a warp agree
+    const Exponentials<Real> others = RowTeam::over_warps<1>(row.others_below(sum.top), merges++).exponentials();
+    return leads ? against(others, sum.top).loss : log_of_sum;
+}
 
 #if BLOCKS > 1
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

@@ -4,16 +4,15 @@
 // Traffic  held: one read, one write. Streamed: one more read.
 #include "rows.cuh"
 
-ROW_KERNEL softmax(const Scalar* logits, Long logits_stride, void* out, Long out_stride, int wide, Long rows,
-                   Long classes) {
-    RowTeam::begin();
-    const Seat seat;
-    const bool inside = seat.row < rows;
-    const Long r = inside ? seat.row : 0;
+ROW_KERNEL softmax(const Scalar* logits, Long logits_stride, Result* out, Long out_stride, Long rows, Long classes) {
+    for_each_row(rows, [&](const Seat& seat, int& merges) {
+        const bool inside = seat.row < rows;
+        const Long r = inside ? seat.row : 0;
 
-    Row row(logits + r * logits_stride, classes, seat, inside);
-    const Exponentials<Real> all = row.others<0>(-1);
-    if (!inside) return;
-    // A nan or +inf makes the sum nan; -inf alone makes it 0, and 0 / 0 is nan, too.
-    row.write_exponentials(Output<Scalar>(out, r, out_stride, wide), all.top, 1 / all.sum, 0, false);
+        Row row(logits + r * logits_stride, classes, seat, inside);
+        const Exponentials<Real> all = RowTeam::over_warps<0>(row.others(-1), merges++).exponentials();
+        if (!inside) return;
+        const Real factor = is_usable(all, all.top) ? 1 / all.sum : Limits<Real>::nan();
+        row.write_exponentials(out + r * out_stride, all.top, factor, 0);
+    });
 }

@@ -8,13 +8,16 @@
 // gradient is (Q - q) p - q (1 - p), formed without a difference from 1. What the others need is one sum each.
 //
 // Layout   logits, dlogits as in softmax_loss.cu; targets: labels (R,), or masses (R, C) of the working precision.
-// Launch   one block of THREADS a row, as many blocks as rows; every step reads the row again.
-// Limits   C < 2^31 - 16.
-// Traffic  three reads, one write; while the rows that run at once fit the second-level cache, memory sees one read.
+// Launch   one block of THREADS a row, as many blocks as rows. Each thread holds the logits and targets of CLASSES_HELD classes, every
+//          THREADS-th; with CLASSES_HELD 0 it has any number of them, and every step reads them again.
+// Limits   held: C <= THREADS * CLASSES_HELD (the launcher checks); C < 2^31 - 16.
+// Traffic  held: one read, one write. Else three reads; while the rows that run at once fit the second-level cache, memory
+//          sees one.
 #include "labels.cuh"
 #define LANES THREADS
 #define VECTORS 0
 #define BLOCKS 1
+#define QUICK 0
 #include "rows.cuh"
 
 struct Masses {
@@ -24,11 +27,62 @@ struct Masses {
     Real kept, share;           // 1 - eps, eps / C
 
     DEVICE Real target(Long j) const { return soft ? soft[j] : Real(j == label); }
-    DEVICE Real operator()(Long j) const {
-        const Real q = kept * target(j) + share;
+    DEVICE Real mass(Long j, Real target) const {
+        const Real q = kept * target + share;
         return class_weights ? q * class_weights[j] : q;
     }
+    DEVICE Real operator()(Long j) const { return mass(j, target(j)); }
 };
+
+// The classes of a thread: their logits and targets, in registers or read anew.
+struct Classes {
+    const Scalar* z;
+    const Masses& masses;
+    Long count;
+    Real logits[CLASSES_HELD > 0 ? CLASSES_HELD : 1], targets[CLASSES_HELD > 0 ? CLASSES_HELD : 1];
+
+    DEVICE Classes(const Scalar* z, const Masses& masses, Long count) : z(z), masses(masses), count(count) {
+#pragma unroll
+        for (int n = 0; n < CLASSES_HELD; ++n) {
+            const Long j = threadIdx.x + n * THREADS;
+            logits[n] = j < count ? widened(z[j]) : 0;
+            targets[n] = j < count ? masses.target(j) : 0;
+        }
+    }
+    // visit(class, logit, target)
+    template <class Visit>
+    DEVICE void for_each(Visit visit) const {
+        if constexpr (CLASSES_HELD > 0) {
+#pragma unroll
+            for (int n = 0; n < CLASSES_HELD; ++n) {
+                const Long j = threadIdx.x + n * THREADS;
+                if (j < count) visit(j, logits[n], targets[n]);
+            }
+        } else {
+            for (Long j = threadIdx.x; j < count; j += THREADS) visit(j, widened(z[j]), masses.target(j));
+        }
+    }
+};
+
+// A sum of few terms, with the interface of LongSum.
+struct ShortSum {
+    Real value = 0;
+    DEVICE void add(Real x) { value += x; }
+    DEVICE void scale(Real factor) { value *= factor; }
+    DEVICE Real total() const { return value; }
+};
+template <bool FEW>
+struct SumOf {
+    using Type = LongSum<Real>;
+};
+template <>
+struct SumOf<true> {
+    using Type = ShortSum;
+};
+using SumOfClasses = SumOf<(CLASSES_HELD > 0)>::Type;
+
+// How far logits may rise above the shift of their sum before it is moved (as in rows.cuh).
+constexpr int SLACK = 4;
 
 // What the first reading finds.
 struct Survey {
@@ -44,77 +98,80 @@ struct Survey {
 };
 
 // What the second one sums: over all but the largest logit and the hot class, and over all.
-struct Sums {
+struct Readings {
     Exponentials<Real> others;
     Real mass;  // of all but the hot class
     Real away;  // of q[j] * (top - z[j]), over all: no term is negative
-    static DEVICE Sums none() { return {Exponentials<Real>::none(), 0, 0}; }
+    static DEVICE Readings none() { return {Exponentials<Real>::none(), 0, 0}; }
     template <int WIDTH>
-    DEVICE Sums over_lanes() const {
+    DEVICE Readings over_lanes() const {
         return {others.over_lanes<WIDTH>(), sum_of_lanes<WIDTH>(mass), sum_of_lanes<WIDTH>(away)};
     }
 };
 
-DEVICE Survey survey(const Scalar* z, const Masses& masses, Long classes) {
+DEVICE Survey survey(const Classes& classes) {
     Survey found = Survey::none();
-    for (Long j = threadIdx.x; j < classes; j += THREADS) {
-        found.logit = found.logit.or_else({widened(z[j]), (int)j});
-        found.mass = found.mass.or_else({masses(j), (int)j});
-        found.targets += masses.target(j);
-        found.negative |= masses.target(j) < 0;
-    }
+    classes.for_each([&](Long j, Real z, Real target) {
+        found.logit = found.logit.or_else({z, (int)j});
+        found.mass = found.mass.or_else({classes.masses.mass(j, target), (int)j});
+        found.targets += target;
+        found.negative |= target < 0;
+    });
     return RowTeam::over_all<0>(found);
 }
 
-DEVICE Sums sums(const Scalar* z, const Masses& masses, Long classes, const Survey& found) {
+DEVICE Readings sums(const Classes& classes, const Survey& found) {
     Real top = -Limits<Real>::infinity();
-    LongSum<Real> others, mass, away;
-    for (Long j = threadIdx.x; j < classes; j += THREADS) {
-        const Real x = widened(z[j]), q = masses(j);
+    SumOfClasses others, mass, away;
+    classes.for_each([&](Long j, Real z, Real target) {
+        const Real q = classes.masses.mass(j, target);
         if (j != found.mass.index) mass.add(q);
-        if (q != 0) away.add(q * (found.logit.value - x));
-        if (j == found.logit.index || j == found.mass.index) continue;
-        if (x > top + StreamedRow::SLACK) {
-            others.scale(exponential(top - x));
-            top = x;
+        if (q != 0) away.add(q * (found.logit.value - z));
+        if (j == found.logit.index || j == found.mass.index) return;
+        if (z > top + SLACK) {
+            others.scale(exponential(top - z));
+            top = z;
         }
-        others.add(exponential(x - shift_of(top)));
-    }
-    return RowTeam::over_all<1>(Sums{{top, others.total()}, mass.total(), away.total()});
+        others.add(exponential(z - shift_of(top)));
+    });
+    return RowTeam::over_all<1>(Readings{{top, others.total()}, mass.total(), away.total()});
 }
 
 // x * exp(z - top) with all its digits also where the exponential is subnormal and the product is not.
 DEVICE Real times_exponential(Real x, Real z, Real top) {
     const Difference<Real> t = difference(z, top);
     if (t.rounded < -1000) return 0;  // in every precision
-    const Real e = exponential(t.rounded), half = exponential(Real(0.5) * t.rounded);
+    const Real e = exponential(t.rounded);
     x *= 1 + t.lost;
-    return e >= Limits<Real>::tiny() ? x * e : (half * x) * half;
+    if (e >= Limits<Real>::tiny()) return x * e;
+    const Real half = exponential(Real(0.5) * t.rounded);
+    return (half * x) * half;
 }
 
 KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const Scalar* logits, Long logits_stride, const void* labels, int label_bytes, const Real* soft, Long soft_stride,
-    const Real* class_weights, const Real* weights, Real weight_of_all, Real* losses, void* dlogits, Long dlogits_stride,
-    int wide, Long classes, Real kept, Real share_of_class, Real z_loss) {
+    const Real* class_weights, const Real* weights, Real weight_of_all, Real* losses, Result* dlogits, Long dlogits_stride,
+    Long classes, Real kept, Real share_of_class, Real z_loss) {
     const Long r = blockIdx.x;
     const Scalar* const z = logits + r * logits_stride;
     const Long label = labels ? Labels{labels, label_bytes}[r] : 0;
     const bool is_class = label >= 0 && label < classes;
     const Masses masses{soft ? soft + r * soft_stride : nullptr, label, class_weights, kept, share_of_class};
-    const Output<Scalar> out(dlogits, r, dlogits_stride, wide);
+    Result* const out = dlogits + r * dlogits_stride;
     const Real weight = weights ? weights[r] : weight_of_all;
     if (weight == 0) {  // the whole block agrees
         if (threadIdx.x == 0) losses[r] = 0;
-        for (Long j = threadIdx.x; dlogits && j < classes; j += THREADS) out.store_one(j, 0);
+        for (Long j = threadIdx.x; dlogits && j < classes; j += THREADS) out[j] = narrowed<Result>(Real(0));
         return;
     }
 
-    const Survey found = survey(z, masses, classes);
+    const Classes own(z, masses, classes);
+    const Survey found = survey(own);
     const int top_index = found.logit.index, hot = found.mass.index;
     const bool one = hot == top_index;
     const Real top = found.logit.value;
     const Real z_hot = hot < classes ? widened(z[hot]) : Limits<Real>::nan();  // before any thread writes in its place
-    const Sums sum = sums(z, masses, classes, found);
+    const Readings sum = sums(own, found);
 
     // exp(z - top): of the others, of the hot class, and all of it. A product with one that is subnormal need not be.
     const Odds<Real> odds = against(sum.others, top);
@@ -136,8 +193,8 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     if (dlogits == nullptr) return;
     const Real pull = (q_all + slope) / total, push = q_hot / total;
     const Real of_hot = times_hot((sum.mass + slope) / total) - (times_rest(push) + (one ? 0 : push));
-    for (Long j = threadIdx.x; j < classes; j += THREADS) {
-        const Real value = times_exponential(pull, widened(z[j]), top) - masses(j);
-        out.store_one(j, (j == hot ? of_hot : value) * share);
-    }
+    own.for_each([&](Long j, Real z_j, Real target) {
+        const Real value = times_exponential(pull, z_j, top) - masses.mass(j, target);
+        out[j] = narrowed<Result>((j == hot ? of_hot : value) * share);
+    });
 }

@@ -4,23 +4,14 @@
 // Traffic  one read.
 //
 // The order of the additions depends on the length alone: no atomics, the same bits in every run.
-#include "reduce.cuh"
+#include "last_block.cuh"
 
 using Scalar = SCALAR;
-
-struct Sum {
-    Scalar value;
-    static DEVICE Sum none() { return {0}; }
-    template <int WIDTH>
-    DEVICE Sum over_lanes() const {
-        return {sum_of_lanes<WIDTH>(value)};
-    }
-};
 
 KERNEL __launch_bounds__(THREADS) void total(const Scalar* x, Scalar* sums, Long length) {
     const Long first = (Long)blockIdx.x * PART, end = first + PART < length ? first + PART : length;
     LongSum<Scalar> sum;
     for (Long i = first + threadIdx.x; i < end; i += THREADS) sum.add(x[i]);
-    const Sum all = Team<THREADS, 1>::over_all<0>(Sum{sum.total()});
+    const Total<Scalar> all = Team<THREADS, 1>::over_all<0>(Total<Scalar>{sum.total()});
     if (threadIdx.x == 0) sums[blockIdx.x] = all.value;
 }

@@ -1,8 +1,4 @@
 // Rows in 16-byte vectors, whatever the address of their first element is.
-//
-// A row of C elements that starts `shift` elements behind a 16-byte boundary is laid on vectors that start at that
-// boundary: position p is class p - shift, and the row ends at position shift + C. Vectors that the row fills are read
-// and written whole; the first and the last one may hang over and go element by element.
 #pragma once
 #include "numbers.cuh"
 
@@ -31,6 +27,124 @@ DEVICE void set_bits(Vector& v, int i, unsigned short bits) {
 DEVICE void set_element(Vector& v, int i, Half x) { set_bits(v, i, x.bits); }
 DEVICE void set_element(Vector& v, int i, Bfloat x) { set_bits(v, i, x.bits); }
 
+// All numbers of a vector, in the working precision.
+template <class T>
+DEVICE void unpack(const Vector& v, typename Working<T>::Type (&x)[PER_VECTOR<T>]) {
+#pragma unroll
+    for (int i = 0; i < PER_VECTOR<T>; ++i) x[i] = element<T>(v, i);
+}
+template <>
+DEVICE void unpack<Half>(const Vector& v, float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack_halves(v.words[i], x[2 * i], x[2 * i + 1]);
+}
+template <>
+DEVICE void unpack<Bfloat>(const Vector& v, float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack_bfloats(v.words[i], x[2 * i], x[2 * i + 1]);
+}
+
+// A vector of numbers that are rounded to its type, from x[first] on.
+template <class T, int MANY>
+DEVICE Vector packed(const typename Working<T>::Type (&x)[MANY], int first = 0) {
+    Vector v = {};
+#pragma unroll
+    for (int i = 0; i < PER_VECTOR<T>; ++i) set_element(v, i, x[first + i]);
+    return v;
+}
+template <>
+DEVICE Vector packed<Half, 8>(const float (&x)[8], int) {
+    Vector v;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v.words[i] = pack_halves(x[2 * i], x[2 * i + 1]);
+    return v;
+}
+template <>
+DEVICE Vector packed<Bfloat, 8>(const float (&x)[8], int) {
+    Vector v;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v.words[i] = pack_bfloats(x[2 * i], x[2 * i + 1]);
+    return v;
+}
+
+// The largest number of some vectors, nan if there is one. Pairs of 16 bits are compared as pairs.
+template <class T>
+struct Tops {
+    using Real = typename Working<T>::Type;
+    Real top = -Limits<Real>::infinity();
+    DEVICE void add(const Vector& v) {
+        Real x[PER_VECTOR<T>];
+        unpack<T>(v, x);
+#pragma unroll
+        for (int width = PER_VECTOR<T> / 2; width > 0; width /= 2)
+#pragma unroll
+            for (int i = 0; i < width; ++i) x[i] = larger(x[i], x[i + width]);
+        top = larger(top, x[0]);
+    }
+    DEVICE Real value() const { return top; }
+};
+template <>
+struct Tops<Half> {
+    unsigned pair = 0xfc00fc00u;
+    DEVICE void add(const Vector& v) {
+        const unsigned half = larger_halves_or_nan(v.words[0], v.words[1]);
+        pair = larger_halves_or_nan(pair, larger_halves_or_nan(half, larger_halves_or_nan(v.words[2], v.words[3])));
+    }
+    DEVICE float value() const {
+        float low, high;
+        unpack_halves(pair, low, high);
+        return larger(low, high);
+    }
+};
+template <>
+struct Tops<Bfloat> {
+    unsigned pair = 0xff80ff80u;
+    DEVICE void add(const Vector& v) {
+        const unsigned half = larger_bfloats_or_nan(v.words[0], v.words[1]);
+        pair = larger_bfloats_or_nan(pair, larger_bfloats_or_nan(half, larger_bfloats_or_nan(v.words[2], v.words[3])));
+    }
+    DEVICE float value() const {
+        float low, high;
+        unpack_bfloats(pair, low, high);
+        return larger(low, high);
+    }
+};
+
+// A vector of -inf: exp of it is 0, and it is never the largest.
+template <class T>
+DEVICE Vector impossible() {
+    Vector v = {};
+#pragma unroll
+    for (int i = 0; i < PER_VECTOR<T>; ++i)
+        set_element(v, i, narrowed<T>(-Limits<typename Working<T>::Type>::infinity()));
+    return v;
+}
+
+// Of a row of C elements: the whole vectors in it, which begin at a 16-byte boundary, and the elements before and behind
+// them. How many threads and vectors a row takes does not depend on where it lies: at most C / PER_VECTOR are whole.
+template <class T>
+struct Parts {
+    static constexpr int PER = PER_VECTOR<T>;
+    const T* row;
+    int classes, head;  // head: elements before the first boundary
+
+    DEVICE Parts(const T* row, Long classes) : row(row), classes((int)classes) {
+        const int before = (int)((0 - (Word)row) % 16 / sizeof(T));
+        head = before < classes ? before : (int)classes;
+    }
+    DEVICE int vectors() const { return (int)((unsigned)(classes - head) / PER); }  // whole ones
+    DEVICE int tail() const { return (int)((unsigned)(classes - head) % PER); }     // elements behind the last one
+    DEVICE const T* vector(int number) const { return row + head + (Long)number * PER; }
+    // The class of an edge: there are 2 PER, of which the row has `head` at the beginning and `tail` from PER on. Or -1.
+    DEVICE int edge(int number) const {
+        if (number < PER) return number < head ? number : -1;
+        return number - PER < tail() ? classes - tail() + (number - PER) : -1;
+    }
+};
+
+// A row of units (units.cuh), of which each thread has one vector. Vectors lie on 16-byte boundaries: the row begins
+// `shift` elements behind one, so that position p is unit p - shift and the row ends at position shift + C. Vectors that the
+// row fills are read and written whole; the first and the last one may hang over and go element by element.
 template <class T>
 struct Span {
     const T* boundary;  // the 16-byte boundary at or before the first element
@@ -43,14 +157,6 @@ struct Span {
     }
     DEVICE bool holds(Long position) const { return position >= shift && position < end; }
     DEVICE bool fills(Long position) const { return position >= shift && position + PER_VECTOR<T> <= end; }
-    // Which elements of the vector at a position the row holds: those of [from, upto).
-    DEVICE int from(Long position) const { return position < shift ? (int)(shift - position) : 0; }
-    DEVICE int upto(Long position) const {
-        return end - position >= PER_VECTOR<T> ? PER_VECTOR<T> : end > position ? (int)(end - position) : 0;
-    }
-    DEVICE int count(Long position) const {
-        return upto(position) > from(position) ? upto(position) - from(position) : 0;
-    }
     DEVICE bool touches(Long position) const { return position < end && position + PER_VECTOR<T> > shift; }
 
     // The vector at a position; -inf where the row does not reach.
@@ -77,47 +183,22 @@ struct Span {
     }
 };
 
-// Where a result is written: a row of the logits' own type, or of float for 16-bit logits if the caller asks for it.
+// Where a result is written.
 template <class T>
 struct Output {
-    using Real = typename Working<T>::Type;
-    void* row;
-    bool wide;
+    T* row;
 
-    DEVICE Output(void* base, Long index, Long stride, bool wide)
-        : row((char*)base + index * stride * (Long)(wide ? sizeof(Real) : sizeof(T))), wide(wide) {}
+    DEVICE Output(T* base, Long index, Long stride) : row(base + index * stride) {}
 
     // Values of the vector at a position of the span. It goes out whole where the output lies on a boundary, too.
-    DEVICE void store(const Span<T>& span, Long position, const Real (&values)[PER_VECTOR<T>]) const {
-        if (sizeof(Real) != sizeof(T) && wide)
-            store_as<Real>(span, position, values);
-        else
-            store_as<T>(span, position, values);
-    }
-
-    template <class U>
-    DEVICE void store_as(const Span<T>& span, Long position, const Real (&values)[PER_VECTOR<T>]) const {
-        U* place = (U*)row + (position - span.shift);
+    DEVICE void store(const Span<T>& span, Long position, const T (&values)[PER_VECTOR<T>]) const {
+        T* place = row + (position - span.shift);
         if (span.fills(position) && (Word)place % 16 == 0) {
-#pragma unroll
-            for (int part = 0; part < PER_VECTOR<T> / PER_VECTOR<U>; ++part) {
-                Vector v = {};
-#pragma unroll
-                for (int i = 0; i < PER_VECTOR<U>; ++i)
-                    set_element(v, i, narrowed<U>(values[part * PER_VECTOR<U> + i]));
-                store_vector(place + part * PER_VECTOR<U>, v);
-            }
+            store_vector(place, packed<T>(values));
         } else {
 #pragma unroll
             for (int i = 0; i < PER_VECTOR<T>; ++i)
-                if (span.holds(position + i)) place[i] = narrowed<U>(values[i]);
+                if (span.holds(position + i)) place[i] = values[i];
         }
-    }
-
-    DEVICE void store_one(Long j, Real value) const {
-        if (sizeof(Real) != sizeof(T) && wide)
-            ((Real*)row)[j] = value;
-        else
-            ((T*)row)[j] = narrowed<T>(value);
     }
 };

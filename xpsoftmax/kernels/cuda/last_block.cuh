@@ -1,0 +1,38 @@
+// A sum that the block adds up which finishes last: a kernel and the sum of its results in one launch.
+//
+// The order of the additions depends on the length alone: CHAINS sums, of every CHAINS-th number each, and these by halving.
+// Threads beyond CHAINS add zeros, so that blocks of any size give the same bits. No value is added by atomics.
+#pragma once
+#include "reduce.cuh"
+
+template <class Real>
+struct Total {
+    Real value;
+    static DEVICE Total none() { return {0}; }
+    template <int WIDTH>
+    DEVICE Total over_lanes() const {
+        return {sum_of_lanes<WIDTH>(value)};
+    }
+};
+
+// All threads of a block call it after the block has written its part of x. `counter` must be 0 before the launch, and is 0
+// again after it; launches that may run at the same time need one each.
+template <int BLOCK_THREADS, class Real>
+DEVICE void add_up_in_last_block(const Real* x, Long length, Real* total, unsigned* counter, unsigned blocks) {
+    constexpr int CHAINS = 128;
+    SHARED_ARRAY(unsigned, finished_before, 1);
+    __syncthreads();  // this block's part of x is written
+    if (threadIdx.x == 0) *finished_before = fetch_add(counter, 1);
+    __syncthreads();
+    if (*finished_before != blocks - 1) return;
+    LongSum<Real> sum;
+    if (threadIdx.x < CHAINS) {
+#pragma unroll 8
+        for (Long i = threadIdx.x; i < length; i += CHAINS) sum.add(x[i]);
+    }
+    const Total<Real> all = Team<BLOCK_THREADS, 1>::template over_all<1>(Total<Real>{sum.total()});
+    if (threadIdx.x == 0) {
+        *total = all.value;
+        *counter = 0;
+    }
+}
