@@ -62,12 +62,15 @@ def stand_in() -> ModuleType:
         return outputs[shape, dtype]
 
     function = lambda grid, block, arguments: None  # noqa: ARG005, E731
-    runtime = SimpleNamespace(is_hip=False, getDevice=lambda: 0)
+    runtime = SimpleNamespace(is_hip=False, getDevice=lambda: 0, streamIsCapturing=lambda stream: False)  # noqa: ARG005
+    device = lambda number: SimpleNamespace(compute_capability="90")  # noqa: ARG005, E731
+    stream = SimpleNamespace(ptr=0)
     module.__dict__.update(
         ndarray=Described,
         empty=empty,
         ascontiguousarray=lambda array: array,
-        cuda=SimpleNamespace(runtime=runtime, Device=lambda number: SimpleNamespace(compute_capability="90")),  # noqa: ARG005
+        zeros=empty,
+        cuda=SimpleNamespace(runtime=runtime, Device=device, get_current_stream=lambda: stream),
         RawModule=lambda **options: SimpleNamespace(get_function=lambda name: function),  # noqa: ARG005
     )
     return module
