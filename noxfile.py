@@ -49,9 +49,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """mypy --strict on the package."""
+    """mypy --strict on the package, and on what a user would write."""
     session.install(".", *nox.project.dependency_groups(PYPROJECT, "typecheck"))
     session.run("mypy")
+    session.run("mypy", "tests/test_typing.py")
 
 
 @nox.session(python=OLDEST_AND_NEWEST)

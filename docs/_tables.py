@@ -117,6 +117,22 @@ def training(content: dict[str, Any]) -> str:
     return markdown(["", *(finding["case"] for finding in findings)], rows)
 
 
+def options(content: dict[str, Any]) -> str:
+    """What options of the loss cost, relative to plain targets of the same kind, and to PyTorch."""
+    rows = [
+        [
+            finding["case"],
+            f"{1e3 * finding['timings']['xpsoftmax']['median']:.3g}",
+            f"{finding['to_plain']:.2f}",
+            "-" if finding["to_torch"] is None else f"{finding['to_torch']:.2f}",
+        ]
+        for finding in content["findings"]
+    ]
+    first = content["findings"][0]
+    header = f"{first['shape']}, {first['dtype']}"
+    return markdown([header, "milliseconds", "to the same without options", "to PyTorch"], rows)
+
+
 def memory(content: dict[str, Any]) -> str:
     """MiB beside inputs and gradients, of the case in which it was measured."""
     (finding,) = (finding for finding in content["findings"] if finding["extra_mib"])
@@ -296,6 +312,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
         for operation in ("softmax_loss_and_grad", "softmax_loss", "softmax", "log_softmax", "logsumexp")
     },
     "bench-shifted": lambda content: bench(content, "softmax_loss_and_grad", "shifted"),
+    "options": options,
     "training": training,
     "gpu-training": lambda content: training(content["parts"]["steps"]),
     **{

@@ -329,6 +329,25 @@ def torch_chunked(case: Case) -> tuple[Call, Call] | None:
     return step, lambda: (step().item(), _grads_of(model))
 
 
+def liger_fused(case: Case) -> tuple[Call, Call] | None:
+    """Liger's fused linear cross entropy. It has gradients only if it also forms that of the inputs."""
+    if not case.linear:
+        return None
+    _, model, X, y = _torch_parts(case)
+    function = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
+    (linear,) = model
+    X.requires_grad_()
+
+    def step() -> Any:
+        model.zero_grad()
+        X.grad = None
+        loss = function(X, linear.weight, y, bias=linear.bias)
+        loss.backward()
+        return loss.detach()
+
+    return step, lambda: (step().item(), _grads_of(model))
+
+
 def jax_jit(case: Case) -> tuple[Call, Call]:
     """Loss, gradients and update, compiled; the parameters are donated."""
     import jax
@@ -388,6 +407,7 @@ COMPETITORS: dict[str, Competitor] = {
     "torch": torch_eager,
     "torch.compile": torch_compiled,
     "linear_cross_entropy": torch_chunked,
+    "Liger": only_on("cuda", liger_fused),
     "JAX": only_on("cpu", jax_jit),
     "scikit-learn": only_on("cpu", sklearn_step),
     "NumPy": only_on("cpu", plain_numpy),

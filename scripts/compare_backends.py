@@ -19,7 +19,7 @@ current directory):
 Exit status: 0; 1 if a library fails or is outside its error budget (`budget`) or, with the default hyper-parameters and
 seed, outside `LEAST_ACCURACY` or `ACCURACY_MARGIN`; 2 for a bad option.
 
-Needs scikit-learn, rich and matplotlib: pip install "xpsoftmax[report]".
+Needs scikit-learn, rich and matplotlib: pip install '.[report]' in a clone.
 """
 
 from __future__ import annotations

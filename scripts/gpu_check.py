@@ -3,8 +3,18 @@
     python scripts/gpu_check.py OUT
     python scripts/gpu_check.py OUT --part tests --part compare
 
-Needs a GPU that CuPy can use, pytest, rich and what the tests import; no network, no nox, no installed package.
-PyTorch, Liger, scikit-learn and dask are used where they can be imported. The parts, and their seconds at most:
+Needs a GPU that CuPy can use, pytest, rich and what the tests import (array-api-compat, array-api-strict, hypothesis,
+ml-dtypes); no network, no nox, no installed package. All parts together take at most eight minutes. Used where they
+can be imported:
+
+- pytest-xdist, for tests in several processes
+- torch; liger-kernel; QuACK, which is quack-kernels, nvidia-cutlass-dsl (with its -libs-base, -libs-core and
+  -libs-cu13), apache-tvm-ffi and torch-c-dlpack-ext
+- scikit-learn and matplotlib
+- dask and distributed (with locket, partd, tblib, tornado and zict), dask-cuda and pynvml
+- nvmath-python
+
+The parts, and their seconds at most:
 
 {parts}
 
@@ -44,7 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 NO_GPU = 3
 LOG = "gpu_check.log"
-TOOLS = ("memcheck", "racecheck")
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 GRACE = 15.0
 """Seconds that a command has to write what it has found, once it is interrupted."""
 Command = list[str]
@@ -98,10 +108,14 @@ def script(name: str, *arguments: object) -> Command:
 
 
 def pytest_commands(folder: Path) -> list[Command]:
-    """The whole suite; in several processes where it can be."""
-    command = [sys.executable, "-m", "pytest", "--require-backend=cupy", f"--junitxml={folder / 'tests.xml'}"]
-    many = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-    return [[*command, "-p", "no:cacheprovider", *many, str(ROOT / "tests")]]
+    """The tests on CuPy arrays; in several processes where it can be. The others need no GPU.
+
+    pytest-benchmark, where it is installed, would warn beside xdist, and warnings are errors.
+    """
+    command = [sys.executable, "-m", "pytest", "--backend=cupy", "--require-backend=cupy", "-k", "cupy"]
+    many = ["-n", str(min(14, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    without = ["-p", "no:cacheprovider", "-p", "no:benchmark"]
+    return [[*command, f"--junitxml={folder / 'tests.xml'}", *without, *many, str(ROOT / "tests")]]
 
 
 def counted(folder: Path) -> dict[str, Any]:
@@ -146,27 +160,24 @@ def read(name: str) -> Callable[[Path], dict[str, Any]]:
     return lambda folder: dict(json.loads((folder / name).read_text("utf-8")))
 
 
-KERNEL_SECONDS = 240
+KERNEL_SECONDS = 120
+STEPS = ("128x784x256x10", "1024x512x2048x1000", "4096x512x32000")
+"""Cases of bench_training.py: one that the launches take the time of, one of the products, one of many classes."""
+STEPPERS = (
+    "torch",
+    "torch.compile",
+    "linear_cross_entropy",
+    "Liger",
+    "xpsoftmax functions",
+    "xpsoftmax train",
+    "products",
+)
 PARTS = {
-    "tests": Part("the test-suite with --require-backend=cupy", 420, pytest_commands, counted),
-    "sanitizer": Part(f"every kernel under compute-sanitizer: {', '.join(TOOLS)}", 270, sanitizer_commands, summaries),
-    "kernels": Part(
-        "loss and gradient, softmax, log_softmax beside a copy and others (_gpu_kernels.py)",
-        KERNEL_SECONDS + 50,  # the last case may take most of a minute
-        lambda folder: [script("_gpu_kernels.py", folder / "kernels.json", KERNEL_SECONDS)],
-        read("kernels.json"),
-    ),
-    "steps": Part(
-        "training steps beside PyTorch, kernels and waits of each (bench_training.py)",
-        240,
-        lambda folder: [
-            script("bench_training.py", "--device", "cuda", "--seconds", 1, "--json", folder / "steps.json")
-        ],
-        read("steps.json"),
-    ),
+    "tests": Part("the tests on CuPy arrays, with --require-backend=cupy", 60, pytest_commands, counted),
+    "sanitizer": Part(f"every kernel under compute-sanitizer: {', '.join(TOOLS)}", 120, sanitizer_commands, summaries),
     "compare": Part(
         "a network trained on NumPy and on CuPy (compare_backends.py)",
-        90,
+        20,
         lambda folder: [
             script(
                 "compare_backends.py",
@@ -176,19 +187,38 @@ PARTS = {
         ],
         read("compare.json"),
     ),
-    "estimator": Part(
-        "the classifier fitted on CuPy arrays, beside scikit-learn and PyTorch (compare_sklearn.py)",
-        150,
-        lambda folder: [
-            script("compare_sklearn.py", "--only", "gpu", "--rounds", "3", "--json", folder / "estimator.json")
-        ],
-        read("estimator.json"),
-    ),
     "dask": Part(
         "loss, training and the classifier over dask arrays of CuPy blocks, on a worker of its own too (_gpu_dask.py)",
-        120,
+        40,
         lambda folder: [script("_gpu_dask.py", folder / "dask.json")],
         read("dask.json"),
+    ),
+    "kernels": Part(
+        "the operations on rows beside a copy and others (_gpu_kernels.py)",
+        KERNEL_SECONDS + 20,  # the last case may take longer than the others
+        lambda folder: [script("_gpu_kernels.py", folder / "kernels.json", KERNEL_SECONDS)],
+        read("kernels.json"),
+    ),
+    "steps": Part(
+        "training steps beside PyTorch and Liger, kernels and waits of each (bench_training.py)",
+        60,
+        lambda folder: [
+            script(
+                "bench_training.py",
+                *("--device", "cuda", "--seconds", 0.2, "--json", folder / "steps.json"),
+                *(word for case in STEPS for word in ("--case", case)),
+                *(word for name in STEPPERS for word in ("--competitor", name)),
+            )
+        ],
+        read("steps.json"),
+    ),
+    "estimator": Part(
+        "the classifier fitted on CuPy arrays, beside scikit-learn and PyTorch (compare_sklearn.py)",
+        40,
+        lambda folder: [
+            script("compare_sklearn.py", "--only", "gpu", "--rounds", "1", "--json", folder / "estimator.json")
+        ],
+        read("estimator.json"),
     ),
 }
 __doc__ = (__doc__ or "").format(
@@ -256,12 +286,15 @@ def table(report: Report) -> str:
         for name, timing in case["timings"].items():
             share = f"{timing['gb_per_s'] / ceiling:6.0%} of copy" if ceiling else ""
             lines.append(f"{title:40} {name:18} {timing['ms'][1]:9.4f} ms {timing['gb_per_s']:8.0f} GB/s {share}")
-    if small := kernels.get("small_call"):
+    lines += shares(kernels.get("cases", ()))
+    for name, small in kernels.get("small_calls", {}).items():
+        ratio = small["microseconds"] / small["bare_microseconds"]
         lines.append(
-            f"a small call without validation: {small['launches']:.0f} launches, {small['microseconds']:.1f} "
-            "microseconds of the host"
+            f"a small {name} without validation: {small['launches']:.0f} launches, {small['microseconds']:.1f} "
+            f"microseconds of the host, {ratio:.1f} bare launches"
         )
     lines += [f"not here: {name}: {reason}" for name, reason in kernels.get("missing", {}).items()]
+    lines += [f"not timed: {what}" for what in kernels.get("not_timed", ())]
     for finding in report.parts.get("steps", {}).get("findings", ()):
         for name, timing in finding["timings"].items():
             ratio = finding["ratios"].get(name)
@@ -275,6 +308,20 @@ def table(report: Report) -> str:
     for name, found in report.parts.get("dask", {}).get("checks", {}).items():
         lines.append(f"dask {name}: {found}")
     return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in report.problems)])
+
+
+def shares(cases: Sequence[dict[str, Any]]) -> list[str]:
+    """For each operation, dtype and competitor a line: the share of a copy's speed, by number of classes."""
+    lines: dict[str, list[str]] = {}
+    for case in cases:
+        timings = case["timings"]
+        for name, timing in timings.items() if "copy" in timings else ():
+            share = timing["gb_per_s"] / timings["copy"]["gb_per_s"]
+            line = lines.setdefault(f"{case['operation']}, {case['dtype']}, {name}", [])
+            line.append(
+                f"{case['classes']} {share:.2f}" if name != "copy" else f"{case['classes']} {timing['gb_per_s']:.0f}"
+            )
+    return [f"share of copy: {title}: {', '.join(line)}" for title, line in lines.items()]
 
 
 def row(report: Report, commit: str | None, day: str, command: str) -> str:

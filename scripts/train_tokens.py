@@ -34,7 +34,7 @@ The data:
 Ctrl-C, and --minutes, end the training but not the script: it reports what was learnt so far.
 
 Exit status: 0; 1 if the network is no better than the frequencies or a loss is not finite; 2 for a bad option. Needs
-rich and matplotlib: pip install "xpsoftmax[report]".
+rich and matplotlib: pip install rich matplotlib.
 """
 
 from __future__ import annotations

@@ -123,15 +123,25 @@ def kernel(
     watch: bool = False,
 ) -> ctypes.CDLL:
     """The kernel compiled for this CPU; with `change`, some of its text is replaced by other text."""
-    text = plan.with_headers(f"{name}.cu", read)
-    if change is not None:
-        if text.count(change[0]) != 1:
-            raise ValueError(f"the text to change must be there once, not {text.count(change[0])} times: {change[0]}")
-        text = text.replace(*change)
+    text = _changed(plan.with_headers(f"{name}.cu", read), change)
     head = "".join(f"#define {key} {value}\n" for key, value in defines) + "#include <utility>\n"
     path, _ = fibers()
     flags = WATCHING if watch else ()
     return ctypes.CDLL(str(_compiled(head + text + ENTRY.format(kernel=name), flags, (str(path),))))
+
+
+def _changed(text: str, change: tuple[str, str] | None) -> str:
+    """The text with a part of it replaced, which must be there once; what stands in for ptx.cuh is no such place."""
+    if change is None:
+        return text
+    before, line, rest = text.partition('#line 1 "ptx.cuh"')
+    end = rest.find("#line ")  # where the file that includes it goes on
+    parts = [before, rest[end:]]
+    found = sum(part.count(change[0]) for part in parts)
+    if found != 1:
+        raise ValueError(f"the text to change must be there once, not {found} times: {change[0]}")
+    before, after = (part.replace(*change) for part in parts)
+    return before + line + rest[:end] + after
 
 
 def run(

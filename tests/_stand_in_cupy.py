@@ -2,13 +2,16 @@
 
 `nox -s stand_in` runs the tests on it. It shows what mixes arrays of host and device, copies implicitly, waits, uses
 arrays of a device that is not current, or a function, method or bfloat16 loop that CuPy 14.2 lacks
-(`test_stand_in_cupy.py` compares it with CuPy itself where that is installed). It shows nothing about the CUDA kernels,
-which it refuses, nor about numbers, which are NumPy's, but for subnormal ones of float32: CuPy has them become 0.
+(`test_stand_in_cupy.py` compares it with CuPy itself where that is installed). It shows nothing about the CUDA kernels:
+`row_operations` has the generic text in their place, so that what is around them is run. It shows nothing about
+numbers, which are NumPy's, but for subnormal ones of float32: CuPy has them become 0.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import importlib.machinery
 import operator
 import sys
@@ -18,6 +21,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+
+from xpsoftmax import kernels
+from xpsoftmax.kernels import generic
 
 
 class DeviceSynchronized(RuntimeError):  # noqa: N818 - CuPy's name
@@ -411,7 +417,7 @@ def _module(name: str, source: ModuleType, **more: Any) -> ModuleType:
 def modules() -> tuple[ModuleType, ...]:
     """CuPy, and its parts."""
     runtime = SimpleNamespace(
-        is_hip=True, getDevice=lambda: Device.current[-1], getDeviceCount=lambda: 2, deviceSynchronize=wait
+        is_hip=False, getDevice=lambda: Device.current[-1], getDeviceCount=lambda: 2, deviceSynchronize=wait
     )
     stream = SimpleNamespace(synchronize=wait)
     cuda, device = _empty("cupy.cuda"), _empty("cupy.cuda.device")
@@ -442,8 +448,45 @@ def modules() -> tuple[ModuleType, ...]:
     return module, linalg, fft, cuda, device, random, cupyx
 
 
+def row_operations() -> SimpleNamespace:
+    """A module of kernels for these arrays: each operation of kernels/cuda.py, computed by the generic text."""
+    cuda = importlib.import_module("xpsoftmax.kernels.cuda")
+    offered = [name for name in kernels.OPERATIONS if hasattr(cuda, name)]
+    rows = {name: _on_its_device(getattr(generic, name)) for name in offered}
+    return SimpleNamespace(refusal=cuda.refusal, **rows)
+
+
+def _on_its_device(operation: Any) -> Any:
+    def kernel(first: Any, *arguments: Any, **options: Any) -> Any:
+        where = next(x.device for x in (first, *arguments) for x in _flat(x) if isinstance(x, ndarray))
+        with where:
+            if operation is generic.softmax_loss_rows:
+                arguments = _as_generic(first, *arguments)
+            return operation(first, *arguments, **options)
+
+    return kernel
+
+
+def _flat(value: Any) -> Any:
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _as_generic(logits: ndarray, targets: ndarray, row_weight: Any, spec: Any) -> tuple[Any, ...]:
+    """The CUDA kernel takes labels of every integer dtype, and one number for the weight of all rows."""
+    if type(row_weight) is float:
+        working = np.float32 if logits.itemsize == 2 else logits.dtype
+        row_weight = ndarray(np.full(logits.shape[0], row_weight, working))
+    if targets.ndim == 1:  # unsigned labels above 2**63 - 1 become negative: they stay bad ones
+        targets = targets.astype(np.int64)
+    return targets, row_weight, spec
+
+
 def install() -> ModuleType:
-    """Put it where `import cupy` finds it."""
+    """Put it where `import cupy` finds it, and its kernels where `kernels.select` does."""
     parts = modules()
     sys.modules.update({part.__name__: part for part in parts})
+    loads = functools.cache(row_operations)
+    kernels.BACKENDS = tuple(
+        backend._replace(load=loads) if backend.name == "cupy" else backend for backend in kernels.BACKENDS
+    )
     return parts[0]

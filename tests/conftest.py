@@ -63,8 +63,6 @@ def pytest_generate_tests(metafunc):
         return
     # Every backend has the generic text; those with kernels of their own run them too.
     kernel_names = {backend.name for backend in kernels.BACKENDS}
-    if metafunc.config.getoption("--stand-in"):
-        kernel_names -= {"cupy"}  # it refuses them
     pairs = [
         (name, impl) for name in names for impl in ("generic", "kernel") if impl == "generic" or name in kernel_names
     ]

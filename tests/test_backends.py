@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from _assert import assert_close, assert_like, assert_same_bits
+from _assert import assert_close, assert_like
 
 import xpsoftmax as xs
 from xpsoftmax import kernels
@@ -91,15 +91,6 @@ def test_numerical_gradients_stay(backend, directions):
     derivatives, vectors = (result, x) if directions is None else result
     assert_like(derivatives, backend=backend, dtype="float64", shape=(2,))
     assert_like(vectors, backend=backend, dtype="float64", shape=(2,) if directions is None else (2, 2))
-
-
-@pytest.mark.backends("torch")
-@pytest.mark.parametrize("call", [xs.softmax, xs.log_softmax, xs.logsumexp, xs.softmax_jacobian])
-def test_results_for_tensors_that_require_grad_are_detached(backend, rng, call):
-    logits = backend.asarray(rng.normal(size=(ROWS, CLASSES)))
-    result = call(logits.clone().requires_grad_())
-    assert not result.requires_grad
-    assert_same_bits(backend.to_numpy(result), backend.to_numpy(call(logits)))
 
 
 @pytest.mark.backends("torch")
@@ -336,6 +327,47 @@ def test_a_backend_that_refuses_says_why(fake):
         xs.softmax(z, impl="kernel")
     fake.refusal = lambda logits: None
     np.testing.assert_allclose(xs.softmax(z, impl="kernel"), 42.0, rtol=0)
+
+
+NOT_OF_ROWS = [name for name in kernels.OPERATIONS if name not in kernels.ROW_OPERATIONS]
+
+
+@pytest.mark.parametrize("operation", NOT_OF_ROWS)
+def test_forced_kernels_leave_to_the_generic_text_what_only_it_has(fake, operation):
+    assert kernels.select(operation, np.zeros((1, 1)), "kernel") is getattr(generic, operation)
+
+
+@pytest.mark.parametrize("operation", NOT_OF_ROWS)
+def test_a_backend_that_refuses_forces_nothing(fake, operation):
+    fake.refusal = lambda logits: "it is too late in the day"
+    with pytest.raises(NotImplementedError, match=r'got "kernel": the fake backend refuses them: it is too late in'):
+        kernels.select(operation, np.zeros((1, 1)), "kernel")
+
+
+def test_a_row_operation_that_is_forced_must_be_there(fake):
+    message = NO_KERNEL.format("numpy arrays of float64", "log_softmax_rows", "fake")
+    with pytest.raises(NotImplementedError, match=message):
+        xs.log_softmax(np.zeros((ROWS, CLASSES)), impl="kernel")
+
+
+@pytest.mark.parametrize("operation", kernels.OPERATIONS)
+@pytest.mark.backends("numpy", "cupy")
+def test_every_operation_can_be_forced_where_there_are_kernels(backend, operation):
+    assert callable(kernels.select(operation, backend.asarray(np.zeros((1, 1))), "kernel"))
+
+
+@pytest.mark.backends("numpy", "cupy")
+def test_a_network_is_trained_by_forced_kernels(backend, rng):
+    """The penalty, the update and the sums of losses are no row operations."""
+    params = xs.init_params((4, 6, 3), rng=0, xp=backend.library)
+    X, y = backend.asarray(rng.normal(size=(20, 4))), backend.asarray(np.arange(20) % 3)
+    options = {"optimizer": xs.adam(0.01), "epochs": 2, "batch_size": 5, "reg": 0.1, "validation": (X, y)}
+    results = [xs.train(params, X, y, rng=0, impl=impl, **options) for impl in ("auto", "kernel")]
+    assert results[0].history == results[1].history
+    with backend.here:
+        loss = xs.mlp_partial_sums(params, X, y, impl="kernel").finish(params, reg=0.1)[0]
+    desired = backend.to_numpy(xs.mlp_loss(params, X, y, reg=0.1))
+    assert_close(loss, desired, backend=backend, dtype="float64", ulps=20)
 
 
 @pytest.mark.backends("numpy", "array_api_strict")

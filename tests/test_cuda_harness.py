@@ -64,36 +64,37 @@ def numbers(case: Case) -> np.ndarray:
     return x
 
 
-def launch(case: Case, *arguments: Any) -> plan.Launch:
+def on_cpu(case: Case, *arguments: Any, **options: Any) -> None:
+    """Run a kernel on arrays and NumPy scalars; it may use no other memory than these arrays."""
     made = tuple(np.uint64(cpu.address(a)) if isinstance(a, np.ndarray) else a for a in arguments)
     cluster = int(dict(case.defines).get("BLOCKS", "1"))
-    return plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster)
+    launch = plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster)
+    memory = [a for a in arguments if isinstance(a, np.ndarray)]
+    cpu.run(launch, memory=memory, shared_bytes=case.shared_bytes, **options)
 
 
-def is_right(case: Case, **options: Any) -> bool:
+def is_right(case: Case, run: Any = on_cpu, **options: Any) -> bool:
     """Run the kernel, the one of the last block twice, and compare its results with NumPy's."""
     x, sizes = numbers(case), (np.int32(case.rows), np.int32(case.length))
-    options["shared_bytes"] = case.shared_bytes
     sums = x.sum(1, dtype="u4")
     if case.kernel == "cluster_sum":
         blocks = int(dict(case.defines)["BLOCKS"])
         result = np.zeros((case.rows, blocks), "u4")
-        cpu.run(launch(case, x, result, *sizes), memory=(x, result), **options)
+        run(case, x, result, *sizes, **options)
         return bool((result == sums[:, None]).all())
     if case.kernel == "ring_sum":
         result = np.zeros(case.rows, "u4")
-        cpu.run(launch(case, x, result, *sizes), memory=(x, result), **options)
+        run(case, x, result, *sizes, **options)
         return bool((result == sums).all())
     if case.kernel == "flags":
         flag, result = np.zeros(1, "u4"), np.zeros(case.length, "u4")
-        cpu.run(launch(case, flag, result), memory=(flag, result), **options)
+        run(case, flag, result, **options)
         return bool((result == np.arange(1, case.length + 1)).all())
     published, counter, total = np.zeros(case.grid, "u4"), np.zeros(1, "u4"), np.zeros(1, "u4")
     right = True
     for _ in range(2):  # the counter must be as it was
         total[:] = published[:] = 0
-        arrays = x, published, counter, total
-        cpu.run(launch(case, *arrays, np.int32(x.size)), memory=arrays, **options)
+        run(case, x, published, counter, total, np.int32(x.size), **options)
         right &= bool(total[0] == sums[0])
     return right
 
@@ -434,14 +435,13 @@ def test_an_invalidated_barrier_can_be_made_anew():
     assert is_right(R, change=change)
 
 
-def elementary(a: np.ndarray, b: np.ndarray, schedule: int) -> dict[str, np.ndarray]:
+def elementary(a: np.ndarray, b: np.ndarray, run: Any = on_cpu, **options: Any) -> dict[str, np.ndarray]:
     """Results of the elementary functions, by name."""
     case = Case("elementary", grid=-(-a.size // 64), defines=(("THREADS", "64"),))
     types = {"powers": "f4", "larger": "f4", "halves": "u4", "bfloats": "u4"}
     types |= {"larger_halves": "u4", "larger_bfloats": "u4", "pairs": "u8"}
     results = {name: np.zeros(a.size, dtype) for name, dtype in types.items()}
-    arrays = a, b, *results.values()
-    cpu.run(launch(case, *arrays, np.int32(a.size)), schedule=schedule, memory=arrays)
+    run(case, a, b, *results.values(), np.int32(a.size), **options)
     return results
 
 
@@ -472,14 +472,14 @@ def some_floats() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("schedule", range(6))
 def test_exp2_approx_is_off_by_at_most_two_ulp(schedule):
     a, b = some_floats()
-    powers = elementary(a, b, schedule)["powers"]
+    powers = elementary(a, b, schedule=schedule)["powers"]
     with np.errstate(over="ignore", under="ignore"):
         exact = np.exp2(a.astype("f8")).astype("f4")
     normal = (np.abs(a) >= 2.0**-126) & np.isfinite(exact) & (exact >= 2.0**-126 * (1 + 2.0**-20))
     off = (powers.view("i4") - exact.view("i4"))[normal]
     assert normal.sum() > 5000
     assert set(np.unique(off)) == {0: {0}, 1: {2}, 2: {-2}}.get(schedule, {-2, -1, 0, 1, 2})
-    again = elementary(a, b, schedule)["powers"]
+    again = elementary(a, b, schedule=schedule)["powers"]
     np.testing.assert_array_equal(powers, again)
     np.testing.assert_array_equal(powers[np.isnan(a)], np.nan)
     assert (powers[np.abs(a) < 2.0**-126] == 1).all()
@@ -490,7 +490,7 @@ def test_exp2_approx_is_off_by_at_most_two_ulp(schedule):
 
 def test_larger_of_two_is_nan_for_nan():
     a, b = some_floats()
-    larger = elementary(a, b, 0)["larger"]
+    larger = elementary(a, b)["larger"]
     np.testing.assert_array_equal(larger, np.maximum(a, b))
     assert np.isnan(larger).sum() == (np.isnan(a) | np.isnan(b)).sum() > 100
     zeros = (a == 0) & (b == 0)
@@ -509,7 +509,7 @@ def bfloat_bits(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("name", "bits"), [("halves", half_bits), ("bfloats", bfloat_bits)])
 def test_pairs_of_16_bit_numbers(name, bits):
     a, b = some_floats()
-    found = elementary(a, b, 0)
+    found = elementary(a, b)
     pair = bits(a) | bits(b) << 16
     np.testing.assert_array_equal(found[name], pair)
     np.testing.assert_array_equal((found["pairs"] >> (32 if name == "halves" else 0)).astype("u4"), pair)
@@ -540,16 +540,21 @@ def test_both_headers_have_the_same_functions():
     assert below_90 <= gpu
 
 
+def source(case: Case) -> str:
+    """Text of a kernel for a GPU: with the package's own headers."""
+
+    def text(name: str) -> str:
+        return (cpu.KERNELS / name).read_text("utf-8") if name.endswith(".cuh") else cpu.read(name)
+
+    return plan.with_headers(f"{case.kernel}.cu", text)
+
+
 def compile_for(case: Case, arch: int) -> str:
     """Log of NVRTC and ptxas; raises if the kernel does not compile."""
-    text = plan.with_headers(
-        f"{case.kernel}.cu",
-        lambda name: (cpu.KERNELS / name).read_text("utf-8") if name.endswith(".cuh") else cpu.read(name),
-    )
     nvrtc = getattr(pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda, "nvrtc", None)
     if nvrtc is None:
         pytest.skip("a stand-in for CuPy has no NVRTC")
-    program = nvrtc.createProgram(text, f"{case.kernel}.cu", (), ())
+    program = nvrtc.createProgram(source(case), f"{case.kernel}.cu", (), ())
     options = (*plan.options(case.defines), "-ftz=true", "--device-as-default-execution-space")
     try:
         nvrtc.compileProgram(program, (*options, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"))
@@ -575,20 +580,24 @@ def test_the_kernels_compile_for_gpus(name, arch):
     assert re.search(r"\b0 bytes spill stores|Used \d+ registers", log)
 
 
+ROWS = 5  # a persistent block or cluster has more than two of them
 WATCHED = {
     "lanes": plan.SizeClass(8, 2),
     "block": plan.SizeClass(128, 4),
-    "cluster": plan.SizeClass(128, 2, 4),
+    "block that fills a multiprocessor": plan.SizeClass(128, 4, resident=1),
+    "cluster": plan.SizeClass(128, 2, 4, resident=1),
     "streamed": plan.STREAMED,
 }
 
 
 def row_launches(kind: plan.SizeClass, dtype: str, *, in_place: bool) -> Any:
     """Launches of the operations on rows, each with the memory that it may use. No row lies on a 16-byte boundary."""
-    classes = kind.capacity // plan.ITEMSIZES[dtype] - 16 if kind.vectors else 9001
-    z = np.random.default_rng(classes).normal(size=(3, classes)) * 5
+    vectors = kind.lanes * kind.vectors * kind.blocks
+    classes = vectors * plan.VECTOR // plan.ITEMSIZES[dtype] - 16 if vectors else 9001
+    z = np.random.default_rng(classes).normal(size=(ROWS, classes)) * 5
     real = cpu.working(dtype)
-    y, weights, losses = np.array([0, classes - 1, classes // 2]), np.ones(3, real), np.zeros(3, real)
+    y = np.array([0, classes - 1, classes // 2, 1, 2])
+    weights, losses = np.ones(ROWS, real), np.zeros(ROWS, real)
     for operation in ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp"):
         x = cpu.Placed(cpu.to_bits(z, dtype), dtype, offset=1, gap=3)
         out = x if in_place else cpu.Placed(np.zeros_like(x.rows), dtype, offset=1, gap=3)

@@ -498,9 +498,9 @@ def test_without_validation_a_bad_row_is_nan_and_nothing_is_computed_early(probl
     assert not path.exists()
     assert np.isnan(loss.compute())
     path.unlink()
-    with pytest.raises(xs.DivergenceError):
+    with pytest.raises(xs.DivergenceError, match=r"^targets must be labels .*, got 12 at row 17\. The loss became nan"):
         xd.train(params, lazy(X, CHUNKS["even"]), seen(y, path), optimizer=xs.sgd(0.1), epochs=1, validate=False)
-    assert len(lines(path)) == 5  # by the step
+    assert len(lines(path)) == 2 * 5  # by the step, and to find the cause
 
 
 @pytest.mark.parametrize("function", ["mlp_loss_and_grad", "train"])
@@ -605,7 +605,8 @@ def test_the_module_needs_dask_and_the_package_does_not():
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert done.stdout == "xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask].\n"
+    packages = "pip install 'dask[array,distributed]' threadpoolctl."
+    assert done.stdout == f"xpsoftmax.dask needs dask, which is not installed: {packages}\n"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -835,6 +836,87 @@ def test_divergence_keeps_what_was_before(problem):
     assert np.isfinite(flat(caught.value.result.params)).all()
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_the_first_row_of_inputs_that_are_not_finite_is_named(batch_size, known, problem):
+    """A row of all, also where the sizes of the blocks are not known, since they are counted."""
+    params, X, y = problem
+    X[[17, 44], 1] = np.nan
+    chunked = lazy if known else of_unknown_sizes
+    held = chunked(X, CHUNKS["empty"]), chunked(y, CHUNKS["empty"])
+    options = {"optimizer": xs.sgd(0.1), "epochs": 2, "batch_size": batch_size, "rng": 3}
+    with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 17\. The loss became nan at step"):
+        xd.train(params, *held, **options)
+    weight = np.ones(N)
+    weight[17] = 0.0
+    with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 44\. The loss became nan at step"):
+        xd.train(params, *held, sample_weight=chunked(weight, CHUNKS["empty"]), **options)
+
+
+@pytest.mark.parametrize("where", ["blocks", "unknown blocks", "memory"])
+@pytest.mark.parametrize("validate", [True, False])
+def test_validation_inputs_that_are_not_finite(validate, where, problem):
+    params, X, y = problem
+    bad = X.copy()
+    bad[[40, 45]] = np.inf
+    chunked = {"blocks": lazy, "unknown blocks": of_unknown_sizes, "memory": lambda array, _: array}[where]
+    validation = chunked(bad, CHUNKS["empty"]), chunked(y, CHUNKS["empty"])
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1, "validate": validate, "ignore_index": -1}
+    with pytest.raises(ValueError, match=r"^validation X must be finite, got inf at row 40\.") as caught:
+        xd.train(params, lazy(X, 10), lazy(y, 10), validation=validation,
+                 callback=lambda step: pytest.fail("a step was made"), **options)  # fmt: skip
+    assert caught.value.__notes__ == ["It is about the validation data."]
+    ignored = y.copy()
+    ignored[[40, 45]] = -1
+    validation = validation[0], chunked(ignored, CHUNKS["empty"])
+    assert len(xd.train(params, lazy(X, 10), lazy(y, 10), validation=validation, **options).history["loss"]) == 1
+
+
+@pytest.mark.parametrize("lazily", [True, False])
+def test_a_validation_loss_that_is_not_finite_is_a_divergence(lazily, problem):
+    params, X, y = problem
+    large = np.sign(X) * 1e308
+    validation = (lazy(large, 10), lazy(y, 10)) if lazily else (large, y)
+    message = r"^validation loss must be finite in training, got nan after step 0\. A smaller learning rate may help\."
+    with pytest.raises(xs.DivergenceError, match=message) as caught:
+        xd.train(params, lazy(X, 10), lazy(y, 10), optimizer=xs.sgd(0.1), epochs=3, validation=validation, patience=1)
+    assert (caught.value.result.state.epoch, caught.value.result.state.step) == (0, 1)
+
+
+def test_a_cluster_that_is_lost_while_the_cause_is_looked_for(problem, monkeypatch):
+    params, X, y = problem
+    X[3] = np.nan
+
+    def lost(*args):
+        raise xd.ClusterError("for the test.")
+
+    monkeypatch.setattr(_partition_training, "look_at_all", lost)
+    with pytest.raises(xs.DivergenceError, match=r"^loss must be finite in training, got nan at step 0\."):
+        xd.train(params, lazy(X, 10), lazy(y, 10), optimizer=xs.sgd(0.1), epochs=1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_that_has_no_class(known, problem):
+    params, X, _ = problem
+    X[30] = np.nan
+    held = (lazy if known else of_unknown_sizes)(X, CHUNKS["empty"])
+    labels = xd.mlp_predict(params, held, validate=False, max_memory=1000)
+    desired = xs.mlp_predict(params, X, validate=False)
+    assert desired[30] == -1
+    np.testing.assert_array_equal(labels.compute(), desired)
+    place = "row 30" if known else "block 4, row 17"
+    with pytest.raises(ValueError, match=rf"^X must have logits without nan in every row, got nan at {place}\. With"):
+        xd.mlp_predict(params, held).compute()
+
+
+def test_options_of_predictions(problem):
+    params, X, _ = problem
+    with pytest.raises(TypeError, match=r"^validate must be True or False, got 2\."):
+        xd.mlp_predict(params, lazy(X, 10), validate=2)
+    with pytest.raises(ValueError, match=r"^max_memory must be at least \d+ bytes, what one row needs, got 5\."):
+        xd.mlp_predict(params, lazy(X, 10), max_memory=5)
+
+
 def test_ctrl_c_returns_what_was_learnt(problem):
     params, X, y = problem
 
@@ -861,8 +943,10 @@ def test_ctrl_c_gives_up_a_step_that_is_waited_for(where, problem, tmp_path):
     steps = len(got.history["loss"])
     draws = np.random.default_rng(0)
     order = [draws.permutation(5).tolist() for _ in range(2)][1]
-    assert steps == (3 + order.index(1) // 2 if where == "X" else 6)
-    assert got.history["validation_loss"] == desired.history["validation_loss"][:1]
+    # Validation data is looked at before the first step.
+    ended = 1 if where == "X" else 0
+    assert steps == (3 + order.index(1) // 2 if where == "X" else 3)
+    assert got.history.get("validation_loss", []) == desired.history["validation_loss"][:ended]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = xd.train(params, *held, validation=held, resume=got.state, **options)
     assert again.history == desired.history
@@ -1006,8 +1090,14 @@ def test_what_the_classifier_refuses(classifier, problem):
     with pytest.raises(ValueError, match=r"^sample_weight must let a row count, got weights that are all zero"):
         classifier().fit(*held, da.zeros(N))
     model = classifier(hidden_layer_sizes=(), solver="lbfgs", max_iter=3)
-    with pytest.raises(ValueError, match=r"^Solver produced non-finite parameter weights"):
-        classifier(max_iter=2).fit(da.full((20, 2), np.nan, chunks=10), da.arange(20, chunks=10) % 2)
+    for options in ({}, {"early_stopping": True, "validation_fraction": 0.5}, {"solver": "lbfgs"}):
+        for bad, word in ((np.nan, "NaN"), (-np.inf, "-infinity")):
+            holes = X.copy()
+            holes[33, 2] = bad
+            with pytest.raises(ValueError, match=rf"^X must be finite, got {word} at row 33, column 2"):
+                classifier(max_iter=2, **options).fit(lazy(holes, 10), y)
+    with pytest.raises(ValueError, match=r"^Solver produced non-finite parameter weights, and"):
+        classifier(max_iter=2, solver="sgd", learning_rate_init=1e300).fit(held[0] * 1e9, y)
     with pytest.warns(match="lbfgs failed to converge"):
         model.fit(*held)
     with pytest.raises(ValueError, match=r"X has 3 features, but MLPClassifier is expecting 5"):
@@ -1019,8 +1109,17 @@ def test_what_the_classifier_refuses(classifier, problem):
     for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
         predicted = getattr(model, method)(lazy(holes, 10))
         assert predicted.blocks[0].compute().shape[0] == 10
-        with pytest.raises(ValueError, match=f"^X must be finite, got nan or infinity in what {method} was given"):
+        with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 46, column 2"):
             predicted.compute()
+        some = lazy(holes, 10)
+        some = some[da.ones(N, chunks=10, dtype=bool)]  # which does not know how many rows a block has
+        with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 6, column 2 of a block"):
+            getattr(model, method)(some).compute()
+        far = X.copy()
+        far[21] = 1e308
+        model.coefs_ = [100.0 * np.abs(weight) for weight in model.coefs_]
+        with pytest.raises(ValueError, match=r"^X must have products with the weights that are finite .* at row 21\."):
+            getattr(model, method)(lazy(far, 10)).compute()
 
 
 # --- a cluster --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,10 @@ import json
 import sys
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +22,7 @@ from _backends import numpy_as_cupy, unusable
 import xpsoftmax as xs
 
 DEVICE = {"gpu": "A GPU", "cache_bytes": 1, "driver": 13000, "cuda": 13000, "cupy": "14.0"}
+SOFTMAX = _gpu_kernels.Case("softmax", 6, 4, "float32")
 JUNIT = '<testsuites><testsuite tests="10" failures="1" errors="1" skipped="3"/></testsuites>'
 
 
@@ -64,8 +69,9 @@ def test_the_row_and_the_table_name_what_was_found():
     report.parts["tests"] = {"seconds": 1.5, "passed": 5, "failed": 0, "skipped": 3}
     report.parts["kernels"] = {
         "cases": [case(copy=4000.0, xpsoftmax=3600.0)],
-        "small_call": {"launches": 2, "microseconds": 12.34},
+        "small_calls": {"softmax": {"launches": 2, "microseconds": 12.34, "bare_microseconds": 5.0}},
         "missing": {"Liger": "none"},
+        "not_timed": ["QuACK failed at a case"],
     }
     timings = {"torch": {"median": 2e-3}, "xpsoftmax train": {"median": 1e-3}}
     ratios = {"torch": 1.0, "xpsoftmax train": 0.5}
@@ -87,7 +93,10 @@ def test_the_row_and_the_table_name_what_was_found():
     for part in (
         "tests: seconds 1.5, passed 5, failed 0, skipped 3",
         "90% of copy",
-        "2 launches, 12.3 microseconds of the host",
+        "share of copy: softmax, float32, copy: 10 4000",
+        "share of copy: softmax, float32, xpsoftmax: 10 0.90",
+        "a small softmax without validation: 2 launches, 12.3 microseconds of the host, 2.5 bare launches",
+        "not timed: QuACK failed at a case",
         "not here: Liger: none",
         "0.50 of PyTorch {'kernels': 9}",
         "estimator digits, NumPy: {'fit': 2.0} seconds, accuracy 0.9900",
@@ -175,19 +184,36 @@ def test_the_sanitizer_is_found_in_the_folder_of_cuda(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert gpu_check.sanitizer() == str(program)
-    _, memcheck, _ = gpu_check.sanitizer_commands(tmp_path)
+    _, memcheck, *_ = gpu_check.sanitizer_commands(tmp_path)
     assert memcheck[:3] == [str(program), "--tool", "memcheck"]
 
 
 def test_each_tool_of_the_sanitizer_must_have_reported(tmp_path):
     log = tmp_path / gpu_check.LOG
     log.write_text("0 wrong\n========= COMPUTE-SANITIZER\n0 wrong\n========= ERROR SUMMARY: 0 errors\n")
-    with pytest.raises(ValueError, match="reported 1 times, not 2"):
+    with pytest.raises(ValueError, match="reported 1 times, not 4"):
         gpu_check.summaries(tmp_path)
     with log.open("a") as stream:
         stream.write("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n")
-    found = {"memcheck": "0 errors", "racecheck": "1 hazard displayed (1 error, 0 warnings)"}
+        stream.write("========= ERROR SUMMARY: 0 errors\n" * 2)
+    hazard = "1 hazard displayed (1 error, 0 warnings)"
+    found = {"memcheck": "0 errors", "racecheck": hazard, "synccheck": "0 errors", "initcheck": "0 errors"}
     assert gpu_check.summaries(tmp_path) == found
+
+
+def test_pytest_benchmark_is_left_out(tmp_path):
+    (command,) = gpu_check.pytest_commands(tmp_path)
+    assert "-p no:benchmark" in " ".join(command)
+    assert "--require-backend=cupy" in command
+
+
+def test_all_parts_together_take_eight_minutes():
+    assert sum(part.seconds for part in gpu_check.PARTS.values()) <= 480
+
+
+def test_the_page_has_at_most_two_commands():
+    page = (gpu_check.ROOT / "docs" / "gpu-runs.md").read_text("utf-8")
+    assert page.count("\npython scripts/gpu_check.py OUT") <= 2
 
 
 def test_the_commands_of_ten_minutes_end_in_ten_minutes():
@@ -270,7 +296,7 @@ def inputs(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy())
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(6, 4)).astype("f4"), rng.integers(4, size=6)
-    return _gpu_kernels.Inputs([z], y, np.empty_like(z), z, y)
+    return _gpu_kernels.Inputs([z], y, [np.empty_like(z)], z, y)
 
 
 def test_the_usual_lines_are_right_on_numpy(inputs):
@@ -313,19 +339,199 @@ def test_between_competitors_the_memory_is_given_back_and_the_reference_is_compu
     alive, given_back, references = [], [], []
     exact = xs.softmax
     monkeypatch.setattr(_gpu_kernels, "drawn", lambda *case: inputs)
-    monkeypatch.setattr(_gpu_kernels, "milliseconds", lambda call, copies: [1.0, 2.0, 3.0])
+    monkeypatch.setattr(_gpu_kernels, "milliseconds", lambda call, copies, **how: ([1.0, 2.0, 3.0], "as told"))
     monkeypatch.setattr(_gpu_kernels, "give_back", lambda: given_back.append(sum(call() is not None for call in alive)))
     off_by = _gpu_kernels.off_by
-    monkeypatch.setattr(_gpu_kernels, "off_by", lambda op, result, inputs: off_by(op, OnGpu(result), inputs))
+    monkeypatch.setattr(_gpu_kernels, "off_by", lambda op, result, inputs, of: off_by(op, OnGpu(result), inputs, of))
     monkeypatch.setattr(xs, "softmax", lambda z, **how: (references.append(0) if how else None, exact(z, **how))[1])
     monkeypatch.setitem(_gpu_kernels.OPERATIONS, "softmax", {"one": competitor, "none": broken, "two": competitor})
     found = _gpu_kernels.Benchmark()
-    case = _gpu_kernels.timed_case(found, "softmax", 6, 4, "float32", 1)
+    case = _gpu_kernels.timed_case(found, SOFTMAX, 1)
     assert set(case["timings"]) == {"one", "two"}
     assert case["timings"]["one"]["ms"][1] == 2.0
     assert given_back == [0, 0, 0, 0]  # none of the calls is kept then
     assert len(references) == 1
-    assert found.problems == ["none failed at softmax 6x4 float32: RuntimeError: out of memory"]
+    assert found.not_timed == ["none failed at softmax 6x4 float32: RuntimeError: out of memory"]
+    assert found.problems == []
+    assert case["timings"]["one"]["by"] == "as told"
+
+
+def test_only_a_failure_of_the_package_is_a_problem():
+    found = _gpu_kernels.Benchmark()
+    for name in ("QuACK", "xpsoftmax", "xpsoftmax kernel", "copy", "torch"):
+        found.note(name, "failed")
+    assert found.problems == ["xpsoftmax failed", "xpsoftmax kernel failed", "copy failed"]
+    assert found.not_timed == ["QuACK failed", "torch failed"]
+
+
+def test_the_ceiling_is_the_faster_copy(inputs, monkeypatch):
+    times = {"kernel": [2.0, 2.1, 2.2], "CUDA": [3.0, 3.1, 3.2]}
+    monkeypatch.setattr(_gpu_kernels, "drawn", lambda *case: inputs)
+    monkeypatch.setattr(_gpu_kernels, "give_back", lambda: None)
+    monkeypatch.setattr(_gpu_kernels, "milliseconds", lambda call, copies, **how: (times[call(0)], call(0)))
+    monkeypatch.setattr(_gpu_kernels, "copied_by_cuda", lambda inputs: lambda i: "CUDA")
+    monkeypatch.setitem(_gpu_kernels.OPERATIONS, "softmax", {"copy": lambda inputs: lambda i: "kernel"})
+    for faster in ("kernel", "CUDA"):
+        times[faster] = [1.0, 1.1, 1.2]
+        copy = _gpu_kernels.timed_case(_gpu_kernels.Benchmark(), SOFTMAX, 1)["timings"]["copy"]
+        assert copy["by"] == faster
+        assert copy["gb_per_s"] == 2 * inputs.bytes / 1.1 / 1e6
+        times[faster] = [4.0, 4.1, 4.2]
+
+
+def test_slow_competitors_are_timed_at_one_size():
+    cases = _gpu_kernels.wanted()
+    assert len(cases) == len(set(cases))
+    for case in cases:
+        slow = set(_gpu_kernels.SLOW) & set(_gpu_kernels.competitors(case))
+        assert not slow or case.classes == _gpu_kernels.SLOW_AT
+    assert any("CuPy" in _gpu_kernels.competitors(case) for case in cases)
+    assert {case.operation for case in cases} == set(_gpu_kernels.OPERATIONS)
+
+
+def test_everything_that_compiles_is_called_before_anything_is_timed(inputs, monkeypatch):
+    def competitor(name):
+        def make(inputs):
+            made.append(name)
+            if name == "QuACK":
+                raise RuntimeError("it will be told later")
+            return lambda i: called.append((name, i))
+
+        return make
+
+    made, called = [], []
+    monkeypatch.setattr(_gpu_kernels, "drawn", lambda case, cache: inputs)
+    monkeypatch.setattr(_gpu_kernels, "give_back", lambda: None)
+    names = ("copy", "QuACK", "torch", "xpsoftmax", "Liger")
+    monkeypatch.setitem(_gpu_kernels.OPERATIONS, "softmax", {name: competitor(name) for name in names})
+    _gpu_kernels.compile_side_by_side([SOFTMAX], ThreadPoolExecutor(2))
+    assert made == ["QuACK", "xpsoftmax", "Liger"]
+    assert called == [("xpsoftmax", 0), ("Liger", 0)]
+
+
+def test_cases_without_time_are_problems_and_compilation_comes_first(monkeypatch):
+    done = []
+    cases = [SOFTMAX, SOFTMAX._replace(rows=7)]
+    monkeypatch.setattr(_gpu_kernels, "wanted", lambda: cases)
+    monkeypatch.setattr(_gpu_kernels, "compile_side_by_side", lambda cases: (done.append(cases), time.monotonic())[1])
+    monkeypatch.setattr(_gpu_kernels, "timed_case", lambda found, case, cache: (done.append(case), {})[1])
+    monkeypatch.setattr(_gpu_kernels, "small_calls", dict)
+    _gpu_kernels.run(_gpu_kernels.Benchmark(), 1, time.monotonic() + 60)
+    assert done == [cases, *cases]
+    late = _gpu_kernels.Benchmark()
+    _gpu_kernels.run(late, 1, time.monotonic() - 1)
+    assert late.problems == [f"no time left for softmax {rows}x4 float32" for rows in (6, 7)]
+    assert late.cases == []
+
+
+class Stream(nullcontext):
+    """CuPy's stream, which writes down what is done with it, and captures nothing."""
+
+    def __init__(self, done, **how):
+        super().__init__()
+        self.done = done
+
+    def synchronize(self):
+        self.done.append("synchronize")
+
+    def begin_capture(self):
+        self.done.append("begin")
+
+    def end_capture(self):
+        self.done.append("end")
+        return SimpleNamespace(launch=lambda stream: self.done.append("launch"))
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """What is done with CuPy's streams; an event is as late as its number."""
+    done, clock = [], count()
+
+    def event():
+        made = SimpleNamespace(time=None, synchronize=lambda: None)
+        made.record = lambda stream: setattr(made, "time", next(clock))
+        return made
+
+    cuda = SimpleNamespace(
+        Stream=lambda **how: Stream(done, **how),
+        get_current_stream=lambda: Stream(done),
+        Event=event,
+        get_elapsed_time=lambda first, last: 16.0 * (last.time - first.time),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    return done
+
+
+def test_calls_are_timed_as_a_graph(streams):
+    times, how = _gpu_kernels.milliseconds(lambda i: streams.append(i), 3)
+    assert how == "graph of 8 calls"
+    assert times == [2.0] * _gpu_kernels.SAMPLES
+    rotated = [0, 1, 2, 0, 1, 2, 0, 1]
+    launches = ["launch"] * (1 + _gpu_kernels.SAMPLES)
+    assert streams == [0, 1, 2, "synchronize", "begin", *rotated, "end", *launches]
+
+
+def test_calls_that_cannot_be_captured_are_timed_in_series(streams):
+    def call(i):
+        if streams.count("begin") > streams.count("end"):
+            raise RuntimeError("not within a graph")
+
+    times, how = _gpu_kernels.milliseconds(call, 20)
+    assert how == "events around 20 calls: RuntimeError: not within a graph"
+    assert times == [16.0 / 20] * _gpu_kernels.SAMPLES
+    assert streams == ["synchronize", "begin", "end"]  # the capture was ended
+
+
+def test_pytorch_is_timed_on_its_own_stream(monkeypatch):
+    pytest.importorskip("torch")
+    asked = []
+    monkeypatch.setattr(_gpu_kernels, "torch_graph", lambda calls: (lambda: asked.append(len(calls)), "its stream"))
+    monkeypatch.setattr(_gpu_kernels, "time_of", lambda start, stream: (start(), 8.0)[1])
+    times, _ = _gpu_kernels.milliseconds(lambda i: None, 1, of_torch=True)
+    assert times == [1.0] * _gpu_kernels.SAMPLES
+    assert asked == [8] * (1 + _gpu_kernels.SAMPLES)
+
+
+def test_soft_targets_are_right_on_numpy(inputs):
+    q = np.random.default_rng(1).dirichlet(np.ones(4), 6).astype("f4")
+    soft = replace(inputs, masses=[q], host_masses=q, _exact={})
+    loss, grad = _gpu_kernels.ours(soft)(0)
+    assert _gpu_kernels.off_by(_gpu_kernels.SOFT, (loss, OnGpu(grad)), soft) < 1e-6
+    assert _gpu_kernels.off_by(_gpu_kernels.SOFT, (loss, OnGpu(grad)), replace(inputs, _exact={})) > 1e-2
+    pytest.importorskip("torch")
+    assert _gpu_kernels.off_by(_gpu_kernels.SOFT, _gpu_kernels.in_torch(soft)(0), soft) < 1e-6
+
+
+def test_quack_gives_the_gradient_of_the_sum(inputs, monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def forward(z, y, *, return_dx):
+        z = z.clone().requires_grad_()
+        losses = torch.nn.functional.cross_entropy(z, y, reduction="none")
+        losses.sum().backward()
+        return losses.detach(), z.grad
+
+    monkeypatch.setitem(sys.modules, "quack.cross_entropy", SimpleNamespace(cross_entropy_fwd=forward))
+    result = _gpu_kernels.quack(inputs)(0)
+    assert _gpu_kernels.off_by(_gpu_kernels.LOSS, result, inputs, _gpu_kernels.SCALES["QuACK"]) < 1e-6
+    assert _gpu_kernels.off_by(_gpu_kernels.LOSS, result, inputs) > 1
+
+
+def test_small_calls_are_compared_with_bare_launches_of_the_same_arguments(monkeypatch):
+    kernels = []
+
+    def raw_kernel(text, name):
+        kernels.append(text)
+        return lambda grid, block, arguments: None
+
+    stream = SimpleNamespace(synchronize=lambda: None)
+    cuda = SimpleNamespace(get_current_stream=lambda: stream)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, RawKernel=raw_kernel))
+    bare = _gpu_kernels.bare_launch((np.uint64(1), np.float32(2), np.int32(3), np.int64(4), np.float64(5)))
+    bare()
+    parameters = "unsigned long long p0, float p1, int p2, long long p3, double p4"
+    assert kernels == [f'extern "C" __global__ void nothing({parameters}) {{}}']
+    assert 0 < _gpu_kernels.of_host(bare) < 1000
 
 
 def test_what_both_libraries_keep_at_hand_is_given_back(monkeypatch):

@@ -459,7 +459,9 @@ def test_other_libraries_and_devices(path, rng):
 def test_without_the_packages_that_it_needs(missing, monkeypatch, path, rng):
     monkeypatch.setitem(sys.modules, missing, None)
     for call in (lambda: xs.load_params(path), lambda: xs.save_params(path, drawn(rng))):
-        with pytest.raises(ImportError, match=rf"need safetensors: pip install xpsoftmax\[io\] \(.*{missing}"):
+        with pytest.raises(
+            ImportError, match=rf"need safetensors and ml_dtypes: pip install safetensors ml-dtypes \(.*{missing}"
+        ):
             call()
     assert left_in(path.parent) == []
 

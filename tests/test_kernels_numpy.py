@@ -494,7 +494,7 @@ def test_the_bits_of_a_row_do_not_depend_on_its_place(rng, dtype, classes):
     rows = max(20, 30_000 // classes)
     z, y = mixed(rng, (rows, classes), dtype)
     order = rng.permutation(rows)
-    for call in (softmax, log_softmax, logsumexp, hard, with_z_loss, smoothing, soft):
+    for call in (softmax, log_softmax, logsumexp, hard, with_z_loss, smoothing, soft, soft_options, weighed_smoothing):
         whole, parts = call(z, y), call(z[order], y[order])
         assert_all_same(parts, [x[order] for x in whole])
         few = [call(z[i : i + 3], y[i : i + 3]) for i in range(0, rows, max(1, rows // 5))]
@@ -694,7 +694,21 @@ def soft(z, y, **options):
     return xs.softmax_loss_and_grad(z, q, reduction="none", **options)
 
 
-WRITING = (softmax, log_softmax, mean, hard, with_z_loss, smoothing, soft, all_options)
+def soft_options(z, y, **options):
+    """Masses of any sum, of which some are 0, also at classes that cannot be; and a z-loss that is steep for some."""
+    q = np.maximum(np.sin(7.3 * y[:, None] + 1.7 * np.arange(z.shape[1])), 0.0).astype("f4")
+    weight = np.linspace(0.5, 2.0, z.shape[1]) * (np.arange(z.shape[1]) % 4 != 3)
+    return xs.softmax_loss_and_grad(z, q, class_weight=weight, z_loss=0.3, reduction="none", **options)
+
+
+def weighed_smoothing(z, y, **options):
+    weight = np.linspace(0.5, 2.0, z.shape[1]) * (np.arange(z.shape[1]) % 4 != 0)
+    return xs.softmax_loss_and_grad(
+        z, y, class_weight=weight, label_smoothing=0.1, z_loss=1e-3, reduction="none", **options
+    )
+
+
+WRITING = (softmax, log_softmax, mean, hard, with_z_loss, smoothing, soft, all_options, soft_options, weighed_smoothing)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 every_call = pytest.mark.parametrize("call", [*WRITING, logsumexp])
 every_writing_call = pytest.mark.parametrize("call", WRITING)
@@ -823,6 +837,26 @@ def peak(function):
 
 
 WHERE = pytest.mark.parametrize("where", ["window", "shift", "both"])
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"z_loss": 1.0}, {"label_smoothing": 0.1, "class_weight": np.arange(32000) % 3 * np.ones(32000, "f4")}],
+    ids=["plain", "z-loss", "smoothing and class weights"],
+)
+@pytest.mark.parametrize("kind", ["labels", "soft"])
+def test_options_in_place_take_little_memory(plenty, kind, options, impossible):
+    """Logits so far apart that many probabilities are subnormal; masses that add up to more than 1, or are 0."""
+    z = 30 * plenty[:300]
+    targets = np.arange(300)
+    if kind == "soft":
+        targets = np.maximum(plenty[:300] - 1.0, 0.0)
+    if impossible:
+        z[:, 2::3] = -np.inf
+    call = functools.partial(xs.softmax_loss_and_grad, impl="kernel", validate=False, **options)
+    call(z[:2].copy(), targets[:2])
+    assert peak(lambda: call(z, targets, out=z)) < LIMIT
 
 
 @pytest.mark.parametrize(

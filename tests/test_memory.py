@@ -113,6 +113,38 @@ def test_a_default_bound_is_there():
     assert float(out) > 1.0
 
 
+PREDICTIONS = {
+    "one layer": "params, X, y = problem(8192, 64, (), 10000); options = {}",
+    "two layers": "params, X, y = problem(8192, 64, (96,), 10000); options = {'activation': 'gelu'}",
+    "wide hidden layers": "params, X, y = problem(8192, 16, (2048, 512), 10); options = {'activation': 'gelu'}",
+    "float16": "params, X, y = problem(8192, 64, (), 10000); X = X.astype('f2'); options = {};"
+    "params = tuple(xs.Layer(w.astype('f2'), b.astype('f2')) for w, b in params); size = lambda _: 64 * 10000 * 4",
+}
+
+
+@pytest.mark.parametrize("impl", ["auto", "generic"])
+@pytest.mark.parametrize("case", PREDICTIONS)
+@pytest.mark.parametrize("budget", [8, 32])
+def test_max_memory_of_predictions_holds(case, budget, impl):
+    """The logits, or the hidden activations, of all rows are 64 MiB and more; 16-bit parameters are cast to float32."""
+    out = run(
+        f"""
+        {PREDICTIONS[case]}
+        options |= {{"impl": {impl!r}, "max_memory": {budget} * MIB}}
+        xs.mlp_predict(params, X[:8], **options)
+        limit((size(params) if X.dtype == np.float16 else 0) + {budget} * MIB)
+        labels = xs.mlp_predict(params, X, **options)
+        some = xs.mlp_predict(params, X[-50:], **options)
+        print(len(labels), int((labels[-50:] == some).sum()), len(set(labels.tolist())) > 1)
+        try:
+            held = np.empty((8192, 2048), np.float32)
+        except MemoryError:
+            print("refused")
+        """
+    )
+    assert out.split() == ["8192", "50", "True", "refused"]
+
+
 @pytest.mark.parametrize("budget", [16, 48])
 def test_training_holds_parameters_four_times_and_max_memory(budget):
     """A batch of N x C is 128 MiB; the parameters, 3 MiB, are copied, have gradients, and are copied for the result.

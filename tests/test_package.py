@@ -23,6 +23,7 @@ NEEDED = {"xpsoftmax.kernels.cuda": ("cupy",), "xpsoftmax.sklearn": ("sklearn",)
 NEEDED |= {f"xpsoftmax.{name}": ("dask",) for name in ("dask", "_partitions", "_partition_training", "kernels.blocks")}
 NEEDED["xpsoftmax._partition_estimator"] = ("dask", "sklearn")
 """What a module cannot be imported without, beyond the package's dependencies."""
+TEXTS = (".py", ".md", ".toml", ".cu", ".cuh", ".html", ".txt", ".json")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -39,7 +40,7 @@ def test_examples_in_docstrings_run(name):
 
 def test_every_public_function_has_an_example():
     functions = [getattr(xs, name) for name in xs.__all__ if inspect.isfunction(getattr(xs, name))]
-    assert len(functions) == 22
+    assert len(functions) == 23
     for function in functions:
         text = inspect.cleandoc(function.__doc__)  # from Python 3.13 on the compiler does it
         assert ">>> " in text, function.__name__
@@ -158,6 +159,26 @@ def test_the_readme_is_a_front_door():
     assert len(targets) > 15
     for target in targets:
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def advised(text):
+    """What a text tells its readers to install, if that is this package by its name."""
+    return re.findall(r"\binstall\s+(?:-\S+\s+)*[\"'`]*xpsoftmax\b", text)
+
+
+def test_no_text_advises_to_install_the_package_by_its_name():
+    """It is on no index, and anyone could register the name there."""
+    folders = ("xpsoftmax", "docs", "scripts", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in TEXTS]
+    files += [path for path in ROOT.iterdir() if path.suffix in TEXTS]
+    assert len(files) > 60
+    assert [path for path in files if advised(path.read_text(encoding="utf-8"))] == []
+
+
+def test_such_advice_is_found():
+    for text in ("pip install xpsoftmax[io]", "pip install -U 'xpsoftmax'", "conda install\n  xpsoftmax"):
+        assert advised(text)
+    assert not advised("pip install '.[io]' for xpsoftmax.dask")
 
 
 def test_the_overview_of_the_reference_names_every_public_function():

@@ -1067,8 +1067,26 @@ def test_a_fit_leaves_earlier_weights_alone(iris):
         (
             [(np.eye(2), np.zeros(2))],
             {"classes": [None, 1]},
+            ValueError,
+            r"classes must hold no missing values, got None at place 0\.",
+        ),
+        (
+            [(np.eye(2), np.zeros(2))],
+            {"classes": ["a", 1]},
             TypeError,
-            r"classes must be labels of one kind, got \[None",
+            r"classes must be labels of one kind, got str 'a' at place 0 and int 1 at place 1\.",
+        ),
+        (
+            [(np.ones((2, 1)), np.zeros(1))],
+            {},
+            ValueError,
+            r"params must have a column for .* one column and no classes",
+        ),
+        (
+            [(np.ones((2, 1)), np.zeros(1))],
+            {"classes": ["no", "yes"]},
+            ValueError,
+            r"params must have a column for each class .* one column and the classes \['no' 'yes'\]\. .*-w / 2, w / 2",
         ),
         ([(np.eye(2), np.zeros(2))], {"activation": "swish"}, ValueError, "activation must be one of"),
         (
@@ -1111,7 +1129,21 @@ def test_weights_that_do_not_fit(params, options, error, message):
         ({"max_iter": 1.5}, TypeError, r"max_iter must be an integer, got 1\.5"),
         ({"n_iter_no_change": 0}, ValueError, "n_iter_no_change must be at least 1, got 0"),
         ({"hidden_layer_sizes": (3, 0)}, ValueError, "hidden_layer_sizes must be at least 1, got 0"),
-        ({"hidden_layer_sizes": "3"}, TypeError, "hidden_layer_sizes must be an integer, got '3'"),
+        *(
+            (
+                {"hidden_layer_sizes": sizes},
+                TypeError,
+                rf"hidden_layer_sizes must be an integer or a sequence of integers, got {shown}\. \(\) is a network",
+            )
+            for sizes, shown in (
+                (None, "None"),
+                ("3", "'3'"),
+                (2.5, r"2\.5"),
+                ({5: 1}, "{5: 1}"),
+                ([[3]], r"\[\[3\]\]"),
+            )
+        ),
+        ({"hidden_layer_sizes": [None]}, TypeError, "hidden_layer_sizes must be an integer, got None"),
         ({"shuffle": "yes"}, TypeError, "shuffle must be True or False, got 'yes'"),
         ({"class_weight": "equal"}, ValueError, "class_weight must be one of \"balanced\", got 'equal'"),
         ({"class_weight": [1, 2, 3]}, TypeError, r'class_weight must be None, a dict or "balanced", got \[1, 2, 3\]'),
@@ -1150,7 +1182,7 @@ def test_parameters_are_checked(options, error, message, iris):
         ([], r"y must have shape \(N,\) or \(N, C\), both at least 1, got \(0,\)"),
         (1, r"y must have shape \(N,\) or \(N, C\), both at least 1, got \(\)"),
         (np.ones((4, 1, 2)), r"y must have shape \(N,\) or \(N, C\), both at least 1, got \(4, 1, 2\)"),
-        ([0, 1, np.nan, 2], "NaN"),
+        ([0, 1, np.nan, 2], "y must hold no missing values, got NaN at row 2"),
     ],
 )
 def test_targets_are_checked(y, message):
@@ -1192,7 +1224,7 @@ def test_targets_of_every_library_are_checked(backend):
         MLPClassifier().fit(X, backend.asarray(np.eye(4, dtype=int)))
     with pytest.raises(ValueError, match=r"got the sum 1\.5 and the least entry 0\.0 at row 2"):
         MLPClassifier().fit(X, backend.asarray(np.diag([1.0, 1.0, 1.5, 1.0])))
-    with pytest.raises(ValueError, match=r"X must be finite, got nan or infinity|Input X contains NaN"):
+    with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 1, column 1\. Fill in missing values"):
         MLPClassifier().fit(backend.asarray(np.diag([1.0, np.nan])), [0, 1])
 
 
@@ -1237,7 +1269,10 @@ def test_sixteen_bits_of_another_library_are_taken(iris):
     [
         (np.ones((4, 2), dtype=int), "y must be labels .* got int64 .*multilabel"),
         (np.zeros((4, 2)), r"y must be probabilities.* got the sum 0\.0"),
-        (np.full((4, 2), np.nan), "Input y contains NaN"),
+        (np.full((4, 2), np.nan), "y must be probabilities without missing values, got NaN at row 0"),
+        (["0", "1", "0", "1"], r"y must be labels like \[0 1\], got \['0' '1' '0' '1'\]"),
+        ([0, None, 0, 1], "y must hold no missing values, got None at row 1"),
+        ([0, 1, 0], r"inconsistent numbers of samples: \[3, 4\]"),
         (np.full((4, 3), 1 / 3), "y must have a column for each of 2 classes, got 3"),
     ],
 )
@@ -1277,15 +1312,104 @@ def test_inputs_are_checked(iris):
     model = MLPClassifier(max_iter=1).fit(X, y)
     with pytest.raises(ValueError, match="X has 3 features, but MLPClassifier is expecting 4"):
         model.predict(X[:, :3])
-    for bad in (np.nan, np.inf, -np.inf):
-        with pytest.raises(ValueError, match="Input X contains"):
-            model.predict(np.where(np.arange(4) == 2, bad, X))
+    for bad, word in ((np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "-infinity")):
+        holes = np.where((np.arange(150) == 77)[:, None] & (np.arange(4) == 2), bad, X)
+        for call in (model.predict, partial(model.partial_fit, y=y), partial(model.fit, y=y), model.decision_function):
+            for given in (holes, holes.tolist(), np.asfortranarray(holes)):
+                with pytest.raises(ValueError, match=f"^X must be finite, got {word} at row 77, column 2"):
+                    call(given)
+    large = MLPClassifier(dtype="float32")
+    with pytest.raises(ValueError, match=r"^X must be finite, got infinity at row 1, column 1, or .* for float32\."):
+        large.fit(np.diag([1.0, 1e300]), [0, 1])
+
+
+def test_missing_values_of_inputs_are_named():
+    pandas = pytest.importorskip("pandas")
+    columns = {"a": [1, None, 3], "b": [1, 2, 3]}
+    frames = [pandas.DataFrame(columns, dtype=dtype) for dtype in ("Int64", "Float64", object)]
+    for X in (*frames, [[1, 1], [pandas.NA, 2], [3, 3]], [[1, 1], [None, 2], [3, 3]]):
+        with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 1, column 0\."):
+            MLPClassifier().fit(X, [0, 1, 0])
+
+
+def masked_blocks(X):
+    da = pytest.importorskip("dask.array")
+    return da.ma.masked_equal(da.from_array(X, chunks=(50, 4)), 7.0)
+
+
+MASKED = {
+    "X": lambda model, X, y: model.fit(np.ma.array(X), y),
+    "X of dask": lambda model, X, y: model.fit(masked_blocks(X), y),
+    "X in rows": lambda model, X, y: model.fit([np.ma.array(row) for row in X], y),
+    "y": lambda model, X, y: model.fit(X, np.ma.array(y)),
+    "sample_weight": lambda model, X, y: model.fit(X, y, np.ma.ones(len(y))),
+    "classes": lambda model, X, y: model.partial_fit(X, y, np.ma.array([0, 1, 2])),
+    "X of predict": lambda model, X, y: model.predict(np.ma.array(X)),
+    "X of predict_proba": lambda model, X, y: model.predict_proba(np.ma.array(X)),
+    "y of score": lambda model, X, y: model.score(X, np.ma.array(y)),
+    "sample_weight of score": lambda model, X, y: model.score(X, y, np.ma.ones(len(y))),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_arrays_are_refused(name, iris):
+    """Also where nothing is masked: the type of an argument should not depend on its values."""
+    X, y = iris
+    model = MLPClassifier(max_iter=1, random_state=0).fit(X, y)
+    with pytest.raises(TypeError, match=rf"^{name.split()[0]} must not be a masked array, got one\. Fill it in"):
+        MASKED[name](model, X, y)
+
+
+METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function", "score")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_products_that_overflow_are_no_prediction(hidden, method, backend, dtype, iris):
+    if backend.name == "dask":
+        pytest.skip("a model is in memory")
+    X, y = iris[0].astype(dtype), iris[1]
+    model = MLPClassifier(hidden, max_iter=1, random_state=0).fit(X, y)
+    model.coefs_ = [np.abs(weight) * 100 for weight in model.coefs_]
+    X[77] = np.finfo(dtype).max
+    moved, there = model.to(backend.library, device=backend.device), backend.asarray(X)
+    message = rf"^X must have products .* finite in {dtype}, got the largest logit (NaN|infinity) at row 77\. Scale X"
+    with pytest.raises(ValueError, match=message):
+        getattr(moved, method)(*((there, y) if method == "score" else (there,)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_make_no_prediction(method, value, iris):
+    X, y = iris
+    X = X * 0.0 + 50.0
+    model = MLPClassifier((5,), "tanh", max_iter=1, random_state=0).fit(X, y)
+    model.coefs_[1][:, 1] = value
+    with pytest.raises(
+        ValueError, match=r"^coefs_\[1\] must be finite, got (nan|inf): row 0 of X has no most probable"
+    ):
+        getattr(model, method)(*((X, y) if method == "score" else (X,)))
+
+
+def test_a_logit_of_minus_infinity_is_a_probability_of_zero():
+    model = MLPClassifier.from_params([(np.array([[1.0, -1e308]]), np.zeros(2))])
+    assert model.predict([[10.0]]).tolist() == [0]
+    np.testing.assert_array_equal(model.predict_proba([[10.0]]), [[1.0, 0.0]])
+
+
+def test_rows_held_out_do_not_hide_that_training_diverges(iris):
+    model = MLPClassifier(
+        (5,), solver="sgd", momentum=0.0, learning_rate_init=1e308, max_iter=1, batch_size=135, early_stopping=True
+    )
+    with pytest.raises(ValueError, match=r"^Solver produced non-finite .* logits of rows held out .* after epoch 1\."):
+        model.fit(iris[0] * 1e3, iris[1])
+    assert not hasattr(model, "coefs_")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("hidden", [(), (50,)])
 def test_numbers_of_every_chunk_are_looked_at(hidden, bad, rng, monkeypatch):
-    """By the product with a column of weights: also where its weight is 0, and a product that overflows is no error."""
+    """By the product with a column of weights: also where its weight is 0, and where only the sum overflows."""
     monkeypatch.setattr("xpsoftmax.sklearn.IN_CACHE", 2**15)
     X, y = rng.standard_normal((900, 6)), np.arange(900) % 7
     for weight in (1.0, 0.0):
@@ -1295,12 +1419,15 @@ def test_numbers_of_every_chunk_are_looked_at(hidden, bad, rng, monkeypatch):
             Z = X.copy()
             Z[row, 3] = bad
             for method in (model.predict, model.predict_proba, model.decision_function):
-                with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+                with pytest.raises(
+                    ValueError, match=rf"^X must be finite, got (NaN|-?infinity) at row {row}, column 3"
+                ):
                     method(Z)
-            with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+            with pytest.raises(ValueError, match=rf"^X must be finite, got (NaN|-?infinity) at row {row}, column 3"):
                 model.partial_fit(Z, y)
-    model.coefs_[0][...] = 1e300
-    model.predict_proba(np.full((2, 6), 1e300))
+    X[450:] = 1e305  # the sum of the logits of a chunk overflows, and none of them does
+    model.coefs_ = [np.ones_like(weight) for weight in model.coefs_]
+    np.testing.assert_allclose(model.predict_proba(X), 1 / 7, atol=0.2)
 
 
 def test_partial_fit_is_checked(iris):
@@ -1318,10 +1445,10 @@ def test_partial_fit_is_checked(iris):
         model.partial_fit(X, y, [0, 1, 2, 3])
     for weight, message in (
         (np.ones(150), r"classes must be different labels, got 1\.0 150 times"),
-        (np.linspace(0.1, 3.1, 150), r"y must have no classes but those that are known, \[0\.1 .* got also \[0 1 2\]"),
+        (np.linspace(0.1, 3.1, 150), r"classes must be labels: .* got 0\.1 at place 0\."),
         (np.ones((3, 1)), r"classes must be labels \(C,\), got shape \(3, 1\)"),
         ([], r"classes must be labels \(C,\), got shape \(0,\)"),
-        ([0.0, 1.0, np.nan], "classes must be finite labels, got nan"),
+        ([0.0, 1.0, np.nan], "classes must hold no missing values, got NaN at place 2"),
     ):  # scikit-learn has the weights in that place
         for one in (MLPClassifier(), model):
             with pytest.raises(ValueError, match=r"\. Weights of the rows go by name: sample_weight=\.\.\."):

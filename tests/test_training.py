@@ -579,9 +579,8 @@ def test_a_loss_that_is_not_finite_ends_training_before_its_update(epoch, backen
     X[row] = np.inf
     until = xs.train(*held, epochs=2, rng=3, callback=lambda s: s.step == epoch * steps + bad - 1, **options)
     held[1] = backend.asarray(X)
-    with pytest.raises(
-        FloatingPointError, match=f"loss must be finite in training, got nan at step {epoch * 5 + 3}"
-    ) as e:
+    message = rf"X must be finite, got inf at row {row}\. The loss became nan at step {epoch * 5 + 3}\."
+    with pytest.raises(FloatingPointError, match=message) as e:
         xs.train(*held, epochs=2, rng=3, **options)
     error = e.value
     assert isinstance(error, xs.DivergenceError)
@@ -680,6 +679,194 @@ def test_nothing_waits_for_the_device_within_an_epoch(backend, problem, monkeypa
     assert sum(np.isnan(result.history["loss"])) == 1 + sum(bool((y[rows] == -1).all()) for rows in batches(3, 2)[1])
 
 
+# --- inputs that are not finite ---------------------------------------------------------------------------------------
+
+
+def never(step):
+    pytest.fail("a step was made")
+
+
+@pytest.mark.parametrize("max_memory", [None, 6000])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_validation_inputs_that_are_not_finite_are_found_before_the_first_step(value, max_memory, backend, problem):
+    if backend.name == "dask":
+        pytest.skip("refused")
+    params, X, y = problem
+    X_val = X.copy()
+    X_val[[30, 41], [2, 0]] = value
+    held = moved(backend, params), backend.asarray(X), backend.asarray(y)
+    options = {"optimizer": xs.sgd(0.1), "epochs": 3, "batch_size": BATCH, "rng": 3, "max_memory": max_memory}
+    for validate in (True, False):
+        with pytest.raises(ValueError, match=rf"^validation X must be finite, got {value} at row 30\.") as error:
+            xs.train(*held, validation=(backend.asarray(X_val), held[2]), callback=never, validate=validate, **options)
+        assert error.value.__notes__ == ["It is about the validation data."]
+
+
+def test_validation_rows_that_do_not_count_may_hold_anything(problem):
+    params, X, y = problem
+    X_val, y_val = X[:20].copy(), y[:20].copy()
+    y_val[[3, 8]] = -1
+    options = {"optimizer": xs.sgd(0.1), "epochs": 3, "batch_size": BATCH, "rng": 3, "ignore_index": -1}
+    expected = xs.train(params, X, y, validation=(X_val, y_val), **options)
+    X_val[[3, 8]] = np.nan
+    got = xs.train(params, X, y, validation=(X_val, y_val), patience=3, **options)
+    assert got.history == expected.history
+    # With a weight of 0 for their class, too, but not where smoothing has them add to the loss.
+    weights = {"class_weight": np.array([0.0, 1.0, 1.0, 1.0])}
+    y_val[[3, 8]] = 0
+    options.pop("ignore_index")
+    finite = xs.train(params, X, y, validation=(X_val, y_val), **weights, **options).history["validation_loss"]
+    assert np.isfinite(finite).all()
+    with pytest.raises(ValueError, match=r"^validation X must be finite, got nan at row 3\."):
+        xs.train(params, X, y, validation=(X_val, y_val), label_smoothing=0.1, **weights, **options)
+
+
+def test_rows_of_nan_do_not_end_training_early_with_accuracy_1(problem):
+    """Six rows of nan with label 0 were all of the class 0, and the parameters of the first epoch the best."""
+    params, X, y = problem
+    X_val, y_val = np.full((6, D), np.nan), np.zeros(6, int)
+    options = {"optimizer": xs.sgd(0.1), "epochs": 9, "batch_size": BATCH, "rng": 3, "patience": 2}
+    with pytest.raises(ValueError, match=r"^validation X must be finite, got nan at row 0\."):
+        xs.train(params, X, y, validation=(X_val, y_val), **options)
+
+
+@pytest.mark.parametrize("label", [0, -1, 1])
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 1}])
+def test_a_row_of_nan_is_never_right(label, options, backend, problem):
+    """Neither of class 0 nor, as the label of no class, of -1."""
+    if backend.name == "dask":
+        pytest.skip("block by block")
+    params, X, y = problem
+    X, y = X[:6].copy(), np.array([0, label, 2, label, 3, 0])
+    X[[1, 3]] = np.nan
+    net = _training.as_network(moved(backend, params), None)
+    loss_options = _training.LossOptions(validate=False, **options)
+    data = _training.as_data(net, "X", backend.asarray(X), backend.asarray(y), loss_options)
+    found = _training.evaluation(net, data, "mean", None, None)
+    counts = (y != options.get("ignore_index")) & np.isfinite(X).all(axis=1)
+    assert float(found.right) == np.sum((xs.mlp_predict(params, X, validate=False) == y) & counts)
+    assert found.counted == np.sum(y != options.get("ignore_index"))
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_validation_loss_that_is_not_finite_is_a_divergence(patience, backend, problem):
+    if backend.name == "dask":
+        pytest.skip("refused")
+    params, X, y = problem
+    large = np.full((3, D), 1e308) * [[1], [-1], [1]]  # finite, but its logits are not
+    held = moved(backend, params), backend.asarray(X), backend.asarray(y)
+    options = {"optimizer": xs.adam(0.01), "epochs": 4, "batch_size": BATCH, "rng": 3, "patience": patience}
+    with pytest.raises(
+        xs.DivergenceError, match=r"^validation loss must be finite in training, got (nan|inf) after step 4\. A smaller"
+    ) as caught:
+        xs.train(*held, validation=(backend.asarray(large), backend.asarray(y[:3])), **options)
+    result = caught.value.result
+    assert (caught.value.step, len(result.history["loss"]), result.state.epoch, result.state.step) == (4, 5, 0, 5)
+    again = pickle.loads(pickle.dumps(caught.value)) if backend.name == "numpy" else caught.value
+    assert str(again) == str(caught.value)
+    # Its state can be resumed, with validation data that is sound.
+    validation = held[1:]
+    whole = xs.train(*held, validation=validation, **options)
+    rest = xs.train(*held, validation=validation, resume=result.state, **options)
+    assert rest.history == whole.history
+
+
+def test_a_bad_validation_label_that_was_not_looked_at_is_named(problem):
+    params, X, y = problem
+    wrong = y.copy()
+    wrong[5] = C
+    message = r"^validation loss must be .* after step 4\. In the validation data targets must be .*, got 4 at row 5\."
+    with pytest.raises(xs.DivergenceError, match=message):
+        xs.train(params, X, y, optimizer=xs.sgd(0.1), epochs=2, batch_size=BATCH, rng=3, validation=(X, wrong),
+                 validate=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("max_memory", [None, 6000])
+@pytest.mark.parametrize("validate", [True, False])
+def test_the_first_row_of_inputs_that_are_not_finite_is_named(validate, max_memory, backend, problem):
+    """Whichever batch meets one first; nothing is said of the learning rate."""
+    if backend.name == "dask":
+        pytest.skip("refused")
+    params, X, y = problem
+    X[[7, 40], [1, 3]] = np.nan
+    weight = np.ones(N)
+    weight[7] = 0.0
+    held = moved(backend, params), backend.asarray(X), backend.asarray(y)
+    options = {"optimizer": xs.sgd(0.1), "epochs": 2, "batch_size": BATCH, "rng": 3, "max_memory": max_memory}
+    with pytest.raises(
+        xs.DivergenceError, match=r"^X must be finite, got nan at row 7\. The loss became nan at"
+    ) as error:
+        xs.train(*held, validate=validate, **options)
+    assert "learning rate" not in str(error.value)
+    with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 40\. The loss became nan at step"):
+        xs.train(*held, validate=validate, sample_weight=backend.asarray(weight), **options)
+
+
+def test_a_memory_map_that_is_not_finite(problem, tmp_path):
+    params, X, y = problem
+    X[33, 2] = np.nan
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    options = {"optimizer": xs.sgd(0.1), "epochs": 2, "batch_size": BATCH, "rng": 3, "max_memory": 3000}
+    with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 33\."):
+        xs.train(params, mapped, y, **options)
+    with pytest.raises(ValueError, match=r"^validation X must be finite, got nan at row 33\."):
+        xs.train(params, X[:30], y[:30], validation=(mapped, y), **options)
+
+
+def test_infinite_inputs_whose_loss_is_finite(problem):
+    """Tanh of infinity is 1; the gradient of the weights is nan, and so are the parameters after the last step."""
+    params, X, y = problem
+    X[33, 2] = np.inf
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1, "batch_size": N, "rng": 3, "activation": "tanh"}
+    with pytest.raises(
+        xs.DivergenceError, match=r"^X must be finite, got inf at row 33\. The parameters are not finite after step 0\."
+    ):
+        xs.train(params, X, y, **options)
+
+
+def test_a_bad_label_that_was_not_looked_at_is_named(problem):
+    params, X, y = problem
+    y[12] = C
+    with pytest.raises(xs.DivergenceError, match=r"^targets must be labels from 0 to 3 .*, got 4 at row 12\. The loss"):
+        xs.train(params, X, y, optimizer=xs.sgd(0.1), epochs=1, batch_size=N, rng=3, validate=False)
+
+
+def test_params_that_are_not_finite_are_named(backend, problem):
+    if backend.name == "dask":
+        pytest.skip("refused")
+    params, X, y = problem
+    params[1].bias[2] = np.nan
+    held = moved(backend, params), backend.asarray(X), backend.asarray(y)
+    with pytest.raises(
+        xs.DivergenceError, match=r"^params must be finite, got nan or inf\. The loss became nan at step 0"
+    ):
+        xs.train(*held, optimizer=xs.sgd(0.1), epochs=1, batch_size=BATCH, rng=3)
+
+
+def test_numbers_that_are_too_large_for_the_first_step(problem):
+    params, X, y = problem
+    message = r"^loss must be finite in training, got nan at step 0\. There was no update before: X, weights or params"
+    with pytest.raises(xs.DivergenceError, match=message):
+        xs.train(params, np.sign(X) * 1e308, y, optimizer=xs.sgd(0.1), epochs=1, batch_size=BATCH, rng=3)
+
+
+def test_inputs_are_looked_at_only_where_a_loss_is_not_finite(problem, monkeypatch):
+    params, X, y = problem
+    looks = []
+    look = _training.first_not_finite
+    monkeypatch.setattr(_training, "first_not_finite", lambda *args: looks.append(args[1]) or look(*args))
+    options = {"optimizer": xs.sgd(0.1), "epochs": 3, "batch_size": BATCH, "rng": 3}
+    xs.train(params, X, y, **options)
+    assert looks == []
+    xs.train(params, X, y, validation=(X, y), **options)
+    assert looks == ["validation X"]
+    X[0] = np.nan
+    with pytest.raises(xs.DivergenceError):
+        xs.train(params, X, y, **options)
+    assert looks == ["validation X", "X"]
+
+
 # --- memory and the job itself ----------------------------------------------------------------------------------------
 
 
@@ -734,9 +921,7 @@ def test_progress_counts_the_steps(problem, capsys):
 
 def test_progress_without_tqdm(problem, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.raises(
-        ImportError, match=r"progress needs tqdm, which is not installed: pip install xpsoftmax\[progress\]\."
-    ):
+    with pytest.raises(ImportError, match=r"progress needs tqdm, which is not installed: pip install tqdm\."):
         xs.train(*problem, optimizer=xs.sgd(0.1), epochs=1, batch_size=BATCH, rng=3, progress=True)
 
 
@@ -807,7 +992,7 @@ def test_a_state_of_another_training(problem):
     params, X, y = problem
     options = {"optimizer": xs.sgd(0.1), "epochs": 2, "batch_size": BATCH}
     state = xs.train(params, X, y, rng=3, **options).state
-    with pytest.raises(ValueError, match=r"resume must have weights of the shapes of params"):
+    with pytest.raises(ValueError, match=r"resume\.params must have weights of the shapes of params"):
         xs.train(xs.init_params((D, 3, C), rng=0), X, y, rng=3, resume=state, **options)
     with pytest.raises(ValueError, match=r"batch_size must be that of the training that is resumed, 10, got 12\."):
         xs.train(params, X, y, rng=3, resume=state, **(options | {"batch_size": 12}))

@@ -29,6 +29,16 @@ BAD_CHECKS = {
     "step back": ({"step": -1e-3}, ValueError, r"^step must be finite and at least 0, got -0\.001\.$"),
     "step nan": ({"step": np.nan}, ValueError, r"^step must be finite and at least 0, got nan\.$"),
     "step text": ({"step": "1e-3"}, TypeError, r"^step must be a real number, got '1e-3'\.$"),
+    "step vanishes": (
+        {"x": np.array([[1.0, 2.0], [-1e8, 3.0]], "f4"), "step": 7.0},
+        ValueError,
+        r"^step must be at least 8, the distance between numbers of float32 near -1e\+08, an entry of x, got 7\.0\.$",
+    ),
+    "step vanishes along directions": (
+        {"x": np.full(1000, 2e16), "step": 4.0, "directions": 1, "rng": 0},
+        ValueError,
+        r"^step must be well above 4, the distance between numbers of float64 near 2e\+16, an entry of x, got 4\.0\.$",
+    ),
     "no directions": ({"directions": 0}, ValueError, r"^directions must be at least 1, got 0\.$"),
     "half a direction": ({"directions": 1.5}, TypeError, r"^directions must be an integer, got 1\.5\.$"),
     "rng": ({"directions": 1, "rng": "0"}, TypeError, r"^rng must be what numpy\.random\.default_rng takes, got '0'"),

@@ -1,8 +1,9 @@
 """The softmax loss, and the network under it, on whatever array you hold."""
 
-from xpsoftmax._backprop import Layer, PartialSums
+from xpsoftmax._backprop import PartialSums
 from xpsoftmax._gradcheck import check_grad, numerical_grad
-from xpsoftmax._io import load_params, save_params
+from xpsoftmax._io import load_params, save_params, to_namespace
+from xpsoftmax._layers import Layer
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._mlp import (
     init_params,
@@ -14,8 +15,9 @@ from xpsoftmax._mlp import (
 )
 from xpsoftmax._optim import adam, adamw, sgd
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
+from xpsoftmax._state import TrainState
 from xpsoftmax._threads import threads
-from xpsoftmax._training import DivergenceError, TrainResult, TrainState, TrainStep, train
+from xpsoftmax._training import DivergenceError, TrainResult, TrainStep, train
 
 __version__ = "0.1.0.dev0"
 
@@ -47,5 +49,6 @@ __all__ = [
     "softmax_loss",
     "softmax_loss_and_grad",
     "threads",
+    "to_namespace",
     "train",
 ]

@@ -75,18 +75,18 @@ def _silu_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
 
 
 # GELU in its tanh form, z/2 (1 + tanh(u)), is z * logistic(2 u): without the 1 + tanh that cancels for negative z.
-_GELU_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
-_GELU_CUBIC = 0.044715
+GELU_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
+GELU_CUBIC = 0.044715
 
 
 def _gelu(xp: Namespace, z: Array) -> Array:
-    return z * _logistic(xp, _GELU_SLOPE * (z + _GELU_CUBIC * z * z * z))
+    return z * _logistic(xp, GELU_SLOPE * (z + GELU_CUBIC * z * z * z))
 
 
 def _gelu_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
     near = xp.clip(z, -100.0, 100.0)  # beyond, s is 0 or 1, and z * z must not overflow
-    s, ds = _logistic_with_slope(xp, _GELU_SLOPE * (near + _GELU_CUBIC * near * near * near))
-    return z * s, s + near * (_GELU_SLOPE * (1.0 + 3.0 * _GELU_CUBIC * near * near)) * ds
+    s, ds = _logistic_with_slope(xp, GELU_SLOPE * (near + GELU_CUBIC * near * near * near))
+    return z * s, s + near * (GELU_SLOPE * (1.0 + 3.0 * GELU_CUBIC * near * near)) * ds
 
 
 ACTIVATIONS: dict[str, Activation] = {

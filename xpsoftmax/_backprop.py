@@ -16,48 +16,24 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_dask_array, is_jax_array, is_torch_array
 
 from xpsoftmax import _validate as check
-from xpsoftmax._activations import check_activation
+from xpsoftmax._layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of, recorded
 from xpsoftmax._loss import LossOptions, Problem, mean_or_nan, prepare
 from xpsoftmax._softmax import on_device, quiet, summed
 from xpsoftmax._typing import Array, DType, Impl, Namespace
-from xpsoftmax.kernels import Operations, generic, operations
+from xpsoftmax.kernels import Operations, generic, operations, select
 from xpsoftmax.kernels.generic import narrowed, scratch_arrays
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
 """Bytes of temporary memory of an mlp call if `max_memory` is None (or as many as one row needs)."""
 
 
-class Layer(NamedTuple):
-    """Weights and bias of one layer: ``X @ weight + bias``.
-
-    Attributes
-    ----------
-    weight : array, (fan_in, fan_out)
-    bias : array, (fan_out,)
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import xpsoftmax as xs
-    >>> layer = xs.Layer(np.array([[1.0, -1.0, 0.0]]), np.zeros(3))
-    >>> xs.mlp_logits((layer,), np.array([[2.0]]))
-    array([[ 2., -2.,  0.]])
-    >>> weight, bias = layer
-    """
-
-    weight: Array
-    bias: Array
-
-
-Params = tuple[Layer, ...]
-
-
 def parts_of(vector: np.ndarray, like: Params) -> Params:
     """Layers of these shapes whose arrays are parts of a vector, one after the other: all of them at once, too."""
     start, layers = 0, []
-    for weight, bias in like:
+    for layer in like:
+        weight, bias = layer
         middle, stop = start + weight.size, start + weight.size + bias.size
-        layers.append(Layer(vector[start:middle].reshape(weight.shape), vector[middle:stop]))
+        layers.append(type(layer)(vector[start:middle].reshape(weight.shape), vector[middle:stop]))
         start = stop
     return tuple(layers)
 
@@ -110,14 +86,14 @@ class PartialSums(NamedTuple):
         check_alike("other", other.grads, self.grads)
         with on_device(array_namespace(self.loss), device(self.loss)):
             pairs = zip(self.grads, other.grads, strict=True)
-            grads = tuple(Layer(a.weight + b.weight, a.bias + b.bias) for a, b in pairs)
+            grads = tuple(_kind_of_either(a, b)(a.weight + b.weight, a.bias + b.bias) for a, b in pairs)
             return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
 
     def __radd__(self, other: object) -> PartialSums:
         """Let `sum` add up partial sums: it starts from 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def finish(self, params: Params, *, reg: float = 0.0) -> tuple[Array, Params]:
+    def finish(self, params: PairsOfArrays, *, reg: float = 0.0) -> tuple[Array, Params]:
         """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them.
 
         Parameters
@@ -139,24 +115,33 @@ class PartialSums(NamedTuple):
         TypeError, ValueError
             If `params` or `reg` does not fit.
         """
-        net = as_network(params, "identity")
+        net = as_network(params, None)
         check_alike("params", net.layers, self.grads)
         if self.loss.dtype != net.working:
             raise TypeError(f"params must be of a dtype that is summed in {self.loss.dtype}, got {net.dtype}.")
         reg = check.as_number("reg", reg)
         with quiet(net.xp, net.frame.device):
-            return finished(net, *self.mean(net.xp), reg)
+            loss, grads = self.mean(net.xp)
+            return finished(net, loss, alike(grads, net.layers), reg)
 
     def mean(self, xp: Namespace) -> tuple[Array, Params]:
         """Loss and gradients over the weight; nan and zero for the mean over nothing."""
         nothing = self.weight == 0.0
         weight = xp.where(nothing, 1.0, xp.where(xp.isfinite(self.weight), self.weight, float("nan")))
         loss = xp.where(nothing, float("nan"), self.loss / weight)
-        return loss, tuple(Layer(*(xp.where(nothing, 0.0, g / weight) for g in layer)) for layer in self.grads)
+        return loss, tuple(type(layer)(*(xp.where(nothing, 0.0, g / weight) for g in layer)) for layer in self.grads)
+
+
+def _kind_of_either(layer: Layer, other: Layer) -> type[Layer]:
+    """Type of the layer that carries an activation, if one of two does."""
+    return type(layer) if layer.activation is not None else type(other)
 
 
 def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
-    """Check that layers have the shapes, library and device of those that they meet: broadcasting hides mistakes."""
+    """Check that layers have the shapes, library and device of those that they meet: broadcasting hides mistakes.
+
+    Nor may they carry another activation.
+    """
     if _seen_alike(layers, own):
         return
     for layer in layers:
@@ -168,8 +153,11 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
             raise ValueError(f"{name} must have {part} of the shapes of {owner}, {wanted}, got {shapes}.")
     for layer, like in zip(layers, own, strict=True):
         xp, weight = check.as_array(owner, like.weight)
-        frame = check.Frame(xp, device(weight), tuple(weight.shape), 0, weight.dtype, owner)
+        frame = check.Frame(xp, check.home(weight), tuple(weight.shape), 0, weight.dtype, owner)
         check.as_companion(name, layer.weight, frame)
+    theirs, ours = recorded(layers, name), recorded(own, owner)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise ValueError(f"{name} must carry the activation of {owner}, {ours!r}, got {theirs!r}.")
 
 
 def _seen_alike(layers: Any, own: Params) -> bool:
@@ -177,7 +165,8 @@ def _seen_alike(layers: Any, own: Params) -> bool:
         return False
     for layer, like in zip(layers, own, strict=True):
         if not (
-            type(layer) is Layer
+            type(layer) is type(like)
+            and type(layer) in KINDS
             and type(layer.weight) is type(like.weight) is np.ndarray
             and layer.weight.shape == like.weight.shape
             and layer.bias.shape == like.bias.shape
@@ -198,7 +187,7 @@ class Sums(NamedTuple):
         """What is added to that of other rows."""
         weight = self.weight
         if type(weight) is float:
-            weight = net.xp.asarray(weight, dtype=net.working, device=net.frame.device)
+            weight = net.xp.full_like(self.loss, weight)
         return PartialSums(self.loss, weight, self.grads)
 
 
@@ -220,12 +209,15 @@ class Network:
         return [layer.bias.shape[0] for layer in self.layers[:-1]]
 
 
-def as_network(params: Params, activation: str, impl: Impl = "auto") -> Network:
-    """Check the parameters: one library, device and dtype, and each layer fitting the one before."""
-    check_activation(activation)
+def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto") -> Network:
+    """Check the parameters: one library, device and dtype, and each layer fitting the one before.
+
+    Without an explicit activation the network has the one that its layers carry.
+    """
     if not isinstance(params, (tuple, list)) or not params:
         raise TypeError(f"params must be a non-empty sequence of (weight, bias) pairs, got {params!r:.60}.")
     if _plain_layers(params):
+        activation = chosen(params, activation)
         dtype = params[0].weight.dtype
         frame = _plain_frame(dtype)
         return Network(frame.xp, tuple(params), activation, dtype, dtype, frame, operations(params[0].weight, impl))
@@ -233,14 +225,15 @@ def as_network(params: Params, activation: str, impl: Impl = "auto") -> Network:
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
             raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
-        pairs.append(Layer(*layer))
+        pairs.append(kind_of(layer)(*layer))
+    activation = chosen(pairs, activation)
     xp, first = check.as_floating("params[0].weight", pairs[0].weight)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    frame = check.Frame(xp, device(first), (), 0, working, "params[0].weight")
+    frame = check.Frame(xp, check.home(first), (), 0, working, "params[0].weight")
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
         weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
-        layers.append(Layer(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
+        layers.append(type(layer)(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
     kernels = operations(layers[0].weight, impl)
     return Network(xp, tuple(layers), activation, dtype, working, frame, kernels)
 
@@ -254,7 +247,7 @@ def _plain_layers(params: Sequence[Any]) -> bool:
     """Whether NumPy layers are seen at a glance to fit each other: all checks together take longer than a small net."""
     dtype, before = None, None
     for layer in params:
-        if type(layer) is not Layer:
+        if type(layer) not in KINDS:
             return False
         weight, bias = layer
         if type(weight) is not np.ndarray or type(bias) is not np.ndarray:
@@ -339,7 +332,7 @@ class Buffers:
 
 def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
     if buffers is None:
-        return left @ right
+        return select("product", left, "generic")(left, right) if is_jax_array(left) else left @ right
     return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 
@@ -350,10 +343,11 @@ def forward(
     grad: bool = False,
     buffers: Buffers | None = None,
     watch: Callable[[Array], None] | None = None,
+    dead: DeadRows | None = None,
 ) -> tuple[list[Array], list[Array | None], Array]:
     """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits.
 
-    `watch` is called with the product of inputs and first weight.
+    `watch` is called with the product of inputs and first weight. `dead` knows the rows that need not be finite.
     """
     inputs: list[Array] = [X]
     slopes: list[Array | None] = []
@@ -362,6 +356,8 @@ def forward(
         z = _product(inputs[-1], layer.weight, buffers, ("z", i))
         if watch is not None and i == 0:
             watch(z)
+        if dead is not None:
+            z = dead.finite(z)
         out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
         value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
         inputs.append(value)
@@ -369,7 +365,8 @@ def forward(
     z = _product(inputs[-1], last.weight, buffers, ("z", len(hidden)))
     if watch is not None and not hidden:
         watch(z)
-    return inputs, slopes, net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    logits = net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    return inputs, slopes, logits if dead is None else dead.marked(logits)
 
 
 def _has_slopes(activation: str) -> bool:
@@ -389,22 +386,31 @@ def _backward(
     """Add the gradients of a chunk to `sums`, given the gradient of its logits; the first go to `grads` if given."""
     xp = net.xp
     for i in reversed(range(len(net.layers))):
-        before, into = sums[i], None if grads is None else grads[i]
+        before, into, kind = sums[i], None if grads is None else grads[i], type(net.layers[i])
         if before is None:
-            sums[i] = _first_sums(xp, inputs[i], delta, into)
+            sums[i] = _first_sums(xp, inputs[i], delta, into, net.layers[i])
         else:
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
-            sums[i] = Layer(weight, before.bias + _sum_of_rows(xp, delta))
+            sums[i] = kind(weight, before.bias + _sum_of_rows(xp, delta))
         if i > 0:
             delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
             delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
 
 
-def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None) -> Layer:
+def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:
+    kind = type(like)
     if type(delta) is np.ndarray:  # the same without the wrappers
         weight, bias = (None, None) if into is None else into
-        return Layer(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
-    return Layer(xp.matmul(xp.matrix_transpose(left), delta), _sum_of_rows(xp, delta))
+        return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
+    return kind(_transposed_product(xp, left, delta, like.weight), _sum_of_rows(xp, delta))
+
+
+def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -> Array:
+    """Return left^T right, in JAX laid out over its devices as `like` is."""
+    transposed = xp.matrix_transpose(left)
+    if is_jax_array(left):
+        return select("product", left, "generic")(transposed, right, like)
+    return xp.matmul(transposed, right)
 
 
 ROWS_OF_A_SUM = 256
@@ -436,9 +442,9 @@ def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array
 def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
     """Return total + left^T right; where `total` can be written to, in place and by columns of `spare` bytes."""
     if not is_writable(total):
-        return total + xp.matmul(xp.matrix_transpose(left), right)
+        return total + _transposed_product(xp, left, right, total)
     rows, columns = total.shape
-    step = max(1, spare // max(1, rows * _itemsize(xp, total.dtype)))
+    step = max(1, spare // max(1, rows * itemsize_of(xp, total.dtype)))
     for part in _slices(columns, step):
         product = _product(left.T, right[:, part], buffers, ("product", columns - part.start >= step))
         total[:, part] += product
@@ -458,10 +464,10 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def add_up(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
-    activation: str,
+    activation: str | None,
     reg: float,
     max_memory: int | None,
     options: LossOptions,
@@ -477,13 +483,24 @@ def add_up(
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
-        frame = check.Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X")
+        blocks = check.blocks_of(X)
+        frame = check.Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X", blocks)
         problem = prepare(targets, frame, options, budget(max_memory))
+        if frame.lengthless:
+            problem = _beside(problem, X)
         plan = plan_chunks(net, X.shape[0], problem, max_memory)
         loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
     return net, Sums(loss, problem.total, grads, problem.row_weight), reg
+
+
+def _beside(problem: Problem, X: Array) -> Problem:
+    """The same problem, in which a block that has not the rows of that of X is an error when it is computed."""
+    from xpsoftmax.kernels.blocks import beside  # imports dask: not before the caller has
+
+    targets, row_weight = (beside("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
+    return problem._replace(targets=targets, row_weight=row_weight)
 
 
 def add_rows(
@@ -523,24 +540,60 @@ def _chunk(
     xp = net.xp
     targets, row_weight = problem.targets, problem.row_weight
     if rows is not None:
-        X, targets, row_weight = X[rows, :], targets[rows, ...], row_weight[rows]
+        X, targets, row_weight = (_some_rows(array, rows) for array in (X, targets, row_weight))
     if X.dtype != net.working:
         X = xp.astype(X, net.working)
     if targets.ndim == 2:
         targets = check.as_dtype(xp, targets, net.working)
+    dead: DeadRows | None = None
     if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
         # A row that does not count may hold anything: 0 * nan must not reach the weights.
-        X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
-    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers)
+        if is_jax_array(X):
+            dead = DeadRows(xp, row_weight)
+            X = dead.finite(X)
+        else:
+            X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
+    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
     kernel = net.kernels.softmax_loss_rows
     out = None
-    if grad and kernel is not generic.softmax_loss_rows:
+    if grad and _overwrites_logits(net):
         if type(logits) is not np.ndarray or logits.nbytes > SMALL:
             out = logits
         elif buffers is not None:
             out = buffers.take(("dlogits", 0), logits.shape, logits.dtype)
     losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
     return summed(xp, losses), inputs, slopes, delta
+
+
+def _some_rows(array: Array, rows: slice) -> Array:
+    return select("some_rows", array, "generic")(array, rows) if is_jax_array(array) else array[rows, ...]
+
+
+class DeadRows:
+    """Rows of weight 0 on their way through the layers, for JAX.
+
+    JAX may differentiate with respect to their weights, which asks for the losses that they would have. They are
+    computed like other rows as long as what they hold is finite. From there on they are zeros, and their logits nan.
+    """
+
+    def __init__(self, xp: Namespace, row_weight: Array) -> None:
+        self._xp, self._dead = xp, row_weight == 0.0
+        self._lost = xp.zeros_like(self._dead)
+
+    def finite(self, x: Array) -> Array:
+        """Rows (R, H) with zeros in place of those of weight 0 that are not finite."""
+        lost = self._dead & ~self._xp.all(self._xp.isfinite(x), axis=1)
+        self._lost = self._lost | lost
+        return self._xp.where(lost[:, None], 0.0, x)
+
+    def marked(self, logits: Array) -> Array:
+        """Logits (R, C) with nan in the rows that were not finite somewhere."""
+        return self._xp.where(self._lost[:, None], float("nan"), logits)
+
+
+def _overwrites_logits(net: Network) -> bool:
+    """Whether a kernel computes the loss, and writes the gradient over the logits."""
+    return net.kernels.softmax_loss_rows is not generic.softmax_loss_rows and is_writable(net.layers[0].weight)
 
 
 class Plan(NamedTuple):
@@ -565,7 +618,7 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
         max_memory is None and rows * widths * MOST_HELD * 8 <= DEFAULT_MAX_MEMORY
     ):
         return Plan([None], 0)
-    itemsize = _itemsize(net.xp, net.working)
+    itemsize = itemsize_of(net.xp, net.working)
     soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
     hidden, classes = net.hidden, net.layers[-1].bias.shape[0]
     features = net.layers[0].weight.shape[0] if problem.weighted or net.dtype != net.working else 0
@@ -584,12 +637,14 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {max_memory}.")
     spare = max(column, max_memory // 8)
     step = min(max_memory // (itemsize * forward), (max_memory - spare) // (itemsize * backward))
-    if net.kernels.softmax_loss_rows is not generic.softmax_loss_rows:
+    if _overwrites_logits(net):
         step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
-    step = max(1, step)
-    if step >= rows:
-        return Plan([None], spare)
-    return Plan(_slices(rows, step), spare)
+    return Plan(chunks_of(rows, max(1, step)), spare)
+
+
+def chunks_of(rows: int, step: int) -> Sequence[slice | None]:
+    """Chunks of `step` rows; None stands for all of them."""
+    return [None] if step >= rows else _slices(rows, step)
 
 
 def budget(max_memory: int | None) -> int:
@@ -597,7 +652,10 @@ def budget(max_memory: int | None) -> int:
     return DEFAULT_MAX_MEMORY if max_memory is None else check.as_integer("max_memory", max_memory)
 
 
-def _itemsize(xp: Namespace, dtype: DType) -> int:
+def itemsize_of(xp: Namespace, dtype: DType) -> int:
+    """Bytes of a number."""
+    if isinstance(dtype, np.dtype):
+        return dtype.itemsize
     return int(xp.finfo(dtype).bits) // 8
 
 
@@ -619,8 +677,8 @@ def finished(net: Network, loss: Array, grads: Params, reg: float | Array) -> tu
         for layer, grad in zip(net.layers, grads, strict=True):
             penalty, weight = net.kernels.weight_penalty(layer.weight, grad.weight, reg)
             loss = loss + penalty
-            complete.append(Layer(weight, grad.bias))
+            complete.append(type(grad)(weight, grad.bias))
         loss, grads = net.xp.asarray(loss), tuple(complete)
     if net.dtype != net.working:
-        grads = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in grads)
+        grads = tuple(type(layer)(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in grads)
     return loss, grads

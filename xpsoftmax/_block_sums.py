@@ -13,21 +13,22 @@ from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array
+from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
     DEFAULT_MAX_MEMORY,
-    Layer,
     Network,
-    Params,
     PartialSums,
     add_up,
     as_network,
+    budget,
     finished,
     penalised,
 )
-from xpsoftmax._loss import LossOptions, prepare
+from xpsoftmax._finite import first_not_finite
+from xpsoftmax._layers import Layer, PairsOfArrays, Params
+from xpsoftmax._loss import LossOptions, Problem, prepare
 from xpsoftmax._softmax import quiet
 from xpsoftmax._threads import alone
 from xpsoftmax._training import copied
@@ -55,14 +56,16 @@ class Model:
         return replace(self, options=self.options._replace(validate=False))
 
 
-def as_model(params: Params, activation: str, max_memory: int | None, options: LossOptions, impl: Impl) -> Model:
+def as_model(
+    params: PairsOfArrays, activation: str | None, max_memory: int | None, options: LossOptions, impl: Impl
+) -> Model:
     """Check the parameters, and copy them: what is lazy is computed with the values of now."""
     check.check_impl(impl)
     net = as_network(params, activation, impl)
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     layers = copied(net, tuple(Layer(*layer) for layer in params), net.dtype)
-    return Model(layers, activation, options._replace(reduction="sum", sample_weight=None), max_memory, impl)
+    return Model(layers, net.activation, options._replace(reduction="sum", sample_weight=None), max_memory, impl)
 
 
 class Uneven(NamedTuple):
@@ -116,11 +119,16 @@ def _behind(block: Block, flaw: Flaw | None) -> Flaw | None:
     return None
 
 
-def _order(flaw: Flaw) -> tuple[bool, bool, int]:
-    """Targets are looked at before weights, and the first row first."""
+LOOKED_AT = ("targets", "sample_weight")
+"""The order in which arrays are looked at; inputs come last."""
+
+
+def _order(flaw: Flaw) -> tuple[bool, int, int]:
+    """The order of what a look at all rows at once would find: array by array, and the first row first."""
+    place = LOOKED_AT.index(flaw.name) if flaw.name in LOOKED_AT else len(LOOKED_AT)
     if isinstance(flaw, Uneven):
-        return False, flaw.name == "sample_weight", flaw.block
-    return True, flaw.name == "sample_weight", flaw.position[0]
+        return False, place, flaw.block
+    return True, place, flaw.position[0]
 
 
 def bad_row(error: ValueError) -> Bad:
@@ -169,7 +177,7 @@ def _taken(array: Array, rows: np.ndarray) -> Array:
     if type(array) is np.ndarray:
         return array[rows]
     xp = array_namespace(array)
-    return xp.take(array, xp.asarray(rows, device=device(array)), axis=0)
+    return xp.take(array, xp.asarray(rows, device=check.placement(array)), axis=0)
 
 
 def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad: bool) -> Block:
@@ -196,14 +204,43 @@ def look_at_block(
     sizes, flaw = (int(targets.shape[0]),), uneven(targets, targets, weight)
     if flaw is not None or not options.validate:
         return Block(sizes, flaw)
+    problem = _looked_at(targets, weight, classes, options, working)
+    return Block(sizes, problem) if isinstance(problem, Bad) else Block(sizes)
+
+
+def look_at_inputs(
+    X: Array,
+    targets: Array,
+    weight: Array | None = None,
+    *,
+    called: str,
+    classes: int,
+    options: LossOptions,
+    working: DType,
+    max_memory: int | None,
+) -> Block:
+    """The same of a block with its inputs, and the first row of them that is not finite."""
+    sizes, flaw = (int(X.shape[0]),), uneven(X, targets, weight)
+    if flaw is not None or sizes == (0,):
+        return Block(sizes, flaw)
+    problem = _looked_at(targets, weight, classes, options, working)
+    if isinstance(problem, Bad):
+        return Block(sizes, problem)
+    xp = array_namespace(X)
+    with one_thread(), quiet(xp, check.home(X)):
+        return Block(sizes, first_not_finite(xp, called, X, problem.row_weight, budget(max_memory)))
+
+
+def _looked_at(
+    targets: Array, weight: Array | None, classes: int, options: LossOptions, working: DType
+) -> Problem | Bad:
     xp = array_namespace(targets)
-    frame = check.Frame(xp, device(targets), (sizes[0], classes), 1, working, "X")
+    frame = check.Frame(xp, check.home(targets), (int(targets.shape[0]), classes), 1, working, "X")
     with quiet(xp, frame.device):
         try:
-            prepare(targets, frame, options._replace(sample_weight=weight), DEFAULT_MAX_MEMORY)
+            return prepare(targets, frame, options._replace(sample_weight=weight), DEFAULT_MAX_MEMORY)
         except ValueError as error:
-            return Block(sizes, bad_row(error))
-    return Block(sizes)
+            return bad_row(error)
 
 
 def sum_of(parts: list[Block]) -> Block:

@@ -1,15 +1,20 @@
-"""Numerical gradients: central differences, entry by entry or along random directions."""
+"""Numerical gradients: central differences, entry by entry or along random directions.
+
+A computer takes another step than the one that was asked for: x + h is rounded to a number of the dtype. The difference
+is therefore divided by the step that was taken, (x + h) - x.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import device
 
 from xpsoftmax import _validate as check
+from xpsoftmax._io import to_host
 from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array, Namespace, dtype_name
 
@@ -43,7 +48,8 @@ def numerical_grad(
     order : {2, 4}
         The error falls as ``step**order``.
     step : float, optional
-        h, absolute. Default: ``eps ** (1 / (order + 1))``, 7e-4 for float64 and order 4.
+        h, absolute, the same for all entries; at least the distance from an entry to the next number of the dtype.
+        Default: ``eps ** (1 / (order + 1))``, 7e-4 for float64 and order 4; longer at large entries (see Notes).
     directions : int, optional
         Instead of all entries, take the derivatives along this many random directions: for arrays with many entries.
     rng : None, int, numpy.random.Generator, ...
@@ -62,6 +68,16 @@ def numerical_grad(
 
     Notes
     -----
+    The differences are divided by the step that was taken, ``(x + h) - x``, not by h: in float32, 1e6 + 0.04 is
+    1e6 + 0.0625. The vectors that `directions` returns are those along which the steps were taken.
+
+    The default step is at least four times the distance between numbers of the dtype. Where entries are above 8 it is
+    lengthened, eightfold at a time and at most in proportion to the largest, as long as the derivative moves by less
+    than the rounding of the function may have moved it: logits near 1e4 need steps of the length 1, and the square of
+    1e8 needs steps of the length 1e5. An entry much smaller than the step gets one in proportion to it where rounding
+    would hide the derivative, or where the function has no value so far away. Each attempt calls the function two or
+    four times more. A function that varies over lengths far below 1 needs a `step` of its own.
+
     Keep kinks (of a ReLU) a few steps away: across them no difference quotient is right.
 
     References
@@ -75,17 +91,18 @@ def numerical_grad(
     >>> xs.numerical_grad(lambda x: (x**3).sum(), np.array([1.0, 2.0])).round(9)
     array([ 3., 12.])
     """
-    xp, array, h = _arguments(function, x, order, step)
+    xp, array = _arguments(function, x, order, step)
+    steps = _Steps(xp, array, int(order), step)
     with on_device(xp, device(array)):
         if directions is not None:
-            vectors = _directions(xp, array, directions, rng)
-            values = [_derivative(function, array, h * vectors[i, ...], order) / h for i in range(vectors.shape[0])]
-            return xp.asarray(values, dtype=array.dtype, device=device(array)), vectors
-        index = xp.reshape(xp.arange(math.prod(array.shape), device=device(array)), array.shape)
-        values = []
-        for i in range(math.prod(array.shape)):
-            values.append(_derivative(function, array, xp.where(index == i, h, xp.zeros_like(array)), order) / h)
-        return xp.reshape(xp.asarray(values, dtype=array.dtype, device=device(array)), array.shape)
+            drawn = _directions(array, directions, rng)
+            found = [_along(function, array, steps, vector.reshape(array.shape)) for vector in drawn]
+            vectors = xp.stack([slope.vector for slope in found])
+        else:
+            index = xp.reshape(xp.arange(math.prod(array.shape), device=check.placement(array)), array.shape)
+            found = [_of_entry(function, array, steps, index, i) for i in range(math.prod(array.shape))]
+        values = xp.asarray([slope.derivative for slope in found], dtype=array.dtype, device=check.placement(array))
+        return xp.reshape(values, array.shape) if directions is None else (values, vectors)
 
 
 def check_grad(
@@ -142,8 +159,8 @@ def check_grad(
     >>> xs.check_grad(lambda z: xs.softmax_loss(z, y), dlogits, z) < 1e-9
     True
     """
-    xp, array, _ = _arguments(function, x, order, step)
-    frame = check.Frame(xp, device(array), tuple(array.shape), 0, array.dtype, "x")
+    xp, array = _arguments(function, x, order, step)
+    frame = check.Frame(xp, check.home(array), tuple(array.shape), 0, array.dtype, "x")
     _, claimed = check.as_floating("grad", check.as_companion("grad", grad, frame))
     if tuple(claimed.shape) != tuple(array.shape):
         raise ValueError(f"grad must have the shape of x, {tuple(array.shape)}, got {tuple(claimed.shape)}.")
@@ -157,9 +174,7 @@ def check_grad(
     return difference / size if difference != 0.0 else 0.0
 
 
-def _arguments(
-    function: Callable[[Array], Any], x: Array, order: int, step: float | None
-) -> tuple[Namespace, Array, float]:
+def _arguments(function: Callable[[Array], Any], x: Array, order: int, step: float | None) -> tuple[Namespace, Array]:
     if not callable(function):
         raise TypeError(f"function must be callable, got {function!r}.")
     xp, array = check.as_array("x", x)
@@ -168,28 +183,159 @@ def _arguments(
     xp, array = check.as_floating("x", x)
     if check.as_integer("order", order) not in _STENCILS:
         raise ValueError(f"order must be 2 or 4, got {order}.")
-    if step is None:
-        return xp, array, float(xp.finfo(array.dtype).eps) ** (1 / (order + 1))
-    h = check.as_number("step", step)
-    if h == 0.0:
+    if step is not None and check.as_number("step", step) == 0.0:
         raise ValueError("step must be positive, got 0.0.")
-    return xp, array, h
+    return xp, array
 
 
-def _directions(xp: Namespace, x: Array, count: int, rng: Any) -> Array:
-    """Unit vectors (count, *shape of x), drawn on the host."""
+def _directions(x: Array, count: int, rng: Any) -> np.ndarray:
+    """Random vectors (count, size of x) of the length 1, on the host."""
     count = check.as_integer("directions", count)
     if count < 1:
         raise ValueError(f"directions must be at least 1, got {count}.")
     drawn = check.as_generator("rng", rng).standard_normal((count, math.prod(x.shape)))
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return xp.asarray(drawn.reshape(count, *x.shape), dtype=x.dtype, device=device(x))
+    return drawn
 
 
-def _derivative(function: Callable[[Array], Any], x: Array, shift: Array, order: int) -> float:
-    """Derivative along `shift`, times its length."""
-    values = [weight * _scalar(function(x + offset * shift)) for offset, weight in _STENCILS[int(order)]]
-    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+LEAST_SPACINGS = 4
+"""How many times the distance to the next number a default step is at least: its rounding hardly bends the stencil."""
+LONGER = 8.0
+"""How much longer the next step is that is tried."""
+ENOUGH = 8.0
+"""Rounding errors up to so many times those that the default step has at entries and values near 1 are accepted."""
+
+
+class _Range(NamedTuple):
+    """Lengths of steps: the first that is tried, and how much shorter or longer others may be than that."""
+
+    shortest: float
+    first: float
+    longest: float
+
+
+class _Steps:
+    """How long steps are, at each entry of x (which is on the host here)."""
+
+    def __init__(self, xp: Namespace, x: Array, order: int, given: float | None) -> None:
+        self.xp, self.order, self.given = xp, order, given
+        self.eps = float(xp.finfo(x.dtype).eps)
+        self.usual = self.eps ** (1 / (order + 1)) if given is None else float(given)
+        self.x = to_host("x", x).ravel()
+        with np.errstate(all="ignore"):
+            self.size = np.abs(self.x)
+            self.spacing = np.spacing(self.size)  # nan for infinities and nan
+            # In proportion to the largest entry: it may be what the function rounds at.
+            self.longest = self.usual * float(np.max(self.size, where=np.isfinite(self.size), initial=0.0))
+            if given is not None and (self.usual < self.spacing).any():
+                raise self.too_short(int(np.argmax(self.usual < self.spacing)), "at least")
+
+    def too_short(self, entry: int, rule: str) -> ValueError:
+        distance = f"{self.spacing[entry]:.3g}, the distance between numbers of {self.x.dtype}"
+        value = f"{self.x[entry]:.6g}, an entry of x"
+        return ValueError(f"step must be {rule} {distance} near {value}, got {self.given!r}.")
+
+    def range(self, entry: int) -> _Range:
+        """Of an entry."""
+        if self.given is not None:
+            return _Range(self.usual, self.usual, self.usual)
+        first = float(np.fmax(self.usual, LEAST_SPACINGS * float(self.spacing[entry])))
+        return _Range(self.usual * float(self.size[entry]), first, self.longest)
+
+    def range_along(self, vector: np.ndarray) -> tuple[np.ndarray, _Range]:
+        """Of a vector of the length 1, and that vector; it is turned to where x needs longer steps."""
+        if self.given is not None or not vector.size:
+            return vector, _Range(self.usual, self.usual, self.usual)
+        least = LEAST_SPACINGS * math.sqrt(vector.size) * self.spacing.astype(np.float64)
+        scaled = vector * np.fmax(1.0, least / self.usual).reshape(vector.shape)
+        length = float(np.linalg.norm(scaled))
+        return scaled / length, _Range(self.longest, self.usual * length, self.longest)
+
+
+class _Slope(NamedTuple):
+    derivative: float
+    error: float  # what is known of it: that of rounding, and how far the derivative has moved
+    vector: Array | None = None  # along which it is taken, of the length 1
+
+
+def _of_entry(function: Callable[[Array], Any], x: Array, steps: _Steps, index: Array, entry: int) -> _Slope:
+    """Derivative with respect to one entry."""
+    value, dtype = float(steps.x[entry]), steps.x.dtype
+
+    def measured(h: float) -> _Slope:
+        taken, values = 0.0, []
+        for offset, weight in _STENCILS[steps.order]:
+            with np.errstate(all="ignore"):
+                point = float(dtype.type(value + offset * h))  # a number of the dtype: no library rounds it again
+            values.append((weight, _scalar(function(steps.xp.where(index == entry, point, x)))))
+            taken += weight * (point - value)
+        return _quotient(values, taken, steps.eps)
+
+    return _best(measured, steps.range(entry), steps)
+
+
+def _along(function: Callable[[Array], Any], x: Array, steps: _Steps, direction: np.ndarray) -> _Slope:
+    """Derivative along a vector."""
+    direction, lengths = steps.range_along(direction)
+    xp, vector = steps.xp, steps.xp.asarray(direction, dtype=x.dtype, device=check.placement(x))
+
+    def measured(h: float) -> _Slope:
+        taken, values = xp.zeros_like(x), []
+        for offset, weight in _STENCILS[steps.order]:
+            with quiet(xp, device(x)):
+                point = x + (offset * h) * vector
+                taken = taken + weight * (point - x)
+            values.append((weight, _scalar(function(point))))
+        with quiet(xp, device(x)):
+            length = _norm(xp, taken)
+            if length == 0.0 and steps.x.size:
+                raise steps.too_short(int(np.argmax(steps.size)), "well above")
+            # Of an x that is not finite no difference is: the vector is as it was drawn.
+            used = taken / length if 0.0 < length < math.inf else vector
+        return _quotient(values, length, steps.eps)._replace(vector=used)
+
+    return _best(measured, lengths, steps)
+
+
+def _quotient(values: list[tuple[float, float]], taken: float, eps: float) -> _Slope:
+    """What the differences of the function are over the step taken; rounding moves each value by eps of it."""
+    if not (taken != 0.0 and math.isfinite(taken) and all(math.isfinite(value) for _, value in values)):
+        return _Slope(math.nan, math.nan)
+    rounding = eps * sum(abs(weight) for weight, _ in values) * max(abs(value) for _, value in values)
+    return _Slope(math.fsum(weight * value for weight, value in values) / taken, rounding / abs(taken))
+
+
+def _best(measured: Callable[[float], _Slope], lengths: _Range, steps: _Steps) -> _Slope:
+    """The derivative by the first step, or by another one where that tells more.
+
+    A longer step rounds less and bends more; for a small entry a short step may round less, since the function is small
+    there too. Another step is taken where the derivative moves by less than the error that it had.
+    """
+    shortest, h, longest = lengths
+    best = measured(h)
+    rounding, enough = best.error, ENOUGH * steps.usual**steps.order
+    if 0.0 < shortest < h and not math.isfinite(best.derivative):
+        return measured(shortest)
+    if 0.0 < LONGER * shortest < h and rounding > enough * abs(best.derivative):
+        shorter = _better(best, measured(shortest))
+        if shorter is not None:
+            return shorter
+    while rounding > enough * abs(best.derivative) and LONGER * h <= longest:
+        h *= LONGER
+        longer = measured(h)
+        rounding, better = longer.error, _better(best, longer)
+        if better is None:
+            break
+        best = better
+    return best
+
+
+def _better(best: _Slope, other: _Slope) -> _Slope | None:
+    """Another measurement with its error, if that is smaller; None if not."""
+    error = abs(other.derivative - best.derivative) + other.error
+    return other._replace(error=error) if error < best.error else None
 
 
 def _scalar(value: Any) -> float:

@@ -14,7 +14,8 @@ from array_api_compat import device as device_of
 from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array, is_torch_array
 
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Layer, Params, as_network
+from xpsoftmax._backprop import as_network
+from xpsoftmax._layers import CARRYING, Layer, PairsOfArrays, Params, kind_of
 from xpsoftmax._softmax import on_device
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path  # it, json and safetensors are imported when a file is asked for
 
 PARAMS = {"content": "params", "format": 1, "weight": "(fan_in, fan_out)"}
-"""The metadata of the parameters of a network; `format` grows when an older xpsoftmax would read them wrongly."""
+"""The metadata of the parameters of a network; `format` grows when an older xpsoftmax would read them wrongly.
+
+If a layer carries an activation there is also "activation", a list with that of each layer, or null. An older xpsoftmax
+refuses such a file, since it compares the whole.
+"""
 
 
-def save_params(path: str | os.PathLike[str], params: Params) -> None:
+def save_params(path: str | os.PathLike[str], params: PairsOfArrays) -> None:
     """Write the parameters of a network to a safetensors file.
 
     Parameters
@@ -34,7 +39,8 @@ def save_params(path: str | os.PathLike[str], params: Params) -> None:
         The file; one that is there already is replaced, in one step: whoever opens it finds the old parameters or the
         new ones, whole, also if writing fails or the process is killed.
     params : sequence of Layer
-        (weight (fan_in, fan_out), bias (fan_out,)) of each layer, arrays of any library, on any device.
+        (weight (fan_in, fan_out), bias (fan_out,)) of each layer, arrays of any library, on any device. The activation
+        that the layers carry (see `Layer`) is written into the metadata of the file.
 
     Returns
     -------
@@ -43,7 +49,7 @@ def save_params(path: str | os.PathLike[str], params: Params) -> None:
     Raises
     ------
     ImportError
-        Without safetensors and ml_dtypes: ``pip install xpsoftmax[io]``.
+        Without safetensors and ml_dtypes: ``pip install safetensors ml-dtypes``.
     TypeError, ValueError
         If `params` is not a network or `path` not the path of a file; nothing is written.
     OSError
@@ -67,10 +73,12 @@ def save_params(path: str | os.PathLike[str], params: Params) -> None:
     ...     [layer.weight.shape for layer in xs.load_params(path)]
     [(64, 32), (32, 10)]
     """
-    as_network(params, "identity")
+    as_network(params, None)
     names = [name for pair in _names(len(params)) for name in pair]
     arrays = [array for layer in params for array in layer]
-    _save_arrays(path, dict(zip(names, arrays, strict=True)), PARAMS)
+    activations = [layer.activation if isinstance(layer, Layer) else None for layer in params]
+    metadata = PARAMS if not any(activations) else PARAMS | {"activation": activations}
+    _save_arrays(path, dict(zip(names, arrays, strict=True)), metadata)
 
 
 def load_params(path: str | os.PathLike[str], *, xp: Namespace | None = None, device: Device | None = None) -> Params:
@@ -86,14 +94,15 @@ def load_params(path: str | os.PathLike[str], *, xp: Namespace | None = None, de
     Returns
     -------
     tuple of Layer
-        Of the dtype that was saved.
+        Of the dtype that was saved, with the activation that the saved layers carried. Files of older versions have
+        none.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ImportError
-        Without safetensors and ml_dtypes: ``pip install xpsoftmax[io]``.
+        Without safetensors and ml_dtypes: ``pip install safetensors ml-dtypes``.
     ValueError
         If the file is damaged, is no safetensors file, or does not hold a network of this format; if `device` is not
         one of `xp`.
@@ -118,17 +127,32 @@ def load_params(path: str | os.PathLike[str], *, xp: Namespace | None = None, de
     """
     xp = check.as_namespace("xp", np if xp is None else xp)
     arrays, metadata = _load_arrays(path)
+    kinds = None
+    if isinstance(metadata, dict) and "activation" in metadata:
+        kinds = _kinds(path, metadata.pop("activation"))
     if metadata != PARAMS:
         raise _unfit(path, f"its metadata is {metadata!a:.200}, not {PARAMS}")
     layers = _layers(path, arrays)
+    if kinds is not None:
+        if len(kinds) != len(layers):
+            raise _unfit(path, f"it has {len(layers)} layers, but the activations of {len(kinds)}")
+        layers = tuple(kind(*layer) for kind, layer in zip(kinds, layers, strict=True))
     for name in sorted({array.dtype.name for array in arrays.values()}):
-        _check_dtype(xp, name, device)
-    params = tuple(Layer(*(to_library(array, xp, device) for array in layer)) for layer in layers)
+        _check_dtype(xp, name, device, "the file")
+    params = tuple(type(layer)(*(to_library(array, xp, device) for array in layer)) for layer in layers)
     try:
-        as_network(params, "identity")
+        as_network(params, None)
     except (TypeError, ValueError) as error:
         raise _unfit(path, str(error).removesuffix(".")) from None
     return params
+
+
+def _kinds(path: str | os.PathLike[str], activations: Any) -> list[type[Layer]]:
+    """Types of the layers of a file, by the activations in its metadata."""
+    known = [None, *CARRYING]
+    if not isinstance(activations, list) or not all(name in known for name in activations):
+        raise _unfit(path, f"its activations are {activations!a:.200}, not a list of {known}")
+    return [Layer if name is None else CARRYING[name] for name in activations]
 
 
 def _layers(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Params:
@@ -147,14 +171,14 @@ def _names(depth: int) -> list[Layer]:
     return [Layer(f"layers.{i}.weight", f"layers.{i}.bias") for i in range(depth)]
 
 
-def _check_dtype(xp: Namespace, name: str, device: Device | None) -> None:
+def _check_dtype(xp: Namespace, name: str, device: Device | None, owner: str) -> None:
     known = xp.__array_namespace_info__().dtypes(kind="real floating")  # JAX without x64 makes float32 of float64
     try:
         if name not in known and name not in SIXTEEN_BIT:  # which the standard does not have
             raise TypeError
         check.as_placement(xp, getattr(xp, name, name), device)
     except TypeError:
-        raise TypeError(f"xp must have the dtype of the file, {name}, got {check.library(xp)}.") from None
+        raise TypeError(f"xp must have the dtype of {owner}, {name}, got {check.library(xp)}.") from None
 
 
 # --- arrays by name ---------------------------------------------------------------------------------------------------
@@ -210,7 +234,9 @@ def _import_safetensors() -> Any:
         import ml_dtypes  # noqa: F401 - tells NumPy what bfloat16 is
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError(f"Files of parameters need safetensors: pip install xpsoftmax[io] ({error}).") from error
+        raise ImportError(
+            f"Files of parameters need safetensors and ml_dtypes: pip install safetensors ml-dtypes ({error})."
+        ) from error
     return safetensors
 
 
@@ -236,6 +262,56 @@ def _replace(target: Path, content: bytes) -> None:
 
 
 # --- between libraries ------------------------------------------------------------------------------------------------
+
+
+def to_namespace(params: PairsOfArrays, xp: Namespace, device: Device | None = None) -> Params:
+    """Copy the parameters of a network to another library, or another device.
+
+    Parameters
+    ----------
+    params : sequence of Layer
+        Arrays of any library, on any device. The copies carry the activation of the layers.
+    xp : module
+        numpy, cupy, torch, jax.numpy, ...
+    device : device of `xp`, optional
+        Default: where the arrays are if they are of `xp`, otherwise the default device of `xp`.
+
+    Returns
+    -------
+    tuple of Layer
+        Of the same dtype. They share no memory with `params`.
+
+    Raises
+    ------
+    TypeError
+        If `params` is not a network, `xp` not a library of arrays, or if it lacks their dtype.
+    ValueError
+        If the layers do not fit each other or carry different activations, or if `xp` has no such device.
+
+    Notes
+    -----
+    Arrays of other libraries pass through the memory of the host. Dask arrays are computed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> params = xs.init_params((4, 10, 3), rng=0, activation="tanh")
+    >>> [layer.activation for layer in xs.to_namespace(params, np)]  # or cupy, or torch with device="cuda"
+    ['tanh', None]
+    """
+    net = as_network(params, None)
+    xp = check.as_namespace("xp", xp)
+    _check_dtype(xp, dtype_name(net.dtype), device, "params")
+    return tuple(kind_of(layer)(*(_copied_to(array, xp, device) for array in layer)) for layer in params)
+
+
+def _copied_to(array: Array, xp: Namespace, device: Device | None) -> Array:
+    own, array = check.as_floating("params", array)
+    if own is not xp:
+        return to_library(to_host("params", array).copy(), xp, device)
+    with on_device(xp, device_of(array)):
+        return xp.asarray(array, copy=True, **({} if device is None else {"device": device}))
 
 
 def to_host(name: str, array: Array) -> np.ndarray:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_dask_array
+from array_api_compat import is_dask_array, is_jax_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._out import check_out, fits_plainly, fits_plainly_on_gpu
-from xpsoftmax._softmax import deliver, in_rows, quiet, rows_out, summed, to_rows
+from xpsoftmax._softmax import deliver, in_rows, quiet, reshaped, rows_out, summed, to_rows
 from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction, dtype_name
 from xpsoftmax.kernels import generic, select
 
@@ -76,7 +76,8 @@ def softmax_loss(
         If an array is of an unsupported kind or dtype, or of another library than `logits`.
     ValueError
         If a shape, device or option does not fit; with `validate`, if a label is out of range (the message names the
-        first such row) or a weight or soft target is negative or not finite.
+        first such row) or a weight or soft target is negative or not finite; while PyTorch records gradients, if a
+        tensor requires grad.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -88,8 +89,8 @@ def softmax_loss(
     without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
     its weight is zero: then it adds exactly 0.
 
-    Nothing is recorded for automatic differentiation: PyTorch tensors are detached. The gradient is that of
-    `softmax_loss_and_grad`.
+    JAX differentiates the result as `softmax_loss_and_grad` does, PyTorch does not and says so as for `softmax`. The
+    gradient is that of `softmax_loss_and_grad`, which takes tensors that require grad.
 
     References
     ----------
@@ -165,6 +166,9 @@ def softmax_loss_and_grad(
     -----
     The gradient at the label is formed from the other classes, never as p - 1: every entry keeps its relative
     precision down to underflow (the bound is that of `softmax_loss`, ``tests/test_loss.py``).
+
+    PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD, which would take
+    their derivatives for zero, are an error.
 
     References
     ----------
@@ -249,6 +253,9 @@ def _compute(
     result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
     if result is not None:
         return result
+    if not grad and type(logits) is not np.ndarray:
+        weights = {"class_weight": options.class_weight, "sample_weight": options.sample_weight}
+        check.check_unrecorded(logits=logits, targets=targets, **weights)
     array, frame = check.as_logits(logits, axis)
     others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
     check_out(out, logits, frame, others)
@@ -324,7 +331,7 @@ def _plainly_on_gpu(
     kernel = select("softmax_loss_rows", logits, impl)
     if kernel is generic.softmax_loss_rows:
         return None
-    if options.validate and not select("are_classes", labels, impl)(labels, logits.shape[1]):
+    if options.validate and not select("are_classes", labels, "auto")(labels, logits.shape[1]):
         return None
     weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
     smoothing, z_loss = options.label_smoothing, options.z_loss
@@ -373,15 +380,19 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions, max_memory
 
     alike = sample_weight is None and ignored is None and (class_weight is None or soft)
     rows = to_rows(xp, array, frame.axis) if soft else _flat(xp, array)
-    counting = xp.ones_like(rows[:, 0] if soft else rows, dtype=frame.working)
+    counting = _ones(xp, rows, frame.working)
     if sample_weight is not None:
         counting = _flat(xp, sample_weight)
+        if frame.lengthless:
+            from xpsoftmax.kernels.blocks import beside  # imports dask: not before the caller has
+
+            counting = beside("sample_weight", counting, "targets", rows)
     if ignored is not None:
         counting = xp.where(_flat(xp, ignored), 0.0, counting)
     row_weight = counting
     if class_weight is not None and not soft:
         inside = (rows >= 0) & (rows < frame.classes)
-        of_label = xp.take(class_weight, xp.where(inside, rows, 0), axis=0)
+        of_label = select("class_weight_at", class_weight, "generic")(class_weight, xp.where(inside, rows, 0))
         counting = counting * xp.where(inside, of_label, 1.0)
         if smoothing == 0.0:  # the class weight is a factor of the whole row
             row_weight, class_weight = counting, None
@@ -395,6 +406,13 @@ def prepare(targets: Array, frame: check.Frame, options: LossOptions, max_memory
     )
 
 
+def _ones(xp: Namespace, rows: Array, dtype: Any) -> Array:
+    """1 for each row of targets, (R,) or (R, C)."""
+    if rows.ndim == 2 and is_jax_array(rows):  # in JAX the classes may be in parts, which cannot be cut
+        return xp.ones(rows.shape[0], dtype=dtype)
+    return xp.ones_like(rows[:, 0] if rows.ndim == 2 else rows, dtype=dtype)
+
+
 def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
     """Weights of a mean: zero where there is nothing to take a mean of, nan where the sum overflowed."""
     if type(total) is float:  # not a NumPy scalar, which is one too
@@ -406,7 +424,7 @@ def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
 def _reduced(losses: Array, problem: Problem, frame: check.Frame, reduction: Reduction, impl: Impl) -> Array:
     xp = frame.xp
     if reduction == "none":
-        return losses if len(frame.shape) == 2 else xp.reshape(losses, frame.rows_shape)
+        return losses if len(frame.shape) == 2 else reshaped(xp, losses, frame.rows_shape)
     loss = summed(xp, losses, impl)
     return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss
 
@@ -426,7 +444,7 @@ def _equal(xp: Namespace, labels: Array, value: int) -> Array:
 
 def _flat(xp: Namespace, array: Array) -> Array:
     """One entry a row; a 1-D array is not reshaped: dask may not know its length."""
-    return array if array.ndim == 1 else xp.reshape(array, (-1,))
+    return array if array.ndim == 1 else reshaped(xp, array, (math.prod(array.shape),))
 
 
 def _check_values(

@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax import _validate as check
+from xpsoftmax._activations import check_activation
 from xpsoftmax._backprop import (
-    Layer,
-    Network,
-    Params,
     PartialSums,
     add_up,
     as_inputs,
@@ -28,7 +26,9 @@ from xpsoftmax._backprop import (
     forward,
     penalised,
 )
+from xpsoftmax._layers import Layer, PairsOfArrays, Params, carrying
 from xpsoftmax._loss import LossOptions
+from xpsoftmax._predict import predict
 from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array, Device, DType, Impl, Namespace, Reduction
 from xpsoftmax.kernels.generic import narrowed
@@ -38,6 +38,7 @@ def init_params(
     sizes: Sequence[int],
     *,
     rng: Any,
+    activation: str | None = None,
     scheme: str = "he",
     std: float | None = None,
     dtype: DType | None = None,
@@ -56,6 +57,8 @@ def init_params(
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes. The numbers are drawn on the host in float64 and then moved, so
         every library and dtype starts from the same weights.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        That the hidden layers carry: every function that takes the parameters then takes it from them. Default: none.
     scheme : {"he", "glorot", "lecun"}
     std : float, optional
         Standard deviation of all weights, in place of the scheme's.
@@ -90,6 +93,8 @@ def init_params(
     widths = [check.as_integer(f"sizes[{i}]", size) for i, size in enumerate(sizes)]
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"sizes must hold at least two positive integers (features, ..., classes), got {sizes!r}.")
+    if activation is not None:
+        check_activation(activation)
     check.check_choice("scheme", scheme, tuple(SCHEMES))
     if std is not None:
         std = check.as_number("std", std)
@@ -102,7 +107,7 @@ def init_params(
             scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
             weight = xp.asarray(scale * generator.standard_normal((fan_in, fan_out)), **options)
             layers.append(Layer(weight, xp.zeros((fan_out,), **options)))
-    return tuple(layers)
+    return tuple(layers) if activation is None else carrying(layers, activation)
 
 
 SCHEMES = {
@@ -112,7 +117,7 @@ SCHEMES = {
 }
 
 
-def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: Impl = "auto") -> Array:
+def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = None, impl: Impl = "auto") -> Array:
     r"""Logits (N, C) of a network for inputs (N, D).
 
     .. math:: a_0 = X, \quad z_l = a_{l-1} W_l + b_l, \quad a_l = f(z_l), \quad \text{logits} = z_L
@@ -123,8 +128,9 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
         (weight (fan_in, fan_out), bias (fan_out,)) of each layer; one layer is the softmax classifier.
     X : array, (N, D)
         Of the library, device and dtype of the parameters.
-    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}
-        Of the hidden layers; gelu is its tanh form.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers; gelu is its tanh form. Default: the one that the layers carry (see `Layer`), or "relu" for
+        plain pairs. It must be that one.
     impl : {"auto", "generic", "kernel"}
         As for `softmax`.
 
@@ -136,7 +142,9 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     Raises
     ------
     TypeError, ValueError
-        If parameters and inputs do not fit each other; the message says which.
+        If parameters and inputs do not fit each other; the message says which. ValueError if `activation` is not the
+        one that the layers carry, or if they carry different ones. PyTorch tensors that require grad are treated as by
+        `softmax`.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -153,38 +161,52 @@ def mlp_logits(params: Params, X: Array, /, *, activation: str = "relu", impl: I
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
-    net, logits = _working_logits(params, X, activation, impl)
-    with quiet(net.xp, net.frame.device):
-        return narrowed(net.xp, logits, net.dtype)
-
-
-def _working_logits(params: Params, X: Array, activation: str, impl: Impl) -> tuple[Network, Array]:
-    """Check the arguments; return the network, and the logits as they are computed: not rounded to 16 bits."""
+    if type(X) is not np.ndarray:
+        check.check_unrecorded(X=X, **check.layers_by_name(params))
     check.check_impl(impl)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
     with quiet(net.xp, net.frame.device):
-        return net, forward(net, net.xp.astype(X, net.working, copy=False))[2]
+        logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
+        return narrowed(net.xp, logits, net.dtype)
 
 
-def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: Impl = "auto") -> Array:
+def mlp_predict(
+    params: PairsOfArrays,
+    X: Array,
+    /,
+    *,
+    activation: str | None = None,
+    max_memory: int | None = None,
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> Array:
     """Most probable class of each row.
 
     Parameters
     ----------
-    params, X, activation, impl
+    params, X, activation
+        As for `mlp_logits`. `X` may be a memory map: it is read in chunks of rows.
+    max_memory : int, optional
+        Bytes of temporary memory, as for `mlp_loss`: the logits of all rows are never held at once.
+    validate : bool
+        Whether a row whose logits hold nan is an error. A GPU is waited for once. With False, which ``jax.jit``
+        needs, nothing waits, and the label of such a row is -1.
+    impl
         As for `mlp_logits`.
 
     Returns
     -------
     array, (N,)
-        Labels from 0 to C - 1 in the library's index dtype; the first of equal ones. The logits of 16-bit parameters
-        are compared in float32.
+        Labels from 0 to C - 1 in the library's index dtype, or -1: the place of the largest logit, and of equal ones
+        the first. This also holds for infinite logits. The logits of 16-bit parameters are compared in float32.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits`.
+        As `mlp_logits`; ValueError with the least value if `max_memory` is too small, and with the first row whose
+        logits hold nan: no class is the most probable one there. For dask arrays the latter is raised when the labels
+        are computed, by the first block that finds one.
 
     References
     ----------
@@ -197,19 +219,19 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     >>> params = (xs.Layer(np.eye(3), np.zeros(3)),)
     >>> xs.mlp_predict(params, np.array([[0.0, 2.0, 1.0]]))
     array([1])
+    >>> xs.mlp_predict(params, np.array([[0.0, 2.0, 1.0], [0.0, np.nan, 1.0]]), validate=False)
+    array([ 1, -1])
     """
-    net, logits = _working_logits(params, X, activation, impl)
-    with on_device(net.xp, net.frame.device):
-        return net.xp.argmax(logits, axis=1)
+    return predict(params, X, activation, max_memory, impl, validate=validate)
 
 
 def mlp_loss(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -253,7 +275,8 @@ def mlp_loss(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small.
+        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small. PyTorch
+        tensors that require grad are an error while it records gradients: `mlp_loss_and_grad` takes them.
 
     References
     ----------
@@ -268,18 +291,21 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
+    if type(X) is not np.ndarray:
+        weights = {"class_weight": class_weight, "sample_weight": sample_weight}
+        check.check_unrecorded(X=X, targets=targets, **weights, **check.layers_by_name(params))
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with quiet(net.xp, net.frame.device):
         return penalised(net, total.loss, reg)
 
 
 def mlp_loss_and_grad(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -314,7 +340,7 @@ def mlp_loss_and_grad(
     loss : array, 0-d
         As `mlp_loss` returns it.
     grads : tuple of Layer
-        Shaped like `params` and of their dtype; summed in float32 or wider.
+        Shaped like `params`, of their dtype and with their activation; summed in float32 or wider.
 
     Raises
     ------
@@ -349,12 +375,12 @@ def mlp_loss_and_grad(
 
 
 def mlp_partial_sums(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     max_memory: int | None = None,
     class_weight: Array | None = None,
     sample_weight: Array | None = None,

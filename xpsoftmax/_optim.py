@@ -12,7 +12,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Layer, Params, as_network, check_alike, parts_of, vector_of
+from xpsoftmax._backprop import as_network, check_alike, parts_of, vector_of
+from xpsoftmax._layers import Layer, PairsOfArrays, Params
 from xpsoftmax._softmax import on_device, quiet
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels import operations
@@ -41,7 +42,7 @@ class Optimizer(ABC):
 
     learning_rate: LearningRate
 
-    def init(self, params: Params) -> State:
+    def init(self, params: PairsOfArrays) -> State:
         """State before the first update.
 
         Parameters
@@ -58,15 +59,17 @@ class Optimizer(ABC):
         TypeError, ValueError
             If `params` is not a network.
         """
-        net = as_network(params, "identity")
+        net = as_network(params, None)
         if type(net.layers[0].weight) is np.ndarray:
             size = sum(array.size for layer in net.layers for array in layer)
             return (0, *(parts_of(np.zeros(size, net.working), net.layers) for _ in range(self.kept)))
         with on_device(net.xp, net.frame.device):
-            zeros = [tuple(Layer(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)]
+            zeros = [
+                tuple(type(layer)(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)
+            ]
         return (0, *zeros)
 
-    def update(self, params: Params, grads: Params, state: State) -> tuple[Params, State]:
+    def update(self, params: PairsOfArrays, grads: PairsOfArrays, state: State) -> tuple[Params, State]:
         """Parameters and state after one step. No argument is modified.
 
         Parameters
@@ -87,10 +90,10 @@ class Optimizer(ABC):
         TypeError, ValueError
             If gradients or state do not fit the parameters, or a learning rate is not a number from 0 on.
         """
-        net = as_network(params, "identity")
+        net = as_network(params, None)
         if not isinstance(grads, (tuple, list)) or not grads:
             raise TypeError(f"grads must be a non-empty sequence of (weight, bias) pairs, got {grads!r:.60}.")
-        of_grads = as_network(grads, "identity")
+        of_grads = as_network(grads, None)
         slopes = of_grads.layers
         check_alike("grads", slopes, net.layers, "params")
         if of_grads.dtype not in (net.dtype, net.working):
@@ -100,7 +103,7 @@ class Optimizer(ABC):
             or len(state) != 1 + self.kept
             or type(state[0]) is not int
             or state[0] < 0
-            or not all(type(layer) is Layer for kept in state[1:] if type(kept) is tuple for layer in kept)
+            or not all(isinstance(layer, Layer) for kept in state[1:] if type(kept) is tuple for layer in kept)
             or not all(type(kept) is tuple for kept in state[1:])
         ):
             raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.")
@@ -111,7 +114,7 @@ class Optimizer(ABC):
         with quiet(net.xp, net.frame.device):
             layers, state = self.step(net.layers, slopes, state)
             if net.dtype != net.working:
-                layers = tuple(Layer(*(net.xp.astype(array, net.dtype) for array in layer)) for layer in layers)
+                layers = tuple(type(layer)(*(net.xp.astype(array, net.dtype) for array in layer)) for layer in layers)
         return layers, state
 
     def step(
@@ -136,17 +139,22 @@ class Optimizer(ABC):
             return params, (count + 1, *kept)
         after: list[list[Layer]] = [[] for _ in range(1 + len(kept))]
         for i, slopes in enumerate(grads):
-            layers = [params[i], *(layers[i] for layers in kept)]
+            layers, kind = [params[i], *(layers[i] for layers in kept)], type(params[i])
             weights = update(rule, [x.weight for x in layers], slopes.weight, numbers, ok=ok, in_place=in_place)
             biases = update(rule, [x.bias for x in layers], slopes.bias, numbers, ok=ok, in_place=in_place)
             for new, weight, bias in zip(after, weights, biases, strict=True):
-                new.append(Layer(weight, bias))
+                new.append(kind(weight, bias))
         return tuple(after[0]), (count + 1, *map(tuple, after[1:]))
 
     @property
     @abstractmethod
     def kept(self) -> int:
         """How many arrays are kept of each parameter."""
+
+    @property
+    def squares(self) -> tuple[int, ...]:
+        """Which of the arrays that are kept are means of squares, and never negative."""
+        return ()
 
     @abstractmethod
     def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
@@ -183,6 +191,10 @@ class Adam(Optimizer):
     @property
     def kept(self) -> int:
         return 2
+
+    @property
+    def squares(self) -> tuple[int, ...]:
+        return (1,)
 
     def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
         b1, b2 = self.betas

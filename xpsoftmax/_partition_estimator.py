@@ -15,16 +15,19 @@ import numpy as np
 from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax import _partitions as parts
-from xpsoftmax._backprop import Network, Params
-from xpsoftmax._block_sums import Model, as_model
+from xpsoftmax._backprop import DEFAULT_MAX_MEMORY, Network
+from xpsoftmax._block_sums import Block, Model, as_model
+from xpsoftmax._estimator_checks import bad_input, check_logits, input_error
 from xpsoftmax._io import to_host
+from xpsoftmax._labels import is_elsewhere
+from xpsoftmax._layers import Params
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._mlp import mlp_logits
-from xpsoftmax._mlp import mlp_predict as predict_in_memory
 from xpsoftmax._partition_training import BLOCKS_PER_STEP, PartitionSteps, Scheduler
 from xpsoftmax._softmax import log_softmax, softmax
-from xpsoftmax._targets import is_elsewhere, labels_of
-from xpsoftmax._typing import Array
+from xpsoftmax._targets import labels_of
+from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax._validate import Bad
 
 
 def as_inputs(X: Any) -> Array:
@@ -34,7 +37,8 @@ def as_inputs(X: Any) -> Array:
         if bad:
             raise ValueError(f"X must have columns of numbers, got {', '.join(bad)}.")
         if X.to_dask_array().dtype == object:  # bool beside numbers, or columns that may lack values
-            X = X.astype(np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in X.dtypes)))
+            kind = np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in X.dtypes))
+            X = X.astype(kind if kind.kind == "f" else np.float64)  # integers may lack values, too
         X = X.to_dask_array()
     if X.ndim != 2 or X.shape[1] == 0 or X.shape[0] == 0:
         raise ValueError(f"X must have shape (N, D), both at least 1, got {X.shape}.")
@@ -100,28 +104,76 @@ def _beside(values: np.ndarray, X: Array) -> Array:
     return lazy.map_blocks(xp.asarray, dtype=lazy.dtype, meta=xp.asarray(values[:0]))
 
 
+class BadInput(Bad):
+    """The first input of a block that is not finite; those who add blocks up count its row in all of them."""
+
+    def error(self) -> ValueError:
+        """What is raised for it."""
+        row, column = self.position
+        return input_error(f"at row {row}, column {column}", self.value, self.rule)
+
+
+def look_at_inputs(X: Array) -> Block:
+    """How many rows a block has, and the first input that is not finite."""
+    sizes, found = (int(X.shape[0]),), bad_input(X)
+    if found is None:
+        return Block(sizes)
+    row, column, value = found
+    return Block(sizes, BadInput("X", dtype_name(X.dtype), value, "row", (row, column)))
+
+
+def check_inputs(scheduler: Scheduler, X: Array) -> None:
+    """Raise ValueError for the first input that is not finite."""
+    scheduler.computed(parts.added_up(parts.each_block(look_at_inputs, [X, "ij"]))).flawless()
+
+
 def outputs(params: Params, activation: str, X: Array, method: str, classes: np.ndarray) -> Array:
     """Predictions of all blocks, lazily; by the name of the classifier's method."""
     model = as_model(params, activation, None, LossOptions(), "auto")
-    return parts.by_rows(Predictor(method, classes), model, parts.as_rows(model.network, X))
+    X = parts.as_rows(model.network, X)
+    return parts.by_rows(Predictor(method, classes), model, X, placed=True)
 
 
 class Predictor:
-    """A method of the classifier on one block."""
+    """A method of the classifier on one block, given the number of its first row if that is known."""
 
     def __init__(self, method: str, classes: np.ndarray) -> None:
         self.method, self.classes = method, classes
         self.__name__ = method
 
-    def __call__(self, X: Array, *, model: Model) -> Array:
-        xp = array_namespace(X)
-        if not bool(xp.all(xp.isfinite(X))):
-            raise ValueError(f"X must be finite, got nan or infinity in what {self.method} was given.")
-        options: dict[str, Any] = {"activation": model.activation, "impl": model.impl}
-        if self.method == "predict":
-            return labels_of(self.classes, predict_in_memory(model.params, X, **options))
-        if self.method == "codes":
-            return predict_in_memory(model.params, X, **options)
-        logits = mlp_logits(model.params, X, **options)
+    def __call__(self, X: Array, *, model: Model, first: int | None = None) -> Array:
+        found = bad_input(X)
+        if found is not None:
+            row, column, value = found
+            place = f"row {row}, column {column} of a block" if first is None else f"row {first + row}, column {column}"
+            raise _marked(input_error(f"at {place}", value, dtype_name(X.dtype)))
+        if self.method in ("predict", "codes"):
+            codes = _codes(model, X, first)
+            return labels_of(self.classes, codes) if self.method == "predict" else codes
+        logits = _logits(model, X, first)
         finish: dict[str, Callable[[Array], Array]] = {"predict_proba": softmax, "predict_log_proba": log_softmax}
         return finish[self.method](logits) if self.method in finish else logits
+
+
+def _marked(error: ValueError) -> ValueError:
+    """Inputs of rows held out, which fit looks for in all rows."""
+    error.overflow = True  # type: ignore[attr-defined]
+    return error
+
+
+def _logits(model: Model, X: Array, first: int | None) -> Array:
+    logits = mlp_logits(model.params, X, activation=model.activation, impl=model.impl)
+    check_logits(model.network, logits, first)
+    return logits
+
+
+def _codes(model: Model, X: Array, first: int | None) -> Array:
+    """Places of the largest logits; in chunks, so that not all logits are held."""
+    xp, net = array_namespace(X), model.network
+    width = sum(layer.bias.shape[0] for layer in net.layers)
+    step = max(1, DEFAULT_MAX_MEMORY // (2 * int(xp.finfo(net.dtype).bits) // 8 * width))
+    codes = []
+    for start in range(0, max(1, X.shape[0]), step):
+        logits = _logits(model, X[start : start + step, :], None if first is None else first + start)
+        codes.append(xp.argmax(logits, axis=1))
+    return codes[0] if len(codes) == 1 else xp.concat(codes)

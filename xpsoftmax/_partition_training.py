@@ -17,12 +17,23 @@ from dask.base import get_scheduler
 from dask.utils import parse_bytes
 
 from xpsoftmax import _partitions as parts
-from xpsoftmax._backprop import Params
-from xpsoftmax._block_sums import Block, Model, Uneven, finished_sums, look_at_block, one_thread, sums_of_block, uneven
+from xpsoftmax._block_sums import (
+    Block,
+    Model,
+    Uneven,
+    finished_sums,
+    look_at_block,
+    look_at_inputs,
+    one_thread,
+    sums_of_block,
+    uneven,
+)
+from xpsoftmax._layers import Params
 from xpsoftmax._partitions import Partitions
 from xpsoftmax._softmax import quiet
-from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, evaluation, given_up
+from xpsoftmax._training import Data, Evaluation, TrainResult, as_data, check_held_out, evaluation, first_flaw, given_up
 from xpsoftmax._typing import Array, Reduction
+from xpsoftmax._validate import Bad
 
 BLOCKS_PER_STEP = 8
 """Over how many blocks a minibatch goes by default. It must not depend on the workers: the batches would, too."""
@@ -117,10 +128,25 @@ def looked_at(scheduler: Scheduler, model: Model, data: Partitions) -> tuple[int
     X = data.X
     if not model.options.validate and not parts.is_unknown(X):
         return sized(map(int, X.chunks[0]))
+    total = scheduler.computed(parts.added_up(parts.each_block(look_at_block, data.labels, **_rules(model))))
+    return _as_known(data, total)
+
+
+def look_at_all(scheduler: Scheduler, model: Model, data: Partitions, called: str) -> Block:
+    """Look at labels, weights and inputs, `called` so in a message."""
+    rules = _rules(model) | {"called": called, "max_memory": model.max_memory}
+    found: Block = scheduler.computed(parts.added_up(parts.each_block(look_at_inputs, data.pairs, **rules)))
+    return found
+
+
+def _rules(model: Model) -> dict[str, Any]:
     net = model.network
-    options = {"classes": net.layers[-1].bias.shape[0], "options": model.options, "working": net.working}
-    total = scheduler.computed(parts.added_up(parts.each_block(look_at_block, data.labels, **options)))
-    sizes = sized(total.flawless().sizes)
+    return {"classes": net.layers[-1].bias.shape[0], "options": model.options, "working": net.working}
+
+
+def _as_known(data: Partitions, total: Block) -> tuple[int, ...]:
+    """How many rows each block has, as `X` says where it knows."""
+    X, sizes = data.X, sized(total.flawless().sizes)
     if not parts.is_unknown(X):
         for block, (rows, found) in enumerate(zip(X.chunks[0], sizes, strict=True)):
             if rows != found:
@@ -146,9 +172,11 @@ def as_held_out(scheduler: Scheduler, model: Model, X: Any, targets: Any) -> Dat
     """Check validation data: dask arrays, or arrays in memory, which stay with the client."""
     try:
         if not is_dask_array(X):
-            return as_data(model.network, "validation", X, targets, model.options, model.max_memory)
+            held_out = as_data(model.network, "validation", X, targets, model.options, model.max_memory)
+            check_held_out(model.network, held_out, model.max_memory)
+            return held_out
         data = parts.as_partitions(model, X, targets, None)
-        looked_at(scheduler, model, data)
+        _as_known(data, look_at_all(scheduler, model, data, "validation X"))
     except (TypeError, ValueError) as error:
         error.add_note("It is about the validation data.")
         raise
@@ -221,8 +249,14 @@ class PartitionSteps:
         self.blocks: tuple[tuple[int, ...], int] | None = (sizes, blocks_per_step)
         self.held: tuple[list[int], Partitions] | None = None  # the blocks that batches are taken from, in memory
 
-    def expected(self, batch_size: int) -> int:
-        return len(_Epoch(self, None, batch_size))
+    def expected(self, batch_size: int, generator: Any = None) -> int:
+        return len(_Epoch(self, generator, batch_size))
+
+    def span(self, batch_size: int) -> tuple[int, int]:
+        """How many batches an epoch has at least and at most: it depends on the order of the blocks."""
+        if self.blocks_per_step >= len(self.sizes):
+            return self.expected(batch_size), self.expected(batch_size)
+        return -(-self.rows // batch_size), sum(-(-size // batch_size) for size in self.sizes)
 
     def batches(self, generator: Any, batch_size: int) -> _Epoch:
         """Draw an epoch; without a generator blocks and rows keep their order."""
@@ -274,6 +308,19 @@ class PartitionSteps:
         column = parts.each_block(evaluate_block, data.pairs, model=node, reduction=self.reduction)
         sums: Evaluation = self.scheduler.computed(parts.added_up(column)).flawless().sums
         return sums.finish(self.reduction)
+
+    def flaw(self, data: Data | Partitions | None = None) -> Bad | None:
+        """See `xpsoftmax._training.Steps`; None, too, where the cluster is lost while it is looked for."""
+        if isinstance(data, Data):
+            return first_flaw(self.given, data, self.model.max_memory)
+        model = replace(self.model, options=self.model.options._replace(validate=True))
+        try:
+            found = look_at_all(self.scheduler, model, self.data if data is None else data, "X").flaw
+        except ClusterError:
+            return None
+        except ValueError as error:  # of a weight of a class
+            return getattr(error, "bad", None)
+        return found if isinstance(found, Bad) else None
 
 
 def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reduction) -> Block:

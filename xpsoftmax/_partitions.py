@@ -18,8 +18,9 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_dask_array
 
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Layer, Network, Params
-from xpsoftmax._block_sums import Block, Model, finish, one_thread, sum_of, sums_of_block, sums_of_rows
+from xpsoftmax._backprop import Network
+from xpsoftmax._block_sums import Block, Model, bad_row, finish, one_thread, sum_of, sums_of_block, sums_of_rows
+from xpsoftmax._layers import Layer, Params, alike
 from xpsoftmax._typing import Array, Reduction, dtype_name
 
 try:
@@ -28,7 +29,7 @@ try:
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
 except ImportError:
-    text = "xpsoftmax.dask needs dask, which is not installed: pip install xpsoftmax[dask]."
+    text = "xpsoftmax.dask needs dask, which is not installed: pip install 'dask[array,distributed]' threadpoolctl."
     raise ImportError(text, name="dask") from None
 
 FAN_IN = 8
@@ -149,6 +150,8 @@ def _aligned(name: str, array: Array, X: Array) -> Array:
     if not is_unknown(array) and not is_unknown(X):
         if array.shape[0] != X.shape[0]:
             raise ValueError(f"{name} must have as many rows as X, {X.shape[0]}, got {array.shape[0]}.")
+        if X.shape[0] == 0:  # dask cuts nothing into no other number of blocks
+            array = da.concatenate([check.without_empty_blocks(array)] * X.numblocks[0])
         return array if array.chunks[0] == X.chunks[0] else array.rechunk({0: X.chunks[0]})
     if array.numblocks[0] != X.numblocks[0]:
         raise ValueError(
@@ -244,18 +247,24 @@ def finished_arrays(
     return arrays
 
 
-def as_layers(arrays: Sequence[Array]) -> Params:
-    return tuple(Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True))
+def as_layers(arrays: Sequence[Array], own: Params) -> Params:
+    """Return arrays in pairs, as layers that carry the activations of others."""
+    return alike([Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)], own)
 
 
-def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
-    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns)."""
+def by_rows(function: Callable[..., Array], model: Model, X: Array, *, placed: bool = False) -> Array:
+    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns).
+
+    If it is `placed` the function gets the number of the first row of the block as `first`, None if it is not known.
+    """
     meta = function(_like(X._meta, (0, X.shape[1])), model=model)
     matrix = meta.ndim == 2
     width = {"j": meta.shape[1] if matrix else 1}
+    numbers, starts = da.arange(X.numblocks[0], chunks=1), check.starts_of(X.chunks[0])
     rows = da.blockwise(
-        _of_rows, "ij", X, "ij", name=_name(function.__name__.strip("_")), adjust_chunks=width, align_arrays=False,
-        dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function, model=as_node(model),
+        _of_rows, "ij", X, "ij", numbers, "i", name=_name(function.__name__.strip("_")), adjust_chunks=width,
+        align_arrays=False, dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function,
+        model=as_node(model), starts=starts, placed=placed,
     )  # fmt: skip
     if matrix:
         return rows
@@ -265,9 +274,22 @@ def by_rows(function: Callable[..., Array], model: Model, X: Array) -> Array:
     return da.Array(graph, name, chunks=X.chunks[:1], meta=meta)
 
 
-def _of_rows(X: Array, *, function: Callable[..., Array], model: Model) -> Array:
-    with one_thread():
-        result = function(X, model=model)
+def _of_rows(
+    X: Array,
+    number: Array,
+    *,
+    function: Callable[..., Array],
+    model: Model,
+    starts: tuple[int, ...] | None,
+    placed: bool,
+) -> Array:
+    block = int(number[0])
+    place = {"first": None if starts is None else starts[block]} if placed else {}
+    try:
+        with one_thread():
+            result = function(X, model=model, **place)
+    except ValueError as error:
+        raise check.in_block(bad_row(error), block, starts).error() from None
     return result if result.ndim == 2 else result[:, None]
 
 

@@ -42,7 +42,7 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     TypeError
         If an array is of an unsupported kind or dtype.
     ValueError
-        If `axis`, `out` or `impl` does not fit.
+        If `axis`, `out` or `impl` does not fit; if PyTorch records gradients, and `logits` requires grad.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -50,7 +50,11 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     -----
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
     the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
-    Nothing is recorded for automatic differentiation: PyTorch tensors are detached.
+
+    JAX differentiates the result as `softmax_jvp` does, to every order (``tests/test_jax_derivatives.py``).
+    PyTorch does not differentiate through the result: tensors that require grad are an error while it records
+    gradients, and so are those that torch.func (``grad``, ``jvp``, ``jacrev``, ...) or forward-mode AD differentiates.
+    Within ``torch.no_grad()`` they are taken. ``torch.func.vmap`` may be used (``tests/test_torch_derivatives.py``).
 
     References
     ----------
@@ -154,13 +158,14 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
     """
     check.check_impl(impl)
     check.check_flag("keepdims", keepdims)
+    check.check_unrecorded(logits=logits)
     array, frame = check.as_logits(logits, axis)
     xp = frame.xp
     with quiet(xp, frame.device):
         sums = select("logsumexp_rows", array, impl)(to_rows(xp, array, frame.axis))
         shape = frame.rows_shape
         if len(shape) != 1:
-            sums = xp.reshape(sums, shape)
+            sums = reshaped(xp, sums, shape)
         # Not expand_dims: dask's fails where the number of rows is unknown.
         return sums[(*(slice(None),) * frame.axis, None, ...)] if keepdims else xp.asarray(sums)
 
@@ -204,12 +209,15 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     >>> xs.softmax_jvp(np.log([2.0, 3.0, 5.0]), np.array([1.0, 0.0, 0.0])).round(6)
     array([ 0.16, -0.06, -0.1 ])
     """
+    check.check_unrecorded(logits=logits, tangent=tangent)
     array, frame = check.as_logits(logits, axis)
     _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, frame))
     if v.dtype != array.dtype:
         raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
     if not check.same_shape(v.shape, frame.shape):
-        raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.")
+        hint = check.size_hint(v.shape, frame.shape)
+        raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.{hint}")
+    check.check_blocks("tangent", v, frame)
     xp = frame.xp
     with quiet(xp, frame.device):
         rows = (xp.astype(to_rows(xp, x, frame.axis), frame.working, copy=False) for x in (array, v))
@@ -254,6 +262,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
            [-0.06,  0.21, -0.15],
            [-0.1 , -0.15,  0.25]])
     """
+    check.check_unrecorded(logits=logits)
     array, frame = check.as_logits(logits, axis)
     xp = frame.xp
     with quiet(xp, frame.device):
@@ -261,7 +270,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return xp.reshape(jacobian, (*frame.rows_shape, frame.classes, frame.classes))
+        return reshaped(xp, jacobian, (*frame.rows_shape, frame.classes, frame.classes))
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
@@ -300,9 +309,14 @@ def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
     if array.ndim == 2:
         return array if axis == 1 else xp.permute_dims(array, (1, 0))
     if axis != array.ndim - 1:
-        array = xp.moveaxis(array, axis, -1)
+        array = moved(xp, array, axis, array.ndim - 1)
     classes = array.shape[-1]
-    return xp.reshape(array, (math.prod(array.shape[:-1]), classes))
+    return reshaped(xp, array, (math.prod(array.shape[:-1]), classes))
+
+
+def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
+    """Array in another shape; in JAX it may be in parts on several devices."""
+    return select("reshaped", array, "generic")(array, shape) if is_jax_namespace(xp) else xp.reshape(array, shape)
 
 
 def in_rows(array: Array, frame: check.Frame, out: Array | None) -> Array:
@@ -317,7 +331,16 @@ def from_rows(xp: Namespace, rows: Array, frame: check.Frame) -> Array:
     """Undo `to_rows`."""
     if len(frame.shape) == 2:
         return rows if frame.axis == 1 else xp.permute_dims(rows, (1, 0))
-    return xp.moveaxis(xp.reshape(rows, (*frame.rows_shape, frame.classes)), -1, frame.axis)
+    return moved(xp, reshaped(xp, rows, (*frame.rows_shape, frame.classes)), len(frame.shape) - 1, frame.axis)
+
+
+def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
+    """Put an axis elsewhere. PyTorch's moveaxis does not run under torch.func.vmap."""
+    if axis == to:
+        return array
+    order = [i for i in range(array.ndim) if i != axis]
+    order.insert(to, axis)
+    return xp.permute_dims(array, tuple(order))
 
 
 def deliver(xp: Namespace, rows: Array, frame: check.Frame, out: Array | None) -> Array:
@@ -349,6 +372,7 @@ def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl:
     if check.is_plain(logits, axis) and (out is None or fits_plainly(out, logits)):
         with np.errstate(all="ignore"):
             return select(operation, logits, impl)(logits, out=out)
+    check.check_unrecorded(logits=logits)
     array, frame = check.as_logits(logits, axis)
     check_out(out, logits, frame, {})
     xp = frame.xp

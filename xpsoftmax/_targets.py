@@ -5,16 +5,27 @@ Labels are looked at on the host, where strings live; their codes go to where th
 
 from __future__ import annotations
 
+import warnings
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array, is_torch_namespace
-from sklearn.utils import check_array, column_or_1d, compute_class_weight
+from array_api_compat import array_namespace, device, is_numpy_array, is_torch_namespace
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils import check_array, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from xpsoftmax import _validate as check
 from xpsoftmax._io import to_host
+from xpsoftmax._labels import (
+    as_labels,
+    as_raw_array,
+    encode,
+    is_elsewhere,
+    missing_in,
+    refuse_masked,
+    shortened,
+)
 from xpsoftmax._typing import Array, Device, Namespace, dtype_name
 
 SUM_TO_ONE = 1e-3
@@ -26,49 +37,60 @@ class Targets(NamedTuple):
     values: Array  # codes (N,) on the host, or probabilities (N, C) where X is
 
 
-def is_elsewhere(array: Any) -> bool:
-    """Whether this is an array of a library that is not NumPy: what scikit-learn's checks would copy, or refuse."""
-    return bool(is_array_api_obj(array)) and not is_numpy_array(array)
-
-
 def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hint: str = "") -> Targets:
     """Check `y`; encode labels as places among the known classes, all of which it must have if `complete`.
 
     If none are known they are those that it has. The hint is about labels that are none of them.
     """
-    if is_elsewhere(y):
-        _, y = check.as_array("y", y)
-    else:
-        y = check_array(y, input_name="y", ensure_2d=False, dtype=None, allow_nd=True, ensure_min_samples=0)
+    y = as_raw_array("y", y)
     if y.ndim not in (1, 2) or 0 in y.shape:
         raise ValueError(f"y must have shape (N,) or (N, C), both at least 1, got {tuple(y.shape)}.")
-    if y.ndim == 2 and y.shape[1] > 1:
+    if is_probabilities(y):
         return as_probabilities(y, X, known)
-    if is_elsewhere(y):
-        y = to_host("y", y)
-        if dtype_name(y.dtype) == "bfloat16":  # which NumPy does not know how to sort
-            y = y.astype(np.float32)
-    y = column_or_1d(y, warn=True)
-    check_classification_targets(y)
-    if known is None:
-        classes, codes = np.unique(y, return_inverse=True)
-        return Targets(classes, codes)
-    new = np.setdiff1d(y, known)
-    if new.size:
-        raise ValueError(
-            f"y must have no classes but those that are known, {shortened(known)}, got also {shortened(new)}.{hint}"
+    if y.ndim == 2:
+        warnings.warn(
+            "A column-vector y was passed when a 1d array was expected. Please change the shape of y to (n_samples, ), "
+            "for example using ravel().",
+            DataConversionWarning,
+            stacklevel=4,
         )
-    if complete and np.setdiff1d(known, y).size:
+    labels = as_labels("y", y)
+    if known is None:
+        classes, codes = np.unique(labels, return_inverse=True)
+        check_classification_targets(codes)  # which warns of very many classes
+        return Targets(classes, codes)
+    codes = encode(labels, known)
+    if (codes < 0).any():
+        raise ValueError(
+            f"y must have no classes but those that are known, {shortened(known)}, "
+            f"got also {shortened(np.unique(labels[codes < 0]))}.{hint}"
+        )
+    if complete and np.unique(codes).size < known.size:
         raise ValueError(
             f"y must have the classes of the call that it goes on from, {shortened(known)}, "
-            f"got {shortened(np.unique(y))}."
+            f"got {shortened(np.unique(labels))}."
         )
-    return Targets(known, np.searchsorted(known, y))
+    return Targets(known, codes)
 
 
-def shortened(labels: np.ndarray) -> str:
-    """Labels as a message names them."""
-    return np.array2string(labels, threshold=10, edgeitems=3)
+def is_probabilities(y: Array) -> bool:
+    """Whether an array has a column for each class."""
+    return bool(y.ndim == 2 and y.shape[1] > 1)
+
+
+def as_classes(classes: Any, hint: str = "") -> np.ndarray:
+    """Check the labels of classes, each once; return a copy on the host, in their order."""
+    raw = as_raw_array("classes", classes)
+    if raw.ndim != 1 or 0 in raw.shape:
+        raise ValueError(f"classes must be labels (C,), got shape {tuple(raw.shape)}.{hint}")
+    try:
+        labels = as_labels("classes", raw, "place")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}{hint}") from None
+    unique, counts = np.unique(labels, return_counts=True)
+    if unique.size != labels.size:
+        raise ValueError(f"classes must be different labels, got {unique[counts.argmax()]} {counts.max()} times.{hint}")
+    return labels.copy()
 
 
 def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
@@ -84,6 +106,10 @@ def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
         raise ValueError(f"y must have a column for each of {classes.shape[0]} classes, got {y.shape[1]}.")
     y = follow("y", y, X)
     xp = array_namespace(y)
+    missing = xp.any(xp.isnan(y), axis=1)
+    if bool(xp.any(missing)):
+        row = int(xp.argmax(xp.astype(missing, xp.int32)))
+        raise ValueError(f"y must be probabilities without missing values, got NaN at row {row}.")
     sums = xp.sum(y, axis=1)
     bad = ~((xp.abs(sums - 1.0) <= SUM_TO_ONE) & xp.all(y >= 0.0, axis=1))
     if bool(xp.any(bad)):
@@ -111,6 +137,7 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
     if weight is None:
         return None
     rows = X.shape[0]
+    refuse_masked("sample_weight", weight)
     if isinstance(weight, Real):
         weight = np.full(rows, check.as_number("sample_weight", weight))
     elif is_elsewhere(weight):
@@ -118,24 +145,38 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
         if xp.isdtype(weight.dtype, "complex floating"):
             raise TypeError(f"sample_weight must be real numbers, got {weight.dtype}.")
     else:
-        array = np.asarray(weight)
-        if array.dtype.kind in "SU":
-            raise TypeError(f"sample_weight must be numbers, got {array.ravel()[:1].tolist()[0]!r:.60}.")
-        if array.ndim == 0:
-            raise TypeError(f"sample_weight must be an array (N,), a number or None, got {weight!r:.60}.")
-        weight = check_array(
-            weight,
-            input_name="sample_weight",
-            ensure_2d=False,
-            dtype=[np.float64, np.float32],
-            allow_nd=True,
-            ensure_min_samples=0,
-        )
+        weight = _weights_on_host(weight)
     if tuple(weight.shape) != (rows,):
         raise ValueError(
             f"sample_weight must have shape ({rows},), a number for each row of X, got {tuple(weight.shape)}."
         )
-    return follow("sample_weight", weight, X)
+    weight = follow("sample_weight", weight, X)
+    xp = array_namespace(weight)
+    bad = ~(xp.isfinite(weight) & (weight >= 0.0))
+    if bool(xp.any(bad)):
+        row = int(xp.argmax(xp.astype(bad, xp.int32)))
+        raise ValueError(f"sample_weight must be finite and not negative, got {float(weight[row])} at row {row}.")
+    return weight
+
+
+def _weights_on_host(weight: Any) -> np.ndarray:
+    array = np.asarray(weight)
+    if array.dtype.kind in "SU":
+        raise TypeError(f"sample_weight must be numbers, got {array.ravel()[:1].tolist()[0]!r:.60}.")
+    if array.ndim == 0:
+        raise TypeError(f"sample_weight must be an array (N,), a number or None, got {weight!r:.60}.")
+    if array.dtype.kind == "O" and missing_in(array).any():
+        row = int(missing_in(array).argmax())
+        raise ValueError(f"sample_weight must be finite and not negative, got {array.ravel()[row]} at row {row}.")
+    return check_array(  # type: ignore[no-any-return]
+        weight,
+        input_name="sample_weight",
+        ensure_2d=False,
+        ensure_all_finite=False,
+        dtype=[np.float64, np.float32],
+        allow_nd=True,
+        ensure_min_samples=0,
+    )
 
 
 def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
@@ -151,13 +192,19 @@ def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
         return np.asarray(compute_class_weight("balanced", classes=np.arange(len(classes)), y=values))
     if not isinstance(weight, dict):
         raise TypeError(f'class_weight must be None, a dict or "balanced", got {weight!r:.60}.')
-    labels = classes.tolist()
-    unknown = set(weight).difference(labels)
+    weights = np.ones(len(classes))
+    if not weight:
+        return weights
+    codes = encode(as_labels("class_weight", np.fromiter(weight, object, len(weight)), "key"), classes)
+    known = codes >= 0
     # As scikit-learn has it: weights of all labels and more are right, for a part of the data may lack a label.
-    if unknown and not weight.keys() >= set(labels):
-        label = next(label for label in weight if label in unknown)
+    if not known.all() and np.unique(codes[known]).size < len(classes):
+        label = list(weight)[int((~known).argmax())]
         raise ValueError(f"class_weight must be of the labels of y, {shortened(classes)}, got one of {label!r}.")
-    return np.array([check.as_number(f"class_weight[{label!r}]", weight.get(label, 1.0)) for label in labels])
+    for code, (label, value) in zip(codes, weight.items(), strict=True):
+        if code >= 0:
+            weights[code] = check.as_number(f"class_weight[{label!r}]", value)
+    return weights
 
 
 def labels_of(classes: np.ndarray, codes: Array) -> Array:

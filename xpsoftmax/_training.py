@@ -18,75 +18,26 @@ from array_api_compat import is_dask_array
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
     Buffers,
-    Layer,
     Network,
-    Params,
     Plan,
     add_rows,
     as_inputs,
     as_network,
     budget,
-    check_alike,
     finished,
     forward,
     parts_of,
     plan_chunks,
 )
+from xpsoftmax._finite import first_not_finite
+from xpsoftmax._layers import Layer, PairsOfArrays, Params, alike, carrying, recorded
 from xpsoftmax._loss import LossOptions, Problem, divided, prepare
-from xpsoftmax._optim import Optimizer, State
+from xpsoftmax._optim import Optimizer
+from xpsoftmax._predict import NO_CLASS, labels_of
 from xpsoftmax._softmax import quiet, summed
+from xpsoftmax._state import History, TrainState, checked_state
 from xpsoftmax._typing import Array, DType, Impl, Reduction
 from xpsoftmax.kernels.generic import narrowed
-
-History = dict[str, list[float]]
-
-
-class TrainState(NamedTuple):
-    """All that a call of `train` needs to go on where another one ended.
-
-    Plain tuples, dicts, numbers and arrays: it can be pickled, or looked at.
-
-    Attributes
-    ----------
-    params : tuple of Layer
-        The last parameters, in float32 or wider; those that `train` returns may be earlier and better ones.
-    optimizer : tuple
-        State of the optimiser.
-    rng : dict
-        State of the random generator at the beginning of the epoch.
-    epoch, step : int
-        Epochs completed, and steps made of the one that has begun.
-    best : tuple or None
-        (validation loss, epoch, parameters) of the best epoch so far, where `patience` is given.
-    history : dict of lists
-    rows, batch_size : int
-        Of the training: the steps of an epoch are counted in them.
-    blocks : tuple or None
-        Of `xpsoftmax.dask.train`: how many rows each block has, and how many blocks a step goes over.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import xpsoftmax as xs
-    >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
-    >>> options = {"optimizer": xs.sgd(0.1), "batch_size": 2, "rng": 0}
-    >>> half = xs.train(xs.init_params((4, 3), rng=0), X, y, epochs=3, **options)
-    >>> half.state.epoch, half.state.step, half.state.rows
-    (3, 0, 4)
-    >>> xs.train(half.params, X, y, epochs=6, resume=half.state, **options).state.epoch
-    6
-    """
-
-    params: Params
-    optimizer: State
-    rng: dict[str, Any]
-    epoch: int
-    step: int
-    best: tuple[float, int, Params] | None
-    history: History
-    rows: int
-    batch_size: int
-    blocks: tuple[tuple[int, ...], int] | None = None
 
 
 class TrainResult(NamedTuple):
@@ -165,14 +116,18 @@ class TrainStep:
 class DivergenceError(FloatingPointError):
     """A loss that is not finite, or parameters that are not, ended a training.
 
+    The message names inputs that are not finite, and their first row, where they are the cause.
+
     Attributes
     ----------
     step : int
-        The step of that loss, counted from 0; or the last one, after which the parameters are not finite.
+        The step of that loss, counted from 0; or the last one, after which the parameters or the validation loss are
+        not finite.
     loss : float or None
         None where it is the parameters.
     result : TrainResult
-        As it was before the step of that loss; or as it is, with parameters that are not finite.
+        As it was before the step of that loss. Where a validation loss is not finite: as it was before validation.
+        Where it is the parameters: as it is, with them.
 
     Examples
     --------
@@ -186,25 +141,26 @@ class DivergenceError(FloatingPointError):
     1 True
     """
 
-    def __init__(self, step: int, loss: float | None, result: TrainResult) -> None:
-        if loss is None:
-            text = (
-                f"params must stay finite in training, got nan or inf after step {step}. Try a smaller learning rate."
-            )
-        else:
-            text = (
-                f"loss must be finite in training, got {loss} at step {step}. "
-                "A smaller learning rate may help; the error's `result` has the parameters from before it."
-            )
-        super().__init__(text)
+    def __init__(self, step: int, loss: float | None, result: TrainResult, reason: str | None = None) -> None:
+        super().__init__(reason or _diverged_by_steps(step, loss))
         self.step, self.loss, self.result = step, loss, result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.step, self.loss, self.result)
+        return type(self), (self.step, self.loss, self.result, str(self))
+
+
+BEFORE = "The error's `result` has the parameters from before it."
+
+
+def _diverged_by_steps(step: int, loss: float | None) -> str:
+    """Message where steps have led there that were too long."""
+    if loss is None:
+        return f"params must stay finite in training, got nan or inf after step {step}. Try a smaller learning rate."
+    return f"loss must be finite in training, got {loss} at step {step}. A smaller learning rate may help. {BEFORE}"
 
 
 def train(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
@@ -213,7 +169,7 @@ def train(
     epochs: int,
     batch_size: int,
     rng: Any,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
@@ -250,15 +206,16 @@ def train(
         Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
         With `resume` only its kind matters.
     activation, reg
-        As for `mlp_loss_and_grad`.
+        As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
     validation : (X, targets), optional
         Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
-        for after each epoch.
+        for after each epoch. Its inputs must be finite in all rows that count; they are looked at before
+        the first step.
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
         State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
-        must be as they were.
+        must be as they were. All of the state is checked before the first step.
     progress : bool
         Show a progress bar; needs tqdm.
     callback : function, optional
@@ -271,7 +228,8 @@ def train(
     Returns
     -------
     TrainResult
-        params, history and state.
+        params, history and state. The parameters, also those of `state` and of a callback, carry the activation that
+        they were trained with (see `Layer`).
 
     Raises
     ------
@@ -279,7 +237,9 @@ def train(
         As `mlp_loss_and_grad`, and if an option does not fit.
     DivergenceError
         A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
-        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end.
+        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end. The
+        message names the first row of `X` that counts and is not finite, if there is one. Also for a validation loss
+        that is not finite, unless no row counts.
     ImportError
         If `progress` is asked for without tqdm.
 
@@ -314,6 +274,7 @@ def train(
     check.check_flag("progress", progress)
     check_parts(optimizer, callback, patience, validation)
     net = as_network(params, activation, impl)
+    net = trained_network(net, activation_to_train(net, activation, resume))
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     reg = check.as_number("reg", reg)
@@ -322,16 +283,19 @@ def train(
     if validation is not None:
         try:
             held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None), max_memory)
+            check_held_out(net, held_out, max_memory)
         except (TypeError, ValueError) as error:
             error.add_note("It is about the validation data.")
             raise
     generator = check.as_generator("rng", rng)
-    if resume is not None:
-        check_resumable(resume, net, optimizer, generator, data.rows, min(batch_size, data.rows))
-        generator = copy.deepcopy(generator)  # it is set back: not the caller's
+    batch_size = min(batch_size, data.rows)
     stepper = Stepper(net, data, reg, reduction, max_memory)
+    if resume is not None:
+        validated, patient = validation is not None, patience is not None
+        resume = checked_state(resume, stepper, optimizer, generator, batch_size, validated=validated, patient=patient)
+        generator = copy.deepcopy(generator)  # it is set back: not the caller's
     with quiet(net.xp, net.frame.device):
-        run = Run(stepper, optimizer, generator, min(batch_size, data.rows), resume)
+        run = Run(stepper, optimizer, generator, batch_size, resume)
         return trained(run, epochs, held_out, patience, callback, progress=progress)
 
 
@@ -342,6 +306,7 @@ class Data(NamedTuple):
     X: Array  # (N, D), in the dtype of the parameters
     problem: Problem  # of all rows, with the weights of a sum
     counts: np.ndarray | None  # (N,) on the host: which rows count; None where all do
+    given: tuple[Array, LossOptions] | None = None  # targets and options, where they have not been looked at
 
     @property
     def rows(self) -> int:
@@ -362,7 +327,31 @@ def as_data(
         # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
         counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
         counts = None if counting is None else np.array(_on_host(counting != 0.0), bool)
-    return Data(X, problem, None if counts is None or counts.all() else counts)
+    counts = None if counts is None or counts.all() else counts
+    return Data(X, problem, counts, None if options.validate else (targets, options))
+
+
+def check_held_out(net: Network, data: Data, max_memory: int | None) -> None:
+    """Raise ValueError for the first row of validation inputs that counts and is not finite."""
+    bad = _bad_inputs(net, data, max_memory, "validation X")
+    if bad is not None:
+        raise bad.error()
+
+
+def _bad_inputs(net: Network, data: Data, max_memory: int | None, name: str) -> check.Bad | None:
+    with quiet(net.xp, net.frame.device):
+        return first_not_finite(net.xp, name, data.X, data.problem.row_weight, budget(max_memory))
+
+
+def first_flaw(net: Network, data: Data, max_memory: int | None) -> check.Bad | None:
+    """What would make a loss that is not finite: a label, a weight, or a row of inputs; None if they are sound."""
+    if data.given is not None:
+        targets, options = data.given
+        try:
+            as_data(net, "X", data.X, targets, options._replace(validate=True), max_memory)
+        except ValueError as error:
+            return getattr(error, "bad", None)
+    return _bad_inputs(net, data, max_memory, "X")
 
 
 def _on_host(x: Array) -> list[float]:
@@ -370,11 +359,25 @@ def _on_host(x: Array) -> list[float]:
     return list(x.tolist() if hasattr(x, "tolist") else map(float, x))
 
 
+def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
+    """Return the activation of the network; where neither it nor the call says one, that of the training before."""
+    unsaid = activation is None and recorded(net.layers) is None
+    if unsaid and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
+        return recorded(resume.params, "resume") or net.activation
+    return net.activation
+
+
+def trained_network(net: Network, activation: str) -> Network:
+    """Return the network with hidden layers that carry their activation: all that is made of them carries it, too."""
+    return replace(net, layers=carrying(net.layers, activation), activation=activation)
+
+
 def copied(net: Network, layers: Params, dtype: DType) -> Params:
+    """Copy layers of the shapes of a network; the copies carry the activation of its layers."""
     if type(layers[0].weight) is np.ndarray:
-        return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), layers)
+        return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), net.layers)
     asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
-    return tuple(Layer(*(asarray(array, **options) for array in layer)) for layer in layers)
+    return alike([Layer(*(asarray(array, **options) for array in layer)) for layer in layers], net.layers)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
@@ -395,8 +398,11 @@ class Steps(Protocol):
     rows: int
     blocks: tuple[tuple[int, ...], int] | None
 
-    def expected(self, batch_size: int) -> int:
-        """How many batches an epoch has, or about how many."""
+    def expected(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
+        """How many batches the epoch has that the generator draws; without one about how many."""
+
+    def span(self, batch_size: int) -> tuple[int, int]:
+        """How many batches an epoch has at least and at most."""
 
     def batches(self, generator: np.random.Generator, batch_size: int) -> Batches:
         """Draw an epoch."""
@@ -406,6 +412,9 @@ class Steps(Protocol):
 
     def evaluated(self, layers: Params, data: Any) -> tuple[float, float]:
         """Loss, without penalty, and accuracy of other data."""
+
+    def flaw(self, data: Any = None) -> check.Bad | None:
+        """The first bad value of the data, or of other data: it is looked for where a loss is not finite."""
 
 
 class _Rows:
@@ -469,8 +478,11 @@ class Stepper:
         loss, grads = add_rows(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
         return finished(self.net, loss, grads, self.reg / problem.total if self.averaged else self.reg)
 
-    def expected(self, batch_size: int) -> int:
+    def expected(self, batch_size: int, generator: np.random.Generator | None = None) -> int:  # noqa: ARG002
         return -(-self.rows // batch_size)
+
+    def span(self, batch_size: int) -> tuple[int, int]:
+        return self.expected(batch_size), self.expected(batch_size)
 
     def batches(self, generator: np.random.Generator, batch_size: int) -> Batches:
         return _Rows(self, generator.permutation(self.rows) if batch_size < self.rows else None, batch_size)
@@ -524,6 +536,9 @@ class Stepper:
         net = replace(self.given, layers=layers)
         return evaluation(net, data, self.reduction, self.max_memory, self.buffers).finish(self.reduction)
 
+    def flaw(self, data: Data | None = None) -> check.Bad | None:
+        return first_flaw(self.given, self.data if data is None else data, self.max_memory)
+
 
 class Evaluation(NamedTuple):
     """Sums over rows that are not trained with: those of disjoint rows add up."""
@@ -559,7 +574,8 @@ def evaluation(
             targets = check.as_dtype(xp, targets, net.working)
         _, _, logits = forward(net, X, buffers=buffers)
         labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
-        hits = xp.argmax(logits, axis=1) == labels
+        found = labels_of(xp, logits)
+        hits = (found == labels) & (found != NO_CLASS)  # which may be a label, too: one that is ignored
         if problem.counting is not None:
             hits = hits & ((problem.counting if reduction == "mean" else problem.row_weight)[rows] != 0.0)
         losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
@@ -590,10 +606,15 @@ def trained(
                     run.end_epoch(held_out, keep_best=patience is not None)
         except Interrupted:
             run.settle()
-        result, xp = run.result(best=patience is not None), run.stepper.given.xp
-        if not all(bool(xp.all(xp.isfinite(array))) for layer in result.params for array in layer):
-            raise DivergenceError(len(result.history["loss"]) - 1, None, result)
+        result = run.result(best=patience is not None)
+        if not are_finite(run.stepper.given, result.params):
+            run.diverged_params(result)
         return result
+
+
+def are_finite(net: Network, layers: Params) -> bool:
+    """Whether all parameters are finite; it waits for the device."""
+    return all(bool(net.xp.all(net.xp.isfinite(array))) for layer in layers for array in layer)
 
 
 class Run:
@@ -622,6 +643,8 @@ class Run:
             count, *kept = resume.optimizer
             self.state = (count, *(copied(net, layers, net.working) for layers in kept))
             self.epoch, self.step, self.best = resume.epoch, resume.step, resume.best
+            if resume.best is not None:  # one of an older version carries no activation
+                self.best = (*resume.best[:2], alike(resume.best[2], net.layers))
             self.history = {name: list(values) for name, values in resume.history.items()}
             generator.bit_generator.state = resume.rng
         self.rng = dict(generator.bit_generator.state)  # when the epoch began
@@ -701,8 +724,41 @@ class Run:
         self.losses = []
 
     def diverged(self, loss: float) -> NoReturn:
+        step = len(self.history["loss"]) + len(self.losses)
+        reason = self.reason(loss, step)
         self.history["loss"] += self.losses
-        raise DivergenceError(len(self.history["loss"]), loss, self.result(best=False))
+        raise DivergenceError(step, loss, self.result(best=False), reason)
+
+    def reason(self, loss: float, step: int) -> str | None:
+        """Message for a loss that is not finite where the steps before are not the cause; None where they may be.
+
+        The inputs are looked at only now: a look at all of them before the first step would cost every training time.
+        """
+        flaw = self.stepper.flaw()
+        if flaw is not None:
+            return f"{flaw.text()} The loss became {loss} at step {step}. {BEFORE}"
+        if self.state[0] > 0:
+            return None
+        if not are_finite(self.stepper.given, self.layers):
+            return f"params must be finite, got nan or inf. The loss became {loss} at step {step}."
+        return (
+            f"loss must be finite in training, got {loss} at step {step}. There was no update before: X, weights or "
+            "params hold numbers that are too large."
+        )
+
+    def diverged_params(self, result: TrainResult) -> NoReturn:
+        step, flaw = len(self.history["loss"]) - 1, self.stepper.flaw()
+        reason = None if flaw is None else f"{flaw.text()} The parameters are not finite after step {step}."
+        raise DivergenceError(step, None, result, reason)
+
+    def diverged_validation(self, loss: float, held_out: Any) -> NoReturn:
+        result = self.result(best=False)
+        if not are_finite(self.stepper.given, self.layers):
+            self.diverged_params(result)
+        step, flaw = len(self.history["loss"]) - 1, self.stepper.flaw(held_out)
+        cause = "A smaller learning rate may help." if flaw is None else f"In the validation data {flaw.text()}"
+        reason = f"validation loss must be finite in training, got {loss} after step {step}. {cause}"
+        raise DivergenceError(step, loss, result, reason)
 
     def settle(self) -> None:
         """Go back to the last step that was completed, where something ended the one after it."""
@@ -716,6 +772,8 @@ class Run:
 
     def end_epoch(self, held_out: Any, *, keep_best: bool) -> None:
         found = None if held_out is None else self.stepper.evaluated(self.layers, held_out)
+        if found is not None and not math.isfinite(found[0]) and not math.isnan(found[1]):  # and a row counts
+            self.diverged_validation(found[0], held_out)
         self.epoch, self.step = self.epoch + 1, 0
         self.rng = dict(self.generator.bit_generator.state)
         if found is None:
@@ -734,7 +792,7 @@ class Run:
     def params_of(self, layers: Params) -> Params:
         """A copy in the dtype that was given."""
         net = self.stepper.given
-        narrow = tuple(Layer(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
+        narrow = tuple(type(layer)(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
         return copied(net, narrow, net.dtype)
 
     def result(self, *, best: bool) -> TrainResult:
@@ -758,36 +816,6 @@ def check_parts(optimizer: object, callback: object, patience: object, validatio
             raise ValueError(f"patience must be None without validation data, got {patience}.")
 
 
-def check_resumable(
-    resume: object,
-    net: Network,
-    optimizer: Optimizer,
-    generator: np.random.Generator,
-    rows: int,
-    batch_size: int,
-    blocks: tuple[tuple[int, ...], int] | None = None,
-) -> None:
-    if not isinstance(resume, TrainState):
-        raise TypeError(f"resume must be the state of an earlier call, got {resume!r:.60}.")
-    for layers in (resume.params, *resume.optimizer[1:]):
-        check_alike("resume", layers, net.layers, "params")
-        if layers[0].weight.dtype != net.working:
-            raise TypeError(f"resume must be of a training in {net.working}, got one in {layers[0].weight.dtype}.")
-    if resume.rows != rows:
-        raise ValueError(f"X must have as many rows as in the training that is resumed, {resume.rows}, got {rows}.")
-    if resume.batch_size != batch_size:
-        raise ValueError(
-            f"batch_size must be that of the training that is resumed, {resume.batch_size}, got {batch_size}."
-        )
-    if resume.blocks != blocks:
-        raise ValueError(f"X must have the blocks of the training that is resumed, {resume.blocks}, got {blocks}.")
-    if len(resume.optimizer) != 1 + optimizer.kept:
-        raise ValueError(f"resume must be of a training by the same optimizer, got one that is not by {optimizer}.")
-    kind = generator.bit_generator.state["bit_generator"]
-    if resume.rng["bit_generator"] != kind:
-        raise ValueError(f"rng must be of the kind of resume, {resume.rng['bit_generator']}, got {kind}.")
-
-
 @contextmanager
 def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
     if not shown:
@@ -796,7 +824,7 @@ def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        raise ImportError("progress needs tqdm, which is not installed: pip install xpsoftmax[progress].") from None
+        raise ImportError("progress needs tqdm, which is not installed: pip install tqdm.") from None
     with tqdm(total=steps, unit="step") as bar:
         yield bar.update
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
@@ -41,6 +43,12 @@ class Frame(NamedTuple):
     axis: int  # of the classes, not negative
     working: DType  # float32 or float64
     owner: str = "logits"  # the argument that brought them
+    blocks: tuple[int, ...] = ()  # of a dask array: how many along each axis
+
+    @property
+    def lengthless(self) -> bool:
+        """Whether the rows are blocks of a dask array that does not know how many each block has."""
+        return bool(self.blocks) and any(_unknown(size) for size in self.shape)
 
     @property
     def classes(self) -> int:
@@ -74,8 +82,134 @@ def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     if is_numpy_array(value):
         value = np.asarray(value)
     elif is_torch_array(value):
+        _check_untransformed(name, value)
         value = value.detach()
+    elif is_dask_array(value):
+        value = without_empty_blocks(value)
     return xp, value
+
+
+# Results are detached tensors: PyTorch would take them for constants, and their derivatives for zero.
+
+
+def check_unrecorded(**arrays: object) -> None:
+    """Refuse PyTorch tensors through which PyTorch would differentiate the result of a function."""
+    for name, value in arrays.items():
+        if type(value) is np.ndarray or not is_torch_array(value):
+            continue
+        if _is_recorded(value):
+            raise ValueError(
+                f"{name} must not require grad while PyTorch records gradients, got a tensor that does: they would not "
+                "pass through the result. Call detach() on it, or take loss and gradient from softmax_loss_and_grad or "
+                "mlp_loss_and_grad."
+            )
+
+
+def layers_by_name(params: object) -> dict[str, object]:
+    """The arrays of layers, by the names that messages give them; nothing of what are no layers."""
+    if not isinstance(params, (tuple, list)):
+        return {}
+    return {
+        f"params[{i}].{part}": array
+        for i, layer in enumerate(params)
+        if isinstance(layer, (tuple, list)) and len(layer) == 2
+        for part, array in zip(("weight", "bias"), layer, strict=True)
+    }
+
+
+def _check_untransformed(name: str, tensor: Array) -> None:
+    """Refuse a tensor by which torch.func, or forward-mode AD, differentiates whatever is computed from it."""
+    if _is_transformed(tensor):
+        raise ValueError(
+            f"{name} must not be differentiated by torch.func or forward-mode AD, got a tensor that is: its derivative "
+            "would be zero. Call detach() on it, and take gradients from softmax_loss_and_grad or mlp_loss_and_grad."
+        )
+
+
+def _is_recorded(tensor: Array) -> bool:
+    """Whether autograd records what is computed from a tensor, on any level of torch.func."""
+    torch = sys.modules["torch"]
+    if not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():  # where torch.func.grad is compiled only what is made of its argument says so
+        return bool(tensor.requires_grad or tensor.view_as(tensor).requires_grad)
+    return any(level.requires_grad for level in _levels(tensor))
+
+
+def _is_transformed(tensor: Array) -> bool:
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling():
+        if _has_tangent(tensor):
+            return True
+        return _is_recorded(tensor) and torch._C._functorch.maybe_current_level() is not None
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return _has_tangent(tensor)
+    records = torch.is_grad_enabled()
+    return any(level.has_tangent or (records and level.wraps and level.requires_grad) for level in _levels(tensor))
+
+
+def _has_tangent(tensor: Array) -> bool:
+    forward = sys.modules["torch"].autograd.forward_ad
+    return forward._current_level >= 0 and forward.unpack_dual(tensor).tangent is not None
+
+
+class _Level(NamedTuple):
+    """A tensor on a level of torch.func, which wraps the one on the level below."""
+
+    wraps: bool
+    requires_grad: bool
+    has_tangent: bool
+
+
+def _levels(tensor: Array) -> list[_Level]:
+    """What a tensor is on each level, from the innermost transform out; the last one is PyTorch's own."""
+    functorch = sys.modules["torch"]._C._functorch
+    if functorch.peek_interpreter_stack() is None:
+        return [_Level(wraps=False, requires_grad=bool(tensor.requires_grad), has_tangent=False)]
+    from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+
+    levels = []
+    with ExitStack() as outside:
+        while True:
+            wraps = functorch.is_functorch_wrapped_tensor(tensor)
+            now = functorch.maybe_current_level()
+            if now is not None and not (wraps and functorch.maybe_get_level(tensor) == now):
+                # A tensor answers on its own level alone.
+                outside.enter_context(temporarily_pop_interpreter_stack())
+                continue
+            has_tangent = not functorch.is_batchedtensor(tensor) and _has_tangent(tensor)
+            levels.append(_Level(wraps, bool(tensor.requires_grad), has_tangent))
+            if not wraps:
+                return levels
+            tensor = functorch.get_unwrapped(tensor)
+
+
+def _unbatched(array: Array) -> Array:
+    """A tensor within torch.func.vmap with the dimensions that vmap hides, the outermost first; others as they are."""
+    if not is_torch_array(array):
+        return array
+    functorch = sys.modules["torch"]._C._functorch
+    if functorch.peek_interpreter_stack() is None:
+        return array
+    while functorch.is_functorch_wrapped_tensor(array):
+        hidden = functorch.maybe_get_bdim(array) if functorch.is_batchedtensor(array) else None
+        array = functorch.get_unwrapped(array)
+        array = array if hidden is None else array.movedim(hidden, 0)
+    return array
+
+
+def without_empty_blocks(array: Array) -> Array:
+    """A dask array without the blocks that are known to have no entries; one block stays where there are no others.
+
+    Dask takes every dimension of size 1 for one that is repeated as often as others have blocks, and reshapes no empty
+    blocks: both of them give wrong results, or errors about its graph, where one row lies among empty blocks.
+    """
+    for axis, sizes in enumerate(array.chunks):
+        kept = [block for block, size in enumerate(sizes) if size != 0] or [0]
+        if len(kept) < len(sizes) and not any(_unknown(size) for size in sizes):
+            array = array.blocks[(*(slice(None),) * axis, kept)]
+    nothing = 0 in array.shape and not any(_unknown(size) for size in array.shape)
+    return array.rechunk(-1) if nothing and array.npartitions > 1 else array
 
 
 def _is_dense(value: Any) -> bool:
@@ -157,7 +291,8 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
             f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
             "For a dask array, call compute_chunk_sizes() first."
         )
-    return array, Frame(xp, device(array), tuple(array.shape), position, working_dtype(xp, array))
+    frame = Frame(xp, home(array), tuple(array.shape), position, working_dtype(xp, array), blocks=blocks_of(array))
+    return array, frame
 
 
 def working_dtype(xp: Namespace, array: Array) -> DType:
@@ -183,11 +318,63 @@ def as_companion(name: str, value: object, frame: Frame) -> Array:
             f"{name} must be an array of the same library as {frame.owner} ({library(frame.xp)}), "
             f"got one of {library(xp)}."
         )
-    where = device(array)
+    where = home(array)
     # Arrays being traced by jax.jit have no device.
-    if where is not None and frame.device is not None and where != frame.device:
+    if where is not None and frame.device is not None and not _same_devices(where, frame.device):
         raise ValueError(f"{name} must be on the device of {frame.owner} ({frame.device}), got {where}.")
     return array
+
+
+def home(array: Array) -> Device | None:
+    """Return the device of an array, or the devices that JAX has spread it over; None if the library may move it."""
+    if not is_jax_array(array) or _is_traced(array):
+        return device(array)
+    return device(array) if getattr(array, "committed", True) else None
+
+
+def placement(array: Array) -> Device | None:
+    """Return where to make an array to go with this one; None if the library puts it where it is needed.
+
+    JAX binds an array that is made on a device to that device, and then all that is computed from it.
+    """
+    where = home(array)
+    return None if hasattr(where, "device_set") else where
+
+
+def _same_devices(one: Device, other: Device) -> bool:
+    """Whether two arrays are on the same device or, in JAX, on the same devices, however they are laid out there."""
+    if one == other:
+        return True
+    several = [getattr(x, "device_set", None) for x in (one, other)]
+    if several == [None, None]:
+        return False
+    devices, others = (found or {x} for found, x in zip(several, (one, other), strict=True))
+    return bool(devices == others)
+
+
+def blocks_of(array: Array) -> tuple[int, ...]:
+    """How many blocks a dask array has along each axis; other arrays have none."""
+    return tuple(array.numblocks) if is_dask_array(array) else ()
+
+
+def check_blocks(name: str, array: Array, frame: Frame) -> None:
+    """Check that a dask array of unknown length has as many blocks of rows as the logits."""
+    for axis, size in enumerate(array.shape if frame.blocks else ()):
+        if not _unknown(size):
+            continue
+        rows = next(i for i, length in enumerate(frame.shape) if _unknown(length))
+        if array.numblocks[axis] != frame.blocks[rows]:
+            raise ValueError(
+                f"{name} must have as many blocks of rows as {frame.owner} where their sizes are not known, "
+                f"{frame.blocks[rows]}, got {array.numblocks[axis]}. Call compute_chunk_sizes() on both first."
+            )
+
+
+def size_hint(*shapes: Sequence[Any]) -> str:
+    """What to do where the shape of a dask array is not known, if it is not."""
+    if any(_unknown(size) for shape in shapes for size in shape):
+        return " Call compute_chunk_sizes() on dask arrays of unknown sizes first."
+    return ""
 
 
 def same_shape(shape: Sequence[Any], other: Sequence[Any]) -> bool:
@@ -220,16 +407,18 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
             raise ValueError(
                 f"targets must have shape {frame.rows_shape} if they are integer labels for logits of shape "
                 f"{frame.shape} with classes along axis {frame.axis}, got {tuple(array.shape)}. "
-                "One-hot rows must be of a floating dtype."
+                f"One-hot rows must be of a floating dtype.{size_hint(array.shape, frame.shape)}"
             )
+        check_blocks("targets", array, frame)
         return _as_index(array, frame, ignore_index)
     if not _is_floating(array):
         raise TypeError(f"targets must be integer labels or floating soft targets, got dtype {array.dtype}.")
     if not same_shape(array.shape, frame.shape):
         raise ValueError(
             f"targets must have the shape of logits, {frame.shape}, if they are floating soft targets, "
-            f"got {tuple(array.shape)}. Labels must be of an integer dtype."
+            f"got {tuple(array.shape)}. Labels must be of an integer dtype.{size_hint(array.shape, frame.shape)}"
         )
+    check_blocks("targets", array, frame)
     if ignore_index is not None:
         raise ValueError(
             f"ignore_index must be None for soft targets, got {ignore_index}. Use sample_weight to leave rows out."
@@ -247,7 +436,7 @@ def _as_index(labels: Array, frame: Frame, ignore_index: int | None) -> Array:
     labels = xp.astype(labels, index, copy=False)
     if wraps:
         bad = frame.classes + (frame.classes == ignore_index)
-        labels = xp.where(labels < 0, xp.asarray(bad, dtype=index, device=frame.device), labels)
+        labels = xp.where(labels < 0, bad, labels)
     return labels
 
 
@@ -259,7 +448,9 @@ def as_weight(name: str, value: object, frame: Frame, shape: tuple[Any, ...], me
     if not _is_floating(array) and dtype_name(array.dtype) not in INTEGRAL:
         raise TypeError(f"{name} must be of a real floating or integer dtype, got {array.dtype}.")
     if not same_shape(array.shape, shape):
-        raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.")
+        hint = size_hint(array.shape, shape)
+        raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.{hint}")
+    check_blocks(name, array, frame)
     return as_dtype(frame.xp, array, frame.working)
 
 
@@ -301,18 +492,30 @@ def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
     for suspect in suspects:
         for rows in suspect.parts:
             bad = suspect.bad(rows)
-            if _is_traced(bad):
-                raise ValueError(
-                    "validate must be False inside jax.jit, got True: while a function is traced its labels have no "
-                    "values."
-                )
-            if is_torch_array(bad) and bad.is_meta:
-                raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
-            found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else frame.xp.any(bad)
+            check_has_values("labels", bad)
+            found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else frame.xp.any(_unbatched(bad))
             flag = found if flag is None else flag | found
     if flag is not None and bool(flag):
         for suspect in suspects:
             _raise_first(suspect)
+
+
+def check_has_values(name: str, array: Array) -> None:
+    """Raise ValueError where an array, `name` in the message, has no values that `validate=True` could look at."""
+    if _is_traced(array):
+        raise ValueError(
+            f"validate must be False inside jax.jit, got True: while a function is traced its {name} have no values."
+        )
+    if is_torch_array(array) and array.is_meta:
+        raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
+
+
+def check_not_batched(name: str, array: Array) -> None:
+    """Raise ValueError within torch.func.vmap, where a tensor, `name` in the message, has no rows of its own."""
+    if is_torch_array(array) and sys.modules["torch"]._C._functorch.is_batchedtensor(array):
+        raise ValueError(
+            f"validate must be False inside torch.func.vmap, got True: there {name} have no values of their own."
+        )
 
 
 class Bad(NamedTuple):
@@ -323,18 +526,39 @@ class Bad(NamedTuple):
     value: float
     unit: str
     position: tuple[int, ...]
+    hint: str = ""
+
+    def text(self) -> str:
+        """The message."""
+        place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
+        text = f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}."
+        return f"{text} {self.hint}" if self.hint else text
 
     def error(self) -> ValueError:
         """What is raised for it, which knows it."""
-        place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
-        error = ValueError(f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}.")
+        error = ValueError(self.text())
         error.bad = self  # type: ignore[attr-defined]
         return error
 
 
+def starts_of(sizes: Sequence[float]) -> tuple[int, ...] | None:
+    """The number of the first row of each block; None where the sizes of the blocks are not known (nan)."""
+    if any(_unknown(size) for size in sizes):
+        return None
+    return tuple(itertools.accumulate(map(int, sizes[:-1]), initial=0))
+
+
+def in_block(bad: Bad, number: int, starts: Sequence[int] | None) -> Bad:
+    """A bad row of a block, as a row of all blocks; where their sizes are not known, with the number of the block."""
+    row, *rest = bad.position
+    if starts is None:
+        return bad._replace(unit=f"block {number}, {bad.unit}")
+    return bad._replace(position=(starts[number] + row, *rest))
+
+
 def _raise_first(suspect: Suspect) -> None:
     for rows in suspect.parts:
-        bad, values = (_computed(x) for x in (suspect.bad(rows), rows_of(suspect.values, rows)))
+        bad, values = (_computed(_unbatched(x)) for x in (suspect.bad(rows), rows_of(suspect.values, rows)))
         xp = array_namespace(bad)
         if not bool(xp.any(bad)):
             continue

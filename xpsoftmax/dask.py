@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from xpsoftmax import _partitions as parts
 from xpsoftmax import _validate as check
-from xpsoftmax._backprop import Params
 from xpsoftmax._block_sums import Model, as_model, sums_of_block
+from xpsoftmax._layers import PairsOfArrays, Params, carrying
 from xpsoftmax._loss import LossOptions
-from xpsoftmax._mlp import mlp_predict as predict_in_memory
 from xpsoftmax._optim import Optimizer
 from xpsoftmax._partition_training import (
     ClusterError,
@@ -25,20 +25,29 @@ from xpsoftmax._partition_training import (
     as_held_out,
     looked_at,
 )
+from xpsoftmax._predict import predict
 from xpsoftmax._softmax import quiet
-from xpsoftmax._training import Run, TrainResult, TrainState, TrainStep, check_parts, check_resumable, trained
+from xpsoftmax._state import TrainState, checked_state
+from xpsoftmax._training import (
+    Run,
+    TrainResult,
+    TrainStep,
+    activation_to_train,
+    check_parts,
+    trained,
+)
 from xpsoftmax._typing import Array, Impl, Reduction
 
 __all__ = ["ClusterError", "mlp_loss", "mlp_loss_and_grad", "mlp_predict", "train"]
 
 
 def mlp_loss_and_grad(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -77,8 +86,8 @@ def mlp_loss_and_grad(
     -------
     loss : dask array, 0-d
     grads : tuple of Layer
-        Dask arrays, shaped like `params`. Compute them together with the loss: ``dask.compute(loss, grads)`` is one
-        pass over the data.
+        Dask arrays, shaped like `params` and with their activation. Compute them together with the loss:
+        ``dask.compute(loss, grads)`` is one pass over the data.
 
     Raises
     ------
@@ -108,17 +117,18 @@ def mlp_loss_and_grad(
     (4, 10)
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    loss, *grads = _lazily(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
-    return loss, parts.as_layers(grads)
+    model = as_model(params, activation, max_memory, options, impl)
+    loss, *grads = _lazily(model, X, targets, reg, options, grad=True)
+    return loss, parts.as_layers(grads, model.params)
 
 
 def mlp_loss(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
     *,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -163,38 +173,38 @@ z_loss, reduction, validate, impl
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    (loss,) = _lazily(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
+    model = as_model(params, activation, max_memory, options, impl)
+    (loss,) = _lazily(model, X, targets, reg, options, grad=False)
     return loss
 
 
-def _lazily(
-    params: Params,
-    X: Array,
-    targets: Array,
-    activation: str,
-    reg: float,
-    max_memory: int | None,
-    options: LossOptions,
-    impl: Impl,
-    *,
-    grad: bool,
-) -> list[Array]:
+def _lazily(model: Model, X: Array, targets: Array, reg: float, options: LossOptions, *, grad: bool) -> list[Array]:
     check.check_choice("reduction", options.reduction, ("mean", "sum"))
     reg = check.as_number("reg", reg)
-    model = as_model(params, activation, max_memory, options, impl)
     data = parts.as_partitions(model, X, targets, options.sample_weight)
     node = parts.as_node(model)
     total = parts.added_up(parts.each_block(sums_of_block, data.pairs, model=node, grad=grad))
     return parts.finished_arrays(model, node, total, reg, options.reduction, grad=grad)
 
 
-def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: Impl = "auto") -> Array:
+def mlp_predict(
+    params: PairsOfArrays,
+    X: Array,
+    /,
+    *,
+    activation: str | None = None,
+    max_memory: int | None = None,
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> Array:
     """Most probable class of each row of a dask array.
 
     Parameters
     ----------
-    params, X, activation, impl
+    params, X, activation, max_memory, impl
         As for `mlp_loss_and_grad`.
+    validate : bool
+        Whether a row whose logits hold nan is an error. With False its label is -1.
 
     Returns
     -------
@@ -204,7 +214,8 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `xpsoftmax.mlp_predict`.
+        As `xpsoftmax.mlp_predict`. When computed: ValueError that names a row whose logits hold nan, the first one of
+        its block, as a row of `X`, or, where `X` does not know how many rows its blocks have, of the block.
 
     References
     ----------
@@ -220,16 +231,17 @@ def mlp_predict(params: Params, X: Array, /, *, activation: str = "relu", impl: 
     >>> xd.mlp_predict(params, da.eye(3, chunks=2).rechunk((2, 3))).compute()
     array([0, 1, 2])
     """
-    model = as_model(params, activation, None, LossOptions(), impl)
+    check.check_flag("validate", validate)
+    model = as_model(params, activation, max_memory, LossOptions(validate=validate), impl)
     return parts.by_rows(_labels, model, parts.as_rows(model.network, X))
 
 
 def _labels(X: Array, *, model: Model) -> Array:
-    return predict_in_memory(model.params, X, activation=model.activation, impl=model.impl)
+    return predict(model.params, X, model.activation, model.max_memory, model.impl, validate=model.options.validate)
 
 
 def train(
-    params: Params,
+    params: PairsOfArrays,
     X: Array,
     targets: Array,
     /,
@@ -239,7 +251,7 @@ def train(
     batch_size: int | None = None,
     blocks_per_step: int | None = None,
     rng: Any = None,
-    activation: str = "relu",
+    activation: str | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
@@ -276,7 +288,8 @@ def train(
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes; where every step takes all blocks nothing is drawn.
     validation : (X, targets), optional
-        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them.
+        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them. They are looked at before the first step,
+        inputs included: one pass over them.
     max_memory : int, optional
         Bytes of temporary memory of each task.
     reduction : {"mean", "sum"}
@@ -340,6 +353,8 @@ def train(
     check_parts(optimizer, callback, patience, validation)
     reg = check.as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
+    activation = activation_to_train(model.network, activation, resume)
+    model = replace(model, params=carrying(model.params, activation), activation=activation)
     data = parts.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X, model)
     sizes = looked_at(scheduler, model, data)
@@ -348,7 +363,8 @@ def train(
     batch_size = steps.rows if batch_size is None else min(batch_size, steps.rows)
     generator = check.as_generator("rng", rng)
     if resume is not None:
-        check_resumable(resume, steps.given, optimizer, generator, steps.rows, batch_size, steps.blocks)
+        validated, patient = validation is not None, patience is not None
+        resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     with quiet(steps.given.xp, steps.given.frame.device):
         run = Run(steps, optimizer, generator, batch_size, resume)

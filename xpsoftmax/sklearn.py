@@ -19,12 +19,11 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin
 except ImportError as error:
     raise ImportError(
-        f"xpsoftmax.sklearn needs scikit-learn: pip install xpsoftmax[sklearn] ({error}).", name=error.name
+        f"xpsoftmax.sklearn needs scikit-learn: pip install scikit-learn ({error}).", name=error.name
     ) from error
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -33,26 +32,44 @@ from xpsoftmax._activations import check_activation
 from xpsoftmax._backprop import (
     DEFAULT_MAX_MEMORY,
     Buffers,
-    Layer,
     Network,
-    Params,
     as_network,
     forward,
     is_writable,
     parts_of,
 )
+from xpsoftmax._estimator_checks import (
+    bad_logits,
+    check_inputs,
+    check_logits,
+    check_no_missing,
+    is_overflow,
+    surely_finite,
+)
 from xpsoftmax._io import to_host, to_library
+from xpsoftmax._labels import (
+    alike,
+    are_sorted,
+    as_labels,
+    as_raw_array,
+    encode,
+    family,
+    is_elsewhere,
+    refuse_masked,
+    shortened,
+)
+from xpsoftmax._layers import Layer, PairsOfArrays, Params, carrying, recorded
 from xpsoftmax._loss import LossOptions
 from xpsoftmax._optim import Optimizer, State, UncorrectedAdam, VelocitySgd
 from xpsoftmax._softmax import quiet
 from xpsoftmax._targets import (
     Targets,
     as_class_weight,
+    as_classes,
     as_sample_weight,
     as_targets,
-    is_elsewhere,
+    is_probabilities,
     labels_of,
-    shortened,
 )
 from xpsoftmax._training import Interrupted, Stepper, as_data, copied, interrupts
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
@@ -77,6 +94,11 @@ CHOICES = {
     "learning_rate": ("constant", "invscaling", "adaptive"),
 }
 FLAGS = ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
+ONE_COLUMN = (
+    "params must have a column for each class in the last layer, got one column and {}. scikit-learn has one "
+    "logistic output w, b for two classes: pass the columns np.hstack([-w / 2, w / 2]) and np.hstack([-b / 2, b / 2]). "
+    "For a network of one class pass classes=[label]."
+)
 NOT_FINITE = (
     "Solver produced non-finite parameter weights, {}. The input data may contain large values and need to be "
     "preprocessed; a smaller learning_rate_init may help, too. The model is as it was before."
@@ -168,11 +190,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes
     ----------
     classes_ : numpy.ndarray, (C,)
-        Sorted labels, on the host; 0, 1, ..., C - 1 for probabilities.
+        Sorted labels, on the host; 0, 1, ..., C - 1 for probabilities. Nullable integers are integers here, and
+        nullable booleans are booleans; the dtype is object for strings that came as objects, and for integers that
+        neither int64 nor uint64 holds.
     coefs_, intercepts_ : list of array
         Weights (fan_in, fan_out) and biases (fan_out,) of each layer, where `X` was.
     params_ : tuple of Layer
-        The same as the functions of xpsoftmax take them.
+        The same as the functions of xpsoftmax take them; they carry the activation of the fit.
     loss_ : float
         Loss of the last epoch (the mean over its steps, as far as they were made), penalty included; nan before there
         is one.
@@ -303,10 +327,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
             are. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`): epochs go
             through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
-            `y` must be labels; whether inputs are finite shows in the loss.
+            `y` must be labels; inputs that are not finite are looked for when the loss is not finite.
         y : array or array-like, (N,) or (N, C)
-            Labels: integers, booleans, strings, or floats of integral value. Or floating probabilities, a column for
-            each class, whose rows add up to 1.
+            Labels of one kind, none of them missing: integers, booleans, strings, dates, or floats of integral value
+            below 2**53 (float32: 2**24). Integers are compared as integers, whatever holds them. Or floating
+            probabilities, a column for each class, whose rows add up to 1.
         sample_weight : array or array-like, (N,), optional
             Finite and not negative. It and `y` may be of any library: they are brought to where `X` is.
 
@@ -318,8 +343,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            If a parameter or an array does not fit, or if the solver came to numbers that are not finite: the message
-            names the step. The model is then as it was before.
+            If a parameter or an array does not fit, is masked, or holds missing values, where the message names the
+            first row; or if the solver came to numbers that are not finite, where it names the step. The model is then
+            as it was before.
         """
         return self._fit(X, y, sample_weight)
 
@@ -375,16 +401,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
             X = self._checked(X, "partial_fit" if incremental else "fit", reset=first)
             X, y, sample_weight = _labels_here(X, y, sample_weight)
-            known = _known_classes(classes, None if first else self.classes_)
+            given = None if classes is None else as_classes(classes, HINT)
+            known = _known_classes(given, None if first else self.classes_)
             targets = as_targets(
                 y, _block_of(X), known, complete=not incremental, hint=HINT if classes is not None else ""
             )
             check_consistent_length(X, targets.values)
-            if (
-                targets.values.ndim == 2
-                and classes is not None
-                and not np.array_equal(_as_labels(classes), targets.classes)
-            ):
+            if targets.values.ndim == 2 and given is not None and not are_sorted(given):
                 raise ValueError(f"classes must be sorted, as the columns of probabilities are, got {classes!r:.60}.")
             if known is None and incremental and targets.values.ndim == 1:
                 raise ValueError("classes must be passed on the first call to partial_fit, got None.")
@@ -394,13 +417,14 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self._check_sizes(sizes)
                 self._check_dtype(X)
             rng = _as_random_state(self.random_state)
-            layers = self._initial(rng, sizes, _block_of(X)) if first else self.params_
-            stepper, held_out = self._prepared(as_network(layers, self.activation), X, targets, weight, rng)
+            layers = self._initial(rng, sizes, _block_of(X)) if first else carrying(self.params_, self.activation)
+            net = as_network(layers, None)
+            stepper, held_out = self._prepared(net, X, targets, weight, rng)
             if first:
                 self._begin(layers, targets.classes)
             else:
                 self._go_on()
-            with quiet(stepper.given.xp, stepper.given.frame.device):
+            with quiet(stepper.given.xp, stepper.given.frame.device), _blamed_on(X, stepper):
                 if self.solver == "lbfgs":
                     layers = self._minimised(stepper)
                 else:
@@ -428,9 +452,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             check.as_integer("n_iter_no_change", self.n_iter_no_change, low=1)
         if not (isinstance(self.batch_size, str) and self.batch_size == "auto"):
             check.as_integer("batch_size", self.batch_size, low=1)
-        sizes: Any = self.hidden_layer_sizes
-        sizes = [sizes] if np.ndim(sizes) == 0 else sizes
-        return [check.as_integer("hidden_layer_sizes", size, low=1) for size in sizes]
+        return _hidden_sizes(self.hidden_layer_sizes)
 
     def _check_sizes(self, sizes: Sequence[int]) -> None:
         own = [self.coefs_[0].shape[0], *(bias.shape[0] for bias in self.intercepts_)]
@@ -450,13 +472,14 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _checked(self, X: Any, method: str, *, reset: bool) -> Array:
         """Check inputs; return them in the dtype to compute in. Without `reset` they must fit the model."""
+        refuse_masked("X", X)
         if not reset:
             self._check_library(X, method)
         if not (is_elsewhere(X) or is_lazy(X)):
-            if not reset and self._seen_to_fit(X) and (method != "partial_fit" or _surely_finite(X)):
+            if not reset and self._seen_to_fit(X) and (method != "partial_fit" or surely_finite(X)):
                 return X  # what is predicted is looked at on the way
             dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
-            return validate_data(self, X, dtype=dtype, reset=reset)
+            return self._checked_on_host(X, dtype, reset=reset)
         if is_lazy(X):
             return self._checked_lazily(X, reset=reset)
         xp, array = check.as_array("X", X)
@@ -465,9 +488,20 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if xp.isdtype(array.dtype, "complex floating"):
             raise ValueError(f"X must be of real numbers, got {array.dtype}: complex data is not supported.")
         array = xp.astype(array, self._dtype(xp, array) if reset else self.coefs_[0].dtype, copy=False)
-        if not bool(xp.all(xp.isfinite(array))):
-            raise ValueError("X must be finite, got nan or infinity.")
-        return validate_data(self, array, skip_check_array=True, reset=reset)
+        validate_data(self, array, skip_check_array=True, reset=reset)
+        check_inputs(array)
+        return array
+
+    def _checked_on_host(self, X: Any, dtype: Any, *, reset: bool) -> np.ndarray:
+        """The same by scikit-learn's checks; but a number that is not finite is named by its row."""
+        try:
+            with np.errstate(over="ignore"):  # a number too large for float32 is found below
+                X = validate_data(self, X, dtype=dtype, reset=reset, ensure_all_finite=False)
+        except TypeError:
+            check_no_missing(X)
+            raise
+        check_inputs(X)
+        return X  # type: ignore[no-any-return]
 
     def _checked_lazily(self, X: Any, *, reset: bool) -> Array:
         """The same for dask: whether the numbers are finite shows when they are computed with."""
@@ -531,11 +565,12 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             bound = math.sqrt((2.0 if self.activation == "logistic" else 6.0) / (fan_in + fan_out))
             arrays = (rng.uniform(-bound, bound, shape) for shape in ((fan_in, fan_out), (fan_out,)))
             layers.append(Layer(*(xp.asarray(array, **options) for array in arrays)))
-        return tuple(layers)
+        return carrying(layers, self.activation)
 
     def _begin(self, layers: Params, classes: np.ndarray) -> None:
         """Set what a first fit starts from."""
         self._keep(layers)
+        self._activation = self.activation
         self.classes_ = classes
         self.n_layers_ = len(layers) + 1
         self.n_outputs_ = len(classes)
@@ -554,7 +589,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._best: Params = ()
 
     def _go_on(self) -> None:
-        """Make lists that grow anew: those of before stay as they are, for the case of an error."""
+        """Make lists that grow anew: those of before stay as they are, for the case of an error.
+
+        As in scikit-learn, a parameter that was changed counts from this call on: the activation, too.
+        """
+        self._activation = self.activation
         self.loss_curve_ = list(self.loss_curve_)
         if self.validation_scores_ is not None:
             self.validation_scores_ = list(self.validation_scores_)
@@ -753,10 +792,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
             X, y, weight = held_out
-            net = as_network(layers, self.activation)
-            codes, xp = self._codes(net, X), net.xp
+            net = as_network(layers, None)
+            codes, xp = self._codes_held_out(net, X, stepper), net.xp
             if is_dask_array(X):
-                codes, xp = to_host("codes", stepper.scheduler.computed(codes)), np
+                xp = np
             score = _accuracy(xp, codes, y, weight)
             self.validation_scores_.append(score)
             self._say(f"Validation score: {score:f}")
@@ -765,6 +804,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self.best_validation_score_, self._best = score, copied(net, layers, net.dtype)
         self._no_improvement_count = 0 if better else self._no_improvement_count + 1
         return self._no_improvement_count > self.n_iter_no_change
+
+    def _codes_held_out(self, net: Network, X: Array, stepper: Any) -> Array:
+        try:
+            codes = self._codes(net, X)
+            return to_host("codes", stepper.scheduler.computed(codes)) if is_dask_array(X) else codes
+        except ValueError as error:
+            if not is_overflow(error):
+                raise
+            raise _diverged(f"and logits of rows held out that are not finite after epoch {self.n_iter_}") from error
 
     def _slowed(self, optimizer: Any) -> tuple[Any, bool]:
         """After too many epochs that brought nothing: a smaller learning rate and true, or false."""
@@ -810,7 +858,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 warnings.warn(INTERRUPTED, stacklevel=4)
             else:
                 if not math.isfinite(found.fun):
-                    raise ValueError(NOT_FINITE.format(f"and the loss {found.fun} after {self.n_iter_} iterations"))
+                    raise _diverged(f"and the loss {found.fun} after {self.n_iter_} iterations")
                 if found.status != 0:
                     warnings.warn(
                         f"lbfgs failed to converge after {self.n_iter_} iterations (status {found.status}): "
@@ -846,7 +894,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         NotFittedError, TypeError, ValueError
-            If there is no model yet, or if `X` does not fit it.
+            If there is no model yet, if `X` does not fit it, or if the largest logit of a row is not finite: products
+            overflow, or weights are not finite.
         """
         logits = self._outputs(X, "decision_function", None)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
@@ -875,7 +924,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X = self._checked(X, "predict", reset=False)
             if is_dask_array(X):
                 return self._lazily(X, "predict")
-            return labels_of(self.classes_, self._codes(as_network(self.params_, self.activation), X))
+            return labels_of(self.classes_, self._codes(self._network(), X))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the classes.
@@ -926,8 +975,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             As for `decision_function`.
         y : array or array-like, (N,) or (N, C)
             Labels, or probabilities as for `fit`, of which the largest counts. Of any library: it is compared on the
-            host.
+            host, integers as integers.
         sample_weight : array or array-like, (N,), optional
+            Finite, not negative, and not all zero.
 
         Returns
         -------
@@ -940,14 +990,21 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         predicted = self.predict(X)
         y, predicted, sample_weight = (a.compute() if is_lazy(a) else a for a in (y, predicted, sample_weight))
-        y, predicted, sample_weight = (
-            to_host(name, array) if is_elsewhere(array) else array
-            for name, array in (("y", y), ("predicted", predicted), ("sample_weight", sample_weight))
-        )
-        if np.ndim(y) == 2 and np.shape(y)[1] > 1:
-            y = as_targets(y, np.empty(0), self.classes_, complete=False).values
-            y = self.classes_[np.argmax(y, axis=1)]
-        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+        predicted = as_labels("predicted", predicted)
+        raw = as_raw_array("y", y)
+        if is_probabilities(raw):
+            targets = as_targets(raw, np.empty(0), self.classes_, complete=False)
+            labels = self.classes_[np.argmax(targets.values, axis=1)]
+        else:
+            labels = as_labels("y", raw)
+        check_consistent_length(labels, predicted)
+        if family(labels) != family(predicted):
+            raise ValueError(f"y must be labels like {shortened(self.classes_)}, got {shortened(labels)}.")
+        labels, predicted = alike(labels, predicted)
+        weight = as_sample_weight(sample_weight, np.empty((len(labels), 0)))
+        if weight is not None and not weight.any():
+            raise ValueError("sample_weight must let a row count, got weights that are all zero.")
+        return float(np.average(labels == predicted, weights=weight))
 
     def _outputs(self, X: Any, method: str, operation: str | None) -> Array:
         """Logits of all rows, or what an operation on rows makes of them."""
@@ -956,7 +1013,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X = self._checked(X, method, reset=False)
         if is_dask_array(X):
             return self._lazily(X, method)
-        net = as_network(self.params_, self.activation)
+        net = self._network()
         finish: Any = getattr(net.kernels, operation) if operation else None
         result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
         parts = []
@@ -975,7 +1032,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _lazily(self, X: Array, method: str) -> Array:
         from xpsoftmax import _partition_estimator as lazily
 
-        return lazily.outputs(self.params_, self.activation, X, method, self.classes_)
+        return lazily.outputs(self._network().layers, self.activation, X, method, self.classes_)
 
     def _codes(self, net: Network, X: Array) -> Array:
         """Places of the largest logits."""
@@ -999,8 +1056,19 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if type(X) is np.ndarray:
             step, buffers = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(widths)))), Buffers()
             watch = self._watched(net, X)
-        for start, stop in itertools.pairwise([*range(0, X.shape[0], step), X.shape[0]]):
-            yield slice(start, stop), forward(net, X[start:stop, :], buffers=buffers, watch=watch)[2]
+        chunks = [slice(*ends) for ends in itertools.pairwise([*range(0, X.shape[0], step), X.shape[0]])]
+        doubtful: Any = False
+        for rows in chunks:
+            logits = forward(net, X[rows, :], buffers=buffers, watch=watch)[2]
+            # A flag for all chunks: elsewhere the result is waited for once, after the last.
+            if type(logits) is np.ndarray:
+                doubtful = doubtful or not surely_finite(logits)
+            else:
+                doubtful = doubtful | net.xp.any(bad_logits(logits))
+            yield rows, logits
+        if bool(doubtful):
+            for rows in chunks:
+                check_logits(net, forward(net, X[rows, :], buffers=buffers)[2], rows.start)
 
     def _watched(self, net: Network, X: np.ndarray) -> Callable[[Array], None] | None:
         """Tell by a column of the first product whether inputs are finite: to read them for that takes a tenth of all.
@@ -1008,15 +1076,14 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         A product with nan or infinity is not finite, unless the BLAS leaves out terms whose weight is 0.
         """
         if not net.layers[0].weight[:, 0].all():
-            if not _surely_finite(X):
-                check_array(X, input_name="X", estimator=self)
+            check_inputs(X)
             return None
         seen = False
 
         def watch(z: Array) -> None:
             nonlocal seen
-            if not (seen or _surely_finite(z[:, 0])):
-                check_array(X, input_name="X", estimator=self)  # it may be an overflow
+            if not (seen or surely_finite(z[:, 0])):
+                check_inputs(X)  # it may be an overflow
                 seen = True
 
         return watch
@@ -1027,20 +1094,36 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def params_(self) -> Params:
         """Weights and biases as the functions of xpsoftmax take them: for `save_params`, `mlp_logits`, `train`."""
         check_is_fitted(self, "coefs_")
-        return tuple(Layer(*layer) for layer in zip(self.coefs_, self.intercepts_, strict=True))
+        layers = [Layer(*layer) for layer in zip(self.coefs_, self.intercepts_, strict=True)]
+        return carrying(layers, getattr(self, "_activation", self.activation))  # older pickles lack it
+
+    def _network(self) -> Network:
+        """Return the fitted network; only another fit changes its activation."""
+        layers = self.params_
+        fitted = recorded(layers)
+        if fitted is not None and self.activation != fitted:
+            raise ValueError(
+                f"activation must be the one that the model was fitted with, {fitted!r}, got {self.activation!r}. "
+                "A parameter that is changed counts from the next fit or partial_fit on."
+            )
+        return as_network(layers, fitted)
 
     @classmethod
-    def from_params(cls, params: Params, *, classes: Any = None, **parameters: Any) -> Self:
+    def from_params(cls, params: PairsOfArrays, *, classes: Any = None, **parameters: Any) -> Self:
         """Make a model of weights and biases that were trained elsewhere, or saved.
 
         Parameters
         ----------
         params : sequence of Layer
-            As `load_params`, `train` and `init_params` return them, of any library.
+            As `load_params`, `train` and `init_params` return them, of any library. scikit-learn has one logistic
+            output for two classes, with weight w and bias b of the last layer: they become
+            ``np.hstack([-w / 2, w / 2])`` and ``np.hstack([-b / 2, b / 2])``.
         classes : array-like, (C,), optional
-            Sorted labels, one for each column of the last weight. Default: 0, 1, ..., C - 1.
+            Sorted labels, one for each column of the last weight. Default: 0, 1, ..., C - 1; a network of a single
+            column needs its label.
         **parameters
-            Parameters of the model, above all `activation`. The sizes of the layers come from `params`.
+            Parameters of the model. The sizes of the layers come from `params`, and so does `activation` where the
+            layers carry one; plain pairs need it, if it is not "relu".
 
         Returns
         -------
@@ -1050,7 +1133,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            If `params` is not a network in float32 or float64, or `classes` or a parameter does not fit it.
+            If `params` is not a network in float32 or float64, or `classes` or a parameter does not fit it:
+            `activation` must be the one that the layers carry.
 
         Examples
         --------
@@ -1061,13 +1145,18 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> MLPClassifier.from_params(params, classes=["left", "right"]).predict([[1.0, 3.0]]).tolist()
         ['right']
         """
-        net = as_network(params, "identity")
+        net = as_network(params, parameters.get("activation"))
         if net.dtype != net.working:
             raise TypeError(f"params must be in float32 or float64, got {net.dtype}. Cast them.")
+        carried = recorded(net.layers)
+        if carried is not None:
+            parameters["activation"] = carried
         model = cls(**{"hidden_layer_sizes": tuple(net.hidden), **parameters})
         outputs = net.layers[-1].bias.shape[0]
-        labels = np.arange(outputs) if classes is None else _as_labels(classes)
-        if labels.shape != (outputs,) or not np.array_equal(_unique(labels)[0], labels):
+        labels = np.arange(outputs) if classes is None else as_classes(classes)
+        if outputs == 1 and (classes is None or len(labels) == 2):
+            raise ValueError(ONE_COLUMN.format("no classes" if classes is None else f"the classes {shortened(labels)}"))
+        if labels.shape != (outputs,) or not are_sorted(labels):
             raise ValueError(f"classes must be {outputs} sorted and different labels, got {classes!r:.60}.")
         model._begin(copied(net, net.layers, net.dtype), labels)
         model._check_sizes([net.layers[0].weight.shape[0], *model._check_parameters(), outputs])
@@ -1117,7 +1206,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         def moved(layers: Params) -> Params:
             # A copy of its own: libraries share memory on the host.
             return tuple(
-                Layer(*(to_library(to_host("params", a).copy(), namespace, device) for a in layer)) for layer in layers
+                type(layer)(*(to_library(to_host("params", a).copy(), namespace, device) for a in layer))
+                for layer in layers
             )
 
         model = copy.copy(self)
@@ -1166,12 +1256,6 @@ def _beside(X: Any) -> AbstractContextManager[Any]:
     return X.device if is_cupy_array(X) else nullcontext()
 
 
-def _surely_finite(x: np.ndarray) -> bool:
-    """Whether all numbers are finite; not sure if their sum is not."""
-    with np.errstate(all="ignore"):
-        return math.isfinite(np.add.reduce(x, axis=None))
-
-
 def _as_random_state(seed: Any) -> np.random.RandomState:
     try:
         return check_random_state(seed)  # type: ignore[no-any-return]
@@ -1201,35 +1285,51 @@ def _taken(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
     return X, y, weight
 
 
-def _as_labels(classes: Any) -> np.ndarray:
-    """A copy on the host: what the model keeps is its own."""
-    return to_host("classes", classes).copy() if is_elsewhere(classes) else np.array(classes)
-
-
-def _unique(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hidden_sizes(sizes: Any) -> list[int]:
+    """The sizes of the hidden layers: one, or a sequence of them."""
+    if np.ndim(sizes) == 1 and not isinstance(sizes, dict):
+        return [check.as_integer("hidden_layer_sizes", size, low=1) for size in sizes]
     try:
-        return np.unique(labels, return_counts=True)
+        return [check.as_integer("hidden_layer_sizes", sizes, low=1)]
     except TypeError:
-        raise TypeError(f"classes must be labels of one kind, got {shortened(labels)}.") from None
+        raise TypeError(
+            f"hidden_layer_sizes must be an integer or a sequence of integers, got {sizes!r:.60}. "
+            "() is a network without hidden layers."
+        ) from None
 
 
-def _known_classes(classes: Any, before: np.ndarray | None) -> np.ndarray | None:
+def _known_classes(given: np.ndarray | None, before: np.ndarray | None) -> np.ndarray | None:
     """The classes that labels are looked up in; None if they are those that they have."""
-    if classes is None:
+    if given is None:
         return before
-    labels = _as_labels(classes)
-    if labels.ndim != 1 or labels.size == 0:
-        raise ValueError(f"classes must be labels (C,), got shape {labels.shape}.{HINT}")
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError(f"classes must be finite labels, got {labels[~np.isfinite(labels)][0]}.{HINT}")
-    unique, counts = _unique(labels)
-    if unique.size != labels.size:
-        raise ValueError(f"classes must be different labels, got {unique[counts.argmax()]} {counts.max()} times.{HINT}")
-    if before is not None and not np.array_equal(unique, before):
+    classes = np.sort(given)
+    if before is None:
+        return classes
+    if classes.shape != before.shape or not np.array_equal(encode(classes, before), np.arange(before.size)):
         raise ValueError(
-            f"classes must be the same as on the first call to partial_fit, {before}, got {shortened(unique)}.{HINT}"
+            f"classes must be the same as on the first call to partial_fit, {before}, got {shortened(classes)}.{HINT}"
         )
-    return unique
+    return before
+
+
+def _diverged(what: str) -> ValueError:
+    """The error of a solver that came to numbers that are not finite."""
+    error = ValueError(NOT_FINITE.format(what))
+    error.overflow = True  # type: ignore[attr-defined]
+    return error
+
+
+@contextmanager
+def _blamed_on(X: Array, stepper: Any) -> Iterator[None]:
+    """Look through inputs of dask, which no one has seen before, when the numbers are not finite."""
+    try:
+        yield
+    except ValueError as error:
+        if is_dask_array(X) and is_overflow(error):
+            from xpsoftmax import _partition_estimator as lazily
+
+            lazily.check_inputs(stepper.scheduler, X)
+        raise
 
 
 def _batches(stepper: Stepper, order: np.ndarray | None, batch: int) -> Iterator[tuple[int, Any]]:
@@ -1280,7 +1380,7 @@ def _epoch(
     mean = float(total) / counted if counted else math.nan
     if counted and not math.isfinite(mean):
         bad = next((i for i, loss in enumerate(losses) if not math.isfinite(float(loss))), len(losses) - 1)
-        raise ValueError(NOT_FINITE.format(f"and the loss {float(losses[bad])} at step {first + bad}"))
+        raise _diverged(f"and the loss {float(losses[bad])} at step {first + bad}")
     return layers, state, mean
 
 
@@ -1288,7 +1388,7 @@ def _finite(layers: Params) -> Params:
     """The layers, if all their numbers are finite."""
     xp = array_namespace(layers[0].weight)
     if not all(bool(xp.all(xp.isfinite(array))) for layer in layers for array in layer):
-        raise ValueError(NOT_FINITE.format("by the last step"))
+        raise _diverged("by the last step")
     return layers
 
 

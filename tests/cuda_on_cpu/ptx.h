@@ -168,7 +168,8 @@ inline unsigned pack_bfloats(float low, float high) { return on_cpu::bfloat_of(l
 
 // Rounded correctly, and then off by as much as the schedule says, at most 2 ulp.
 inline float exp2_approx(float x) {
-    if (x != x || std::isinf(x)) return x < 0 ? 0 : x;
+    if (x != x || x == INFINITY) return x;
+    if (x == -INFINITY) return 0;
     if (std::fabs(x) < 0x1p-126f) return 1;
     const float exact = (float)std::exp2((double)x);
     if (std::isinf(exact) || exact == 0) return exact;

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_cupy_array, is_dask_array, is_numpy_array
+from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array
 
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
@@ -16,12 +16,11 @@ from xpsoftmax.kernels import numpy as numpy_kernels
 
 __all__ = ["OPERATIONS", "Operations", "operations", "select"]
 
+# The operations that `impl="kernel"` insists on.
+ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows")
 # What a backend may offer: one that lacks an operation leaves it to `generic`.
 OPERATIONS = (
-    "softmax_rows",
-    "log_softmax_rows",
-    "logsumexp_rows",
-    "softmax_loss_rows",
+    *ROW_OPERATIONS,
     "softmax_loss_total",
     "are_classes",
     "total",
@@ -49,17 +48,22 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda"))),
 )
 
+# The generic arithmetic with derivative rules, for libraries that differentiate what they compute. A module here stands
+# in for `generic`, also with impl="generic"; what it lacks is taken from there.
+WITH_RULES: tuple[Backend, ...] = (Backend("jax", is_jax_array, cache(lambda: import_module("xpsoftmax.kernels.jax"))),)
+
 
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     """Return the row operation for these logits.
 
     `"auto"` is a kernel if one takes them, else the generic text; `"generic"` and `"kernel"` force one of the two.
+    A backend whose row operations take these logits need not have the other operations: the generic text has them.
     Dask arrays get what their blocks get, block by block.
 
     Raises
     ------
     NotImplementedError
-        With `impl="kernel"` where no kernel takes these logits.
+        With `impl="kernel"` where no backend takes these logits, or none that has this row operation.
     """
     if impl != "generic":
         kernel, refusal = _offer(operation, logits)
@@ -74,7 +78,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         names = ", ".join(backend.name for backend in BACKENDS) or "none"
         reason = refusal or f"no kernel offers {operation} for them (kernels: {names})"
         raise NotImplementedError(f'impl must be "auto" or "generic" for {kind}, got "kernel": {reason}.')
-    return getattr(generic, operation)  # type: ignore[no-any-return]
+    return _generic(operation, logits)
 
 
 class Operations:
@@ -100,17 +104,32 @@ def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa:
     return Operations(np.empty((0, 1)), impl)
 
 
+def _generic(operation: str, logits: Array) -> Callable[..., Any]:
+    """Return the generic text of an operation, with derivative rules if the library of these logits has some here."""
+    for backend in WITH_RULES:
+        if backend.takes(logits) and hasattr(backend.load(), operation):
+            return getattr(backend.load(), operation)  # type: ignore[no-any-return]
+    return getattr(generic, operation)  # type: ignore[no-any-return]
+
+
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:
-    """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words."""
-    reason = None
+    """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words.
+
+    Where backends take the logits, but none has an operation that is not a row operation: the generic text.
+    """
+    reason, taken = None, False
     for backend in BACKENDS:
         if not backend.takes(logits):
             continue
         module = backend.load()
-        kernel = getattr(module, operation, None)
         refusal = module.refusal(logits) if hasattr(module, "refusal") else None
-        if kernel is not None and refusal is None:
-            return kernel, None
         if refusal is not None:
             reason = f"the {backend.name} backend refuses them: {refusal}"
+            continue
+        kernel = getattr(module, operation, None)
+        if kernel is not None:
+            return kernel, None
+        taken = True
+    if taken and operation not in ROW_OPERATIONS:
+        return getattr(generic, operation), None
     return None, reason

@@ -25,12 +25,30 @@ def by_blocks(operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     return _OPERATIONS[operation](kernel) if operation in _OPERATIONS else getattr(generic, operation)
 
 
+def beside(name: str, array: Array, owner: str, like: Array) -> Array:
+    """The same array, (R,) or (R, C), that raises ValueError where a block has not the rows of that of `like`.
+
+    Where the sizes of blocks are not known, dask repeats a block of one row beside a longer one.
+    """
+    # Whole rows: "l" is summed over, and "j" is a new index, since dask would align two of the same name.
+    pairs = [(like, "ik"[: like.ndim]), (array, "il"[: array.ndim])]
+    columns = {"j": array.shape[1]} if array.ndim == 2 else {}
+    index = "ij"[: array.ndim]
+    return _blockwise(_second, index, *pairs, new_axes=columns, dtype=array.dtype, names=(owner, name))
+
+
+def _second(first: Array, second: Array) -> Array:  # noqa: ARG001
+    return second
+
+
 def _same_shape(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """One or two arrays (R, C) to one (R, C)."""
 
     def mapped(*arrays: Array, out: None = None) -> Array:  # noqa: ARG001
         classes = arrays[0].shape[1]
-        return _blockwise(kernel, "ik", *((x, "ij") for x in arrays), new_axes={"k": classes}, dtype=arrays[0].dtype)
+        pairs = [(x, "ij") for x in arrays]
+        names = ("logits", "tangent")
+        return _blockwise(kernel, "ik", *pairs, new_axes={"k": classes}, dtype=arrays[0].dtype, names=names)
 
     return mapped
 
@@ -66,12 +84,15 @@ def _loss(kernel: Callable[..., Any]) -> Callable[..., Any]:
         if spec.class_weight is not None:
             pairs.append((spec.class_weight, "j"))
         width = 1 + (logits.shape[1] if grad else 0)
-        options = {"kernel": kernel, "spec": replace(spec, class_weight=None), "grad": grad}
+        options = {"kernel": kernel, "spec": replace(spec, class_weight=None), "grad": grad, "names": ROWS_OF_LOSS}
         # A block gives one array: the loss is its first column. In the working precision both keep their digits.
         both = _blockwise(_loss_of_block, "ik", *pairs, new_axes={"k": width}, dtype=row_weight.dtype, **options)
         return both[:, 0], narrowed(array_namespace(both), both[:, 1:], logits.dtype) if grad else None
 
     return mapped
+
+
+ROWS_OF_LOSS = ("logits", "targets", "sample_weight")
 
 
 def _loss_of_block(
@@ -105,8 +126,25 @@ def _blockwise(
     )
 
 
-def _quietly(*blocks: Array, function: Callable[..., Any], **options: Any) -> Array:
-    """Threads of a pool do not inherit the errstate of the caller."""
+def by_rows(function: Callable[..., Array], array: Array, dtype: Any, **options: Any) -> Array:
+    """Array (R,) of what a function makes of each block (r, C) of an array (R, C), and of the number of the block."""
+    numbers = da.arange(array.numblocks[0], chunks=1)
+    meta = meta_from_array(array, ndim=1, dtype=dtype)
+    return da.blockwise(
+        _quietly, "i", array, "ij", numbers, "i", concatenate=True, align_arrays=False, meta=meta, function=function,
+        **options,
+    )  # fmt: skip
+
+
+def _quietly(*blocks: Array, function: Callable[..., Any], names: tuple[str, ...] = (), **options: Any) -> Array:
+    """Call a function with blocks that have the same rows, those of these names.
+
+    Threads of a pool do not inherit the errstate of the caller.
+    """
+    for name, block in zip(names[1:], blocks[1:], strict=False):
+        rows, found = blocks[0].shape[0], block.shape[0]
+        if rows != found:
+            raise ValueError(f"{name} must have as many rows as {names[0]} in every block, {rows}, got {found}.")
     with np.errstate(all="ignore"):
         return function(*blocks, **options)
 

@@ -70,12 +70,7 @@ def softmax_loss_rows(
     dlogits : (R, C) in the dtype of `out`, else of `logits`; None without `grad`
     """
     xp, z = _working(logits)
-    _, poor = _largest(xp, z)
-    if targets.ndim == 1:
-        poor = poor | (targets < 0) | (targets >= z.shape[1])
-    else:
-        # The sum of a row is not finite if an entry is not, or if its own size is beyond the dtype.
-        poor = poor | ~xp.isfinite(row_sum(xp, targets)) | xp.any(targets < 0.0, axis=1)
+    poor = without_number(z, targets)
     # Rows that have no number, or must not count, become zeros before anything is computed from them: no library then
     # warns, and no nan can leak through a product with zero. At the end the factor makes them nan, or leaves them zero.
     counted = row_weight != 0.0
@@ -85,17 +80,47 @@ def softmax_loss_rows(
 
     lse = _logsumexp(xp, z) if spec.z_loss != 0.0 else None
     # The gradient of z_loss * lse**2 is this times p: so much more of p in every class.
-    slope = None if lse is None else 2.0 * spec.z_loss * _class_weight_of(xp, targets, spec) * lse
+    slope = None if lse is None else 2.0 * spec.z_loss * class_weight_of(xp, targets, spec) * lse
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         loss, dz = _hard(xp, z, targets, slope, grad=grad)
     else:
-        q = xp.where(usable, _soft_targets(xp, z, targets, spec), 0.0)
+        q = xp.where(usable, soft_targets(xp, z, targets, spec), 0.0)
         loss, dz = _soft(xp, z, q, slope, grad=grad)
     if slope is not None:
         loss = loss + 0.5 * slope * lse
     if dz is None:
         return loss * factor, None
     return loss * factor, _deliver(xp, dz * factor[:, None], logits.dtype, out)
+
+
+def without_number(z: Array, targets: Array) -> Array:
+    """Mark the rows (R,) whose loss is nan: no largest logit, a label that is no class, a soft target that is none."""
+    xp = array_namespace(z)
+    _, poor = _largest(xp, z)
+    if targets.ndim == 1:
+        return poor | (targets < 0) | (targets >= z.shape[1])
+    # The sum of a row is not finite if an entry is not, or if its own size is beyond the dtype.
+    return poor | ~xp.isfinite(row_sum(xp, targets)) | xp.any(targets < 0.0, axis=1)
+
+
+def class_weight_at(class_weight: Array, labels: Array) -> Array:
+    """Weights (C,) of the classes that the labels (R,) name."""
+    return array_namespace(labels).take(class_weight, labels, axis=0)
+
+
+def product(left: Array, right: Array, like: Array | None = None) -> Array:  # noqa: ARG001
+    """Product of two matrices; on several devices the result lies there as `like` does, which has its shape."""
+    return left @ right
+
+
+def some_rows(array: Array, rows: slice) -> Array:
+    """Some rows of an array (R, ...)."""
+    return array[rows, ...]
+
+
+def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array in another shape: its first axes made one, or one axis made several."""
+    return array_namespace(array).reshape(array, shape)
 
 
 def are_classes(labels: Array, classes: int) -> bool:
@@ -121,12 +146,39 @@ def softmax_jvp_rows(logits: Array, tangent: Array) -> Array:
     """See `xpsoftmax.softmax_jvp`; both (R, C) in the working precision."""
     xp = array_namespace(logits)
     shifted = _shifted(xp, logits)
+    return _times_softmax(xp, _relative_to_mean(xp, tangent, shifted), shifted)
+
+
+def log_softmax_jvp_rows(logits: Array, tangent: Array) -> Array:
+    """Jacobian of the log-softmax times a vector: v[k] - <p, v>; both (R, C) in the working precision."""
+    xp = array_namespace(logits)
+    return _relative_to_mean(xp, tangent, _shifted(xp, logits))
+
+
+def log_softmax_vjp_rows(logits: Array, cotangent: Array) -> Array:
+    """Vector times the Jacobian of the log-softmax: u[k] - p[k] sum(u); both (R, C) in the working precision.
+
+    It is minus the gradient of a loss with the target masses u, which here may be of either sign.
+    """
+    xp = array_namespace(logits)
+    top = _one_hot(xp, logits, xp.argmax(logits, axis=1))
+    odds = _against(xp, logits, top)
+    of_top = xp.sum(xp.where(top, cotangent, 0.0), axis=1)
+    of_others = row_sum(xp, xp.where(top, 0.0, cotangent))
+    result = cotangent - _times_softmax(xp, (of_top + of_others)[:, None], _shifted(xp, logits))
+    # Only the largest p can be above 1/2, where 1 - p would lose digits: u (1 - p) - p (sum of the other u) there.
+    at_top = _times_rest(xp, of_top, odds) - _times_hot(xp, of_others, odds)
+    return xp.where(top, at_top[:, None], result)
+
+
+def _relative_to_mean(xp: Namespace, v: Array, shifted: _Shifted) -> Array:
+    """Return v[k] - <p, v>."""
     # What is taken off first is one of v's own entries, the nearest to the mean. A constant v leaves exactly zero, and
     # no entry loses more digits than the sum of p[j] abs(v[k] - v[j]) has.
-    mean = row_sum(xp, _times_softmax(xp, tangent, shifted))
-    nearest = _one_hot(xp, logits, xp.argmin(xp.abs(tangent - mean[:, None]), axis=1))
-    v = tangent - xp.sum(xp.where(nearest, tangent, 0.0), axis=1)[:, None]
-    return _times_softmax(xp, v - row_sum(xp, _times_softmax(xp, v, shifted))[:, None], shifted)
+    mean = row_sum(xp, _times_softmax(xp, v, shifted))
+    nearest = _one_hot(xp, v, xp.argmin(xp.abs(v - mean[:, None]), axis=1))
+    v = v - xp.sum(xp.where(nearest, v, 0.0), axis=1)[:, None]
+    return v - row_sum(xp, _times_softmax(xp, v, shifted))[:, None]
 
 
 def softmax_jacobian_rows(logits: Array) -> Array:
@@ -351,7 +403,7 @@ def _logsumexp(xp: Namespace, z: Array) -> Array:
     return row_max(xp, z) + odds.loss
 
 
-def _soft_targets(xp: Namespace, z: Array, targets: Array, spec: LossSpec) -> Array:
+def soft_targets(xp: Namespace, z: Array, targets: Array, spec: LossSpec) -> Array:
     """Target masses (R, C): smoothed and multiplied by the class weights."""
     eps = spec.label_smoothing
     q = xp.astype(_one_hot(xp, z, targets), z.dtype) if targets.ndim == 1 else targets
@@ -359,12 +411,12 @@ def _soft_targets(xp: Namespace, z: Array, targets: Array, spec: LossSpec) -> Ar
     return q if spec.class_weight is None else q * spec.class_weight[None, :]
 
 
-def _class_weight_of(xp: Namespace, targets: Array, spec: LossSpec) -> Any:
+def class_weight_of(xp: Namespace, targets: Array, spec: LossSpec) -> Any:
     """Class weight at each label (R,); 1 for soft targets, and where there are no class weights."""
     if spec.class_weight is None or targets.ndim == 2:
         return 1.0
     classes = spec.class_weight.shape[0]
-    return xp.take(spec.class_weight, xp.where((targets < 0) | (targets >= classes), 0, targets), axis=0)
+    return class_weight_at(spec.class_weight, xp.where((targets < 0) | (targets >= classes), 0, targets))
 
 
 def _one_hot(xp: Namespace, z: Array, labels: Array) -> Array:

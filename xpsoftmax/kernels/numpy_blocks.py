@@ -24,7 +24,7 @@ ROW = 96
 """Bytes that take as long as what is done once a row."""
 SCRATCH = 2**22
 """Bytes of scratch that all threads hold together, as far as single rows allow."""
-PART = 2**18
+PART = 2**19
 """Bytes of a block that are done again at once."""
 CHUNK = 2048
 """Bytes of a row that einsum sums at once. Twice that and rows of a few levels break the bound, by up to half of it."""
@@ -40,14 +40,15 @@ class _Range(NamedTuple):
     """Between which sizes a row's sums of exp(z), not shifted, give its result with all digits."""
 
     tiny: float  # the smallest normal number
+    least: float  # least sum of all: below 1 a probability may come from a subnormal number, for which B has room
     rest: float  # least sum of the others: so far above `tiny` that subnormal terms do not matter
     hot: float  # least exp(z) of the hot class: rest / hot must not overflow. Shifted: least sum of the others
-    largest: float  # whole sum, which must also be at least 1: else a normal entry could come from a subnormal number
+    largest: float  # whole sum
 
 
 RANGES = {  # by the bytes of a number
-    4: _Range(2.0**-126, 1e-30, 1e-20, float(np.exp(40.0))),
-    8: _Range(2.0**-1022, 1e-290, 1e-170, float(np.exp(300.0))),
+    4: _Range(2.0**-126, 2.0**-4, 1e-30, 1e-20, float(np.exp(40.0))),
+    8: _Range(2.0**-1022, 2.0**-7, 1e-290, 1e-170, float(np.exp(300.0))),
 }
 
 
@@ -94,9 +95,9 @@ def each_block(
     block = min(BLOCK, SCRATCH // max(1, threads)) // held
     if threads > 1:
         # At least two blocks a thread: one that wakes late does less.
-        share(worker, _slices(rows, threads * max(2, -(-size // (threads * block)))), threads)
+        share(worker, slices(rows, threads * max(2, -(-size // (threads * block)))), threads)
     else:
-        worker(iter(_slices(rows, -(-size // block))))
+        worker(iter(slices(rows, -(-size // block))))
 
 
 def apart(a: Array, b: Array) -> bool:
@@ -104,7 +105,7 @@ def apart(a: Array, b: Array) -> bool:
     return bool(a is not b and ((a.flags.owndata and b.flags.owndata) or not np.may_share_memory(a, b)))
 
 
-def _slices(rows: int, count: int) -> list[slice]:
+def slices(rows: int, count: int) -> list[slice]:
     """Cut rows into about `count` equal parts."""
     step = max(1, -(-rows // max(1, count)))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -144,6 +145,42 @@ def _slow_where_subnormal() -> bool:
         return True
 
 
+def wide(x: Array) -> Array:
+    """Numbers as float64."""
+    return x.astype("f8", copy=False)
+
+
+def times_exp(x: Array, z: Array, top: Array) -> Array:
+    """Product x * exp(z - top), z at most top, with all its digits also where the exponential is subnormal; float64."""
+    t = z - top
+    back = t - z
+    lost = (z - (t - back)) - (top + back)  # by D. E. Knuth's TwoSum
+    half = np.exp(0.5 * t) * (1.0 + 0.5 * np.where(np.isfinite(lost), lost, 0.0))
+    return (x * half) * half
+
+
+def beside_largest(z: Array, dtype: Any, rows: Array) -> tuple[Array, Array, Array]:
+    """What rows hold beside their largest logit: the sum of exp(z - second), the second largest logit, and the largest.
+
+    All are of float64; the exponentials are taken in the working precision `dtype`. The others are shifted by their own
+    largest logit, which keeps the digits of a sum of subnormal numbers; `times_exp` brings it to the scale of the row.
+    The largest must be far ahead: of several that are equal, all would be left out.
+    """
+    total, second, top = np.empty((3, rows.size))
+    for few in slices(rows.size, 1 + rows.size * z.shape[1] * dtype.itemsize // PART):
+        part = np.ascontiguousarray(z.take(rows[few], axis=0), dtype)
+        largest = row_max(part)
+        top[few] = largest
+        np.putmask(part, part == largest[:, None], -np.inf)
+        others = row_max(part)
+        second[few] = others
+        by_column(np.subtract, part, others, part)
+        exponentials(part, part)
+        total[few] = row_sums(part)
+    total[second == -np.inf] = 0.0  # there is no other class that is possible
+    return total, second, top
+
+
 def places(block: Array, columns: Array) -> Array:
     """Where in the flat block one column of each row lies."""
     return starts(*block.shape) + columns
@@ -164,7 +201,15 @@ def _starts(rows: int, columns: int) -> Array:
 
 
 def row_max(block: Array) -> Array:
-    """Largest entry of each row, nan if one is: `argmax` is several times faster than `max`."""
+    """Largest entry of each row, nan if one is.
+
+    `argmax` is several times faster than `max`, and in short rows going class by class is several times faster still.
+    """
+    if block.shape[1] <= SHORT:
+        top = block[:, 0].copy()
+        for j in range(1, block.shape[1]):
+            np.maximum(top, block[:, j], out=top)
+        return top
     return block.reshape(-1)[places(block, block.argmax(axis=1))]
 
 
@@ -207,20 +252,29 @@ def by_column(operation: np.ufunc, block: Array, column: Array, out: Array) -> N
         operation(block, column[:, None], out=out)
 
 
+def put_rows(block: Array, rows: Array, part: Array) -> None:
+    """Write some rows of a C-contiguous block, each as one entry: NumPy takes less time than for rows of an array."""
+    row = np.dtype((np.void, block.strides[0]))
+    block.view(row)[:, 0][rows] = part.view(row)[:, 0]
+
+
 def again(
     compute: Callable[..., Any], rows: Array, z: Array, e: Array, *per_row: Array, held: int = 1, **options: Any
 ) -> Any:
-    """Do some rows of a block anew, a few at a time: what `compute` returns for them. `held` as for `each_block`."""
-    parts = 1 + rows.size * e.strides[0] * held // PART
+    """Do some rows of a block anew, a few at a time: what `compute` returns for them. `held` as for `each_block`.
+
+    With 0, `compute` needs nothing beside the block: it gets all rows at once if they are all of a block.
+    """
+    parts = 1 + rows.size * e.strides[0] * (held if rows.size == e.shape[0] else max(1, held)) // PART
     if parts == 1 and rows.size == e.shape[0]:
         return compute(z, e, *per_row, **options)
     results = []
-    for few in _slices(rows.size, parts):
+    for few in slices(rows.size, parts):
         if rows.size == e.shape[0]:
             results.append(compute(z[few], e[few], *[array[few] for array in per_row], **options))
             continue
         some = rows[few]
         part = np.empty((some.size, e.shape[1]), e.dtype)
-        results.append(compute(z[some], part, *[array[some] for array in per_row], **options))
-        e[some] = part
+        results.append(compute(z.take(some, axis=0), part, *[array[some] for array in per_row], **options))
+        put_rows(e, some, part)
     return results[0] if len(results) == 1 or results[0] is None else np.concatenate(results)

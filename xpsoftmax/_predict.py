@@ -1,0 +1,141 @@
+"""The most probable class of each row: rows pass through the network in chunks, of which only the labels are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from array_api_compat import is_dask_array
+
+from xpsoftmax import _validate as check
+from xpsoftmax._backprop import (
+    DEFAULT_MAX_MEMORY,
+    Buffers,
+    Network,
+    as_inputs,
+    as_network,
+    chunks_of,
+    forward,
+    itemsize_of,
+)
+from xpsoftmax._layers import PairsOfArrays
+from xpsoftmax._softmax import quiet
+from xpsoftmax._typing import Array, Impl, Namespace
+from xpsoftmax.kernels import generic
+
+NO_CLASS = -1
+"""The label of a row whose logits hold nan."""
+
+LABELS = 32
+"""Bytes a row of a chunk beside its logits: its label, the largest logit, and masks."""
+ACTIVATION_ARRAYS = 7
+"""Arrays of the size of a hidden layer that the generic text of an activation holds at most, its input included."""
+IN_CACHE = 4 * 2**20
+"""Bytes of NumPy logits up to which larger chunks are faster."""
+LEAST_ROWS = 64
+"""Rows of a chunk below which the matrix products get slow, however many classes there are."""
+
+
+def predict(
+    params: PairsOfArrays, X: Array, activation: str | None, max_memory: int | None, impl: Impl, *, validate: bool
+) -> Array:
+    """See `xpsoftmax.mlp_predict`."""
+    check.check_impl(impl)
+    check.check_flag("validate", validate)
+    net = as_network(params, activation, impl)
+    X = as_inputs(net, X)
+    with quiet(net.xp, net.frame.device):
+        chunks = plan_prediction(net, X, max_memory)
+        if is_dask_array(X):
+            return _predict_blocks(net, X, validate=validate)
+        labels = _predict_chunks(net, X, chunks)
+        if validate:
+            _check_labels(net, X, labels)
+        return labels
+
+
+def _predict_chunks(net: Network, X: Array, chunks: Sequence[slice | None]) -> Array:
+    buffers = Buffers() if type(X) is np.ndarray else None
+    parts = []
+    for rows in chunks:
+        part = net.xp.astype(X if rows is None else X[rows, :], net.working, copy=False)
+        parts.append(labels_of(net.xp, forward(net, part, buffers=buffers)[2]))
+    return parts[0] if len(parts) == 1 else net.xp.concat(parts)
+
+
+def labels_of(xp: Namespace, logits: Array) -> Array:
+    """The first class of the largest logit of each row (R, C); `NO_CLASS` for a row that holds nan."""
+    if type(logits) is np.ndarray:
+        # NumPy takes the first nan for the largest number, so that only one number of a row has to be looked at.
+        labels = logits.argmax(axis=1)
+        largest = logits[np.arange(labels.size), labels]
+        if math.isnan(np.add.reduce(largest)):  # or the largest are infinities of both signs
+            labels[np.isnan(largest)] = NO_CLASS
+        return labels
+    # What the largest of numbers and nan is, the standard does not say.
+    return xp.where(xp.any(xp.isnan(logits), axis=1), NO_CLASS, xp.argmax(logits, axis=1))
+
+
+def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[slice | None]:
+    """Chunks of rows whose temporaries stay within `max_memory`; dask arrays are in parts already."""
+    if max_memory is not None:
+        max_memory = check.as_integer("max_memory", max_memory)
+    if is_dask_array(X):
+        return [None]
+    itemsize, classes = itemsize_of(net.xp, net.working), net.layers[-1].bias.shape[0]
+    cast = 0 if X.dtype == net.working else X.shape[1]
+    in_place = net.kernels.bias_activation is not generic.bias_activation
+    widest = max(net.hidden, default=0)
+    numbers = cast + sum(net.hidden) + (classes if in_place else max(2 * classes, ACTIVATION_ARRAYS * widest))
+    least = itemsize * numbers + classes + LABELS  # a byte a class says whether a logit is nan
+    budget = max(DEFAULT_MAX_MEMORY, least) if max_memory is None else max_memory
+    if budget < least:
+        raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {budget}.")
+    step = budget // least
+    if type(X) is np.ndarray:
+        step = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(classes, widest))))
+    return chunks_of(X.shape[0], step)
+
+
+def _predict_blocks(net: Network, X: Array, *, validate: bool) -> Array:
+    from xpsoftmax.kernels import blocks  # imports dask: not before the caller has
+
+    logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
+    starts = check.starts_of(X.chunks[0])
+    return blocks.by_rows(_labels_of_block, logits, np.intp, starts=starts, validate=validate)
+
+
+def _labels_of_block(logits: Array, number: Array, *, starts: tuple[int, ...] | None, validate: bool) -> Array:
+    xp, _ = check.as_array("logits", logits)
+    labels = labels_of(xp, logits)
+    row = _first_without_class(xp, labels) if validate else None
+    if row is not None:
+        raise check.in_block(no_class(row), int(number[0]), starts).error()
+    return labels
+
+
+def _check_labels(net: Network, X: Array, labels: Array) -> None:
+    """Raise ValueError for the first row that has no class; it waits for the device once."""
+    check.check_has_values("logits", labels)
+    check.check_not_batched("logits", labels)
+    row = _first_without_class(net.xp, labels)
+    if row is not None:
+        finite = bool(net.xp.all(net.xp.isfinite(X[row, :])))
+        raise no_class(row, finite=finite).error()
+
+
+def _first_without_class(xp: Namespace, labels: Array) -> int | None:
+    if type(labels) is np.ndarray and (labels.size == 0 or labels.min() > NO_CLASS):  # quicker than what follows
+        return None
+    bad = labels == NO_CLASS
+    if not bool(xp.any(bad)):
+        return None
+    return int(xp.argmax(xp.astype(bad, xp.int32)))
+
+
+def no_class(row: int, *, finite: bool = False) -> check.Bad:
+    """What is wrong with a row whose logits hold nan; `finite` where its inputs are known to be finite."""
+    cause = "The row is finite, so that params hold nan or numbers that are too large. " if finite else ""
+    hint = f"{cause}With validate=False such rows get the label {NO_CLASS}."
+    return check.Bad("X", "have logits without nan in every row", float("nan"), "row", (row,), hint)
