@@ -192,8 +192,8 @@ def _size_class(operation: str, classes: int, dtype: str, capability: int) -> Si
 def on_capability(kind: SizeClass, capability: int) -> SizeClass:
     """The class with as many blocks resident as the device can have: threads, and registers without spills.
 
-    Only on GPUs of 9.0, where the classes were measured, are there more than 1024 threads. Code for other GPUs takes a
-    few registers more, and Turing has no more threads.
+    Only on GPUs of 9.0, where the classes were measured, are there more than 1024 threads. Code for other GPUs takes
+    a few registers more, and Turing has no more threads.
     """
     most = 1536 if capability == CLUSTERS_FROM else 1024
     return kind._replace(resident=min(kind.resident, most // kind.threads))
@@ -401,9 +401,21 @@ class MassClass(NamedTuple):
     resident: int
 
 
-_MASSES = (MassClass(32, 4, 16), MassClass(128, 4, 8))
-_MASSES_OF_SINGLE = (*_MASSES, MassClass(512, 4, 2), MassClass(512, 8, 2), MassClass(1024, 8, 1), MassClass(512, 0, 2))
-_MASSES_OF_DOUBLE = (*_MASSES, MassClass(512, 4, 1), MassClass(512, 8, 1), MassClass(512, 0, 2))
+_MASSES_OF_SINGLE = (
+    MassClass(32, 4, 16),
+    MassClass(128, 4, 8),
+    MassClass(512, 4, 2),
+    MassClass(512, 8, 2),
+    MassClass(1024, 8, 1),
+    MassClass(512, 0, 2),
+)
+_MASSES_OF_DOUBLE = (
+    MassClass(32, 4, 16),
+    MassClass(128, 4, 4),
+    MassClass(512, 4, 1),
+    MassClass(512, 8, 1),
+    MassClass(512, 0, 2),
+)
 
 
 def mass_classes(dtype: str) -> tuple[MassClass, ...]:
