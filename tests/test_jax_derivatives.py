@@ -484,6 +484,18 @@ def test_gradients_of_networks_are_our_own(backend, dtype, rng, activation):
         np.testing.assert_allclose(a, backend.to_numpy(d), rtol=8 * EPS[dtype], atol=8 * EPS[dtype] * float(scale))
 
 
+def test_networks_where_dimensions_must_be_written_out(backend, rng):
+    """JAX can refuse to add a matrix and a vector."""
+    params = xs.init_params((3, 4, 2), rng=0, xp=backend.library, activation="gelu")
+    X, y = backend.asarray(rng.normal(size=(5, 3))), backend.asarray(np.arange(5) % 2)
+    desired = jax.grad(xs.mlp_loss)(params, X, y)
+    with jax.numpy_rank_promotion("raise"):
+        for grads in (jax.grad(xs.mlp_loss)(params, X, y), xs.mlp_loss_and_grad(params, X, y)[1]):
+            for layer, like in zip(grads, desired, strict=True):
+                np.testing.assert_allclose(layer.weight, like.weight, rtol=1e-13, atol=1e-15)
+        xs.train(params, X, y, optimizer=xs.adam(0.1), epochs=1, batch_size=2, rng=0, class_weight=X[0, :2] ** 2)
+
+
 def test_relu_at_zero_has_slope_zero(backend):
     params = (
         xs.Layer(backend.asarray(np.ones((1, 2))), backend.asarray(np.zeros(2))),

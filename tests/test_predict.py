@@ -201,7 +201,8 @@ def test_jit(backend, rng, max_memory):
     labels = jax.jit(lambda p, X: xs.mlp_predict(p, X, validate=False, max_memory=max_memory))(held, inputs)
     np.testing.assert_array_equal(labels, xs.mlp_predict(params, X, validate=False))
     message = (
-        r"^validate must be False inside jax\.jit, got True: while a function is traced its logits have no values\."
+        r"^validate must be False inside jax\.jit and jax\.vmap, got True: "
+        r"while a function is traced its logits have no values\."
     )
     with pytest.raises(ValueError, match=message):
         jax.jit(lambda X: xs.mlp_predict(held, X))(inputs)

@@ -277,6 +277,29 @@ def test_a_bad_label_under_vmap_is_named_with_all_its_positions():
         F.vmap(lambda w: xs.softmax_loss(Z, Y, sample_weight=w))(weight)
 
 
+@pytest.mark.parametrize("mapped", ["logits and out", "logits", "out"])
+def test_out_under_vmap(mapped):
+    batch = torch.stack([Z, Z])
+    message = r"^out must be None inside torch\.func\.vmap, got a tensor\.$"
+    for function in (xs.softmax, xs.log_softmax, lambda z, out: xs.softmax_loss_and_grad(z, Y, out=out)[1]):
+        call, args = {
+            "logits and out": (lambda z, f=function: f(z, out=torch.empty_like(z)), batch),
+            "logits": (lambda z, f=function: f(z, out=torch.empty_like(Z)), batch),
+            "out": (lambda out, f=function: f(Z, out=out), batch.clone()),
+        }[mapped]
+        with pytest.raises(ValueError, match=message):
+            F.vmap(call)(args)
+
+
+def test_training_under_vmap():
+    message = (
+        r"^X must be an array that has values, got one inside torch\.func\.vmap\. Call this function outside of it\.$"
+    )
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1, "batch_size": 2, "rng": 0}
+    with pytest.raises(ValueError, match=message):
+        F.vmap(lambda X: network(xs.train, X=X, **options).params[0].weight)(torch.stack([Z, Z]))
+
+
 def test_vmap_over_what_autograd_records():
     with pytest.raises(ValueError, match=RECORDED.format("logits")):
         F.vmap(xs.softmax)(Z.clone().requires_grad_())

@@ -1,6 +1,7 @@
 """Under jax.jit and torch.compile, on dask's lazy arrays, and on JAX without 64-bit numbers."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -87,10 +88,39 @@ def test_validation_under_jit(backend, problem, function, traced):
         "weights": (logits[:, 0] ** 2, lambda traced: function(logits, labels, sample_weight=traced)),
     }[traced]
     message = (
-        r"^validate must be False inside jax\.jit, got True: while a function is traced its labels have no values\."
+        r"^validate must be False inside jax\.jit and jax\.vmap, got True: "
+        r"while a function is traced its labels have no values\."
     )
     with pytest.raises(ValueError, match=message):
         jax.jit(call)(argument)
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("traced", ["params[0].weight", "X", "targets", "sample_weight", "class_weight"])
+def test_training_needs_values(backend, rng, traced, validate):
+    import jax
+
+    given = {
+        "params[0].weight": backend.asarray(rng.normal(size=(4, CLASSES))),
+        "X": backend.asarray(rng.normal(size=(ROWS, 4))),
+        "targets": backend.asarray(rng.random((ROWS, CLASSES))),
+        "sample_weight": backend.asarray(rng.random(ROWS)),
+        "class_weight": backend.asarray(rng.random(CLASSES)),
+    }
+
+    bias = backend.asarray(rng.normal(size=CLASSES))
+
+    def trained(array):
+        weight, X, targets, *weights = {**given, traced: array}.values()
+        named = dict(zip(("sample_weight", "class_weight"), weights, strict=True), validate=validate)
+        options = {"optimizer": xs.sgd(0.1), "epochs": 1, "batch_size": 2, "rng": 0, **named}
+        return xs.train([(weight, bias)], X, targets, **options).params[0].weight.sum()
+
+    message = rf"^{re.escape(traced)} must be an array that has values, got one that JAX traces\. Call this function"
+    for transform in (jax.jit, jax.grad):
+        with pytest.raises(ValueError, match=message):
+            transform(trained)(given[traced])
 
 
 @pytest.mark.backends("jax")
@@ -119,6 +149,8 @@ def test_autograd_of_the_loss_is_our_gradient(backend, problem):
 
 NARROW = """
 import jax.numpy as jnp
+import re
+
 import numpy as np
 import xpsoftmax as xs
 

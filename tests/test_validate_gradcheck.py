@@ -1,5 +1,7 @@
 """Bad input of numerical_grad and check_grad."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from _assert import assert_close
@@ -102,6 +104,47 @@ def test_a_function_of_tensors_that_require_grad(backend):
     x = backend.asarray(np.ones(2))
     numerical = xs.numerical_grad(lambda x: (factor * x).sum(), x, step=0.5)
     assert_close(numerical, [1.0, 1.0], backend=backend, dtype="float64", ulps=4)
+
+
+def traced_by_jax(backend, call):
+    """Call a function of x where JAX traces x, in each of the ways to trace it."""
+    jax = pytest.importorskip("jax")
+    x = backend.asarray(np.ones(2))
+    yield from (partial(transform(call), x) for transform in (jax.jit, jax.grad))
+    yield partial(jax.vmap(call), backend.asarray(np.ones((3, 2))))
+
+
+def batched_by_torch(backend, call):
+    yield partial(backend.library.func.vmap(call), backend.asarray(np.ones((3, 2))))
+
+
+WITHOUT_VALUES = {
+    "jax": (traced_by_jax, r"one that JAX traces\. Call this function outside of jax\.jit, jax\.vmap and jax\.grad\."),
+    "torch": (batched_by_torch, r"one inside torch\.func\.vmap\. Call this function outside of it\.$"),
+}
+
+
+@pytest.mark.backends("jax", "torch")
+def test_arrays_without_values(backend):
+    """A numerical gradient is of numbers: no transformation of functions gets through it."""
+    ways, got = WITHOUT_VALUES[backend.name]
+    point = backend.asarray(np.ones(2))
+    for name, call in (
+        ("x", lambda x: xs.numerical_grad(lambda x: (x * x).sum(), x).sum()),
+        ("x", lambda x: xs.check_grad(lambda x: (x * x).sum(), point, x)),
+        ("grad", lambda x: xs.check_grad(lambda x: (x * x).sum(), x, point)),
+    ):
+        for way in ways(backend, call):
+            with pytest.raises(ValueError, match=rf"^{name} must be an array that has values, got {got}"):
+                way()
+
+
+@pytest.mark.backends("torch")
+def test_tensors_on_the_meta_device(backend):
+    x = backend.library.ones(2, device="meta")
+    message = r"^x must be an array that has values, got one on the meta device\. Move it to another device\.$"
+    with pytest.raises(ValueError, match=message):
+        xs.numerical_grad(lambda x: x.sum(), x)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])

@@ -9,14 +9,9 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax._backprop import Network
+from xpsoftmax._finite import surely_finite
 from xpsoftmax._labels import missing_in
 from xpsoftmax._typing import Array, dtype_name
-
-
-def surely_finite(x: np.ndarray) -> bool:
-    """Whether all numbers are finite; not sure if their sum is not."""
-    with np.errstate(all="ignore"):
-        return math.isfinite(np.add.reduce(x, axis=None))
 
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:

@@ -162,6 +162,7 @@ def check_grad(
     xp, array = _arguments(function, x, order, step)
     frame = check.Frame(xp, check.home(array), tuple(array.shape), 0, array.dtype, "x")
     _, claimed = check.as_floating("grad", check.as_companion("grad", grad, frame))
+    check.check_concrete(grad=claimed)
     if tuple(claimed.shape) != tuple(array.shape):
         raise ValueError(f"grad must have the shape of x, {tuple(array.shape)}, got {tuple(claimed.shape)}.")
     numerical = numerical_grad(function, x, order=order, step=step, directions=directions, rng=rng)
@@ -181,6 +182,7 @@ def _arguments(function: Callable[[Array], Any], x: Array, order: int, step: flo
     if dtype_name(array.dtype) not in ("float32", "float64"):
         raise TypeError(f"x must be of dtype float32 or float64, got {array.dtype}.")
     xp, array = check.as_floating("x", x)
+    check.check_concrete(x=array)
     if check.as_integer("order", order) not in _STENCILS:
         raise ValueError(f"order must be 2 or 4, got {order}.")
     if step is not None and check.as_number("step", step) == 0.0:

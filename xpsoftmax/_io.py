@@ -317,6 +317,7 @@ def _copied_to(array: Array, xp: Namespace, device: Device | None) -> Array:
 def to_host(name: str, array: Array) -> np.ndarray:
     """Bring an array of any library to the host: a C-contiguous NumPy array."""
     xp, array = check.as_array(name, array)
+    check.check_concrete(**{name: array})
     if dtype_name(array.dtype) == "bfloat16":  # which no library hands over; float32 holds every one of them
         with on_device(xp, device_of(array)):
             return to_host(name, xp.astype(array, xp.float32)).astype("bfloat16")

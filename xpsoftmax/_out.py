@@ -15,7 +15,7 @@ from array_api_compat import (
 )
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
-from xpsoftmax._validate import Frame, as_companion, library
+from xpsoftmax._validate import Frame, as_companion, is_batched, library
 from xpsoftmax.kernels.numpy_blocks import apart
 
 
@@ -35,6 +35,13 @@ def check_out(out: object, logits: object, frame: Frame, others: dict[str, objec
         raise TypeError(f"out must have the dtype of logits, {dtype}{also}, got {array.dtype}.")
     if not is_writeable_array(array):
         raise ValueError("out must be writable, got a read-only array.")
+    _check_memory(out, logits, others, array)
+
+
+def _check_memory(out: object, logits: object, others: dict[str, object], array: Array) -> None:
+    """Check that nothing that is written to `out`, here as an array, changes an argument or another part of it."""
+    if is_batched(out) or is_batched(logits):
+        raise ValueError("out must be None inside torch.func.vmap, got a tensor.")
     footprint = _footprint(array)
     if footprint is not None and _overlaps_itself(*footprint[1:]):
         raise ValueError("out must not hold an element twice, got a broadcast or self-overlapping array.")

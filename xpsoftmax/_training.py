@@ -277,6 +277,7 @@ def train(
     net = trained_network(net, activation_to_train(net, activation, resume))
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
+    check.check_concrete(**check.layers_by_name(params))
     reg = check.as_number("reg", reg)
     data = as_data(net, "X", X, targets, options, max_memory)
     held_out = None
@@ -318,6 +319,8 @@ def as_data(
 ) -> Data:
     """Check inputs, targets and the budget for them; look at all labels and weights, once."""
     X = as_inputs(net, X, name)
+    weights = {"sample_weight": options.sample_weight, "class_weight": options.class_weight}
+    check.check_concrete(**{name: X}, targets=targets, **weights)
     if X.shape[0] == 0:
         raise ValueError(f"{name} must have at least one row, got shape {tuple(X.shape)}.")
     frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)

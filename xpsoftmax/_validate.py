@@ -510,7 +510,8 @@ def check_has_values(name: str, array: Array) -> None:
     """Raise ValueError where an array, `name` in the message, has no values that `validate=True` could look at."""
     if _is_traced(array):
         raise ValueError(
-            f"validate must be False inside jax.jit, got True: while a function is traced its {name} have no values."
+            "validate must be False inside jax.jit and jax.vmap, got True: while a function is traced "
+            f"its {name} have no values."
         )
     if is_torch_array(array) and array.is_meta:
         raise ValueError("validate must be False on the meta device, got True: its tensors have no values.")
@@ -518,10 +519,31 @@ def check_has_values(name: str, array: Array) -> None:
 
 def check_not_batched(name: str, array: Array) -> None:
     """Raise ValueError within torch.func.vmap, where a tensor, `name` in the message, has no rows of its own."""
-    if is_torch_array(array) and sys.modules["torch"]._C._functorch.is_batchedtensor(array):
+    if is_batched(array):
         raise ValueError(
             f"validate must be False inside torch.func.vmap, got True: there {name} have no values of their own."
         )
+
+
+def check_concrete(**arrays: object) -> None:
+    """Raise ValueError for the first array without values, for functions that cannot do without them."""
+    for name, array in arrays.items():
+        if type(array) is np.ndarray:
+            continue
+        if _is_traced(array):
+            got = "one that JAX traces. Call this function outside of jax.jit, jax.vmap and jax.grad"
+        elif is_batched(array):
+            got = "one inside torch.func.vmap. Call this function outside of it"
+        elif is_torch_array(array) and array.is_meta:
+            got = "one on the meta device. Move it to another device"
+        else:
+            continue
+        raise ValueError(f"{name} must be an array that has values, got {got}.")
+
+
+def is_batched(array: object) -> bool:
+    """Whether an array is a tensor that torch.func.vmap maps over."""
+    return is_torch_array(array) and bool(sys.modules["torch"]._C._functorch.is_batchedtensor(array))
 
 
 class Bad(NamedTuple):
@@ -582,7 +604,7 @@ def _computed(array: Array) -> Array:
     return array.compute() if is_dask_array(array) else array
 
 
-def _is_traced(array: Array) -> bool:
+def _is_traced(array: object) -> bool:
     return is_jax_array(array) and isinstance(array, sys.modules["jax"].core.Tracer)
 
 

@@ -111,7 +111,7 @@ def bias_activation(
     out: None = None,  # noqa: ARG001
 ) -> tuple[Array, Array | None]:
     """See `generic.bias_activation`."""
-    z = z + bias
+    z = z + bias[None, :]  # also where JAX is told not to add a dimension by itself
     return _activated_with_slope(z, activation) if grad else (_activated(z, activation), None)
 
 
