@@ -330,12 +330,14 @@ def test_a_column_of_a_frame_is_taken_with_a_warning(X):
 
 def test_probabilities_in_nullable_columns(X):
     pandas = pytest.importorskip("pandas")
-    sure = np.eye(3)[np.arange(ROWS) % 3]
-    expected = learner().fit(X, sure)
-    model = learner().fit(X, pandas.DataFrame(sure, dtype="Float64"))
+    y = np.eye(3)[np.arange(ROWS) % 3]
+    expected = learner().fit(X, y)
+    model = learner().fit(X, pandas.DataFrame(y, dtype="Float64"))
     np.testing.assert_array_equal(model.coefs_[0], expected.coefs_[0])
+    beside_integers = pandas.DataFrame(y, dtype="Float64").astype({1: "Int64"})
+    np.testing.assert_array_equal(learner().fit(X, beside_integers).coefs_[0], expected.coefs_[0])
     with pytest.raises(ValueError, match=r"y must be labels \(N,\) or floating probabilities \(N, C\), got object"):
-        learner().fit(X, pandas.DataFrame(sure.astype(int), dtype="Int64"))
+        learner().fit(X, pandas.DataFrame(y.astype(int), dtype="Int64"))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -375,7 +377,7 @@ def test_missing_labels_are_named(name):
     ):
         with pytest.raises(ValueError, match=r"^y must hold no missing values, got (None|NaN|NaT|<NA>) at row 2\."):
             call()
-    with pytest.raises(ValueError, match=r"^classes must hold no missing values, got .* at place 2\. Weights of"):
+    with pytest.raises(ValueError, match=r"^classes must hold no missing values, got .* at place 2\. Pass weights of"):
         learner().partial_fit(np.eye(4), [0, 1, 0, 1], classes=y)
 
 

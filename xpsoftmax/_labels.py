@@ -91,8 +91,10 @@ def _of_frame(name: str, frame: Any) -> np.ndarray:
             column = (frame.column if hasattr(frame, "column") else frame.to_series)(0)
         return as_raw_array(name, column)[:, None]  # type: ignore[no-any-return]
     array = np.asarray(frame)
-    if array.dtype.kind == "O" and all(getattr(dtype, "kind", "") == "f" for dtype in frame.dtypes):
-        array = np.asarray(frame.astype(np.float64))  # nullable floats
+    if array.dtype.kind == "O":
+        kinds = {getattr(dtype, "kind", "") for dtype in frame.dtypes}
+        if "f" in kinds and kinds <= {"f", "i", "u"}:
+            array = np.asarray(frame.astype(np.float64))  # nullable floats, or integers beside floats
     return array
 
 
