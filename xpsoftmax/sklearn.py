@@ -1400,7 +1400,9 @@ def _accuracy(xp: Namespace, right: Array, weight: Array | None) -> float:
     """The share of the rows, or of their weights, whose labels are right."""
     if weight is None:
         return int(xp.sum(xp.astype(right, xp.int32))) / int(right.shape[0])
-    if not math.isfinite(float(xp.sum(weight))):  # the sum overflows
+    with np.errstate(over="ignore"):
+        total = float(xp.sum(weight))
+    if not math.isfinite(total):  # it overflows
         weight = weight / xp.max(weight)
     return float(xp.sum(xp.where(right, weight, 0.0)) / xp.sum(weight))
 
