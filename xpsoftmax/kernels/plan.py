@@ -136,10 +136,12 @@ def size_classes(operation: str, dtype: str) -> tuple[SizeClass, ...]:
 def _with_more_registers(kind: SizeClass, operation: str, dtype: str) -> SizeClass:
     if dtype == "float64" and kind.vectors == 16:
         return kind._replace(vectors=8)
-    if operation == "log_softmax" and kind.threads == 1024:
-        return SizeClass(512, 16, kind.blocks, kind.resident)
     if operation == "softmax_loss_smoothed" and dtype == "float32" and kind.threads == 1024:
         return SizeClass(512, 8, min(2 * kind.blocks, 8), 1)
+    if kind.threads == 1024 and (operation == "log_softmax" or kind.vectors == 8):
+        return SizeClass(512, 16, kind.blocks, kind.resident)
+    if kind.lanes == 32 and kind.vectors == 8:
+        return kind._replace(resident=min(kind.resident, 6))
     return kind._replace(resident={10: 8, 6: 5, 5: 4, 3: 2}.get(kind.resident, kind.resident))
 
 
