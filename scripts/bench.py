@@ -484,7 +484,8 @@ def share_of_shifted_rows(case: Case) -> float:
     A few more have a label that leads, or is behind, by very much.
     """
     lse = xs.logsumexp(case.z)
-    return float(np.mean((lse < 0.0) | (lse > np.log(kernels.RANGES[case.z.itemsize].largest))))
+    limits = kernels.RANGES[case.z.itemsize]
+    return float(np.mean((lse < np.log(limits.least)) | (lse > np.log(limits.largest))))
 
 
 def sampled(calls: dict[str, Call], seconds: float) -> dict[str, list[float]]:

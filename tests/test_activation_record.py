@@ -607,7 +607,7 @@ def test_a_training_does_not_go_on_with_another(start, params, data):
     state = xs.train(params, *data, epochs=1, **OPTIONS).state
     options = {"activation": "gelu"} if start == "explicit" else {}
     start = xs.init_params(SIZES, rng=0, activation=None if options else "gelu")
-    with pytest.raises(ValueError, match=r"^resume must carry the activation of params, 'gelu', got 'tanh'\.$"):
+    with pytest.raises(ValueError, match=r"^resume\.params must carry the activation of params, 'gelu', got 'tanh'\.$"):
         xs.train(start, *data, epochs=2, resume=state, **options, **OPTIONS)
 
 
@@ -643,6 +643,8 @@ def test_states_of_older_versions_go_on(params, data):
     assert same(rest.params, whole.params)
     for layers in (rest.params, rest.state.params, *rest.state.optimizer[1:], rest.state.best[2]):
         assert carried(layers) == CARRIED
+    same_epochs = xs.train(plain(params), *data, activation="tanh", epochs=2, resume=old, **options)
+    assert carried(same_epochs.params) == carried(same_epochs.state.best[2]) == CARRIED
 
 
 # --- contradictions ---------------------------------------------------------------------------------------------------
@@ -755,7 +757,7 @@ def test_training_over_blocks(start, params, blocks):
         assert carried(layers) == CARRIED
     rest = xd.train(plain(params), *blocks, resume=result.state, **(options | {"epochs": 3}))
     assert carried(rest.params) == CARRIED
-    with pytest.raises(ValueError, match=r"^resume must carry the activation of params, 'relu', got 'tanh'\.$"):
+    with pytest.raises(ValueError, match=r"^resume\.params must carry the activation of params, 'relu', got 'tanh'\.$"):
         xd.train(plain(params), *blocks, resume=result.state, activation="relu", **(options | {"epochs": 3}))
 
 

@@ -78,6 +78,70 @@ def test_options_that_weigh_no_row(recorder, rng, function, option):
     assert waits == []
 
 
+def test_a_launch_is_kept_for_the_layout_and_not_for_the_arrays(recorder, rng):
+    """The launch of a first call is used again for other arrays, and for none of another layout, weight or option."""
+    cuda = kernels.BACKENDS[0].load()
+    for rows, dtype, kind, weight, smoothing, wide in (
+        (ROWS, "float32", "int64", 0.5, 0.0, False),
+        (ROWS, "float32", "int64", 0.5, 0.0, False),
+        (ROWS, "float32", "int64", 2.0, 0.0, False),
+        (ROWS, "float32", "int32", 0.5, 0.0, False),
+        (ROWS, "float32", "int64", 0.5, 0.25, False),
+        (ROWS, "float64", "int64", 0.5, 0.0, False),
+        (ROWS + 2, "float32", "int64", 0.5, 0.0, False),
+        (ROWS, "float16", "int64", 0.5, 0.0, False),
+        (ROWS, "float16", "int64", 0.5, 0.0, True),
+        (ROWS, "float32", "int64", 0.5, 0.0, False),
+    ):
+        z, y = problem(rng, dtype, kind, rows)
+        out = array(np.zeros(z.shape, "f4")) if wide else None
+        given, spec = array(z), _loss.LossSpec(label_smoothing=smoothing)
+        loss, dlogits = cuda.softmax_loss_total(given, array(y), weight, spec, grad=True, out=out)
+        desired = xs.softmax_loss_and_grad(
+            z, y, reduction="sum", label_smoothing=smoothing, impl="generic", out=np.empty_like(out) if wide else None
+        )
+        close(loss, weight * desired[0], "float64" if dtype == "float64" else "float32")
+        atol = 2.0**-24 if dtype == "float16" and not wide else 1e-7 if smoothing else 0
+        rtol = EPS["float32" if wide else dtype]
+        np.testing.assert_allclose(dlogits.astype("f8"), weight * desired[1].astype("f8"), rtol=rtol, atol=atol)
+        assert recorder.launches[0].arguments[0] == given.data.ptr
+        recorder.launches.clear()
+
+
+def test_arrays_that_must_be_copied_first(recorder, rng):
+    """Labels and logits whose neighbours are apart in memory go through copies."""
+    z, y = problem(rng)
+    cuda = kernels.BACKENDS[0].load()
+    desired = xs.softmax_loss_and_grad(z, y, reduction="sum", impl="generic")
+    apart = array(np.repeat(y, 2))[::2]
+    for logits, labels in ((array(z), apart), (array(np.asfortranarray(z)), array(y))):
+        losses, dlogits = cuda.softmax_loss_rows(logits, labels, 1.0, _loss.LossSpec(), grad=True)
+        close(losses.sum(), desired[0], "float32")
+        close(dlogits, desired[1], "float32")
+
+
+@pytest.mark.parametrize("which", ["new", "logits themselves", "another"])
+@pytest.mark.parametrize("function", [xs.softmax, xs.log_softmax])
+def test_softmax_is_one_launch(recorder, rng, function, which):
+    z = problem(rng)[0]
+    given = array(z.copy())
+    out = {"new": None, "logits themselves": given, "another": array(np.zeros_like(z))}[which]
+    with only_launches() as waits:
+        result = function(given, out=out)
+    assert out is None or result is out
+    close(result, function(z, impl="generic"), "float32")
+    assert names(recorder) == [function.__name__]
+    assert waits == []
+
+
+def test_softmax_of_other_layouts_is_checked(recorder, rng):
+    z = problem(rng)[0]
+    for out in (array(np.zeros(z.shape, "f8")), array(np.zeros((2, *z.shape), "f4"))):
+        with pytest.raises((TypeError, ValueError), match=r"^out must"):
+            xs.softmax(array(z), out=out)
+    assert names(recorder) == []
+
+
 @pytest.mark.parametrize("which", ["logits themselves", "another"])
 def test_into_an_output(recorder, rng, which):
     z, y = problem(rng)

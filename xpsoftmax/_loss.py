@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from xpsoftmax import _validate as check
 from xpsoftmax._out import check_out, fits_plainly, fits_plainly_on_gpu
 from xpsoftmax._softmax import deliver, in_rows, quiet, reshaped, rows_out, summed, to_rows
 from xpsoftmax._typing import Array, Impl, LossSpec, Namespace, Reduction, dtype_name
-from xpsoftmax.kernels import generic, select
+from xpsoftmax.kernels import kernel_for, select
 
 
 def softmax_loss(
@@ -323,23 +324,26 @@ def _plainly_on_gpu(
     Labels of any integer dtype are used as they are, and no array is made of a weight that all rows have.
     """
     if not (
-        check.is_plain_on_gpu(logits, labels, axis)
+        check.is_plain_on_gpu(logits, axis)
+        and check.are_plain_labels_on_gpu(labels, logits)
         and options.weigh_nothing()
         and (out is None or fits_plainly_on_gpu(out, logits, labels))
     ):
         return None
-    kernel = select("softmax_loss_rows", logits, impl)
-    if kernel is generic.softmax_loss_rows:
+    kernel = kernel_for("softmax_loss_rows" if options.reduction == "none" else "softmax_loss_total", logits, impl)
+    if kernel is None:
         return None
     if options.validate and not select("are_classes", labels, "auto")(labels, logits.shape[1]):
         return None
     weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
-    smoothing, z_loss = options.label_smoothing, options.z_loss
-    spec = _PLAIN if smoothing == 0.0 == z_loss else LossSpec(None, smoothing, z_loss)
-    if options.reduction != "none":
-        kernel = select("softmax_loss_total", logits, impl)
-    losses, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
-    return losses, dlogits
+    spec = _spec(options.label_smoothing, options.z_loss)
+    loss, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
+    return loss, dlogits
+
+
+@lru_cache(maxsize=64)
+def _spec(label_smoothing: float, z_loss: float) -> LossSpec:
+    return LossSpec(None, label_smoothing, z_loss)
 
 
 def filled(rows: int, value: float, dtype: Any) -> Array:

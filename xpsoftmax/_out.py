@@ -62,8 +62,8 @@ def fits_plainly(out: object, logits: object, *others: object) -> bool:
     return True
 
 
-def fits_plainly_on_gpu(out: Any, logits: Any, labels: Any) -> bool:
-    """The same for an output beside logits and labels that are plain (`_validate.is_plain_on_gpu`)."""
+def fits_plainly_on_gpu(out: Any, logits: Any, labels: Any = None) -> bool:
+    """The same for an output beside logits, and labels, that are plain (`_validate.is_plain_on_gpu`)."""
     fits = out is logits or (
         type(out) is type(logits)
         and out.dtype == logits.dtype
@@ -72,7 +72,7 @@ def fits_plainly_on_gpu(out: Any, logits: Any, labels: Any) -> bool:
         and out.data.device_id == logits.data.device_id
         and _apart(out, logits)
     )
-    return fits and _apart(out, labels)
+    return fits and (labels is None or _apart(out, labels))
 
 
 def _apart(a: Any, b: Any) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from array_api_compat import is_cupy_namespace, is_jax_namespace, is_torch_namespace
 
 from xpsoftmax import _validate as check
-from xpsoftmax._out import check_out, fits_plainly
+from xpsoftmax._out import check_out, fits_plainly, fits_plainly_on_gpu
 from xpsoftmax._typing import Array, Device, Impl, Namespace
-from xpsoftmax.kernels import generic, select
+from xpsoftmax.kernels import generic, kernel_for, select
 
 
 def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl: Impl = "auto") -> Array:
@@ -372,6 +372,10 @@ def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl:
     if check.is_plain(logits, axis) and (out is None or fits_plainly(out, logits)):
         with np.errstate(all="ignore"):
             return select(operation, logits, impl)(logits, out=out)
+    if check.is_plain_on_gpu(logits, axis) and (out is None or fits_plainly_on_gpu(out, logits)):
+        kernel = kernel_for(operation, logits, impl)
+        if kernel is not None:
+            return kernel(logits, out=out)
     check.check_unrecorded(logits=logits)
     array, frame = check.as_logits(logits, axis)
     check_out(out, logits, frame, {})

@@ -254,21 +254,27 @@ def is_plain(logits: Any, axis: object) -> bool:
     )
 
 
-def is_plain_on_gpu(logits: Any, labels: Any, axis: object) -> bool:
-    """Whether `as_logits` and `as_targets` would find nothing: rows and labels of CuPy, adjacent and on one device."""
+def is_plain_on_gpu(logits: Any, axis: object) -> bool:
+    """Whether `as_logits` would find nothing: rows of CuPy, contiguous."""
     return (
         type(logits) is not np.ndarray
         and is_cupy_array(logits)
-        and type(labels) is type(logits)
         and logits.ndim == 2
         and logits.size > 0
         and type(axis) is int
         and (axis == -1 or axis == 1)
+        and _is_native(logits.dtype, FLOATING)
+        and logits.flags.c_contiguous
+    )
+
+
+def are_plain_labels_on_gpu(labels: Any, logits: Any) -> bool:
+    """Whether `as_targets` would find nothing: labels of CuPy, contiguous, beside logits that are plain there."""
+    return (
+        type(labels) is type(logits)
         and labels.shape == logits.shape[:1]
         and logits.data.device_id == labels.data.device_id
-        and _is_native(logits.dtype, FLOATING)
         and _is_native(labels.dtype, INTEGRAL)
-        and logits.flags.c_contiguous
         and labels.flags.c_contiguous
     )
 

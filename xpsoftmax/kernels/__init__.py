@@ -14,7 +14,7 @@ from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels import numpy as numpy_kernels
 
-__all__ = ["OPERATIONS", "Operations", "operations", "select"]
+__all__ = ["OPERATIONS", "Operations", "kernel_for", "operations", "select"]
 
 # The operations that `impl="kernel"` insists on.
 ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows")
@@ -79,6 +79,12 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         reason = refusal or f"no kernel offers {operation} for them (kernels: {names})"
         raise NotImplementedError(f'impl must be "auto" or "generic" for {kind}, got "kernel": {reason}.')
     return _generic(operation, logits)
+
+
+def kernel_for(operation: str, logits: Array, impl: Impl) -> Callable[..., Any] | None:
+    """Return the kernel that `select` would return for these logits; None where it is the generic text or an error."""
+    kernel = None if impl == "generic" else _offer(operation, logits)[0]
+    return None if kernel is getattr(generic, operation) else kernel
 
 
 class Operations:

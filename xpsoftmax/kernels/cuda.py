@@ -10,13 +10,18 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import cupy
+import numpy as np
 
 from xpsoftmax._typing import Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic, plan
+
+_uint64 = np.uint64
+_NOWHERE = _uint64(0)
+"""The address that stands for no array."""
 
 
 def refusal(logits: Array) -> str | None:
@@ -25,7 +30,7 @@ def refusal(logits: Array) -> str | None:
         return "its kernels are written for NVIDIA GPUs"
     if logits.shape[-1] > plan.MOST_CLASSES:
         return f"its kernels take at most {plan.MOST_CLASSES} classes"
-    capability = _capability(logits.device.id)
+    capability = _capability(logits.data.device_id)
     if capability < plan.LEAST_CAPABILITY:
         return f"its kernels need compute capability 7.5, and the device has {capability / 10}"
     return None
@@ -81,6 +86,10 @@ def _softmax_loss(
     add_up: bool,
 ) -> tuple[Array, Array | None, Array | None]:
     """Losses, gradient and, if they are to be added up and the kernel does it, their total."""
+    if type(row_weight) is float and targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0:
+        done = _plain_loss(logits, targets, row_weight, spec.label_smoothing, grad=grad, out=out, add_up=add_up)
+        if done is not None:
+            return done
     with logits.device:
         # Copies, where they are needed; they must live until the launch.
         rows, weights = _in_rows(logits), None if type(row_weight) is float else cupy.ascontiguousarray(row_weight)
@@ -92,7 +101,7 @@ def _softmax_loss(
         if losses.size:
             counter = 0
             if add_up and losses.size <= plan.MOST_ROWS_IN_ONE_LAUNCH and _has_one_label_a_row(targets, spec):
-                counter = _counter()
+                counter = int(_counter(cupy.cuda.runtime.getDevice()))
                 sum_of_losses = cupy.empty((), losses.dtype) if counter else None
             weight_of_all = row_weight if weights is None else 0.0
             sums = _address(sum_of_losses), counter
@@ -100,21 +109,96 @@ def _softmax_loss(
         return losses, None if result is None else _delivered(result, out), sum_of_losses
 
 
+def _plain_loss(
+    logits: Array,
+    labels: Array,
+    weight: float,
+    smoothing: float,
+    *,
+    grad: bool,
+    out: Array | None,
+    add_up: bool,
+) -> tuple[Array, Array | None, Array | None] | None:
+    """The same for labels and a weight that all rows have; None where an array has to be copied first."""
+    if _is_elsewhere(logits):
+        with logits.device:
+            return _plain_loss(logits, labels, weight, smoothing, grad=grad, out=out, add_up=add_up)
+    device, shape, dtype = logits.data.device_id, logits.shape, logits.dtype
+    result = None if not grad else cupy.empty(shape, dtype) if out is None else out
+    adds_up = add_up and smoothing == 0.0 and shape[0] <= plan.MOST_ROWS_IN_ONE_LAUNCH
+    counter = _counter(device) if adds_up else _NOWHERE
+    ready = _ready_loss(
+        shape,
+        logits.strides,
+        dtype,
+        labels.strides,
+        labels.dtype,
+        None if result is None else result.strides,
+        None if result is None else result.dtype,
+        weight,
+        smoothing,
+        bool(counter),
+        device,
+    )
+    first, second, third = _address(logits), _address(labels), _address(result)
+    if ready is None or (first | second | third) % ready.alignment:
+        return None
+    losses = cupy.empty(shape[0], ready.real)
+    total = cupy.empty((), ready.real) if counter else None
+    sums = (_uint64(_address(total)), counter) if smoothing == 0.0 else ()
+    ready.run(_uint64(first), _uint64(second), _NOWHERE, _uint64(_address(losses)), _uint64(third), *sums)
+    return losses, result, total
+
+
+@lru_cache(maxsize=256)
+def _ready_loss(
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    dtype: Any,
+    label_strides: tuple[int],
+    label_dtype: Any,
+    result_strides: tuple[int, int] | None,
+    result_dtype: Any,
+    weight: float,
+    smoothing: float,
+    adds_up: bool,  # noqa: FBT001 - part of a key
+    device: int,
+) -> _Ready | None:
+    """A loss of labels without its addresses; None where an array does not lie in rows, or nothing is launched."""
+    logits = _laid_out(shape, strides, dtype)
+    result = None if result_strides is None else _laid_out(shape, result_strides, result_dtype)
+    if logits is None or (result is None) != (result_strides is None) or 0.0 < smoothing < plan.LEAST_SMOOTHING:
+        return None
+    if logits.rows == 0 or (logits.rows > 1 and label_strides[0] != label_dtype.itemsize):
+        return None
+    launch = plan.loss_launch(
+        logits,
+        (0, dtype_name(label_dtype)),
+        0,
+        0,
+        result,
+        _capability(device),
+        weight_of_all=weight,
+        label_smoothing=smoothing,
+        counter=int(adds_up),
+    )
+    sizes = (dtype.itemsize, label_dtype.itemsize, 0 if result is None else result_dtype.itemsize)
+    return _made_ready(launch, device, max(sizes), plan.REALS[logits.dtype])
+
+
 def _has_one_label_a_row(targets: Array, spec: LossSpec) -> bool:
     return targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0 == spec.label_smoothing
 
 
-def _counter() -> int:
+def _counter(device: int) -> np.uint64:
     """Address of a counter that is 0 and that no launch of another stream uses; 0 where there is none.
 
     A launch that is being captured may be replayed beside others: it gets none.
     """
     stream = cupy.cuda.get_current_stream().ptr
     if cupy.cuda.runtime.streamIsCapturing(stream):
-        return 0
-    return _address(
-        _counter_of(cupy.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == PER_THREAD else 0)
-    )
+        return _NOWHERE
+    return _counter_of(device, stream, threading.get_ident() if stream == PER_THREAD else 0)
 
 
 PER_THREAD = 2
@@ -122,8 +206,13 @@ PER_THREAD = 2
 
 
 @cache
-def _counter_of(device: int, stream: int, thread: int) -> Array:  # noqa: ARG001 - one for each
-    return cupy.zeros((), "u4")
+def _counter_of(device: int, stream: int, thread: int) -> np.uint64:  # noqa: ARG001 - one for each
+    _COUNTERS.append(cupy.zeros((), "u4"))
+    return _uint64(_address(_COUNTERS[-1]))
+
+
+_COUNTERS: list[Array] = []
+"""All counters: their memory must not be given to others."""
 
 
 def _loss_launch(
@@ -247,6 +336,9 @@ def parameter_update(
 
 
 def _elementwise(operation: str, logits: Array, out: Array | None) -> Array:
+    done = _plain_rows(operation, logits, out)
+    if done is not None:
+        return done
     with logits.device:
         rows = _in_rows(logits)
         result = _result(rows, out)
@@ -255,7 +347,59 @@ def _elementwise(operation: str, logits: Array, out: Array | None) -> Array:
         return _delivered(result, out)
 
 
+def _plain_rows(operation: str, logits: Array, out: Array | None) -> Array | None:
+    """An operation of rows that no array has to be copied for; None for others."""
+    if _is_elsewhere(logits):
+        with logits.device:
+            return _plain_rows(operation, logits, out)
+    result = cupy.empty(logits.shape, logits.dtype) if out is None else out
+    ready = _ready_rows(
+        operation,
+        logits.shape,
+        logits.strides,
+        logits.dtype,
+        result.strides,
+        result.dtype,
+        logits.data.device_id,
+    )
+    first, second = _address(logits), _address(result)
+    if ready is None or (first | second) % ready.alignment:
+        return None
+    ready.run(_uint64(first), _uint64(second))
+    return result
+
+
+@lru_cache(maxsize=256)
+def _ready_rows(
+    operation: str,
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    dtype: Any,
+    result_strides: tuple[int, int],
+    result_dtype: Any,
+    device: int,
+) -> _Ready | None:
+    """An operation of rows without its addresses; None where an array does not lie in rows, or nothing is launched."""
+    logits, result = _laid_out(shape, strides, dtype), _laid_out(shape, result_strides, result_dtype)
+    if logits is None or result is None or logits.rows == 0:
+        return None
+    launch = plan.rows_launch(operation, logits, result, _capability(device))
+    return _made_ready(launch, device, max(dtype.itemsize, result_dtype.itemsize), None)
+
+
 # --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _is_elsewhere(array: Array) -> bool:
+    """Whether another device than that of an array is current: to make it current takes a microsecond."""
+    return bool(array.data.device_id != cupy.cuda.runtime.getDevice())
+
+
+def _laid_out(shape: tuple[int, int], strides: tuple[int, int], dtype: Any) -> plan.Matrix | None:
+    """Rows whose neighbouring classes are neighbours in memory, at the address 0; None for any others."""
+    if len(shape) != 2 or not (shape[1] <= 1 or strides[1] == dtype.itemsize) or strides[0] % dtype.itemsize:
+        return None
+    return plan.Matrix(0, *shape, strides[0] // dtype.itemsize, dtype_name(dtype))
 
 
 def _lies_in_rows(array: Array) -> bool:
@@ -299,10 +443,40 @@ def _matrix(array: Array) -> plan.Matrix:
 def _run(launch: plan.Launch) -> None:
     """Launch on the current device and stream; raises what CUDA raises, and waits for nothing."""
     device = cupy.cuda.runtime.getDevice()
-    function, grid = _function(launch.kernel, launch.defines, device), launch.grid
-    if launch.persistent:
-        grid = min(grid, launch.cluster * _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, device))
-    function((grid,), (launch.block,), launch.arguments)
+    function = _function(launch.kernel, launch.defines, device)
+    function((_grid(launch, device),), (launch.block,), launch.arguments)
+
+
+def _grid(launch: plan.Launch, device: int) -> int:
+    if not launch.persistent:
+        return launch.grid
+    at_once = _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, device)
+    return min(launch.grid, launch.cluster * at_once)
+
+
+class _Ready(NamedTuple):
+    """A launch that only lacks its addresses. It is kept for the next call with arrays of the same layout."""
+
+    function: Any
+    grid: tuple[int]
+    block: tuple[int]
+    arguments: tuple[Any, ...]
+    places: tuple[int, ...]  # of the addresses among the arguments
+    alignment: int  # of all addresses that are passed, in bytes
+    real: Any  # dtype of the losses
+
+    def run(self, *addresses: np.uint64) -> None:
+        """Launch on the current device and stream with these addresses, in the order of the arguments."""
+        arguments = list(self.arguments)
+        for place, address in zip(self.places, addresses, strict=True):
+            arguments[place] = address
+        self.function(self.grid, self.block, tuple(arguments))
+
+
+def _made_ready(launch: plan.Launch, device: int, alignment: int, real: Any) -> _Ready:
+    places = tuple(i for i, argument in enumerate(launch.arguments) if type(argument) is np.uint64)
+    function = _function(launch.kernel, launch.defines, device)
+    return _Ready(function, (_grid(launch, device),), (launch.block,), launch.arguments, places, alignment, real)
 
 
 @cache
