@@ -360,7 +360,7 @@ RACES = {
     "lanes that only a shuffle puts in order": (
         R,
         "            __syncwarp();\n",
-        "            __shfl_xor_sync(ALL_LANES, sum, 1);\n",
+        "            __shfl_xor_sync(~0u, sum, 1);\n",
     ),
     "the sum of one row written while another is read": (
         SHORT,
@@ -544,7 +544,7 @@ def source(case: Case) -> str:
     """Text of a kernel for a GPU: with the package's own headers."""
 
     def text(name: str) -> str:
-        return (cpu.KERNELS / name).read_text("utf-8") if name.endswith(".cuh") else cpu.read(name)
+        return (cpu.KERNELS / name).read_text("utf-8") if name == "ptx.cuh" else cpu.read(name)
 
     return plan.with_headers(f"{case.kernel}.cu", text)
 
