@@ -1,7 +1,8 @@
 """Labels of any container as a NumPy array that compares them exactly, and their places among known classes.
 
 scikit-learn turns nullable integer columns, and NumPy turns int64 beside uint64, into float64, in which different
-integers from 2**53 on are equal. Here integers stay integers.
+integers from 2**53 on are equal. Here integers stay integers. NumPy lets dates overflow in a finer unit; here that is
+noticed.
 """
 
 from __future__ import annotations
