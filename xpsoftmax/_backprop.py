@@ -332,7 +332,8 @@ class Buffers:
 
 def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
     if buffers is None:
-        return select("product", left, "generic")(left, right) if is_jax_array(left) else left @ right
+        has_own = is_jax_array(left) or is_dask_array(left)
+        return select("product", left, "generic")(left, right) if has_own else left @ right
     return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 
