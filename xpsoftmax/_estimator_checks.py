@@ -9,14 +9,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax._backprop import Network
+from xpsoftmax._finite import surely_finite
 from xpsoftmax._labels import missing_in
 from xpsoftmax._typing import Array, dtype_name
-
-
-def surely_finite(x: np.ndarray) -> bool:
-    """Whether all numbers are finite; not sure if their sum is not."""
-    with np.errstate(all="ignore"):
-        return math.isfinite(np.add.reduce(x, axis=None))
+from xpsoftmax._validate import first_marked
 
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
@@ -28,14 +24,9 @@ def bad_input(X: Array) -> tuple[int, int, float] | None:
     rows = xp.any(bad, axis=1)
     if not bool(xp.any(rows)):
         return None
-    row = _first(rows)
-    column = _first(bad[row, :])
+    row = first_marked(xp, rows)
+    column = first_marked(xp, bad[row, :])
     return row, column, float(X[row, column])
-
-
-def _first(mask: Array) -> int:
-    xp = array_namespace(mask)
-    return int(xp.argmax(xp.astype(mask, xp.int32)))
 
 
 def input_error(place: str, value: float, dtype: str) -> ValueError:
@@ -77,7 +68,7 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
     xp = net.xp
     if not bool(xp.any(bad)):
         return
-    row = _first(bad)
+    row = first_marked(xp, bad)
     value = float(xp.max(logits[row, :]))
     place = f"row {row} of a block" if first is None else f"row {first + row}"
     for i, layer in enumerate(net.layers):
@@ -85,7 +76,7 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
             flat = xp.reshape(array, (-1,))
             flaws = ~xp.isfinite(flat)
             if bool(xp.any(flaws)):
-                found = float(flat[_first(flaws)])
+                found = float(flat[first_marked(xp, flaws)])
                 raise _marked(f"{name}[{i}] must be finite, got {found}: {place} of X has no most probable class.")
     raise _marked(
         f"X must have products with the weights that are finite in {dtype_name(net.dtype)}, got the largest logit "

@@ -131,7 +131,7 @@ def _first_without_class(xp: Namespace, labels: Array) -> int | None:
     bad = labels == NO_CLASS
     if not bool(xp.any(bad)):
         return None
-    return int(xp.argmax(xp.astype(bad, xp.int32)))
+    return check.first_marked(xp, bad)
 
 
 def no_class(row: int, *, finite: bool = False) -> check.Bad:

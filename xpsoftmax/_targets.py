@@ -108,12 +108,12 @@ def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
     xp = array_namespace(y)
     missing = xp.any(xp.isnan(y), axis=1)
     if bool(xp.any(missing)):
-        row = int(xp.argmax(xp.astype(missing, xp.int32)))
+        row = check.first_marked(xp, missing)
         raise ValueError(f"y must be probabilities without missing values, got NaN at row {row}.")
     sums = xp.sum(y, axis=1)
     bad = ~((xp.abs(sums - 1.0) <= SUM_TO_ONE) & xp.all(y >= 0.0, axis=1))
     if bool(xp.any(bad)):
-        row = int(xp.argmax(xp.astype(bad, xp.int32)))
+        row = check.first_marked(xp, bad)
         raise ValueError(
             f"y must be probabilities, from 0 on, that add up to 1 in each row, got the sum {float(sums[row])} and the "
             f"least entry {float(xp.min(y[row, :]))} at row {row}."
@@ -154,7 +154,7 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
     xp = array_namespace(weight)
     bad = ~(xp.isfinite(weight) & (weight >= 0.0))
     if bool(xp.any(bad)):
-        row = int(xp.argmax(xp.astype(bad, xp.int32)))
+        row = check.first_marked(xp, bad)
         raise ValueError(f"sample_weight must be finite and not negative, got {float(weight[row])} at row {row}.")
     return weight
 

@@ -44,8 +44,8 @@ from xpsoftmax._estimator_checks import (
     check_logits,
     check_no_missing,
     is_overflow,
-    surely_finite,
 )
+from xpsoftmax._finite import surely_finite
 from xpsoftmax._io import to_host, to_library
 from xpsoftmax._labels import (
     alike,
