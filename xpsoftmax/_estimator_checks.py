@@ -12,6 +12,7 @@ from xpsoftmax._backprop import Network
 from xpsoftmax._finite import sum_is_finite
 from xpsoftmax._labels import missing_in
 from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax._validate import first_marked
 
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
@@ -23,15 +24,9 @@ def bad_input(X: Array) -> tuple[int, int, float] | None:
     rows = xp.any(bad, axis=1)
     if not bool(xp.any(rows)):
         return None
-    row = first_marked(rows)
-    column = first_marked(bad[row, :])
+    row = first_marked(xp, rows)
+    column = first_marked(xp, bad[row, :])
     return row, column, float(X[row, column])
-
-
-def first_marked(mask: Array) -> int:
-    """The place of the first True in a mask (N,)."""
-    xp = array_namespace(mask)
-    return int(xp.argmax(xp.astype(mask, xp.int32)))
 
 
 def input_error(place: str, value: float, dtype: str) -> ValueError:
@@ -74,7 +69,7 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
     xp = net.xp
     if not bool(xp.any(bad)):
         return
-    row = first_marked(bad)
+    row = first_marked(xp, bad)
     value = float(xp.max(logits[row, :]))
     place = f"row {row} of a block" if first is None else f"row {first + row}"
     for i, layer in enumerate(net.layers):
@@ -82,7 +77,7 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
             flat = xp.reshape(array, (-1,))
             flaws = ~xp.isfinite(flat)
             if bool(xp.any(flaws)):
-                found = float(flat[first_marked(flaws)])
+                found = float(flat[first_marked(xp, flaws)])
                 raise overflow_error(
                     f"{name}[{i}] must be finite, got {found}: {place} of X has no most probable class."
                 )

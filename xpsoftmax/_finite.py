@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._typing import Array, Namespace
-from xpsoftmax._validate import Bad, as_dtype
+from xpsoftmax._validate import Bad, as_dtype, first_marked
 
 BYTES_OF_A_NUMBER = 10
 """What is held at most for a number that is looked at: the number itself, which may be read from a file, and masks."""
@@ -33,7 +33,7 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
     for rows in parts:
         bad = _bad_rows(xp, X, row_weight, rows)
         if bool(xp.any(bad)):
-            row = rows.start + int(xp.argmax(xp.astype(bad, xp.int32)))
+            row = rows.start + first_marked(xp, bad)
             return Bad(
                 name, "be finite", _first_bad_number(xp, as_dtype(xp, X[row, :], row_weight.dtype)), "row", (row,)
             )
@@ -58,4 +58,4 @@ def _bad_rows(xp: Namespace, X: Array, row_weight: Array, rows: slice) -> Array:
 
 
 def _first_bad_number(xp: Namespace, row: Array) -> float:
-    return float(row[int(xp.argmax(xp.astype(~xp.isfinite(row), xp.int32)))])
+    return float(row[first_marked(xp, ~xp.isfinite(row))])

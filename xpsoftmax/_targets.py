@@ -16,7 +16,6 @@ from sklearn.utils import check_array, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from xpsoftmax import _validate as check
-from xpsoftmax._estimator_checks import first_marked
 from xpsoftmax._io import to_host
 from xpsoftmax._labels import (
     as_labels,
@@ -109,12 +108,12 @@ def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
     xp = array_namespace(y)
     missing = xp.any(xp.isnan(y), axis=1)
     if bool(xp.any(missing)):
-        row = first_marked(missing)
+        row = check.first_marked(xp, missing)
         raise ValueError(f"y must be probabilities without missing values, got NaN at row {row}.")
     sums = xp.sum(y, axis=1)
     bad = ~((xp.abs(sums - 1.0) <= SUM_TO_ONE) & xp.all(y >= 0.0, axis=1))
     if bool(xp.any(bad)):
-        row = first_marked(bad)
+        row = check.first_marked(xp, bad)
         raise ValueError(
             f"y must be probabilities, from 0 on, that add up to 1 in each row, got the sum {float(sums[row])} and the "
             f"least entry {float(xp.min(y[row, :]))} at row {row}."
@@ -155,7 +154,7 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
     xp = array_namespace(weight)
     bad = ~(xp.isfinite(weight) & (weight >= 0.0))
     if bool(xp.any(bad)):
-        row = first_marked(bad)
+        row = check.first_marked(xp, bad)
         raise ValueError(f"sample_weight must be finite and not negative, got {float(weight[row])} at row {row}.")
     return weight
 
