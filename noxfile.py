@@ -89,11 +89,19 @@ def stand_in(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Compile the CUDA kernels for every architecture and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
+    """Compile the CUDA kernels and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
     install(session, "test", "kernels")
     session.run("python", "-c", "from cupy.cuda import nvrtc; nvrtc.getVersion()", env=SAFE_PATH)
     files = sorted(str(path) for name in ("cuda", "cupy") for path in Path("tests").glob(f"test_*{name}*.py"))
     session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=TESTING)
+
+
+@nox.session
+def kernels_compile(session: nox.Session) -> None:
+    """Compile every CUDA kernel and specialisation for every architecture: no spills. Takes about half an hour."""
+    install(session, "test", "kernels")
+    arguments = ("--kernels", "--every-kernel", "tests/test_kernels_cuda_compiled.py")
+    session.run("pytest", "-n", "auto", *arguments, *session.posargs, env={**TESTING, "PYTEST_TIMEOUT": "3600"})
 
 
 @nox.session

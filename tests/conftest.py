@@ -30,6 +30,7 @@ def pytest_addoption(parser):
     )
     parser.addoption("--stand-in", action="store_true", help="a module of the tests stands in for CuPy: no GPU")
     parser.addoption("--kernels", action="store_true", help="compile the CUDA kernels, and run them on the CPU")
+    parser.addoption("--every-kernel", action="store_true", help="compile each for each architecture: half an hour")
     parser.addoption("--site", action="store_true", help="look at the site that is in docs/_build/html")
 
 

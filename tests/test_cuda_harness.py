@@ -360,7 +360,7 @@ RACES = {
     "lanes that only a shuffle puts in order": (
         R,
         "            __syncwarp();\n",
-        "            __shfl_xor_sync(ALL_LANES, sum, 1);\n",
+        "            __shfl_xor_sync(~0u, sum, 1);\n",
     ),
     "the sum of one row written while another is read": (
         SHORT,
@@ -544,7 +544,7 @@ def source(case: Case) -> str:
     """Text of a kernel for a GPU: with the package's own headers."""
 
     def text(name: str) -> str:
-        return (cpu.KERNELS / name).read_text("utf-8") if name.endswith(".cuh") else cpu.read(name)
+        return (cpu.KERNELS / name).read_text("utf-8") if name == "ptx.cuh" else cpu.read(name)
 
     return plan.with_headers(f"{case.kernel}.cu", text)
 
@@ -618,3 +618,92 @@ def test_the_kernels_of_rows_stay_within_their_memory_and_in_order(kind, dtype):
     for schedule, in_place in ((1, True), (3, False)):
         for made, memory in row_launches(WATCHED[kind], dtype, in_place=in_place):
             cpu.run(made, memory=memory, watch=True, schedule=schedule)
+
+
+def loss_and_total(kind: plan.SizeClass, *, schedule: int, change: tuple[str, str] | None = None) -> bool:
+    """Whether a launch that adds up its losses, watched, gives their sum, twice with the same counter."""
+    classes = kind.lanes * kind.vectors * kind.blocks * 4 - 8
+    z = np.random.default_rng(classes).normal(size=(ROWS, classes)).astype("f4")
+    x = cpu.Placed(z, "float32", offset=1, gap=3)
+    y, losses = np.arange(ROWS), np.zeros(ROWS, "f4")
+    total, counter = np.zeros(1, "f4"), np.zeros(1, "u4")
+    right = True
+    for _ in range(2):
+        losses[:] = total[:] = 0
+        made = plan.loss_launch(
+            x.matrix,
+            (cpu.address(y), "int64"),
+            0,
+            cpu.address(losses),
+            None,
+            90,
+            kind,
+            weight_of_all=1.0,
+            total=cpu.address(total),
+            counter=cpu.address(counter),
+        )
+        cpu.run(made, memory=(x, y, losses, total, counter), watch=True, schedule=schedule, change=change)
+        shifted = z.astype("f8")
+        exact = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(ROWS), y]
+        right &= bool(abs(total[0] - exact.sum()) < 1e-5 * exact.sum())
+    return right
+
+
+FOUR_ROWS = plan.SizeClass(32, 2)  # in a block; each has its own threads, and losses of its own
+TOTALS = [FOUR_ROWS, *(WATCHED[name] for name in ("lanes", "block", "block that fills a multiprocessor", "cluster"))]
+
+
+@pytest.mark.parametrize("kind", TOTALS, ids=str)
+def test_the_sum_of_the_losses_is_in_order(kind):
+    for schedule in range(6):
+        assert loss_and_total(kind, schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead", "seen"),
+    [
+        ("__syncthreads();  // this block's part of x is written", "", NO_ORDER),
+        (
+            "    __syncthreads();\n    if (*finished_before != blocks - 1) return;",
+            "    if (*finished_before != blocks - 1) return;",
+            NO_ORDER,
+        ),
+        ("*finished_before = fetch_add(counter, 1);", "*finished_before = counter[0]++;", NO_ORDER),
+        ("        *counter = 0;\n", "", WRONG),
+        ("!= blocks - 1) return;", "!= 0) return;", NO_ORDER),
+    ],
+)
+def test_faults_of_the_last_block_are_caught(text, instead, seen):
+    found = set()
+    for schedule in range(6):
+        try:
+            if not loss_and_total(FOUR_ROWS, schedule=schedule, change=(text, instead)):
+                found.add(WRONG)
+        except cpu.KernelError as error:
+            found.add(str(error))
+    assert any(seen in message for message in found), found
+
+
+@pytest.mark.parametrize("classes", [7, 1003])
+@pytest.mark.parametrize("of_masses", [True, False])
+def test_the_loss_of_masses_stays_within_its_memory_and_in_order(classes, of_masses):
+    rng = np.random.default_rng(classes)
+    for schedule, in_place in ((1, True), (3, False)):
+        x = cpu.Placed(rng.normal(size=(ROWS, classes)).astype("f4"), "float32", offset=1, gap=3)
+        q = cpu.Placed(rng.dirichlet(np.ones(classes), ROWS).astype("f4"), "float32", offset=2, gap=1)
+        y, of_classes = rng.integers(0, classes, ROWS), np.ones(classes, "f4")
+        weights, losses = np.ones(ROWS, "f4"), np.zeros(ROWS, "f4")
+        out = x if in_place else cpu.Placed(np.zeros_like(x.rows), "float32", offset=3, gap=2)
+        targets = q.matrix if of_masses else (cpu.address(y), "int64")
+        made = plan.masses_launch(
+            x.matrix,
+            targets,
+            cpu.address(weights),
+            cpu.address(losses),
+            out.matrix,
+            class_weights=0 if of_masses else cpu.address(of_classes),
+            label_smoothing=0.1,
+            z_loss=1e-3,
+        )
+        cpu.run(made, memory=(x, q, y, of_classes, weights, losses, out), watch=True, schedule=schedule)
+        assert np.isfinite(losses).all()

@@ -265,7 +265,7 @@ def test_each_stream_has_a_counter_of_its_own(cuda, recorder, rng):
 def test_a_persistent_kernel_gets_as_many_blocks_as_run_at_once(rng, monkeypatch, capability):
     recorder = Recorder(capability)
     cuda = recorder.backend(monkeypatch)
-    z = rng.normal(size=(2 * MULTIPROCESSORS + 1, 12_000))
+    z = rng.normal(size=(2 * MULTIPROCESSORS + 1, 8_000))
     close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
     assert recorder.launches[-1].grid == MULTIPROCESSORS
     cuda.softmax_rows(array(z[:2]))

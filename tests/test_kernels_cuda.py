@@ -136,7 +136,8 @@ def loss(
         at = (cpu.address(y), y.dtype.name), cpu.address(weights), cpu.address(losses)
         written = None if out is None else out.matrix
         launch = plan.loss_launch(given.matrix, *at, written, 90, kind, label_smoothing=smoothing)
-        cpu.run(launch, schedule=setting.schedule, change=change)
+        memory = [array for array in (given, out, y, weights, losses) if array is not None]
+        cpu.run(launch, schedule=setting.schedule, change=change, memory=memory)
 
     if not grad:
         launch_into(place(x, dtype, setting)[0], None)
@@ -146,7 +147,8 @@ def loss(
 
 def elementwise(operation: str, x: np.ndarray, dtype: str, *, kind=None, setting=PLAIN) -> np.ndarray:
     def launch_into(given: cpu.Placed, out: cpu.Placed) -> None:
-        cpu.run(plan.rows_launch(operation, given.matrix, out.matrix, 90, kind), schedule=setting.schedule)
+        launch = plan.rows_launch(operation, given.matrix, out.matrix, 90, kind)
+        cpu.run(launch, schedule=setting.schedule, memory=(given, out))
 
     return in_working_precision(launch_into, x, dtype, setting)
 
@@ -154,7 +156,8 @@ def elementwise(operation: str, x: np.ndarray, dtype: str, *, kind=None, setting
 def logsumexp(x: np.ndarray, dtype: str, *, kind=None, setting=PLAIN) -> np.ndarray:
     given, _ = place(x, dtype, setting)
     sums = np.zeros(len(x), x.dtype)
-    cpu.run(plan.rows_launch("logsumexp", given.matrix, cpu.address(sums), 90, kind), schedule=setting.schedule)
+    launch = plan.rows_launch("logsumexp", given.matrix, cpu.address(sums), 90, kind)
+    cpu.run(launch, schedule=setting.schedule, memory=(given, sums))
     return sums
 
 
@@ -275,7 +278,9 @@ def loss_of_masses(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
-        cpu.run(launch, schedule=setting.schedule)
+        arrays = given, out, soft, targets, weights, losses, class_weight
+        memory = [array for array in arrays if array is not None]
+        cpu.run(launch, schedule=setting.schedule, memory=memory)
 
     if not grad:
         launch_into(place(x, dtype, setting)[0], None)

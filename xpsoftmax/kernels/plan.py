@@ -136,10 +136,12 @@ def size_classes(operation: str, dtype: str) -> tuple[SizeClass, ...]:
 def _with_more_registers(kind: SizeClass, operation: str, dtype: str) -> SizeClass:
     if dtype == "float64" and kind.vectors == 16:
         return kind._replace(vectors=8)
-    if operation == "log_softmax" and kind.threads == 1024:
+    if operation == "softmax_loss_smoothed" and dtype == "float32" and kind.threads >= 512 and kind.vectors == 8:
+        return SizeClass(512, 8, min(2 * kind.blocks, 8) if kind.threads == 1024 else 1, 1)
+    if kind.threads == 1024 and (operation == "log_softmax" or kind.vectors == 8):
         return SizeClass(512, 16, kind.blocks, kind.resident)
-    if operation == "softmax_loss_smoothed" and dtype == "float32" and kind.threads == 1024:
-        return SizeClass(512, 8, min(2 * kind.blocks, 8), 1)
+    if kind.lanes == 32 and kind.vectors == 8:
+        return kind._replace(resident=min(kind.resident, 6))
     return kind._replace(resident={10: 8, 6: 5, 5: 4, 3: 2}.get(kind.resident, kind.resident))
 
 
@@ -193,15 +195,19 @@ def on_capability(kind: SizeClass, capability: int) -> SizeClass:
     """The class with as many blocks resident as the device can have: threads, and registers without spills.
 
     Only on GPUs of 9.0, where the classes were measured, are there more than 1024 threads. Code for other GPUs takes
-    a few registers more, and Turing has no more threads.
+    a few registers more. Turing, which has no instructions for pairs of bfloat16, takes the most.
     """
     most = 1536 if capability == CLUSTERS_FROM else 1024
-    return kind._replace(resident=min(kind.resident, most // kind.threads))
+    if capability < 80 and kind.vectors >= 8:
+        most = 512
+    return kind._replace(resident=max(min(kind.resident, most // kind.threads), 1))
 
 
 def exists_on(kind: SizeClass, capability: int) -> bool:
-    """Whether a device has such a class: clusters of blocks, and enough registers for as many vectors."""
-    return capability >= (CLUSTERS_FROM if kind.blocks > 1 else 80 if kind.vectors > 16 else 0)
+    """Whether a device has such a class: clusters of blocks, and enough registers for as many threads and vectors."""
+    if kind.blocks > 1:
+        return capability >= CLUSTERS_FROM
+    return capability >= 80 or (kind.threads <= 512 and kind.vectors <= 8)
 
 
 def whole_vectors(classes: int, dtype: str) -> int:

@@ -4,7 +4,7 @@
 //
 // Launch   any number of clusters of BLOCKS blocks of THREADS threads; cluster k has rows k, k + clusters, ...
 // -D       MESSAGE is what is sent: unsigned, Word or Vector, for 4, 8 or 16 bytes
-#include "reduce.cuh"
+#include "warp.cuh"
 
 constexpr int WARPS = THREADS / 32;
 
@@ -42,7 +42,7 @@ KERNEL CLUSTER(BLOCKS) __launch_bounds__(THREADS) void cluster_sum(const unsigne
         const int half = turn % 2, parity = turn / 2 % 2;
         unsigned sum = 0;
         for (int i = rank * THREADS + threadIdx.x; i < length; i += BLOCKS * THREADS) sum += x[r * length + i];
-        sum = sum_of_lanes<32>(sum);
+        sum = sum_of_warp(sum);
         if (lane == 0) of_warp[half * WARPS + warp] = sum;
         __syncthreads();
         if (threadIdx.x == 0) mbarrier_arrive_expect(&arrived[half], BLOCKS * sizeof(MESSAGE));

@@ -1,12 +1,12 @@
 // Sum of a vector by many blocks: the last one to finish adds up what all have published.
 //
 // Launch   blocks of THREADS threads, one for each THREADS elements; `counter` is 0 before and after
-#include "reduce.cuh"
+#include "warp.cuh"
 
 constexpr int WARPS = THREADS / 32;
 
 DEVICE unsigned sum_of_block(unsigned sum, unsigned* of_warp) {
-    sum = sum_of_lanes<32>(sum);
+    sum = sum_of_warp(sum);
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
     __syncthreads();
     sum = 0;

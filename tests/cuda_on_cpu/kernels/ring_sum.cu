@@ -5,7 +5,7 @@
 // Launch   any number of blocks of THREADS + 32 threads, the last warp being the producer; block k has rows k,
 //          k + blocks, ...; SLOTS * SLOT_BYTES bytes of dynamic shared memory
 // Limits   rows begin at multiples of 16 bytes, and are as long
-#include "reduce.cuh"
+#include "warp.cuh"
 
 constexpr int WARPS = THREADS / 32, PER_SLOT = SLOT_BYTES / 4;
 
@@ -44,7 +44,7 @@ DEVICE void consume(const unsigned* ring, Mbarrier* full, Mbarrier* empty, unsig
             __syncwarp();
             if (lane == 0) mbarrier_arrive(&empty[turn.slot]);
         }
-        sum = sum_of_lanes<32>(sum);
+        sum = sum_of_warp(sum);
         if (lane == 0) of_warp[warp] = sum;
         barrier_of(1, THREADS);
         if (threadIdx.x == 0) {
