@@ -22,7 +22,7 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
     """
     parts = list(_parts(X, budget))
     if type(X) is np.ndarray:
-        if all(surely_finite(X[rows]) for rows in parts):
+        if all(sum_is_finite(X[rows]) for rows in parts):
             return None
     else:
         found: Any = False
@@ -40,8 +40,8 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
     return None
 
 
-def surely_finite(x: np.ndarray) -> bool:
-    """Whether all numbers are finite; False also where only their sum overflows."""
+def sum_is_finite(x: np.ndarray) -> bool:
+    """Whether the sum of all numbers is finite: then all of them are. If not, it may be the sum that overflows."""
     with np.errstate(all="ignore"):
         return math.isfinite(np.add.reduce(x, axis=None))
 

@@ -165,8 +165,9 @@ def _weights_on_host(weight: Any) -> np.ndarray:
         raise TypeError(f"sample_weight must be numbers, got {array.ravel()[:1].tolist()[0]!r:.60}.")
     if array.ndim == 0:
         raise TypeError(f"sample_weight must be an array (N,), a number or None, got {weight!r:.60}.")
-    if array.dtype.kind == "O" and missing_in(array).any():
-        row = int(missing_in(array).argmax())
+    missing = missing_in(array) if array.dtype.kind == "O" else np.zeros(0, bool)
+    if missing.any():
+        row = int(missing.argmax())
         raise ValueError(f"sample_weight must be finite and not negative, got {array.ravel()[row]} at row {row}.")
     return check_array(  # type: ignore[no-any-return]
         weight,
