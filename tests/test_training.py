@@ -978,13 +978,14 @@ def test_bad_data_is_found_before_the_first_step(problem):
 
 def test_a_budget_too_small_for_soft_validation_targets_is_found_before_the_first_step(problem):
     """A row of soft targets needs more than one of labels: what is enough for training may not be for validation."""
-    params, X, y = problem
+    _, X, y = problem
+    params = xs.init_params((D, C), rng=0)
     options = {"optimizer": xs.sgd(0.1), "epochs": 1, "batch_size": BATCH, "rng": 3,
                "callback": lambda step: pytest.fail("a step was made")}  # fmt: skip
     with pytest.raises(
-        ValueError, match=r"max_memory must be at least 528 bytes, what one row needs, got 500\."
+        ValueError, match=r"max_memory must be at least 456 bytes, what one row needs, got 300\."
     ) as error:
-        xs.train(params, X, y, validation=(X, np.eye(C)[y]), max_memory=500, **options)
+        xs.train(params, X, y, validation=(X, np.eye(C)[y]), max_memory=300, **options)
     assert error.value.__notes__ == ["It is about the validation data."]
 
 
