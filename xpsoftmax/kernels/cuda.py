@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import cupy
@@ -460,23 +461,30 @@ class _Ready(NamedTuple):
     function: Any
     grid: tuple[int]
     block: tuple[int]
-    arguments: tuple[Any, ...]
-    places: tuple[int, ...]  # of the addresses among the arguments
+    others: tuple[Any, ...]  # the arguments that are no addresses
+    in_order: Callable[[tuple[Any, ...]], tuple[Any, ...]]  # puts addresses and others, one after the other, in order
     alignment: int  # of all addresses that are passed, in bytes
     real: Any  # dtype of the losses
 
     def run(self, *addresses: np.uint64) -> None:
         """Launch on the current device and stream with these addresses, in the order of the arguments."""
-        arguments = list(self.arguments)
-        for place, address in zip(self.places, addresses, strict=True):
-            arguments[place] = address
-        self.function(self.grid, self.block, tuple(arguments))
+        self.function(self.grid, self.block, self.in_order(addresses + self.others))
 
 
 def _made_ready(launch: plan.Launch, device: int, alignment: int, real: Any) -> _Ready:
-    places = tuple(i for i, argument in enumerate(launch.arguments) if type(argument) is np.uint64)
-    function = _function(launch.kernel, launch.defines, device)
-    return _Ready(function, (_grid(launch, device),), (launch.block,), launch.arguments, places, alignment, real)
+    arguments = launch.arguments
+    places = [i for i, argument in enumerate(arguments) if type(argument) is np.uint64]
+    others = [i for i in range(len(arguments)) if i not in places]
+    positions = {place: position for position, place in enumerate((*places, *others))}
+    return _Ready(
+        _function(launch.kernel, launch.defines, device),
+        (_grid(launch, device),),
+        (launch.block,),
+        tuple(arguments[i] for i in others),
+        itemgetter(*(positions[i] for i in range(len(arguments)))),
+        alignment,
+        real,
+    )
 
 
 @cache
