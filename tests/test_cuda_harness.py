@@ -68,9 +68,9 @@ def on_cpu(case: Case, *arguments: Any, **options: Any) -> None:
     """Run a kernel on arrays and NumPy scalars; it may use no other memory than these arrays."""
     made = tuple(np.uint64(cpu.address(a)) if isinstance(a, np.ndarray) else a for a in arguments)
     cluster = int(dict(case.defines).get("BLOCKS", "1"))
-    launch = plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster)
+    launch = plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster, shared_bytes=case.shared_bytes)
     memory = [a for a in arguments if isinstance(a, np.ndarray)]
-    cpu.run(launch, memory=memory, shared_bytes=case.shared_bytes, **options)
+    cpu.run(launch, memory=memory, **options)
 
 
 def is_right(case: Case, run: Any = on_cpu, **options: Any) -> bool:

@@ -443,14 +443,14 @@ def _matrix(array: Array) -> plan.Matrix:
 def _run(launch: plan.Launch) -> None:
     """Launch on the current device and stream; raises what CUDA raises, and waits for nothing."""
     device = cupy.cuda.runtime.getDevice()
-    function = _function(launch.kernel, launch.defines, device)
-    function((_grid(launch, device),), (launch.block,), launch.arguments)
+    function = _function(launch.kernel, launch.defines, launch.shared_bytes, device)
+    function((_grid(launch, device),), (launch.block,), launch.arguments, shared_mem=launch.shared_bytes)
 
 
 def _grid(launch: plan.Launch, device: int) -> int:
     if not launch.persistent:
         return launch.grid
-    at_once = _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, device)
+    at_once = _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, launch.shared_bytes, device)
     return min(launch.grid, launch.cluster * at_once)
 
 
@@ -460,6 +460,7 @@ class _Ready(NamedTuple):
     function: Any
     grid: tuple[int]
     block: tuple[int]
+    shared_bytes: int
     arguments: tuple[Any, ...]
     places: tuple[int, ...]  # of the addresses among the arguments
     alignment: int  # of all addresses that are passed, in bytes
@@ -470,33 +471,48 @@ class _Ready(NamedTuple):
         arguments = list(self.arguments)
         for place, address in zip(self.places, addresses, strict=True):
             arguments[place] = address
-        self.function(self.grid, self.block, tuple(arguments))
+        self.function(self.grid, self.block, tuple(arguments), shared_mem=self.shared_bytes)
 
 
 def _made_ready(launch: plan.Launch, device: int, alignment: int, real: Any) -> _Ready:
     places = tuple(i for i, argument in enumerate(launch.arguments) if type(argument) is np.uint64)
-    function = _function(launch.kernel, launch.defines, device)
-    return _Ready(function, (_grid(launch, device),), (launch.block,), launch.arguments, places, alignment, real)
+    function = _function(launch.kernel, launch.defines, launch.shared_bytes, device)
+    grid, block = (_grid(launch, device),), (launch.block,)
+    return _Ready(function, grid, block, launch.shared_bytes, launch.arguments, places, alignment, real)
+
+
+MOST_SHARED_BYTES = 48 * 1024
+"""Dynamic shared memory that a kernel may have without asking for more."""
 
 
 @cache
-def _function(kernel: str, defines: tuple[tuple[str, str], ...], device: int) -> Any:  # noqa: ARG001 - one a device
+def _function(
+    kernel: str,
+    defines: tuple[tuple[str, str], ...],
+    shared_bytes: int,
+    device: int,  # noqa: ARG001 - one for each
+) -> Any:
     """The kernel compiled for the current device; CuPy keeps it on disk, too."""
     module = cupy.RawModule(code=plan.source(kernel), options=plan.options(defines), backend="nvrtc")
-    return module.get_function(kernel)
+    function = module.get_function(kernel)
+    if shared_bytes > MOST_SHARED_BYTES:
+        function.max_dynamic_shared_size_bytes = shared_bytes
+    return function
 
 
 @cache
-def _at_once(kernel: str, defines: tuple[tuple[str, str], ...], block: int, cluster: int, device: int) -> int:
+def _at_once(
+    kernel: str, defines: tuple[tuple[str, str], ...], block: int, cluster: int, shared_bytes: int, device: int
+) -> int:
     """How many clusters of blocks of a kernel run at once; any number of them, if the driver does not say.
 
     If more were launched, the last ones would begin when the first ones are done with all of their rows.
     """
-    address = _function(kernel, defines, device).kernel.ptr
+    address = _function(kernel, defines, shared_bytes, device).kernel.ptr
     if cluster == 1:
-        blocks: int = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(address, block, 0)
+        blocks: int = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(address, block, shared_bytes)
         return blocks * int(cupy.cuda.Device(device).attributes["MultiProcessorCount"]) or plan.MOST_BLOCKS
-    return _clusters_at_once(address, block, cluster) or plan.MOST_BLOCKS
+    return _clusters_at_once(address, block, cluster, shared_bytes) or plan.MOST_BLOCKS
 
 
 class _LaunchConfig(ctypes.Structure):
@@ -510,10 +526,10 @@ class _LaunchConfig(ctypes.Structure):
     )
 
 
-def _clusters_at_once(function: int, block: int, cluster: int) -> int:
+def _clusters_at_once(function: int, block: int, cluster: int, shared_bytes: int) -> int:
     """What cuOccupancyMaxActiveClusters says, which CuPy does not offer; 0 where it cannot be called."""
     count = ctypes.c_int(0)
-    config = _LaunchConfig(cluster, 1, 1, block, 1, 1, 0, None, None, 0)
+    config = _LaunchConfig(cluster, 1, 1, block, 1, 1, shared_bytes, None, None, 0)
     try:
         ask = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuOccupancyMaxActiveClusters
     except (OSError, AttributeError):  # no driver of that name, or an old one
