@@ -586,6 +586,7 @@ WATCHED = {
     "block": plan.SizeClass(128, 4),
     "block that fills a multiprocessor": plan.SizeClass(128, 4, resident=1),
     "cluster": plan.SizeClass(128, 2, 4, resident=1),
+    "ring": plan.SizeClass(64, 4, 2, resident=1, slots=4, group=2),
     "streamed": plan.STREAMED,
 }
 
@@ -650,7 +651,7 @@ def loss_and_total(kind: plan.SizeClass, *, schedule: int, change: tuple[str, st
 
 
 FOUR_ROWS = plan.SizeClass(32, 2)  # in a block; each has its own threads, and losses of its own
-TOTALS = [FOUR_ROWS, *(WATCHED[name] for name in ("lanes", "block", "block that fills a multiprocessor", "cluster"))]
+TOTALS = [FOUR_ROWS, *(WATCHED[name] for name in ("lanes", "block", "block that fills a multiprocessor", "cluster", "ring"))]
 
 
 @pytest.mark.parametrize("kind", TOTALS, ids=str)
