@@ -68,7 +68,8 @@ def on_cpu(case: Case, *arguments: Any, **options: Any) -> None:
     """Run a kernel on arrays and NumPy scalars; it may use no other memory than these arrays."""
     made = tuple(np.uint64(cpu.address(a)) if isinstance(a, np.ndarray) else a for a in arguments)
     cluster = int(dict(case.defines).get("BLOCKS", "1"))
-    launch = plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster, shared_bytes=case.shared_bytes)
+    sizes = case.grid, case.block
+    launch = plan.Launch(case.kernel, case.defines, *sizes, made, cluster, shared_bytes=case.shared_bytes)
     memory = [a for a in arguments if isinstance(a, np.ndarray)]
     cpu.run(launch, memory=memory, **options)
 
@@ -651,7 +652,7 @@ def loss_and_total(kind: plan.SizeClass, *, schedule: int, change: tuple[str, st
 
 
 FOUR_ROWS = plan.SizeClass(32, 2)  # in a block; each has its own threads, and losses of its own
-TOTALS = [FOUR_ROWS, *(WATCHED[name] for name in ("lanes", "block", "block that fills a multiprocessor", "cluster", "ring"))]
+TOTALS = [FOUR_ROWS, *(kind for name, kind in WATCHED.items() if name != "streamed")]
 
 
 @pytest.mark.parametrize("kind", TOTALS, ids=str)

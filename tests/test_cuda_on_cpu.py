@@ -176,7 +176,9 @@ def inputs(rng: np.random.Generator, classes: int, kind: plan.SizeClass):
 
 
 @pytest.mark.parametrize(
-    "kind", [LANES, HELD, QUICK, CLUSTER, RING, STREAMED], ids=["lanes", "block", "one vector", "cluster", "ring", "streamed"]
+    "kind",
+    [LANES, HELD, QUICK, CLUSTER, RING, STREAMED],
+    ids=["lanes", "block", "one vector", "cluster", "ring", "streamed"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])

@@ -1,8 +1,8 @@
-"""Rows that come through a ring in shared memory (kernels/cuda/ring.cuh), on a CPU: copies arrive late and in any order.
+"""Rows that come through a ring in shared memory (kernels/cuda/ring.cuh), on a CPU, where copies arrive late.
 
-With --kernels only (nox -s kernels). The contract is tested for these rows as for all others (test_kernels_cuda.py). Here
-are the rows that a ring alone can get wrong, and faults: a fault counts as caught only if the kernel compiles, and then a
-number is wrong or the run ends with a violation. Each fault says which.
+With --kernels only (nox -s kernels). The contract is tested for these rows as for all others (test_kernels_cuda.py).
+Here are the rows that a ring alone can get wrong, and faults. A fault counts as caught only if the kernel compiles, and
+then a number is wrong or the run ends with a violation. Each fault says which.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def test_fewer_rows_than_slots(rows):
 
 
 def test_the_bits_of_a_row_do_not_depend_on_the_schedule():
-    kind, rng = plan.SizeClass(64, 4, 2, 1, slots=4, group=2), np.random.default_rng(3)
+    kind, rng = plan.RINGS["cluster"], np.random.default_rng(3)
     z = rng.normal(size=(ROWS, 1003))
     found = set()
     for schedule in SCHEDULES:
@@ -156,7 +156,9 @@ FAULTS = {
     "a slot read before it is full": Fault(WAIT_FULL, "", "nobody has waited"),
     "the readers' wrong phase": Fault(WAIT_FULL, WAIT_FULL.replace("(turn)", "(turn) ^ 1"), "nobody has waited"),
     "a phase for each row": Fault("return turn / DEPTH % 2;", "return turn % 2;", "nobody has waited|wait forever"),
-    "another slot read than filled": Fault("const Vector* const mine = slot(i)", "const Vector* const mine = slot(0)", WRONG),
+    "another slot read than filled": Fault(
+        "const Vector* const mine = slot(i)", "const Vector* const mine = slot(0)", WRONG
+    ),
     "a slot given back before it is read": Fault(
         f"#pragma unroll\n        for (int n = 0; n < VECTORS_OF_SLOT; ++n)\n{READ}{GIVE_BACK}",
         f"{GIVE_BACK}        for (int n = 0; n < VECTORS_OF_SLOT; ++n)\n{READ}",
@@ -192,7 +194,9 @@ FAULTS = {
     "the part of another block copied": Fault(
         "first = (group * BLOCKS_OF_ROW + block) * PER_SLOT;", "first = (group * BLOCKS_OF_ROW) * PER_SLOT;", WRONG
     ),
-    "copies off a boundary": Fault("copy_bulk(slot(i), parts.vector(first)", "copy_bulk(slot(i), parts.row + first * 4", "multiple of 16"),
+    "copies off a boundary": Fault(
+        "copy_bulk(slot(i), parts.vector(first)", "copy_bulk(slot(i), parts.row + first * 4", "multiple of 16"
+    ),
     "a producer that stays behind by a row": Fault(
         "RowRing::fill(parts, counts(seat.row) ? parts.vectors() : 0, seat.block, turn);",
         "RowRing::fill(parts, counts(seat.row) ? parts.vectors() : 0, seat.block, turn > 0 ? turn - 1 : turn);",
@@ -203,19 +207,26 @@ FAULTS = {
         "if (threadIdx.x == LANES) bring_rows", "bring_rows", "nobody has waited|still under way|more threads"
     ),
     "a producer that computes as well": Fault(
-        "            __syncwarp();\n            return;\n", "            __syncwarp();\n", "forever|more threads|beyond an array|without"
+        "            __syncwarp();\n            return;\n",
+        "            __syncwarp();\n",
+        "forever|more threads|beyond an array|without",
     ),
     "a producer at the barrier of the others": Fault(
         "if constexpr (OTHERS) barrier_of(1, ROW_LANES);", "if constexpr (OTHERS) __syncthreads();", f"forever|{WRONG}"
     ),
     "no barrier after the values of the warps": Fault(
-        "if constexpr (OTHERS) barrier_of(1, ROW_LANES);\n        else", "if constexpr (!OTHERS)", f"{WRONG}|{NO_ORDER}", watch=True
+        "if constexpr (OTHERS) barrier_of(1, ROW_LANES);\n        else",
+        "if constexpr (!OTHERS)",
+        f"{WRONG}|{NO_ORDER}",
+        watch=True,
     ),
     "barriers that others use before they are made": Fault(
         BEGIN, BEGIN.replace("        __syncthreads();\n", ""), "not initialised"
     ),
     "a barrier that expects every thread": Fault(
-        "mbarrier_init(&empty()[i], LANES_OF_ROW / 32);", "mbarrier_init(&empty()[i], LANES_OF_ROW);", "threads wait forever"
+        "mbarrier_init(&empty()[i], LANES_OF_ROW / 32);",
+        "mbarrier_init(&empty()[i], LANES_OF_ROW);",
+        "threads wait forever",
     ),
     "a ring larger than its memory": Fault(
         "DYNAMIC_SHARED_ARRAY(Vector, slots, SLOTS_OF_RING * PER_SLOT);",
@@ -223,7 +234,9 @@ FAULTS = {
         "bytes of dynamic shared memory, and got",
     ),
     "vectors of a thread as if groups were of one": Fault(
-        "return n / GROUP * (GROUP * STEP) + n % GROUP * LANES;", "return n * STEP;", f"{WRONG}|memory that it was not given"
+        "return n / GROUP * (GROUP * STEP) + n % GROUP * LANES;",
+        "return n * STEP;",
+        f"{WRONG}|memory that it was not given",
     ),
     "a vector too many in the last group": Fault("- first() + LANES - 1;", "- first() + LANES;", f"{WRONG}|not given"),
     "a vector too few in the last group": Fault("- first() + LANES - 1;", "- first() + LANES - 2;", WRONG),
@@ -233,7 +246,7 @@ FAULTS = {
     "the label looked for in another block": Fault(
         "(int)(number / (GROUP * LANES) % BLOCKS) != seat.block", "(int)(number / LANES % BLOCKS) != seat.block", WRONG
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

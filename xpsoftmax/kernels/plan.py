@@ -88,7 +88,7 @@ _CLUSTERS = (
     SizeClass(1024, 8, 4, 1),
     SizeClass(1024, 8, 8, 1),
 )
-# Rows that come through shared memory: for rows of float32 that no block holds, where that was measured to be faster. Each
+# Rows that come through shared memory: of float32, too long for one block, where that was measured to be faster. Each
 # takes the place of the class before it, on devices that have enough shared memory.
 _SHORT_RING = SizeClass(480, 14, 2, 1, slots=14, group=2)
 _LONG_RING = SizeClass(480, 9, 8, 1, slots=9, group=3)
@@ -230,7 +230,7 @@ def on_capability(kind: SizeClass, capability: int) -> SizeClass:
 
 
 def exists_on(kind: SizeClass, capability: int) -> bool:
-    """Whether a device has such a class: clusters of blocks, shared memory, registers for as many threads and vectors."""
+    """Whether a device has such a class: clusters, shared memory, registers for as many threads and vectors."""
     if kind.slots:
         return CLUSTERS_FROM <= capability < LITTLE_SHARED_MEMORY_FROM
     if kind.blocks > 1:
