@@ -440,7 +440,7 @@ _MASSES_OF_SINGLE = (
     MassClass(128, 4, 8),
     MassClass(512, 4, 2),
     MassClass(512, 8, 2),
-    MassClass(1024, 8, 1),
+    MassClass(512, 16, 1),
     MassClass(512, 0, 2),
 )
 _MASSES_OF_DOUBLE = (
