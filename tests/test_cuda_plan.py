@@ -96,7 +96,7 @@ def test_where_rows_come_through_a_ring(operation, dtype, capability):
         logits = plan.Matrix(1024, 10, classes, classes, dtype)
         kind = plan.size_class(logits, capability, operation)
         assert bool(kind.slots) == (ring and bool(rings))
-    assert all(plan.Matrix(0, 1, kind.capacity * 4, 0, "float32").classes * 4 > 2**17 for kind in rings)
+    assert all(kind.capacity * plan.VECTOR > 2**17 for kind in rings)
 
 
 def test_a_launch_says_how_much_shared_memory_it_needs():
