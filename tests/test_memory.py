@@ -9,6 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
 
@@ -143,6 +144,39 @@ def test_max_memory_of_predictions_holds(case, budget, impl):
         """
     )
     assert out.split() == ["8192", "50", "True", "refused"]
+
+
+def peak_beside(function, outputs):
+    """Bytes that a call holds at most, beside its outputs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1] - outputs
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("impl", ["auto", "generic"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+@pytest.mark.parametrize(
+    ("sizes", "dtype"), [((3, 2000, 3), "f8"), ((3000, 4, 3), "f2"), ((5, 300, 300, 900), "f4")], ids=str
+)
+@pytest.mark.parametrize("budget", [2 * 10**6, 8 * 10**6])
+def test_budgets_of_activations_and_of_inputs_that_are_cast(sizes, dtype, activation, impl, budget):
+    """The temporaries of an activation may be most of what is held; of inputs cast to float32 one chunk is."""
+    params = xs.init_params(sizes, rng=0, dtype=dtype, activation=activation)
+    X, y = np.ones((3000, sizes[0]), dtype), np.zeros(3000, np.int64)
+    cast = sum(4 * array.size for layer in params for array in layer) if dtype == "f2" else 0
+    options = {"max_memory": budget, "impl": impl}
+    xs.mlp_predict(params, X[:8], **options)
+    labels = X.shape[0] * np.dtype(np.intp).itemsize
+    assert peak_beside(lambda: xs.mlp_predict(params, X, **options), labels + cast) <= budget
+    if budget > 2 * 10**6:
+        xs.mlp_loss_and_grad(params, X[:8], y[:8], **options)
+        width = 8 if dtype == "f8" else 4
+        grads = sum(width * array.size for layer in params for array in layer)
+        rows = X.shape[0] * (width + 4)  # the weight of each row, and a mask
+        assert peak_beside(lambda: xs.mlp_loss_and_grad(params, X, y, **options), grads + 2 * cast + rows) <= budget
 
 
 @pytest.mark.parametrize("budget", [16, 48])

@@ -174,6 +174,30 @@ def test_dask_rows_of_unknown_number(backend, rng):
 
 
 @pytest.mark.backends("dask")
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "logistic", "silu", "gelu"])
+def test_dask_blocks_do_not_warn(activation, value, scheduler, backend, rng):
+    """Whatever thread computes a block: warnings are errors here."""
+    import dask
+
+    params = xs.init_params((4, 6, 3), rng=1, activation=activation, dtype="float32")
+    X = rng.standard_normal((20, 4)).astype(np.float32)
+    X[5, 1], X[6], X[13, :2] = value, value, (value, -value)
+    lazy = tuple(type(layer)(*map(backend.asarray, layer)) for layer in params)
+    rows = backend.xp.asarray(X, chunks=((7, 0, 13), (3, 1)))
+    rows = rows[backend.xp.asarray(np.ones(20, bool), chunks=(rows.chunks[0],))]  # of unknown number
+    labels, logits = xs.mlp_predict(lazy, rows, validate=False), xs.mlp_logits(lazy, rows)
+    with dask.config.set(scheduler=scheduler):
+        labels, logits = dask.compute(labels, logits)
+    expected = xs.mlp_logits(params, X)
+    np.testing.assert_array_equal(np.isnan(logits), np.isnan(expected))
+    sure = ~np.isnan(expected).any(axis=1)
+    np.testing.assert_array_equal(labels[~sure], -1)
+    np.testing.assert_array_equal(labels[sure], np.argmax(logits[sure], axis=1))
+
+
+@pytest.mark.backends("dask")
 def test_dask_with_classes_in_chunks_and_blocks_without_rows(backend, rng):
     da = backend.library
     params, X = xs.init_params((D, C), rng=rng), rng.standard_normal((6, D))

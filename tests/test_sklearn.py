@@ -1141,6 +1141,7 @@ def test_weights_that_do_not_fit(params, options, error, message):
                 (2.5, r"2\.5"),
                 ({5: 1}, "{5: 1}"),
                 ([[3]], r"\[\[3\]\]"),
+                ([[3, 2], [1]], r"\[\[3, 2\], \[1\]\]"),
             )
         ),
         ({"hidden_layer_sizes": [None]}, TypeError, "hidden_layer_sizes must be an integer, got None"),
@@ -1280,6 +1281,14 @@ def test_targets_of_score_are_checked(y, message):
     model = MLPClassifier(max_iter=1).fit(np.eye(4), [0, 1, 0, 1])
     with pytest.raises(ValueError, match=message):
         model.score(np.eye(4), y)
+
+
+def test_weights_whose_sum_overflows_are_weights():
+    X, y = np.repeat(np.eye(2), 12, axis=0), np.repeat([0, 1], 12)
+    model = MLPClassifier((), early_stopping=True, max_iter=40, learning_rate_init=0.3, random_state=0)
+    assert model.fit(X, y).score(X, y, np.full(24, 1e308)) == 1.0
+    wrong = np.where(np.arange(24) < 6, 1, y)
+    assert model.score(X, wrong, np.where(np.arange(24) < 12, 1e308, 5e307)) == pytest.approx(2 / 3, rel=1e-15)
 
 
 def test_memory_for_predictions_is_checked(iris):
@@ -1451,7 +1460,7 @@ def test_partial_fit_is_checked(iris):
         ([0.0, 1.0, np.nan], "classes must hold no missing values, got NaN at place 2"),
     ):  # scikit-learn has the weights in that place
         for one in (MLPClassifier(), model):
-            with pytest.raises(ValueError, match=r"\. Weights of the rows go by name: sample_weight=\.\.\."):
+            with pytest.raises(ValueError, match=r"\. Pass weights of the rows by name: sample_weight=\.\.\."):
                 one.partial_fit(X, y, weight)
         with pytest.raises(ValueError, match=message):
             MLPClassifier().partial_fit(X, y, weight)

@@ -1,5 +1,6 @@
 """Labels of MLPClassifier: integers of 64 bits in any container, labels that may be missing, and what is refused."""
 
+import collections
 import datetime as dt
 import decimal
 import enum
@@ -11,12 +12,13 @@ import pytest
 pytest.importorskip("sklearn")
 from sklearn.exceptions import DataConversionWarning
 
+from xpsoftmax._labels import encode
 from xpsoftmax.sklearn import MLPClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 ROWS = 24
-KNOWN = "integers, booleans, strings, dates, or floats of integral value"
+KNOWN = "integers, booleans, strings, dates, durations, or floats of integral value"
 
 
 @pytest.fixture(name="X")
@@ -208,6 +210,13 @@ class Colour(enum.IntEnum):
     BLUE = 2
 
 
+class Letter(str, enum.Enum):  # noqa: UP042
+    """Members are strings, but str() of a member is its name."""
+
+    FIRST = "a"
+    SECOND = "b"
+
+
 KINDS = {
     "boolean": (with_pandas(lambda pandas, codes: pandas.Series(codes == 1, dtype="boolean")), np.dtype(bool)),
     "bool[pyarrow]": (with_pyarrow(lambda pandas, codes: pandas.Series(codes == 1).astype("bool[pyarrow]")), bool),
@@ -227,6 +236,23 @@ KINDS = {
         with_pandas(lambda pandas, codes: [pandas.Timestamp(2020 + code, 1, 1, nanosecond=1) for code in codes]),
         "M8[ns]",
     ),
+    "durations": (lambda codes: (codes + 1).astype("m8[s]"), "m8[s]"),
+    "durations of Python": (lambda codes: [dt.timedelta(days=code + 1) for code in codes.tolist()], "m8[us]"),
+    "durations in several units": (
+        lambda codes: [np.timedelta64(1, "D" if code else "h") for code in codes],
+        "m8[h]",
+    ),
+    "objects of pandas' durations": (
+        with_pandas(lambda pandas, codes: [pandas.Timedelta(f"{code + 1} ns") for code in codes]),
+        "m8[ns]",
+    ),
+    "duration[us][pyarrow]": (
+        with_pyarrow(lambda pandas, codes: pandas.Series((codes + 1).astype("m8[us]")).astype("duration[us][pyarrow]")),
+        "m8[us]",
+    ),
+    "months": (lambda codes: [np.timedelta64(1, "Y" if code else "M") for code in codes], "m8[M]"),
+    "other sequences": (lambda codes: collections.deque([2**63, 2**63 + 1][code] for code in codes), np.uint64),
+    "enumeration of strings": (lambda codes: [(Letter.FIRST, Letter.SECOND)[code] for code in codes], object),
     "objects of bool": (lambda codes: (codes == 1).astype(object), bool),
     "enumeration": (lambda codes: [Colour(code + 1) for code in codes], np.int64),
     "whole floats beside integers": (lambda codes: [float(codes[0]), *codes[1:].tolist()], float),
@@ -267,6 +293,33 @@ def test_numbers_of_any_kind_are_equal_to_each_other(X):
         learner().partial_fit(X, codes == 1, classes=["False", "True"])
 
 
+def test_an_enumeration_of_strings_is_compared_by_its_strings(X):
+    codes = np.arange(ROWS) % 3 // 2
+    model = learner().fit(X, [(Letter.FIRST, Letter.SECOND)[code] for code in codes])
+    assert model.classes_.tolist() == ["a", "b"]
+    assert model.score(X, np.array(["a", "b"])[codes]) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["M8", "m8"])
+def test_times_of_other_units_are_compared_exactly(kind):
+    """In nanoseconds, the finer unit of both, the last labels would overflow."""
+    classes = np.array([-1, 0, 10**9, 2 * 10**9], f"{kind}[ns]")
+    far = 2**64 // 10**9 + 2  # seconds; in nanoseconds this is class 3, or near it, after overflow
+    labels = np.array([-1, 0, 1, 2, far, -far], f"{kind}[s]")
+    assert encode(labels, classes).tolist() == [-1, 1, 2, 3, -1, -1]
+    assert encode(classes, np.sort(labels)).tolist() == [-1, 2, 3, 4]
+    days = np.array([0, 10**6], f"{kind}[D]")
+    assert encode(classes, days).tolist() == [-1, 0, -1, -1]
+    overflowing = np.array([2**64 // 86400 * 86400 % 2**63], np.int64)  # whole days of seconds
+    assert encode(overflowing.astype(f"{kind}[s]"), classes).tolist() == [-1]
+
+
+def test_months_are_no_number_of_days():
+    months = np.array([1, 2], "m8[M]")
+    assert encode(np.array([2, 12], "m8[M]"), np.array([1], "m8[Y]")).tolist() == [-1, 0]
+    assert encode(np.array([30, 31], "m8[D]"), months).tolist() == [-1, -1]
+
+
 def test_a_column_of_a_frame_is_taken_with_a_warning(X):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"y": pandas.Series(np.arange(ROWS) % 3, dtype="Int64")})
@@ -277,12 +330,14 @@ def test_a_column_of_a_frame_is_taken_with_a_warning(X):
 
 def test_probabilities_in_nullable_columns(X):
     pandas = pytest.importorskip("pandas")
-    sure = np.eye(3)[np.arange(ROWS) % 3]
-    expected = learner().fit(X, sure)
-    model = learner().fit(X, pandas.DataFrame(sure, dtype="Float64"))
+    y = np.eye(3)[np.arange(ROWS) % 3]
+    expected = learner().fit(X, y)
+    model = learner().fit(X, pandas.DataFrame(y, dtype="Float64"))
     np.testing.assert_array_equal(model.coefs_[0], expected.coefs_[0])
+    beside_integers = pandas.DataFrame(y, dtype="Float64").astype({1: "Int64"})
+    np.testing.assert_array_equal(learner().fit(X, beside_integers).coefs_[0], expected.coefs_[0])
     with pytest.raises(ValueError, match=r"y must be labels \(N,\) or floating probabilities \(N, C\), got object"):
-        learner().fit(X, pandas.DataFrame(sure.astype(int), dtype="Int64"))
+        learner().fit(X, pandas.DataFrame(y.astype(int), dtype="Int64"))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -322,7 +377,7 @@ def test_missing_labels_are_named(name):
     ):
         with pytest.raises(ValueError, match=r"^y must hold no missing values, got (None|NaN|NaT|<NA>) at row 2\."):
             call()
-    with pytest.raises(ValueError, match=r"^classes must hold no missing values, got .* at place 2\. Weights of"):
+    with pytest.raises(ValueError, match=r"^classes must hold no missing values, got .* at place 2\. Pass weights of"):
         learner().partial_fit(np.eye(4), [0, 1, 0, 1], classes=y)
 
 
@@ -337,6 +392,26 @@ REFUSED = {
         [dt.datetime(2020 + i, 1, 1, tzinfo=dt.UTC) for i in range(4)],
         TypeError,
         rf"labels: {KNOWN}, got datetime ",
+    ),
+    "times beyond the finest unit": (
+        [np.datetime64("2500-01-01"), np.datetime64(1, "ns")] * 2,
+        ValueError,
+        r"dates that datetime64\[ns\], the finest of their units, holds, got np\.datetime64\('2500-01-01'\) at row 0",
+    ),
+    "months beside days": (
+        [np.timedelta64(1, "D"), np.timedelta64(1, "M")] * 2,
+        TypeError,
+        r"durations of one kind, got np\.timedelta64\(1,'D'\) and np\.timedelta64\(1,'M'\): months",
+    ),
+    "kinds in another sequence": (
+        collections.deque(["a", 1] * 2),
+        TypeError,
+        "got str 'a' at row 0 and int 1 at row 1",
+    ),
+    "masked rows in another sequence": (
+        collections.deque([np.ma.masked_equal([1], 1), np.array([2])] * 2),
+        TypeError,
+        "not be a masked array",
     ),
     "bytes": (np.array([b"a", b"b"] * 2), TypeError, rf"labels: {KNOWN}, got \|S1\. Decode bytes to strings"),
     "records": (np.zeros(4, "i4,i4"), TypeError, rf"labels: {KNOWN}, got \["),

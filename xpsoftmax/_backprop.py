@@ -332,7 +332,8 @@ class Buffers:
 
 def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
     if buffers is None:
-        return select("product", left, "generic")(left, right) if is_jax_array(left) else left @ right
+        has_own = is_jax_array(left) or is_dask_array(left)
+        return select("product", left, "generic")(left, right) if has_own else left @ right
     return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 
@@ -601,10 +602,12 @@ class Plan(NamedTuple):
     spare: int  # bytes for the product that is added to a weight gradient
 
 
+ACTIVATION_ARRAYS = 8
+"""Arrays of the size of a hidden layer that an activation holds at most: temporaries, and masks of a byte a number."""
 SMALL = 2**20
 """Bytes of NumPy logits up to which their gradient gets an array of its own: the kernel is faster then."""
 IN_PLACE = 8 * 2**20
-"""Bytes that the kernels hold at most beside logits that they overwrite."""
+"""Bytes that the kernels hold at most beside what they overwrite."""
 MOST_HELD = 16
 """Numbers that are held for a unit of a row at most, in any layer."""
 
@@ -627,16 +630,21 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0
 
     # Numbers a row, forward and back: what is cast, activations and slopes, then the logits with what the loss takes.
+    in_place = net.kernels.bias_activation is not generic.bias_activation
     held = features + cast + 2 * sum(hidden)
-    forward = held + classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
-    backward = held + classes + 3 * max(hidden, default=0)
-    least = max(itemsize * forward, itemsize * backward + column)
+    if not in_place:  # products stay beside what is made of them
+        held += 2 * sum(hidden) + classes
+    widest = max(hidden, default=0)
+    loss = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
+    forward = held + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the logits of the chunk before may be there
+    backward = held + classes + 3 * widest
+    least = itemsize * max(forward, backward) + column
     if max_memory is None:
         max_memory = max(DEFAULT_MAX_MEMORY, least)
     if max_memory < least:
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {max_memory}.")
     spare = max(column, max_memory // 8)
-    step = min(max_memory // (itemsize * forward), (max_memory - spare) // (itemsize * backward))
+    step = (max_memory - spare) // (itemsize * max(forward, backward))
     if _overwrites_logits(net):
         step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
     return Plan(chunks_of(rows, max(1, step)), spare)

@@ -9,33 +9,24 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax._backprop import Network
+from xpsoftmax._finite import sum_is_finite
 from xpsoftmax._labels import missing_in
 from xpsoftmax._typing import Array, dtype_name
-
-
-def surely_finite(x: np.ndarray) -> bool:
-    """Whether all numbers are finite; not sure if their sum is not."""
-    with np.errstate(all="ignore"):
-        return math.isfinite(np.add.reduce(x, axis=None))
+from xpsoftmax._validate import first_marked
 
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
     """Row, column and value of the first input that is not finite."""
-    if type(X) is np.ndarray and surely_finite(X):
+    if type(X) is np.ndarray and sum_is_finite(X):
         return None
     xp = array_namespace(X)
     bad = ~xp.isfinite(X)
     rows = xp.any(bad, axis=1)
     if not bool(xp.any(rows)):
         return None
-    row = _first(rows)
-    column = _first(bad[row, :])
+    row = first_marked(xp, rows)
+    column = first_marked(xp, bad[row, :])
     return row, column, float(X[row, column])
-
-
-def _first(mask: Array) -> int:
-    xp = array_namespace(mask)
-    return int(xp.argmax(xp.astype(mask, xp.int32)))
 
 
 def input_error(place: str, value: float, dtype: str) -> ValueError:
@@ -60,8 +51,9 @@ def check_inputs(X: Array) -> None:
 def check_no_missing(X: Any) -> None:
     """The same for missing values among objects, which scikit-learn cannot convert."""
     objects = np.asarray(X, dtype=object)
-    if objects.ndim == 2 and missing_in(objects).any():
-        row, column = divmod(int(missing_in(objects).argmax()), objects.shape[1])
+    missing = missing_in(objects)
+    if objects.ndim == 2 and missing.any():
+        row, column = divmod(int(missing.argmax()), objects.shape[1])
         raise input_error(f"at row {row}, column {column}", math.nan, "")
 
 
@@ -77,7 +69,7 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
     xp = net.xp
     if not bool(xp.any(bad)):
         return
-    row = _first(bad)
+    row = first_marked(xp, bad)
     value = float(xp.max(logits[row, :]))
     place = f"row {row} of a block" if first is None else f"row {first + row}"
     for i, layer in enumerate(net.layers):
@@ -85,20 +77,27 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
             flat = xp.reshape(array, (-1,))
             flaws = ~xp.isfinite(flat)
             if bool(xp.any(flaws)):
-                found = float(flat[_first(flaws)])
-                raise _marked(f"{name}[{i}] must be finite, got {found}: {place} of X has no most probable class.")
-    raise _marked(
+                found = float(flat[first_marked(xp, flaws)])
+                raise overflow_error(
+                    f"{name}[{i}] must be finite, got {found}: {place} of X has no most probable class."
+                )
+    raise overflow_error(
         f"X must have products with the weights that are finite in {dtype_name(net.dtype)}, got the largest logit "
         f"{_word(value)} at {place}. Scale X as it was scaled for fit."
     )
 
 
-def _marked(text: str) -> ValueError:
-    error = ValueError(text)
+def overflow_error(text: str) -> ValueError:
+    """An error about numbers that training came to, or that inputs lead to, for which `is_overflow` is true."""
+    return as_overflow(ValueError(text))
+
+
+def as_overflow(error: ValueError) -> ValueError:
+    """Mark an error for `is_overflow`."""
     error.overflow = True  # type: ignore[attr-defined]
     return error
 
 
 def is_overflow(error: BaseException) -> bool:
-    """Whether an error is about logits, and not about what was passed."""
+    """Whether an error is marked: it is not about an argument alone, and `fit` may say more of its cause."""
     return bool(getattr(error, "overflow", False))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._typing import Array, Namespace
-from xpsoftmax._validate import Bad, as_dtype
+from xpsoftmax._validate import Bad, as_dtype, first_marked
 
 BYTES_OF_A_NUMBER = 10
 """What is held at most for a number that is looked at: the number itself, which may be read from a file, and masks."""
@@ -22,7 +22,7 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
     """
     parts = list(_parts(X, budget))
     if type(X) is np.ndarray:
-        if all(surely_finite(X[rows]) for rows in parts):
+        if all(sum_is_finite(X[rows]) for rows in parts):
             return None
     else:
         found: Any = False
@@ -33,15 +33,15 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
     for rows in parts:
         bad = _bad_rows(xp, X, row_weight, rows)
         if bool(xp.any(bad)):
-            row = rows.start + int(xp.argmax(xp.astype(bad, xp.int32)))
+            row = rows.start + first_marked(xp, bad)
             return Bad(
                 name, "be finite", _first_bad_number(xp, as_dtype(xp, X[row, :], row_weight.dtype)), "row", (row,)
             )
     return None
 
 
-def surely_finite(x: np.ndarray) -> bool:
-    """Whether all numbers are finite; False also where only their sum overflows."""
+def sum_is_finite(x: np.ndarray) -> bool:
+    """Whether the sum of all numbers is finite: then all of them are. If not, it may be the sum that overflows."""
     with np.errstate(all="ignore"):
         return math.isfinite(np.add.reduce(x, axis=None))
 
@@ -58,4 +58,4 @@ def _bad_rows(xp: Namespace, X: Array, row_weight: Array, rows: slice) -> Array:
 
 
 def _first_bad_number(xp: Namespace, row: Array) -> float:
-    return float(row[int(xp.argmax(xp.astype(~xp.isfinite(row), xp.int32)))])
+    return float(row[first_marked(xp, ~xp.isfinite(row))])

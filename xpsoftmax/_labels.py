@@ -1,12 +1,14 @@
 """Labels of any container as a NumPy array that compares them exactly, and their places among known classes.
 
 scikit-learn turns nullable integer columns, and NumPy turns int64 beside uint64, into float64, in which different
-integers from 2**53 on are equal. Here integers stay integers.
+integers from 2**53 on are equal. Here integers stay integers. NumPy lets dates overflow in a finer unit; here that is
+noticed.
 """
 
 from __future__ import annotations
 
-from datetime import date
+from collections.abc import Sequence
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,13 @@ from xpsoftmax import _validate as check
 from xpsoftmax._io import to_host
 from xpsoftmax._typing import dtype_name
 
-KINDS = "integers, booleans, strings, dates, or floats of integral value"
+KINDS = "integers, booleans, strings, dates, durations, or floats of integral value"
 EXACT_BITS = 53
 """Python's floats, and every array of float64, hold all integers of so many bits."""
 NEVER_MISSING = {int, str, bool, *(np.dtype(code).type for code in "bBhHiIlLqQ?")}
-"""Types of which no label is a missing value, nor anything else than what it seems."""
+"""Types of labels that are never missing values, and that need no conversion."""
+EXACT_IN_ARRAYS = {int, float, bool, *(np.dtype(code).type for code in "bBhHiIlLqQ?efdg")}
+"""Types of which NumPy converts a list exactly, if all are of one type; Python's integers only into integers."""
 
 
 # --- from any container -----------------------------------------------------------------------------------------------
@@ -31,9 +35,14 @@ def is_elsewhere(array: Any) -> bool:
     return bool(is_array_api_obj(array)) and not is_numpy_array(array)
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether this is a list, or another sequence of Python objects that holds its items as a list does."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
+
+
 def refuse_masked(name: str, value: Any) -> None:
     """Refuse masked arrays, also as rows of a list or blocks of dask: np.asarray would use what the mask hides."""
-    rows = value if isinstance(value, (list, tuple)) else ()
+    rows = value if is_sequence(value) else ()
     if any(isinstance(array, np.ma.MaskedArray) for array in (value, getattr(value, "_meta", None), *rows)):
         raise TypeError(
             f"{name} must not be a masked array, got one. Fill it in with its filled(), or leave the masked rows out."
@@ -45,7 +54,7 @@ def as_raw_array(name: str, value: Any) -> Any:
     refuse_masked(name, value)
     if is_array_api_obj(value):
         return check.as_array(name, value)[1]
-    if isinstance(value, (list, tuple, range)):
+    if is_sequence(value):
         return _of_list(name, value)
     if hasattr(value, "tocsr"):
         raise TypeError(f"{name} must be dense, got a sparse {type(value).__name__}. Call its toarray().")
@@ -64,6 +73,9 @@ def _of_list(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"{name} must have rows of one length, got {value!r:.60}.") from None
     if array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1):
         return array
+    types = set(map(type, value))
+    if len(types) == 1 and types <= EXACT_IN_ARRAYS and array.dtype.kind in ("iu" if types == {int} else "biuf"):
+        return array
     objects = np.fromiter((row[0] for row in value) if array.ndim == 2 else value, object, array.shape[0])
     strings = array.dtype.kind == "U" and {type(label) for label in objects} <= {str, np.str_}
     # A string of NumPy ends before its last null characters: "a" would be "a\0".
@@ -74,12 +86,16 @@ def _of_list(name: str, value: Any) -> np.ndarray:
 
 def _of_frame(name: str, frame: Any) -> np.ndarray:
     if frame.shape[1] == 1:
-        first = next((getattr(frame, way) for way in ("column", "to_series") if hasattr(frame, way)), None)
-        column = frame.iloc[:, 0] if first is None else first(0)
+        if hasattr(frame, "iloc"):
+            column = frame.iloc[:, 0]
+        else:  # tables of pyarrow have column(), frames of polars to_series()
+            column = (frame.column if hasattr(frame, "column") else frame.to_series)(0)
         return as_raw_array(name, column)[:, None]  # type: ignore[no-any-return]
     array = np.asarray(frame)
-    if array.dtype.kind == "O" and all(getattr(dtype, "kind", "") == "f" for dtype in frame.dtypes):
-        array = np.asarray(frame.astype(np.float64))  # nullable floats
+    if array.dtype.kind == "O":
+        kinds = {getattr(dtype, "kind", "") for dtype in frame.dtypes}
+        if "f" in kinds and kinds <= {"f", "i", "u"}:
+            array = np.asarray(frame.astype(np.float64))  # nullable floats, or integers beside floats
     return array
 
 
@@ -91,7 +107,8 @@ def _of_pandas(column: Any) -> np.ndarray:
     if categories is not None:
         return np.take(as_raw_array("y", categories), np.asarray(getattr(column, "cat", column).codes))
     dtype = getattr(column.dtype, "numpy_dtype", None)
-    known = isinstance(dtype, np.dtype) and dtype.kind in "biufM"
+    zone = getattr(getattr(column.dtype, "pyarrow_dtype", None), "tz", None)
+    known = isinstance(dtype, np.dtype) and dtype.kind in "biufmM" and zone is None
     return np.asarray(column.to_numpy(dtype=dtype if known else object))
 
 
@@ -101,8 +118,8 @@ def _of_pandas(column: Any) -> np.ndarray:
 def as_labels(name: str, value: Any, unit: str = "row") -> np.ndarray:
     """Check labels (N,) or (N, 1); return them (N,) on the host, in a dtype in which all of them differ that do.
 
-    The dtypes are those of NumPy for integers, booleans, strings, dates and floats of integral value; objects for
-    strings that come as objects, and for Python integers that no dtype of 64 bits holds together.
+    The dtypes are those of NumPy for integers, booleans, strings, dates, durations and floats of integral value;
+    objects for strings that come as objects, and for Python integers that no dtype of 64 bits holds together.
     """
     raw = as_raw_array(name, value)
     labels: np.ndarray = (to_host(name, raw) if is_elsewhere(raw) else raw).reshape(-1)
@@ -182,26 +199,30 @@ def _of_objects(name: str, labels: np.ndarray, unit: str) -> np.ndarray:
     if found <= {"int", "float"}:
         return _of_numbers(name, values, found, unit)
     if found == {"str"}:
-        return labels if types == {str} else np.fromiter(map(str, values), object, len(values))
+        # str(label) of an enumeration is its name; labels are compared by their characters.
+        return labels if types == {str} else np.fromiter(map(str.__str__, values), object, len(values))
     if found == {"bool"}:
         return np.array(values, bool)
-    if found == {"datetime64"}:
-        return np.array(values)
+    if found <= {"datetime64", "timedelta64"}:
+        return _of_times(name, values, unit)
     raise TypeError(f"{name} must be labels: {KINDS}, got {found.pop()} {labels[0]!r:.60} at {unit} 0.")
 
 
 def _plain(label: Any) -> Any:
-    """The number that an array without dimensions holds, a date without a time zone as NumPy has it; else the label."""
+    """The number in an array without dimensions; a date without a time zone, or a duration, as NumPy has it."""
     if isinstance(label, (int, str, np.generic)):
         return label
     if isinstance(label, date) and getattr(label, "tzinfo", None) is None:
         return label.to_datetime64() if hasattr(label, "to_datetime64") else np.datetime64(label)
+    if isinstance(label, timedelta):
+        return label.to_timedelta64() if hasattr(label, "to_timedelta64") else np.timedelta64(label)
     return label.item() if hasattr(label, "item") and getattr(label, "shape", None) == () else label
 
 
 def _kind_of(kind: type) -> str:
     for name, types in (
         ("bool", (bool, np.bool_)),
+        ("timedelta64", (np.timedelta64,)),  # before the integers: for NumPy it is one of them
         ("int", (int, np.integer)),
         ("float", (float, np.floating)),
         ("str", (str,)),
@@ -230,12 +251,30 @@ def _of_numbers(name: str, values: list[Any], found: set[str], unit: str) -> np.
     return np.array(integers, object)
 
 
+def _of_times(name: str, values: list[Any], unit: str) -> np.ndarray:
+    """Dates, or durations, in the finest of their units; NumPy lets those overflow that this unit does not hold."""
+    families = {value.dtype: family(np.empty(0, value.dtype)) for value in values}
+    if len(set(families.values())) > 1:
+        other = next(v for v in values if families[v.dtype] != families[values[0].dtype])
+        raise TypeError(
+            f"{name} must be durations of one kind, got {values[0]!r} and {other!r}: months and years differ in length."
+        )
+    times = np.array(values)
+    if len(families) > 1:
+        changed = np.fromiter((t.astype(v.dtype) != v for t, v in zip(times, values, strict=True)), bool, len(values))
+        rule = f"be dates that {times.dtype}, the finest of their units, holds"
+        _refuse(name, rule, np.array(values, object), changed, unit)
+    return times
+
+
 # --- places among classes ---------------------------------------------------------------------------------------------
 
 
 def family(labels: np.ndarray) -> str:
-    """What labels can be compared with: numbers, strings, dates or differences of dates."""
+    """What labels can be compared with: numbers, strings, dates, durations, or durations in months or years."""
     kind = labels.dtype.kind
+    if kind == "m" and np.datetime_data(labels.dtype)[0] in ("M", "Y"):  # months differ in length
+        return "months"
     if kind == "O":
         return "strings" if labels.size and isinstance(labels[0], str) else "numbers"
     return {"U": "strings", "M": "dates", "m": "durations"}.get(kind, "numbers")
@@ -246,12 +285,32 @@ def alike(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if family(first) == "numbers":
         # Floats of labels are integers below 2**53.
         first, second = (a.astype(np.int64) if a.dtype.kind == "f" else a for a in (first, second))
+    if first.dtype.kind in "mM":
+        return _alike_times(first, second)
     dtypes = {first.dtype, second.dtype}
     dtype = np.dtype(object) if np.dtype(object) in dtypes else np.result_type(*dtypes)
     if dtype.kind == "f":  # int64 beside uint64
         fits = all(a.dtype.kind != "u" or a.max(initial=0) < 2**63 for a in (first, second))
         dtype = np.dtype(np.int64 if fits else object)
     return first.astype(dtype, copy=False), second.astype(dtype, copy=False)
+
+
+def _alike_times(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same for dates or durations: in the finer unit, or as Python integers where that unit does not hold them."""
+    dtype = np.result_type(first, second)
+    finer = first.astype(dtype), second.astype(dtype)
+    if all((a.astype(b.dtype) == b).all() for a, b in zip(finer, (first, second), strict=True)):
+        return finer
+    return _attoseconds(first), _attoseconds(second)
+
+
+def _attoseconds(times: np.ndarray) -> np.ndarray:
+    """Python integers of dates or durations in the finest unit that NumPy has."""
+    seconds = times.astype(f"{times.dtype.kind}8[s]")
+    found: np.ndarray = seconds.astype(np.int64).astype(object) * 10**18
+    if np.result_type(times, seconds) != seconds.dtype:  # the unit is finer than a second
+        found += (times - seconds.astype(times.dtype)).astype("m8[as]").astype(np.int64)
+    return found
 
 
 def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, is_dask_array
 from xpsoftmax import _partitions as parts
 from xpsoftmax._backprop import DEFAULT_MAX_MEMORY, Network
 from xpsoftmax._block_sums import Block, Model, as_model
-from xpsoftmax._estimator_checks import bad_input, check_logits, input_error
+from xpsoftmax._estimator_checks import as_overflow, bad_input, check_logits, input_error
 from xpsoftmax._io import to_host
 from xpsoftmax._labels import is_elsewhere
 from xpsoftmax._layers import Params
@@ -146,19 +146,14 @@ class Predictor:
         if found is not None:
             row, column, value = found
             place = f"row {row}, column {column} of a block" if first is None else f"row {first + row}, column {column}"
-            raise _marked(input_error(f"at {place}", value, dtype_name(X.dtype)))
+            # In `fit` these are rows held out: it looks for the first bad row of all.
+            raise as_overflow(input_error(f"at {place}", value, dtype_name(X.dtype)))
         if self.method in ("predict", "codes"):
             codes = _codes(model, X, first)
             return labels_of(self.classes, codes) if self.method == "predict" else codes
         logits = _logits(model, X, first)
         finish: dict[str, Callable[[Array], Array]] = {"predict_proba": softmax, "predict_log_proba": log_softmax}
         return finish[self.method](logits) if self.method in finish else logits
-
-
-def _marked(error: ValueError) -> ValueError:
-    """Inputs of rows held out, which fit looks for in all rows."""
-    error.overflow = True  # type: ignore[attr-defined]
-    return error
 
 
 def _logits(model: Model, X: Array, first: int | None) -> Array:

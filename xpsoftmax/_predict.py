@@ -10,7 +10,9 @@ from array_api_compat import is_dask_array
 
 from xpsoftmax import _validate as check
 from xpsoftmax._backprop import (
+    ACTIVATION_ARRAYS,
     DEFAULT_MAX_MEMORY,
+    IN_PLACE,
     Buffers,
     Network,
     as_inputs,
@@ -29,8 +31,6 @@ NO_CLASS = -1
 
 LABELS = 32
 """Bytes a row of a chunk beside its logits: its label, the largest logit, and masks."""
-ACTIVATION_ARRAYS = 7
-"""Arrays of the size of a hidden layer that the generic text of an activation holds at most, its input included."""
 IN_CACHE = 4 * 2**20
 """Bytes of NumPy logits up to which larger chunks are faster."""
 LEAST_ROWS = 64
@@ -56,11 +56,20 @@ def predict(
 
 
 def _predict_chunks(net: Network, X: Array, chunks: Sequence[slice | None]) -> Array:
-    buffers = Buffers() if type(X) is np.ndarray else None
+    on_host = type(X) is np.ndarray
+    buffers = Buffers() if on_host else None
+    labels = np.empty(X.shape[0], np.intp) if on_host and len(chunks) > 1 else None
     parts = []
     for rows in chunks:
         part = net.xp.astype(X if rows is None else X[rows, :], net.working, copy=False)
-        parts.append(labels_of(net.xp, forward(net, part, buffers=buffers)[2]))
+        found = labels_of(net.xp, forward(net, part, buffers=buffers)[2])
+        del part  # before the next one is cast
+        if labels is None:
+            parts.append(found)
+        else:
+            labels[rows] = found
+    if labels is not None:
+        return labels
     return parts[0] if len(parts) == 1 else net.xp.concat(parts)
 
 
@@ -87,12 +96,16 @@ def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[
     cast = 0 if X.dtype == net.working else X.shape[1]
     in_place = net.kernels.bias_activation is not generic.bias_activation
     widest = max(net.hidden, default=0)
-    numbers = cast + sum(net.hidden) + (classes if in_place else max(2 * classes, ACTIVATION_ARRAYS * widest))
-    least = itemsize * numbers + classes + LABELS  # a byte a class says whether a logit is nan
+    held = cast + sum(net.hidden) + classes  # the logits of the chunk before are there while activations are computed
+    numbers = held + max(0 if in_place else classes, ACTIVATION_ARRAYS * widest)
+    beside = classes + LABELS  # a byte a class says whether a logit is nan
+    least = itemsize * numbers + beside
     budget = max(DEFAULT_MAX_MEMORY, least) if max_memory is None else max_memory
     if budget < least:
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {budget}.")
     step = budget // least
+    if in_place:  # large arrays in parts
+        step = max(step, (budget - IN_PLACE) // (itemsize * held + beside))
     if type(X) is np.ndarray:
         step = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(classes, widest))))
     return chunks_of(X.shape[0], step)
@@ -131,7 +144,7 @@ def _first_without_class(xp: Namespace, labels: Array) -> int | None:
     bad = labels == NO_CLASS
     if not bool(xp.any(bad)):
         return None
-    return int(xp.argmax(xp.astype(bad, xp.int32)))
+    return check.first_marked(xp, bad)
 
 
 def no_class(row: int, *, finite: bool = False) -> check.Bad:

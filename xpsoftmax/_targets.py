@@ -108,12 +108,12 @@ def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
     xp = array_namespace(y)
     missing = xp.any(xp.isnan(y), axis=1)
     if bool(xp.any(missing)):
-        row = int(xp.argmax(xp.astype(missing, xp.int32)))
+        row = check.first_marked(xp, missing)
         raise ValueError(f"y must be probabilities without missing values, got NaN at row {row}.")
     sums = xp.sum(y, axis=1)
     bad = ~((xp.abs(sums - 1.0) <= SUM_TO_ONE) & xp.all(y >= 0.0, axis=1))
     if bool(xp.any(bad)):
-        row = int(xp.argmax(xp.astype(bad, xp.int32)))
+        row = check.first_marked(xp, bad)
         raise ValueError(
             f"y must be probabilities, from 0 on, that add up to 1 in each row, got the sum {float(sums[row])} and the "
             f"least entry {float(xp.min(y[row, :]))} at row {row}."
@@ -154,7 +154,7 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
     xp = array_namespace(weight)
     bad = ~(xp.isfinite(weight) & (weight >= 0.0))
     if bool(xp.any(bad)):
-        row = int(xp.argmax(xp.astype(bad, xp.int32)))
+        row = check.first_marked(xp, bad)
         raise ValueError(f"sample_weight must be finite and not negative, got {float(weight[row])} at row {row}.")
     return weight
 
@@ -165,8 +165,9 @@ def _weights_on_host(weight: Any) -> np.ndarray:
         raise TypeError(f"sample_weight must be numbers, got {array.ravel()[:1].tolist()[0]!r:.60}.")
     if array.ndim == 0:
         raise TypeError(f"sample_weight must be an array (N,), a number or None, got {weight!r:.60}.")
-    if array.dtype.kind == "O" and missing_in(array).any():
-        row = int(missing_in(array).argmax())
+    missing = missing_in(array) if array.dtype.kind == "O" else np.zeros(0, bool)
+    if missing.any():
+        row = int(missing.argmax())
         raise ValueError(f"sample_weight must be finite and not negative, got {array.ravel()[row]} at row {row}.")
     return check_array(  # type: ignore[no-any-return]
         weight,

@@ -465,6 +465,11 @@ def as_dtype(xp: Namespace, array: Array, dtype: DType) -> Array:
     return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
+def first_marked(xp: Namespace, marks: Array) -> int:
+    """Place of the first True among marks (N,), of which one is True; it waits for the device."""
+    return int(xp.argmax(xp.astype(marks, xp.int32)))
+
+
 def bad_labels(labels: Array, frame: Frame, ignored: Array | None) -> Array:
     """Mark the labels that are neither a class nor ignored."""
     bad = (labels < 0) | (labels >= frame.classes)
@@ -568,7 +573,7 @@ def _raise_first(suspect: Suspect) -> None:
         xp = array_namespace(bad)
         if not bool(xp.any(bad)):
             continue
-        flat = int(xp.argmax(xp.reshape(xp.astype(bad, xp.int32), (-1,))))
+        flat = first_marked(xp, xp.reshape(bad, (-1,)))
         position = tuple(int(i) for i in np.unravel_index(flat, tuple(bad.shape)))
         if rows is not None:
             position = (rows.start + position[0], *position[1:])

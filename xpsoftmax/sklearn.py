@@ -44,8 +44,9 @@ from xpsoftmax._estimator_checks import (
     check_logits,
     check_no_missing,
     is_overflow,
-    surely_finite,
+    overflow_error,
 )
+from xpsoftmax._finite import sum_is_finite
 from xpsoftmax._io import to_host, to_library
 from xpsoftmax._labels import (
     alike,
@@ -88,7 +89,7 @@ NUMBERS: dict[str, dict[str, float]] = {
     "epsilon": {},
     "label_smoothing": {"high": 1.0},
 }
-"""Parameters that are numbers from 0 on, and up to where."""
+"""Parameters that are numbers not below 0, with their upper limits."""
 CHOICES = {
     "solver": ("adam", "sgd", "lbfgs"),
     "learning_rate": ("constant", "invscaling", "adaptive"),
@@ -106,11 +107,11 @@ NOT_FINITE = (
 IN_CACHE = 2**20
 """Bytes of the widest layer of a chunk of NumPy rows that are predicted."""
 LEAST_ROWS = 64
-"""Rows of such a chunk at least: a product of fewer takes longer for each."""
+"""The fewest rows of such a chunk: products of fewer rows take longer for each row."""
 INTERRUPTED = "Training interrupted by user."
-HINT = " Weights of the rows go by name: sample_weight=..."
+HINT = " Pass weights of the rows by name: sample_weight=..."
 LEAST_RATE = 1e-6
-"""An adaptive learning rate that is not above this is not divided again."""
+"""An adaptive learning rate is divided only while it is above this."""
 
 
 Rows: TypeAlias = tuple[Array, Array, Array | None]
@@ -329,9 +330,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
             `y` must be labels; inputs that are not finite are looked for when the loss is not finite.
         y : array or array-like, (N,) or (N, C)
-            Labels of one kind, none of them missing: integers, booleans, strings, dates, or floats of integral value
-            below 2**53 (float32: 2**24). Integers are compared as integers, whatever holds them. Or floating
-            probabilities, a column for each class, whose rows add up to 1.
+            Labels of one kind, none of them missing: integers, booleans, strings, dates, durations, or floats of
+            integral value below 2**53 (float32: 2**24). Integers are compared as integers, whatever holds them.
+            Or floating probabilities, a column for each class, whose rows add up to 1.
         sample_weight : array or array-like, (N,), optional
             Finite and not negative. It and `y` may be of any library: they are brought to where `X` is.
 
@@ -476,7 +477,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not reset:
             self._check_library(X, method)
         if not (is_elsewhere(X) or is_lazy(X)):
-            if not reset and self._seen_to_fit(X) and (method != "partial_fit" or surely_finite(X)):
+            if not reset and self._seen_to_fit(X) and (method != "partial_fit" or sum_is_finite(X)):
                 return X  # what is predicted is looked at on the way
             dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
             return self._checked_on_host(X, dtype, reset=reset)
@@ -515,7 +516,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return array if isinstance(dtype, list) else array.astype(dtype)
 
     def _seen_to_fit(self, X: Any) -> bool:
-        """Whether scikit-learn's checks, which take longer than a small prediction, would find nothing but numbers."""
+        """Whether scikit-learn's checks can be left out, which take longer than a small prediction."""
         return (
             type(X) is np.ndarray
             and X.dtype == self.coefs_[0].dtype
@@ -796,7 +797,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             codes, xp = self._codes_held_out(net, X, stepper), net.xp
             if is_dask_array(X):
                 xp = np
-            score = _accuracy(xp, codes, y, weight)
+            score = _accuracy(xp, codes == (y if y.ndim == 1 else xp.argmax(y, axis=1)), weight)
             self.validation_scores_.append(score)
             self._say(f"Validation score: {score:f}")
             better = score >= self.best_validation_score_ + float(self.tol)
@@ -1004,7 +1005,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight = as_sample_weight(sample_weight, np.empty((len(labels), 0)))
         if weight is not None and not weight.any():
             raise ValueError("sample_weight must let a row count, got weights that are all zero.")
-        return float(np.average(labels == predicted, weights=weight))
+        return _accuracy(array_namespace(predicted), labels == predicted, weight)
 
     def _outputs(self, X: Any, method: str, operation: str | None) -> Array:
         """Logits of all rows, or what an operation on rows makes of them."""
@@ -1062,7 +1063,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             logits = forward(net, X[rows, :], buffers=buffers, watch=watch)[2]
             # A flag for all chunks: elsewhere the result is waited for once, after the last.
             if type(logits) is np.ndarray:
-                doubtful = doubtful or not surely_finite(logits)
+                doubtful = doubtful or not sum_is_finite(logits)
             else:
                 doubtful = doubtful | net.xp.any(bad_logits(logits))
             yield rows, logits
@@ -1071,9 +1072,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 check_logits(net, forward(net, X[rows, :], buffers=buffers)[2], rows.start)
 
     def _watched(self, net: Network, X: np.ndarray) -> Callable[[Array], None] | None:
-        """Tell by a column of the first product whether inputs are finite: to read them for that takes a tenth of all.
+        """Return what looks at each first product, and reads `X` only where a column of it is not finite.
 
-        A product with nan or infinity is not finite, unless the BLAS leaves out terms whose weight is 0.
+        Reading `X` each time would take a tenth of the prediction. A product with nan or infinity is not finite, unless
+        the BLAS leaves out terms whose weight is 0: where the column has such weights, `X` is read now.
         """
         if not net.layers[0].weight[:, 0].all():
             check_inputs(X)
@@ -1082,7 +1084,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         def watch(z: Array) -> None:
             nonlocal seen
-            if not (seen or surely_finite(z[:, 0])):
+            if not (seen or sum_is_finite(z[:, 0])):
                 check_inputs(X)  # it may be an overflow
                 seen = True
 
@@ -1287,7 +1289,11 @@ def _taken(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
 
 def _hidden_sizes(sizes: Any) -> list[int]:
     """The sizes of the hidden layers: one, or a sequence of them."""
-    if np.ndim(sizes) == 1 and not isinstance(sizes, dict):
+    try:
+        dimensions = np.ndim(sizes)
+    except ValueError:  # lists of different lengths
+        dimensions = 2
+    if dimensions == 1:
         return [check.as_integer("hidden_layer_sizes", size, low=1) for size in sizes]
     try:
         return [check.as_integer("hidden_layer_sizes", sizes, low=1)]
@@ -1314,9 +1320,7 @@ def _known_classes(given: np.ndarray | None, before: np.ndarray | None) -> np.nd
 
 def _diverged(what: str) -> ValueError:
     """The error of a solver that came to numbers that are not finite."""
-    error = ValueError(NOT_FINITE.format(what))
-    error.overflow = True  # type: ignore[attr-defined]
-    return error
+    return overflow_error(NOT_FINITE.format(what))
 
 
 @contextmanager
@@ -1392,10 +1396,14 @@ def _finite(layers: Params) -> Params:
     return layers
 
 
-def _accuracy(xp: Namespace, codes: Array, y: Array, weight: Array | None) -> float:
-    right = codes == (y if y.ndim == 1 else xp.argmax(y, axis=1))
+def _accuracy(xp: Namespace, right: Array, weight: Array | None) -> float:
+    """The share of the rows, or of their weights, whose labels are right."""
     if weight is None:
         return int(xp.sum(xp.astype(right, xp.int32))) / int(right.shape[0])
+    with np.errstate(over="ignore"):
+        total = float(xp.sum(weight))
+    if not math.isfinite(total):  # it overflows
+        weight = weight / xp.max(weight)
     return float(xp.sum(xp.where(right, weight, 0.0)) / xp.sum(weight))
 
 

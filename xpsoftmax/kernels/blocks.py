@@ -58,6 +58,50 @@ def _reduced(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return lambda logits: _blockwise(kernel, "i", (logits, "ij"), new_axes={}, dtype=logits.dtype)
 
 
+def _product(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """(R, C) and (C, D) to (R, D)."""
+
+    def mapped(left: Array, right: Array) -> Array:
+        return _blockwise(kernel, "ik", (left, "ij"), (right, "jk"), new_axes={}, dtype=left.dtype)
+
+    return mapped
+
+
+def _bias_activation(kernel: Callable[..., Any]) -> Callable[..., Any]:  # noqa: ARG001
+    """Products (R, H) and bias (H,) to the activation and, with `grad`, its slope (R, H).
+
+    Not by the kernel, which would overwrite a block that other tasks may need.
+    """
+
+    def mapped(
+        z: Array,
+        bias: Array,
+        activation: str,
+        *,
+        grad: bool,
+        out: None = None,  # noqa: ARG001
+    ) -> tuple[Array, Array | None]:
+        pairs = [(z, "ij"), (bias, "j")]
+        options = {"dtype": z.dtype, "activation": activation}
+        if not grad:
+            return _blockwise(_value_of_block, "ij", *pairs, new_axes={}, **options), None
+        both = _blockwise(_value_and_slope_of_block, "nij", *pairs, new_axes={"n": 2}, **options)
+        return both[0, ...], both[1, ...]
+
+    return mapped
+
+
+def _value_of_block(z: Array, bias: Array, *, activation: str) -> Array:
+    return generic.bias_activation(z, bias, activation, grad=False)[0]
+
+
+def _value_and_slope_of_block(z: Array, bias: Array, *, activation: str) -> Array:
+    """Both in one array, which is what a block gives."""
+    xp = array_namespace(z)
+    value, slope = generic.bias_activation(z, bias, activation, grad=True)
+    return xp.stack([value, xp.ones_like(value) if slope is None else slope])
+
+
 def _squared(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """(R, C) to (R, C, C)."""
 
@@ -150,6 +194,8 @@ def _quietly(*blocks: Array, function: Callable[..., Any], names: tuple[str, ...
 
 
 _OPERATIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "product": _product,
+    "bias_activation": _bias_activation,
     "softmax_rows": _same_shape,
     "log_softmax_rows": _same_shape,
     "logsumexp_rows": _reduced,
