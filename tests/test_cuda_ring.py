@@ -103,6 +103,13 @@ def test_every_length(name):
             assert loss_is_right(kind, classes, schedule=number, offset=number % 4), f"{classes} classes"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in plan.classes_on("softmax_loss", "float32", 90) if kind.slots])
+def test_the_rings_that_are_used(kind):
+    """Each cluster has six rows, more than the ring holds."""
+    for schedule in range(4):
+        assert loss_is_right(kind, classes_of(kind, 0.93), schedule=schedule, offset=schedule)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 3])
 def test_fewer_rows_than_slots(rows):
     """All of weight 0, or one of them."""
@@ -121,7 +128,7 @@ def test_fewer_rows_than_slots(rows):
 
 
 def test_the_bits_of_a_row_do_not_depend_on_the_schedule():
-    kind, rng = plan.RINGS["cluster"], np.random.default_rng(3)
+    kind, rng = RINGS["cluster"], np.random.default_rng(3)
     z = rng.normal(size=(ROWS, 1003))
     found = set()
     for schedule in SCHEDULES:
