@@ -60,7 +60,7 @@ def stand_in() -> ModuleType:
             outputs[shape, dtype] = Described(shape, dtype)
         return outputs[shape, dtype]
 
-    function = lambda grid, block, arguments: None  # noqa: ARG005, E731
+    function = lambda grid, block, arguments, *, shared_mem: None  # noqa: ARG005, E731
     runtime = SimpleNamespace(is_hip=False, getDevice=lambda: 0, streamIsCapturing=lambda stream: False)  # noqa: ARG005
     stream = SimpleNamespace(ptr=0)
     module.__dict__.update(

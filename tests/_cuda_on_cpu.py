@@ -151,14 +151,12 @@ def run(
     change: tuple[str, str] | None = None,
     memory: Iterable[Placed | np.ndarray] = (),
     watch: bool = False,
-    shared_bytes: int = 0,
 ) -> None:
     """Run a launch as CuPy would: the arguments must have the types of the parameters.
 
     memory : the arrays that the kernel may read and write; none: any. Without `watch`, this is checked where whole
         vectors are read and written, and for bulk copies.
     watch : check every access to memory, and the order of accesses by different threads.
-    shared_bytes : size of the dynamic shared memory.
     """
     if launch.grid == 0:
         return
@@ -175,7 +173,7 @@ def run(
     flush = dict(launch.defines).get("SCALAR") != "double"  # -ftz=true is of float, and CuPy's option for all kernels
     parts = sorted(part for array in memory for part in _parts(array))
     runtime.give_memory((ctypes.c_size_t * (2 * len(parts)))(*(end for part in parts for end in part)), len(parts))
-    size = ctypes.c_size_t(shared_bytes)
+    size = ctypes.c_size_t(launch.shared_bytes)
     if runtime.run_kernel(body, params, grid, launch.block, launch.cluster, size, schedule, flush, watch):
         raise KernelError(runtime.failure().decode())
 

@@ -110,10 +110,11 @@ class Recorder:
             assert code == plan.source(name)
             self.compiled.append(name)
 
-            def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+            def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int) -> None:
                 assert Device.current == 1, "launched while another device is current"
+                assert shared_mem <= getattr(launch, "max_dynamic_shared_size_bytes", 48 * 1024)
                 cluster = int(dict(defines).get("BLOCKS", "1"))
-                self.launches.append(plan.Launch(name, defines, *grid, *block, arguments, cluster))
+                self.launches.append(plan.Launch(name, defines, *grid, *block, arguments, cluster, False, shared_mem))
                 cpu.run(self.launches[-1], schedule=2)
 
             launch.kernel = SimpleNamespace(ptr=0)

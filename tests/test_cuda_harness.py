@@ -68,9 +68,10 @@ def on_cpu(case: Case, *arguments: Any, **options: Any) -> None:
     """Run a kernel on arrays and NumPy scalars; it may use no other memory than these arrays."""
     made = tuple(np.uint64(cpu.address(a)) if isinstance(a, np.ndarray) else a for a in arguments)
     cluster = int(dict(case.defines).get("BLOCKS", "1"))
-    launch = plan.Launch(case.kernel, case.defines, case.grid, case.block, made, cluster)
+    sizes = case.grid, case.block
+    launch = plan.Launch(case.kernel, case.defines, *sizes, made, cluster, shared_bytes=case.shared_bytes)
     memory = [a for a in arguments if isinstance(a, np.ndarray)]
-    cpu.run(launch, memory=memory, shared_bytes=case.shared_bytes, **options)
+    cpu.run(launch, memory=memory, **options)
 
 
 def is_right(case: Case, run: Any = on_cpu, **options: Any) -> bool:
@@ -586,6 +587,7 @@ WATCHED = {
     "block": plan.SizeClass(128, 4),
     "block that fills a multiprocessor": plan.SizeClass(128, 4, resident=1),
     "cluster": plan.SizeClass(128, 2, 4, resident=1),
+    "ring": plan.SizeClass(64, 4, 2, resident=1, slots=4, group=2),
     "streamed": plan.STREAMED,
 }
 
@@ -650,7 +652,7 @@ def loss_and_total(kind: plan.SizeClass, *, schedule: int, change: tuple[str, st
 
 
 FOUR_ROWS = plan.SizeClass(32, 2)  # in a block; each has its own threads, and losses of its own
-TOTALS = [FOUR_ROWS, *(WATCHED[name] for name in ("lanes", "block", "block that fills a multiprocessor", "cluster"))]
+TOTALS = [FOUR_ROWS, *(kind for name, kind in WATCHED.items() if name != "streamed")]
 
 
 @pytest.mark.parametrize("kind", TOTALS, ids=str)

@@ -292,11 +292,41 @@ def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, 
         assert launch.grid == launch.cluster * (at_once or 5)
 
 
+@pytest.mark.parametrize("classes", [33_000, 128_256])
+def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes):
+    """The function is allowed to have it, the driver is asked with it, and the launch has it."""
+    asked = []
+
+    class Library:
+        def cuOccupancyMaxActiveClusters(self, count, function, config):  # noqa: N802 - the driver's name
+            asked.append((config._obj.grid_x, config._obj.block_x, config._obj.shared))
+            count._obj.value = 2
+            return 0
+
+    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
+    z = rng.normal(size=(5, classes)).astype("f4")
+    y, w = rng.integers(classes, size=5), np.ones(5, "f4")
+    close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
+    losses, grad = cuda.softmax_loss_rows(array(z), array(y), 1.0, LossSpec(), grad=True)
+    exact = generic.softmax_loss_rows(z.astype("f8"), y, w.astype("f8"), LossSpec(), grad=True)
+    np.testing.assert_allclose(losses, exact[0], rtol=1e-5)
+    np.testing.assert_allclose(grad, exact[1], rtol=1e-4, atol=0)
+    cuda.softmax_loss_rows(array(z), array(y), array(w), LossSpec(), grad=True)
+    rings = recorder.launches
+    if cuda._capability(0) < plan.CLUSTERS_FROM:
+        assert not any(launch.shared_bytes for launch in rings)
+        return
+    for launch in rings:
+        assert launch.shared_bytes > 128 * 1024
+        assert launch.grid == 2 * launch.cluster
+    assert asked == [(rings[0].cluster, 512, rings[0].shared_bytes)] * 2  # once for each kernel
+
+
 def test_without_a_driver_there_is_no_answer(cuda, monkeypatch):
-    assert cuda._clusters_at_once(0, 512, 2) == 0
+    assert cuda._clusters_at_once(0, 512, 2, 0) == 0
     library = SimpleNamespace(cuOccupancyMaxActiveClusters=lambda count, function, config: 1)  # an error
     monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: library}))
-    assert cuda._clusters_at_once(0, 512, 2) == 0
+    assert cuda._clusters_at_once(0, 512, 2, 0) == 0
 
 
 def test_what_is_refused(cuda, recorder):

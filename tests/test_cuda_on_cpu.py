@@ -23,6 +23,7 @@ pytestmark = [
 
 LANES, HELD, QUICK = plan.SizeClass(8, 2), plan.SizeClass(128, 4), plan.SizeClass(128, 1)
 CLUSTER, STREAMED = plan.SizeClass(128, 2, 4, 1), plan.STREAMED
+RING = plan.SizeClass(64, 4, 2, 1, slots=4, group=2)
 
 
 class Fault(NamedTuple):
@@ -37,11 +38,11 @@ class Fault(NamedTuple):
 
 FAULTS = {
     "no barrier after the values of the warps": Fault(
-        "of_warp[half * WARPS + warp] = value;\n        __syncthreads();", "of_warp[half * WARPS + warp] = value;", HELD
+        "barrier_of(1, ROW_LANES);\n        else __syncthreads();", "barrier_of(1, ROW_LANES);", HELD
     ),
     "a barrier that half of the threads reach": Fault(
-        "of_warp[half * WARPS + warp] = value;\n        __syncthreads();",
-        "of_warp[half * WARPS + warp] = value;\n        if (warp % 2) __syncthreads();",
+        "barrier_of(1, ROW_LANES);\n        else __syncthreads();",
+        "barrier_of(1, ROW_LANES);\n        else if (warp % 2) __syncthreads();",
         HELD,
     ),
     "no waiting for the blocks of the cluster to run": Fault(
@@ -175,7 +176,9 @@ def inputs(rng: np.random.Generator, classes: int, kind: plan.SizeClass):
 
 
 @pytest.mark.parametrize(
-    "kind", [LANES, HELD, QUICK, CLUSTER, STREAMED], ids=["lanes", "block", "one vector", "cluster", "streamed"]
+    "kind",
+    [LANES, HELD, QUICK, CLUSTER, RING, STREAMED],
+    ids=["lanes", "block", "one vector", "cluster", "ring", "streamed"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])

@@ -22,18 +22,17 @@ EVERY_CLASS = sorted({kind for name in OPERATIONS for dtype in plan.SCALARS for 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", plan.SCALARS)
-@pytest.mark.parametrize("capability", [75, 90])
+@pytest.mark.parametrize("capability", [75, 90, 120])
 def test_every_row_is_covered_by_the_smallest_class(operation, dtype, capability):
     """Wherever it begins: of C classes, at most C / per vector are in whole vectors."""
-    kinds, per = plan.size_classes(operation, dtype), plan.VECTOR // plan.ITEMSIZES[dtype]
+    kinds, per = plan.classes_on(operation, dtype, capability), plan.VECTOR // plan.ITEMSIZES[dtype]
     edges = {kind.capacity * per + step for kind in kinds for step in range(-9, 10)}
     for classes in sorted(edge for edge in edges if edge > 0):
         logits = plan.Matrix(1024, 10, classes, classes, dtype)
         kind = plan.size_class(logits, capability, operation)
         assert kind == plan.size_class(logits._replace(address=1024 + 16 // per), capability, operation)
         assert kind.vectors == 0 or classes // per <= kind.capacity
-        allowed = [k for k in kinds if k.vectors and plan.exists_on(k, capability)]
-        smaller = [k for k in allowed if classes // per <= k.capacity < (kind.capacity or 2**63)]
+        smaller = [k for k in kinds if k.vectors and classes // per <= k.capacity < (kind.capacity or 2**63)]
         assert not smaller, f"{classes} classes would fit {smaller}, not {kind}"
 
 
@@ -54,8 +53,9 @@ def test_a_class_is_something_that_can_be_launched(kind):
     for capability in (75, 80, 100, 120):
         assert plan.on_capability(kind, capability).resident * kind.threads <= 1024
     assert kind.blocks <= 8
-    assert kind.lanes in (4, 8, 16, 32) or kind.lanes == kind.threads
-    assert kind.lanes & (kind.lanes - 1) == 0
+    if not kind.slots:
+        assert kind.lanes in (4, 8, 16, 32) or kind.lanes == kind.threads
+        assert kind.lanes & (kind.lanes - 1) == 0
     assert kind.persistent == (kind.vectors > 0 and kind.resident == 1)
 
 
@@ -65,6 +65,49 @@ def test_rows_up_to_128_kib_have_one_block(dtype):
     logits = plan.Matrix(1024, 10, classes, classes, dtype)
     kind = plan.size_class(logits, 90)
     assert (kind.blocks, kind.vectors > 0) == (1, True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_CLASS if kind.slots])
+def test_a_ring_can_be_launched(kind):
+    """It holds whole rows in whole slots, and fits what a block can have: 227 KiB, less what is not of the ring."""
+    assert kind.lanes % 32 == 0
+    assert kind.threads == kind.lanes + 32
+    assert kind.threads % 128 == 0, "registers are dealt out to four warps at once"
+    assert kind.rows == 1
+    assert kind.persistent
+    assert kind.vectors % kind.group == 0
+    assert kind.slots % (kind.vectors // kind.group) == 0
+    assert kind.shared_bytes == kind.slots * kind.group * kind.lanes * 16 <= 225 * 1024
+    assert kind.group * kind.lanes * 16 < 2**20, "bytes that a barrier counts"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("capability", [75, 80, 89, 90, 100, 120])
+def test_where_rows_come_through_a_ring(operation, dtype, capability):
+    """From 9.0 on, where a block has the memory, in float32, where it was measured to be faster."""
+    kinds = plan.classes_on(operation, dtype, capability)
+    rings = [kind for kind in kinds if kind.slots]
+    assert bool(rings) == (dtype == "float32" and capability in (90, 100))
+    assert set(kinds) <= set(plan.size_classes(operation, dtype))
+    for kind in kinds:
+        assert plan.exists_on(kind, capability)
+    for classes, ring in ((128_256, True), (50_257, operation in ("softmax_loss", "softmax", "logsumexp"))):
+        logits = plan.Matrix(1024, 10, classes, classes, dtype)
+        kind = plan.size_class(logits, capability, operation)
+        assert bool(kind.slots) == (ring and bool(rings))
+    assert all(kind.capacity * plan.VECTOR > 2**17 for kind in rings)
+
+
+def test_a_launch_says_how_much_shared_memory_it_needs():
+    logits = MATRIX._replace(classes=128_256, stride=128_256)
+    launch = plan.rows_launch("softmax", logits, logits, 90)
+    assert (launch.block, launch.cluster, launch.shared_bytes) == (512, 8, 9 * 3 * 480 * 16)
+    assert dict(launch.defines)["SLOTS"] == "9"
+    assert dict(launch.defines)["GROUP"] == "3"
+    held = plan.rows_launch("softmax", logits, logits, 120)
+    assert (held.cluster, held.shared_bytes) == (4, 0)
+    assert "SLOTS" not in dict(held.defines)
 
 
 def test_clusters_only_where_there_are_any():

@@ -9,11 +9,14 @@ import importlib
 from typing import Any
 
 import _cuda_on_cpu as cpu
+import _oracle as oracle
 import numpy as np
 import pytest
 import test_cuda_harness as harness
+from _assert import assert_same_bits, assert_within
 from _backends import unusable
 
+import xpsoftmax as xs
 from xpsoftmax.kernels import plan
 
 CLUSTERS = ("cluster", "ring")
@@ -47,6 +50,27 @@ def test_small_kernels_are_right_on_cupy(name, cupy):
         pytest.skip("clusters and bulk copies need compute capability 9.0")
     for _ in range(20):  # each time in another order
         assert harness.is_right(harness.CASES[name], on_gpu)
+
+
+@pytest.mark.parametrize("classes", [50_260, 128_256])
+def test_long_rows_are_the_same_again_and_again_on_cupy(cupy, classes):
+    """With a ring, each cluster has more rows than the ring holds, and some of them are not read."""
+    rng = np.random.default_rng(classes)
+    few, again = 7, 60
+    z, y = rng.normal(size=(few, classes)).astype("f4") * 5, rng.integers(classes, size=few)
+    w = rng.uniform(0.5, 2, few).astype("f4")
+    w[3] = 0
+    exact = oracle.softmax_loss(z, y, sample_weight=w, reduction="none")
+    many = (cupy.asarray(np.concatenate([array] * again)) for array in (z, y, w))
+    logits, labels, weights = many
+    for _ in range(3):
+        losses = xs.softmax_loss(logits, labels, sample_weight=weights, reduction="none").get()
+        _, grad = xs.softmax_loss_and_grad(logits, labels, sample_weight=weights, reduction="sum")
+        grad = grad.get()
+        assert_within(losses[:few], exact.loss.value, bound=exact.loss.bound, where=exact.loss.where)
+        assert_within(grad[:few], exact.grad.value, bound=exact.grad.bound, where=exact.grad.where)
+        assert_same_bits(losses, np.concatenate([losses[:few]] * again))
+        assert_same_bits(grad, np.concatenate([grad[:few]] * again))
 
 
 def test_exp2_approx_is_off_by_at_most_two_ulp_on_cupy():

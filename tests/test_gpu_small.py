@@ -30,7 +30,7 @@ def test_every_size_class_is_run(dtype, shift):
         plan.size_class(plan.Matrix(256 + shift * size, 3, classes, classes + shift, dtype), 90)
         for classes in _gpu_small.widths(dtype)
     }
-    assert kinds == set(plan.size_classes("softmax_loss", dtype))
+    assert kinds == set(plan.classes_on("softmax_loss", dtype, 90))
 
 
 def test_what_is_right_is_not_wrong(cupy, monkeypatch, capsys):

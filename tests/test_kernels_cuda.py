@@ -29,7 +29,7 @@ STREAMED_CLASSES = 20_011  # odd; several steps of each thread
 
 
 def id_of(kind: plan.SizeClass) -> str:
-    return f"{kind.lanes}x{kind.vectors}x{kind.blocks}" if kind.vectors else "streamed"
+    return f"{kind.lanes}x{kind.vectors}x{kind.blocks}{'-ring' * (kind.slots > 0)}" if kind.vectors else "streamed"
 
 
 def every_class_and_dtype(*operations: str) -> Any:
@@ -433,6 +433,7 @@ ROUTES = {  # a size class of each kind, and the kernel for masses
     "lanes": plan.size_classes("softmax_loss", "float32")[0],
     "block": plan.SizeClass(128, 4),
     "cluster": plan.SizeClass(512, 4, 2, 1),
+    "ring": plan.SizeClass(64, 4, 2, 1, slots=4, group=2),
     "streamed": plan.STREAMED,
     "masses": None,
 }
@@ -497,7 +498,7 @@ def test_rows_of_weight_zero_may_hold_anything(route, dtype):
     assert np.isfinite(grad[2]).all()
 
 
-@pytest.mark.parametrize("route", ["lanes", "block", "cluster", "streamed"])
+@pytest.mark.parametrize("route", ["lanes", "block", "cluster", "ring", "streamed"])
 @every_dtype
 def test_softmax_of_rows_without_numbers(route, dtype):
     kind = ROUTES[route]
@@ -554,7 +555,11 @@ def test_half_a_million_classes(rng, dtype, shape, record_property):
     record_property("compared", sum(entries))
 
 
-@pytest.mark.parametrize("kind", [plan.SizeClass(512, 16, 2, 1), plan.STREAMED], ids=["cluster", "streamed"])
+@pytest.mark.parametrize(
+    "kind",
+    [plan.SizeClass(512, 16, 2, 1), plan.SizeClass(480, 18, 2, 1, slots=6, group=6), plan.STREAMED],
+    ids=["cluster", "ring", "streamed"],
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sure_rows_keep_the_sum_of_the_others(dtype, kind):
     """Each of the others is subnormal beside the label, their sum is not (docs/adr/0001)."""

@@ -444,14 +444,14 @@ def _matrix(array: Array) -> plan.Matrix:
 def _run(launch: plan.Launch) -> None:
     """Launch on the current device and stream; raises what CUDA raises, and waits for nothing."""
     device = cupy.cuda.runtime.getDevice()
-    function = _function(launch.kernel, launch.defines, device)
-    function((_grid(launch, device),), (launch.block,), launch.arguments)
+    function = _function(launch.kernel, launch.defines, launch.shared_bytes, device)
+    function((_grid(launch, device),), (launch.block,), launch.arguments, shared_mem=launch.shared_bytes)
 
 
 def _grid(launch: plan.Launch, device: int) -> int:
     if not launch.persistent:
         return launch.grid
-    at_once = _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, device)
+    at_once = _at_once(launch.kernel, launch.defines, launch.block, launch.cluster, launch.shared_bytes, device)
     return min(launch.grid, launch.cluster * at_once)
 
 
@@ -461,6 +461,7 @@ class _Ready(NamedTuple):
     function: Any
     grid: tuple[int]
     block: tuple[int]
+    shared_bytes: int
     others: tuple[Any, ...]  # the arguments that are no addresses
     in_order: Callable[[tuple[Any, ...]], tuple[Any, ...]]  # puts addresses and others, one after the other, in order
     alignment: int  # of all addresses that are passed, in bytes
@@ -468,7 +469,8 @@ class _Ready(NamedTuple):
 
     def run(self, *addresses: np.uint64) -> None:
         """Launch on the current device and stream with these addresses, in the order of the arguments."""
-        self.function(self.grid, self.block, self.in_order(addresses + self.others))
+        arguments = self.in_order(addresses + self.others)
+        self.function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
 
 
 def _made_ready(launch: plan.Launch, device: int, alignment: int, real: Any) -> _Ready:
@@ -477,9 +479,10 @@ def _made_ready(launch: plan.Launch, device: int, alignment: int, real: Any) -> 
     others = [i for i in range(len(arguments)) if i not in places]
     positions = {place: position for position, place in enumerate((*places, *others))}
     return _Ready(
-        _function(launch.kernel, launch.defines, device),
+        _function(launch.kernel, launch.defines, launch.shared_bytes, device),
         (_grid(launch, device),),
         (launch.block,),
+        launch.shared_bytes,
         tuple(arguments[i] for i in others),
         itemgetter(*(positions[i] for i in range(len(arguments)))),
         alignment,
@@ -487,24 +490,38 @@ def _made_ready(launch: plan.Launch, device: int, alignment: int, real: Any) -> 
     )
 
 
+MOST_SHARED_BYTES = 48 * 1024
+"""Dynamic shared memory that a kernel may have without asking for more."""
+
+
 @cache
-def _function(kernel: str, defines: tuple[tuple[str, str], ...], device: int) -> Any:  # noqa: ARG001 - one a device
+def _function(
+    kernel: str,
+    defines: tuple[tuple[str, str], ...],
+    shared_bytes: int,
+    device: int,  # noqa: ARG001 - one for each
+) -> Any:
     """The kernel compiled for the current device; CuPy keeps it on disk, too."""
     module = cupy.RawModule(code=plan.source(kernel), options=plan.options(defines), backend="nvrtc")
-    return module.get_function(kernel)
+    function = module.get_function(kernel)
+    if shared_bytes > MOST_SHARED_BYTES:
+        function.max_dynamic_shared_size_bytes = shared_bytes
+    return function
 
 
 @cache
-def _at_once(kernel: str, defines: tuple[tuple[str, str], ...], block: int, cluster: int, device: int) -> int:
+def _at_once(
+    kernel: str, defines: tuple[tuple[str, str], ...], block: int, cluster: int, shared_bytes: int, device: int
+) -> int:
     """How many clusters of blocks of a kernel run at once; any number of them, if the driver does not say.
 
     If more were launched, the last ones would begin when the first ones are done with all of their rows.
     """
-    address = _function(kernel, defines, device).kernel.ptr
+    address = _function(kernel, defines, shared_bytes, device).kernel.ptr
     if cluster == 1:
-        blocks: int = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(address, block, 0)
+        blocks: int = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(address, block, shared_bytes)
         return blocks * int(cupy.cuda.Device(device).attributes["MultiProcessorCount"]) or plan.MOST_BLOCKS
-    return _clusters_at_once(address, block, cluster) or plan.MOST_BLOCKS
+    return _clusters_at_once(address, block, cluster, shared_bytes) or plan.MOST_BLOCKS
 
 
 class _LaunchConfig(ctypes.Structure):
@@ -518,10 +535,10 @@ class _LaunchConfig(ctypes.Structure):
     )
 
 
-def _clusters_at_once(function: int, block: int, cluster: int) -> int:
+def _clusters_at_once(function: int, block: int, cluster: int, shared_bytes: int) -> int:
     """What cuOccupancyMaxActiveClusters says, which CuPy does not offer; 0 where it cannot be called."""
     count = ctypes.c_int(0)
-    config = _LaunchConfig(cluster, 1, 1, block, 1, 1, 0, None, None, 0)
+    config = _LaunchConfig(cluster, 1, 1, block, 1, 1, shared_bytes, None, None, 0)
     try:
         ask = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuOccupancyMaxActiveClusters
     except (OSError, AttributeError):  # no driver of that name, or an old one

@@ -21,6 +21,8 @@ MOST_BLOCKS = 2**31 - 1
 """Largest grid that CUDA launches."""
 CLUSTERS_FROM = 90
 """Compute capability from which blocks can form clusters."""
+LITTLE_SHARED_MEMORY_FROM = 120
+"""Compute capability from which a block has 99 KiB of shared memory again, not 227 KiB as from 9.0 on."""
 LEAST_CAPABILITY = 75
 """Compute capability from which the kernels are compiled in the tests: 7.5, Turing."""
 SCALARS = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
@@ -42,11 +44,18 @@ class SizeClass(NamedTuple):
     vectors: int  # 16-byte vectors that each holds; 0: the row is streamed
     blocks: int = 1  # of a row: more than one form a cluster
     resident: int = 2  # blocks that shall fit on a multiprocessor at once
+    slots: int = 0  # of a ring in shared memory that the row comes through; 0: straight into registers
+    group: int = 1  # vectors of each thread that a slot holds
 
     @property
     def threads(self) -> int:
-        """Threads of a block."""
-        return max(self.lanes, 128)
+        """Threads of a block; a ring has a warp of its own that fills it."""
+        return self.lanes + 32 if self.slots else max(self.lanes, 128)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        return self.slots * self.group * self.lanes * VECTOR
 
     @property
     def rows(self) -> int:
@@ -79,6 +88,10 @@ _CLUSTERS = (
     SizeClass(1024, 8, 4, 1),
     SizeClass(1024, 8, 8, 1),
 )
+# Rows that come through shared memory: of float32, too long for one block, where that was measured to be faster. Each
+# takes the place of the class before it, on devices that have enough shared memory.
+_SHORT_RING = SizeClass(480, 14, 2, 1, slots=14, group=2)
+_LONG_RING = SizeClass(480, 9, 8, 1, slots=9, group=3)
 _SINGLE = (
     *_FEW_LANES,
     SizeClass(32, 8, resident=8),
@@ -88,7 +101,10 @@ _SINGLE = (
     SizeClass(512, 8, resident=2),
     SizeClass(1024, 8, resident=1),
     SizeClass(512, 25, resident=1),
-    *_CLUSTERS,
+    _SHORT_RING,
+    *_CLUSTERS[:-1],
+    _LONG_RING,
+    _CLUSTERS[-1],
     STREAMED,
 )
 # Results of 16 bits take more registers than the logits: for what comes out of each word, two numbers.
@@ -130,10 +146,20 @@ def size_classes(operation: str, dtype: str) -> tuple[SizeClass, ...]:
     kinds = _ALL_CLASSES[dtype]
     if operation not in _TAKE_MORE_REGISTERS:
         return kinds
-    return tuple(dict.fromkeys(_with_more_registers(kind, operation, dtype) for kind in kinds if kind.vectors < 25))
+    few = (kind for kind in kinds if kind.vectors < 25 and kind != _SHORT_RING)
+    return tuple(dict.fromkeys(_with_more_registers(kind, operation, dtype) for kind in few))
+
+
+@cache
+def classes_on(operation: str, dtype: str, capability: int) -> tuple[SizeClass, ...]:
+    """Those that a device of this compute capability (as 90 for 9.0) takes: a ring replaces the class before it."""
+    kinds = [kind for kind in size_classes(operation, dtype) if exists_on(kind, capability)]
+    return tuple(kind for kind, after in zip(kinds, (*kinds[1:], STREAMED), strict=True) if not after.slots)
 
 
 def _with_more_registers(kind: SizeClass, operation: str, dtype: str) -> SizeClass:
+    if kind.slots:
+        return kind
     if dtype == "float64" and kind.vectors == 16:
         return kind._replace(vectors=8)
     if operation == "softmax_loss_smoothed" and dtype == "float32" and kind.threads >= 512 and kind.vectors == 8:
@@ -177,6 +203,7 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]  # NumPy scalars of exactly the types of the kernel's parameters
     cluster: int = 1  # blocks of a cluster
     persistent: bool = False  # the grid may be any smaller number of clusters: as many as run at once
+    shared_bytes: int = 0  # dynamic shared memory of a block
 
 
 def size_class(logits: Matrix, capability: int, operation: str = "softmax_loss") -> SizeClass:
@@ -187,8 +214,7 @@ def size_class(logits: Matrix, capability: int, operation: str = "softmax_loss")
 @cache
 def _size_class(operation: str, classes: int, dtype: str, capability: int) -> SizeClass:
     vectors = whole_vectors(classes, dtype)
-    kinds = size_classes(operation, dtype)
-    return next(kind for kind in kinds if covers(kind, vectors) and exists_on(kind, capability))
+    return next(kind for kind in classes_on(operation, dtype, capability) if covers(kind, vectors))
 
 
 def on_capability(kind: SizeClass, capability: int) -> SizeClass:
@@ -204,7 +230,9 @@ def on_capability(kind: SizeClass, capability: int) -> SizeClass:
 
 
 def exists_on(kind: SizeClass, capability: int) -> bool:
-    """Whether a device has such a class: clusters of blocks, and enough registers for as many threads and vectors."""
+    """Whether a device has such a class: clusters, shared memory, registers for as many threads and vectors."""
+    if kind.slots:
+        return CLUSTERS_FROM <= capability < LITTLE_SHARED_MEMORY_FROM
     if kind.blocks > 1:
         return capability >= CLUSTERS_FROM
     return capability >= 80 or (kind.threads <= 512 and kind.vectors <= 8)
@@ -412,7 +440,7 @@ _MASSES_OF_SINGLE = (
     MassClass(128, 4, 8),
     MassClass(512, 4, 2),
     MassClass(512, 8, 2),
-    MassClass(1024, 8, 1),
+    MassClass(512, 16, 1),
     MassClass(512, 0, 2),
 )
 _MASSES_OF_DOUBLE = (
@@ -437,6 +465,7 @@ def mass_class(classes: int, dtype: str) -> MassClass:
 
 def defines(kind: SizeClass, dtype: str, result: str, *, quick: bool) -> tuple[tuple[str, str], ...]:
     """The specialisation that rows.cuh asks for."""
+    ring = (("SLOTS", str(kind.slots)), ("GROUP", str(kind.group))) if kind.slots else ()
     return (
         ("SCALAR", SCALARS[dtype]),
         ("RESULT", SCALARS[result]),
@@ -446,6 +475,7 @@ def defines(kind: SizeClass, dtype: str, result: str, *, quick: bool) -> tuple[t
         ("BLOCKS", str(kind.blocks)),
         ("THREADS", str(kind.threads)),
         ("RESIDENT", str(kind.resident)),
+        *ring,
     )
 
 
@@ -521,6 +551,7 @@ def _launch(
         (*_rows_of(logits), *arguments, *shape.sizes),
         shape.kind.blocks,
         shape.kind.persistent,
+        shape.kind.shared_bytes,
     )
 
 

@@ -5,11 +5,12 @@
 #include "rows.cuh"
 
 ROW_KERNEL logsumexp(const Scalar* logits, Long logits_stride, Scalar* sums, Long rows, Long classes) {
-    for_each_row(rows, [&](const Seat& seat, int& merges) {
+    const Rows given = {logits, logits_stride, rows, classes};
+    for_each_row(given, EVERY_ROW, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
 
-        Row row(logits + r * logits_stride, classes, seat, inside);
+        Row row(given[r], classes, seat, inside);
         const SumBesideLargest sum = RowTeam::over_warps<0>(row.beside_largest(), merges++);
         const Real log_of_sum = log_of_rest(row, sum, merges);
         if (!inside || !seat.leads()) return;

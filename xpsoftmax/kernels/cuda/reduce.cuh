@@ -104,7 +104,9 @@ struct Largest {
 //
 // Blocks of a cluster send their values to each other by stores that report to a barrier in the block that they reach: no
 // thread waits for more than the messages of its row. None ends while messages to it are under way, for it waits for all.
-template <int ROW_LANES, int ROW_BLOCKS>
+//
+// OTHERS: the block has more threads, which merge nothing and do not come to the barrier of these.
+template <int ROW_LANES, int ROW_BLOCKS, bool OTHERS = false>
 struct Team {
     // Blocks of a cluster wait until all run and have their barriers.
     static DEVICE void begin() {
@@ -141,7 +143,8 @@ struct Team {
         SHARED_ARRAY(Value, of_warp, 2 * WARPS);
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         if (lane == 0) of_warp[half * WARPS + warp] = value;
-        __syncthreads();
+        if constexpr (OTHERS) barrier_of(1, ROW_LANES);
+        else __syncthreads();
         value = lane < WARPS ? of_warp[half * WARPS + lane] : Value::none();
         return value.template over_lanes<32>();
     }

@@ -8,6 +8,8 @@
 //   VECTORS  16-byte vectors that each thread holds; 0: the row is streamed, by one block
 //   BLOCKS   blocks a row has: 1, or a cluster of 2, 4 or 8
 //   THREADS, RESIDENT  threads of a block; blocks that are to fit on a multiprocessor at once
+//   SLOTS, GROUP  held rows may come through shared memory (ring.cuh): in SLOTS slots of GROUP vectors a thread. Then the
+//            block has 32 threads more than LANES, the producer. Without SLOTS each thread loads its vectors itself
 //
 // A row is dealt out in whole vectors that lie on 16-byte boundaries, so that neighbouring threads read neighbouring
 // vectors. Elements before the first and behind the last of them, the edges, are dealt out one by one to the first threads.
@@ -23,7 +25,13 @@
 #pragma once
 #include "exponentials.cuh"
 #include "odds.cuh"
+#include "ring.cuh"
 #include "vectors.cuh"
+
+#ifndef SLOTS
+#define SLOTS 0
+#define GROUP 1
+#endif
 
 using Scalar = SCALAR;
 using Result = RESULT;
@@ -32,7 +40,12 @@ constexpr int PER = PER_VECTOR<Scalar>;
 constexpr int WARP_LANES = LANES < 32 ? LANES : 32;
 // A block or cluster that fills multiprocessors takes row after row: there is none beside it that reads while it writes.
 constexpr bool PERSISTENT = RESIDENT == 1 && VECTORS > 0;
-using RowTeam = Team<LANES, BLOCKS>;
+constexpr bool HAS_PRODUCER = SLOTS > 0;
+using RowTeam = Team<LANES, BLOCKS, HAS_PRODUCER>;
+constexpr int GROUPS = VECTORS > 0 ? VECTORS / GROUP : 1;
+using RowRing = Ring<LANES, BLOCKS, GROUPS, GROUP, (HAS_PRODUCER ? SLOTS / GROUPS : 1)>;
+static_assert(HAS_PRODUCER ? PERSISTENT && VECTORS % GROUP == 0 && SLOTS % GROUPS == 0 && THREADS == LANES + 32 : GROUP == 1,
+              "a ring holds whole rows, in whole slots, of a kernel that takes row after row");
 
 template <bool IS_QUICK>
 struct Choice {
@@ -51,22 +64,54 @@ struct Seat {
     Long row;
     int lane;   // of LANES
     int block;  // of BLOCKS
+    int turn;
 
-    DEVICE explicit Seat(int turn) {
+    DEVICE explicit Seat(int turn) : turn(turn) {
         const int thread = thread_index();
         lane = thread % LANES;
         block = BLOCKS > 1 ? cluster_rank() : 0;
-        row = (Long)(blockIdx.x / BLOCKS) * (THREADS / LANES) + thread / LANES;
+        row = (Long)(blockIdx.x / BLOCKS) * (THREADS / LANES);
+        if constexpr (!HAS_PRODUCER) row += thread / LANES;
         if constexpr (PERSISTENT) row += (Long)turn * (gridDim.x / BLOCKS);
     }
     DEVICE bool leads() const { return lane == 0 && block == 0; }
 };
 
+// The logits that a kernel is given.
+struct Rows {
+    const Scalar* first;
+    Long stride, rows, classes;
+    DEVICE const Scalar* operator[](Long r) const { return first + r * stride; }
+};
+
+// Copies the rows of this block into the ring, one after the other; by one thread.
+template <class Counts>
+DEVICE void bring_rows(const Rows& given, Counts counts) {
+#pragma unroll 1
+    for (int turn = 0;; ++turn) {
+        const Seat seat(turn);
+        if (seat.row >= given.rows) return;
+        const Parts<Scalar> parts(given[seat.row], given.classes);
+        RowRing::fill(parts, counts(seat.row) ? parts.vectors() : 0, seat.block, turn);
+    }
+}
+
+constexpr auto EVERY_ROW = [](Long) { return true; };
+
 // Calls body(seat, merges) for each row of these threads; `merges` counts what they have merged. Threads without a row call
-// it, too, if others of their warp have one.
-template <class Body>
-DEVICE void for_each_row(Long rows, Body body) {
+// it, too, if others of their warp have one. counts(r): whether row r is read, which body must know by itself.
+template <class Counts, class Body>
+DEVICE void for_each_row(const Rows& given, Counts counts, Body body) {
+    const Long rows = given.rows;
     RowTeam::begin();
+    if constexpr (HAS_PRODUCER) {
+        RowRing::begin();
+        if (threadIdx.x >= LANES) {
+            if (threadIdx.x == LANES) bring_rows(given, counts);
+            __syncwarp();
+            return;
+        }
+    }
     int merges = 0;
     if constexpr (PERSISTENT) {
 #pragma unroll 1
@@ -139,7 +184,7 @@ DEVICE void write(Result* place, const Real (&values)[PER], bool on_boundary) {
 // What both kinds of rows know: where the row lies, which edges this thread has, and which class it left out.
 struct Place {
     static constexpr int EDGES = (2 * PER + LANES - 1) / LANES;  // most edges of a thread
-    static constexpr int STEP = LANES * BLOCKS;                  // from a thread's vector to its next one
+    static constexpr int STEP = LANES * BLOCKS;                  // from a thread's vector to its next one, in groups of 1
     Parts<Scalar> parts;
     Seat seat;
     bool reads;          // whether the row is read at all: what is not is taken for -inf
@@ -149,9 +194,20 @@ struct Place {
     DEVICE Place(const Scalar* row, Long classes, Seat seat, bool reads)
         : parts(row, classes), seat(seat), reads(reads) {}
 
-    DEVICE int first() const { return seat.block * LANES + seat.lane; }  // number of its first vector
+    // Neighbouring blocks take turns in groups of GROUP vectors a thread. Number of this thread's first vector, and how
+    // far from there its n-th one is.
+    DEVICE int first() const { return seat.block * (GROUP * LANES) + seat.lane; }
+    DEVICE static constexpr int distance(int n) { return n / GROUP * (GROUP * STEP) + n % GROUP * LANES; }
     // How many whole vectors this thread has.
-    DEVICE int vectors() const { return (int)((unsigned)(parts.vectors() - first() + STEP - 1) / STEP); }
+    DEVICE int vectors() const {
+        if constexpr (GROUP > 1) {
+            const unsigned whole = (unsigned)parts.vectors() / (GROUP * STEP);
+            const int rest = parts.vectors() - (int)whole * (GROUP * STEP) - first() + LANES - 1;
+            const int more = rest < 0 ? 0 : (int)((unsigned)rest / LANES);
+            return (int)whole * GROUP + (more < GROUP ? more : GROUP);
+        }
+        return (int)((unsigned)(parts.vectors() - first() + STEP - 1) / STEP);
+    }
     // How many classes this thread has.
     DEVICE int count() const {
         int all = vectors() * PER;
@@ -172,9 +228,9 @@ struct Place {
         const int position = (int)label - parts.head;
         const unsigned number = (unsigned)position / PER;
         if (label >= 0 && position >= 0 && number < (unsigned)parts.vectors()) {
-            if ((int)(number % LANES) != seat.lane || (int)(number / LANES % BLOCKS) != seat.block) return;
+            if ((int)(number % LANES) != seat.lane || (int)(number / (GROUP * LANES) % BLOCKS) != seat.block) return;
             left_out = (int)label;
-            hot_vector = (int)(number / (LANES * BLOCKS));
+            hot_vector = (int)(number / (GROUP * STEP) * GROUP + number / LANES % GROUP);
             hot_element = (int)((unsigned)position % PER);
         } else if (label >= 0) {
 #pragma unroll
@@ -214,7 +270,7 @@ struct Place {
     DEVICE void for_each_vector_again(VisitVector visit, VisitEdge visit_edge) const {
         const int end = reads ? parts.vectors() : 0;
 #pragma unroll 1
-        for (int number = first(); number < end; number += STEP) {
+        for (int number = seat.block * LANES + seat.lane; number < end; number += STEP) {
             Real x[PER];
             unpack<Scalar>(load_vector(parts.vector(number)), x);
             visit(x);
@@ -234,11 +290,19 @@ struct HeldRow : Place {
 
     DEVICE HeldRow(const Scalar* row, Long classes, Seat seat, bool reads) : Place(row, classes, seat, reads) {
         const int end = reads ? vectors() : 0;
-        const Scalar* const at = one_address(parts.vector(first()));
+        if constexpr (HAS_PRODUCER) {
 #pragma unroll
-        for (int n = 0; n < VECTORS; ++n) {
-            held[n] = impossible<Scalar>();
-            if (n < end) held[n] = load_vector(at + n * STEP * PER);
+            for (int n = 0; n < VECTORS; ++n) held[n] = impossible<Scalar>();
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group)
+                RowRing::take(held + group * GROUP, end - group * GROUP, seat.lane, group, seat.turn);
+        } else {
+            const Scalar* const at = one_address(parts.vector(first()));
+#pragma unroll
+            for (int n = 0; n < VECTORS; ++n) {
+                held[n] = impossible<Scalar>();
+                if (n < end) held[n] = load_vector(at + distance(n) * PER);
+            }
         }
 #pragma unroll
         for (int k = 0; k < EDGES; ++k) edges[k] = read_edge(k);
@@ -362,7 +426,7 @@ struct HeldRow : Place {
             unpack<Scalar>(held[n], x);
 #pragma unroll
             for (int i = 0; i < PER; ++i) x[i] = value(x[i]);
-            write(at + n * STEP * PER, x, whole);
+            write(at + distance(n) * PER, x, whole);
         }
 #pragma unroll
         for (int k = 0; k < EDGES; ++k)

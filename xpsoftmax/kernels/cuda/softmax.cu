@@ -5,11 +5,12 @@
 #include "rows.cuh"
 
 ROW_KERNEL softmax(const Scalar* logits, Long logits_stride, Result* out, Long out_stride, Long rows, Long classes) {
-    for_each_row(rows, [&](const Seat& seat, int& merges) {
+    const Rows given = {logits, logits_stride, rows, classes};
+    for_each_row(given, EVERY_ROW, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
 
-        Row row(logits + r * logits_stride, classes, seat, inside);
+        Row row(given[r], classes, seat, inside);
         const Exponentials<Real> all = RowTeam::over_warps<0>(row.others(-1), merges++).exponentials();
         if (!inside) return;
         const Real factor = is_usable(all, all.top) ? 1 / all.sum : Limits<Real>::nan();

@@ -6,7 +6,8 @@
 //          themselves, or null: then only the loss is computed. weights (R,), or null: then all are weight_of_all.
 //          total (), or null: the sum of the losses, which the block adds up that finishes last (last_block.cuh).
 // Launch   one row to LANES threads (several rows a block), to one block, or to a cluster of BLOCKS blocks: see rows.cuh. A
-//          kernel with one block a multiprocessor takes row after row, and its grid need not have all of them.
+//          kernel with one block a multiprocessor takes row after row, and its grid need not have all of them. With a ring
+//          (ring.cuh) a block has 32 threads more, and needs dynamic shared memory.
 // Limits   held: LANES * VECTORS * BLOCKS must be at least the row's whole vectors (the launcher checks); C < 2^31 - 16.
 // Traffic  held: every logit read once, every gradient written once. Streamed: one more read.
 //
@@ -18,13 +19,16 @@
 ROW_KERNEL softmax_loss(const Scalar* logits, Long logits_stride, const void* labels_first, int label_bytes,
                         const Real* weights, Real weight_of_all, Real* losses, Result* dlogits, Long dlogits_stride,
                         Real* total, unsigned* counter, Long rows, Long classes) {
-    for_each_row(rows, [&](const Seat& seat, int& merges) {
+    const Rows given = {logits, logits_stride, rows, classes};
+    const auto weight_of = [&](Long r) { return weights ? weights[r] : weight_of_all; };
+    const auto counted = [&](Long r) { return weight_of(r) != 0; };
+    for_each_row(given, counted, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
-        const Scalar* const start = logits + r * logits_stride;
+        const Scalar* const start = given[r];
 
         const Long label = inside ? Labels{labels_first, label_bytes}[r] : 0;
-        const auto weight = [&] { return !inside ? 0 : weights ? weights[r] : weight_of_all; };
+        const auto weight = [&] { return inside ? weight_of(r) : 0; };
         const bool counts = weight() != 0, is_class = label >= 0 && label < classes;
 
         Row row(start, classes, seat, counts);

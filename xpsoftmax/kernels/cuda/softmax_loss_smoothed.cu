@@ -24,13 +24,16 @@ struct Sums {
 ROW_KERNEL softmax_loss_smoothed(const Scalar* logits, Long logits_stride, const void* labels_first, int label_bytes,
                                  const Real* weights, Real weight_of_all, Real* losses, Result* dlogits,
                                  Long dlogits_stride, Real kept, Real share, Long rows, Long classes) {
-    for_each_row(rows, [&](const Seat& seat, int& merges) {
+    const Rows given = {logits, logits_stride, rows, classes};
+    const auto weight_of = [&](Long r) { return weights ? weights[r] : weight_of_all; };
+    const auto counted = [&](Long r) { return weight_of(r) != 0; };
+    for_each_row(given, counted, [&](const Seat& seat, int& merges) {
         const bool inside = seat.row < rows;
         const Long r = inside ? seat.row : 0;
-        const Scalar* const start = logits + r * logits_stride;
+        const Scalar* const start = given[r];
 
         const Long label = inside ? Labels{labels_first, label_bytes}[r] : 0;
-        const auto weight = [&] { return !inside ? 0 : weights ? weights[r] : weight_of_all; };
+        const auto weight = [&] { return inside ? weight_of(r) : 0; };
         const bool counts = weight() != 0, is_class = label >= 0 && label < classes;
 
         Row row(start, classes, seat, counts);
