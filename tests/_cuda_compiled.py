@@ -74,9 +74,7 @@ def compiled(kernel: str, defines: Defines, arch: int, text: str | None = None) 
 def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
     """Everything that the launcher can ask for on this architecture."""
     for kernel in OPERATIONS:
-        for kind in plan.size_classes(kernel, dtype):
-            if not plan.exists_on(kind, arch):
-                continue
+        for kind in plan.classes_on(kernel, dtype, arch):
             kind = plan.on_capability(kind, arch)
             for result, quick in ways(kernel, kind, dtype):
                 defines = plan.defines(kind, dtype, result, quick=quick)

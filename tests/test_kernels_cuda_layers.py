@@ -187,7 +187,7 @@ FORWARD = {
         "{x / 2 * (1 + hyperbolic_tangent(steepness / 2 * (x + cubic * x * x * x))), gate.value + near",
         "gelu",
     ),
-    "a nan lost": Fault("x < 0 ? 0 : x", "larger(x, Real(0))", "relu"),
+    "a nan lost": Fault("x < 0 ? 0 : x", "most_of(x, Real(0))", "relu"),
 }
 BACKWARD = {
     "another row's slopes": Fault("slopes + at.row * slopes_stride", "slopes"),

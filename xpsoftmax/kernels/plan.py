@@ -154,6 +154,8 @@ def size_classes(operation: str, dtype: str) -> tuple[SizeClass, ...]:
 def classes_on(operation: str, dtype: str, capability: int) -> tuple[SizeClass, ...]:
     """Those that a device of this compute capability (as 90 for 9.0) takes: a ring replaces the class before it."""
     kinds = [kind for kind in size_classes(operation, dtype) if exists_on(kind, capability)]
+    if dtype == "float64" and capability >= 120:  # 16 vectors of it spill there
+        kinds = [kind for kind in kinds if kind.vectors < 16]
     return tuple(kind for kind, after in zip(kinds, (*kinds[1:], STREAMED), strict=True) if not after.slots)
 
 
@@ -224,7 +226,7 @@ def on_capability(kind: SizeClass, capability: int) -> SizeClass:
     a few registers more. Turing, which has no instructions for pairs of bfloat16, takes the most.
     """
     most = 1536 if capability == CLUSTERS_FROM else 1024
-    if capability < 80 and kind.vectors >= 8:
+    if capability < 80 and kind.vectors >= 4:
         most = 512
     return kind._replace(resident=max(min(kind.resident, most // kind.threads), 1))
 
@@ -448,7 +450,7 @@ _MASSES_OF_DOUBLE = (
     MassClass(128, 4, 4),
     MassClass(512, 4, 1),
     MassClass(512, 8, 1),
-    MassClass(512, 0, 2),
+    MassClass(512, 0, 1),
 )
 
 
