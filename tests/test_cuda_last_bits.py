@@ -1,8 +1,8 @@
 """The contract holds on a GPU's own exp, too: here it is as much worse than the CPU's as CUDA says it may be.
 
 With --kernels only (nox -s kernels). CUDA documents at most 2 ulp for ex2.approx and 1 for exp, from the number rounded
-correctly. The last bits that a GPU gives cannot be had on a CPU: every result is moved to its next neighbour, or the one
-after that. Random rows, many of them with one class far ahead.
+correctly. The last bits that a GPU gives cannot be had on a CPU: every result is moved to its next neighbour, or to the
+one after that. Random rows, many of them with one class far ahead.
 """
 
 from __future__ import annotations
