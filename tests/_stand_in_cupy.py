@@ -460,7 +460,7 @@ def _on_its_device(operation: Any) -> Any:
     def kernel(first: Any, *arguments: Any, **options: Any) -> Any:
         where = next(x.device for x in (first, *arguments) for x in _flat(x) if isinstance(x, ndarray))
         with where:
-            if operation is generic.softmax_loss_rows:
+            if operation in (generic.softmax_loss_rows, generic.softmax_loss_total):
                 arguments = _as_generic(first, *arguments)
             return operation(first, *arguments, **options)
 

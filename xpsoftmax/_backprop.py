@@ -187,7 +187,8 @@ class Sums(NamedTuple):
         """What is added to that of other rows."""
         weight = self.weight
         if type(weight) is float:
-            weight = net.xp.full_like(self.loss, weight)
+            with on_device(net.xp, net.frame.device):
+                weight = net.xp.full_like(self.loss, weight)
         return PartialSums(self.loss, weight, self.grads)
 
 
