@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_numpy_array
+from array_api_compat import is_cupy_array, is_dask_array, is_jax_array
 
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic
@@ -44,7 +44,7 @@ class Backend(NamedTuple):
 
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
-    Backend("numpy", lambda array: type(array) is np.ndarray or is_numpy_array(array), lambda: numpy_kernels),
+    Backend("numpy", lambda array: isinstance(array, (np.ndarray, np.generic)), lambda: numpy_kernels),
     Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda"))),
 )
 
