@@ -244,9 +244,13 @@ def test_chunks_add_up(budget, reduction, soft, backend, problem, rng):
     expected_loss, expected = xs.mlp_loss_and_grad(
         params, X, targets, sample_weight=weight, reduction=reduction, reg=0.1
     )
-    least = least_memory(params, X, targets, sample_weight=weight)
     held = moved(backend, params, "float64"), backend.asarray(X), backend.asarray(targets)
     options = {"sample_weight": backend.asarray(weight), "reduction": reduction, "reg": 0.1}
+    # Dask arrays are not chunked, and the generic path holds more for a row.
+    of_numpy = backend.name == "dask"
+    least = least_memory(
+        *((params, X, targets) if of_numpy else held), **({"sample_weight": weight} if of_numpy else options)
+    )
     max_memory = least if budget == "least" else least * N // 2
     loss, grads = xs.mlp_loss_and_grad(*held, **options, max_memory=max_memory)
     assert_close(loss, expected_loss, backend=backend, dtype="float64", ulps=N + D + H + C)

@@ -259,12 +259,20 @@ def _of_times(name: str, values: list[Any], unit: str) -> np.ndarray:
         raise TypeError(
             f"{name} must be durations of one kind, got {values[0]!r} and {other!r}: months and years differ in length."
         )
-    times = np.array(values)
     if len(families) > 1:
-        changed = np.fromiter((t.astype(v.dtype) != v for t, v in zip(times, values, strict=True)), bool, len(values))
-        rule = f"be dates that {times.dtype}, the finest of their units, holds"
+        dtype = np.result_type(*families)
+        changed = np.fromiter((not _holds(dtype, value) for value in values), bool, len(values))
+        rule = f"be dates that {dtype}, the finest of their units, holds"
         _refuse(name, rule, np.array(values, object), changed, unit)
-    return times
+    return np.array(values)
+
+
+def _holds(dtype: np.dtype[Any], times: Any) -> bool:
+    """Whether dates or durations stay themselves in another unit; from NumPy 2.5 on one that overflows is an error."""
+    try:
+        return bool(np.all(times.astype(dtype).astype(times.dtype) == times))
+    except OverflowError:
+        return False
 
 
 # --- places among classes ---------------------------------------------------------------------------------------------
@@ -298,9 +306,8 @@ def alike(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _alike_times(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same for dates or durations: in the finer unit, or as Python integers where that unit does not hold them."""
     dtype = np.result_type(first, second)
-    finer = first.astype(dtype), second.astype(dtype)
-    if all((a.astype(b.dtype) == b).all() for a, b in zip(finer, (first, second), strict=True)):
-        return finer
+    if _holds(dtype, first) and _holds(dtype, second):
+        return first.astype(dtype), second.astype(dtype)
     return _attoseconds(first), _attoseconds(second)
 
 
