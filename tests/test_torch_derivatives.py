@@ -11,8 +11,10 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import forward_ad  # noqa: E402
 
-# PyTorch's forward-mode AD scripts its decompositions.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+# PyTorch's forward-mode AD scripts its decompositions, and warns of it: by another kind of warning from 2.14 on.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:`torch.jit.script:{kind}") for kind in ("DeprecationWarning", "FutureWarning")
+]
 
 F = torch.func
 ROWS, CLASSES = 3, 4
