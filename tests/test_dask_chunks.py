@@ -192,14 +192,14 @@ def test_training_over_empty_blocks(unknown, sizes, batch_size, rng):
 @pytest.mark.parametrize("unknown", [(), (0,)], ids=["known", "unknown"])
 def test_the_classifier_over_empty_blocks(unknown, rng):
     pytest.importorskip("sklearn")
-    from xpsoftmax.sklearn import MLPClassifier as classifier
+    from xpsoftmax.sklearn import MLPClassifier
 
     sizes = (0, 4, 0, 1, 0, 3)
     X, y = rng.standard_normal((8, 3)), np.arange(8) % 2
     lazy_X, lazy_y = cut(X, [sizes, (3,)], unknown), cut(y, [sizes], unknown)
     with warnings.catch_warnings(action="ignore"):  # three epochs are not many
-        model = classifier((4,), batch_size=8, max_iter=3, random_state=0).fit(lazy_X, lazy_y)
-        desired = classifier((4,), batch_size=8, max_iter=3, random_state=0).fit(X, y)
+        model = MLPClassifier((4,), batch_size=8, max_iter=3, random_state=0).fit(lazy_X, lazy_y)
+        desired = MLPClassifier((4,), batch_size=8, max_iter=3, random_state=0).fit(X, y)
     np.testing.assert_allclose(model.predict_proba(lazy_X).compute(), desired.predict_proba(X), rtol=1e-12)
     assert model.score(lazy_X, lazy_y) == desired.score(X, y)
     one = cut(X[:1], [(0, 0, 1, 0), (3,)], unknown)

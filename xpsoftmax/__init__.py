@@ -1,7 +1,8 @@
 """The softmax loss, and the network under it, on whatever array you hold."""
 
+from typing import TYPE_CHECKING, Any
+
 from xpsoftmax._backprop import PartialSums
-from xpsoftmax._gradcheck import check_grad, numerical_grad
 from xpsoftmax._io import load_params, save_params, to_namespace
 from xpsoftmax._layers import Layer
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
@@ -18,6 +19,9 @@ from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian
 from xpsoftmax._state import TrainState
 from xpsoftmax._threads import threads
 from xpsoftmax._training import DivergenceError, TrainResult, TrainStep, train
+
+if TYPE_CHECKING:
+    from xpsoftmax._gradcheck import check_grad, numerical_grad
 
 __version__ = "0.1.0.dev0"
 
@@ -52,3 +56,12 @@ __all__ = [
     "to_namespace",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is seldom used when it is asked for: importing the package should cost little."""
+    if name in ("check_grad", "numerical_grad"):
+        from xpsoftmax import _gradcheck
+
+        return getattr(_gradcheck, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
