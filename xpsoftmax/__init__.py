@@ -1,9 +1,9 @@
 """The softmax loss, and the network under it, on whatever array you hold."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xpsoftmax._backprop import PartialSums
-from xpsoftmax._io import load_params, save_params, to_namespace
 from xpsoftmax._layers import Layer
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._mlp import (
@@ -14,14 +14,15 @@ from xpsoftmax._mlp import (
     mlp_partial_sums,
     mlp_predict,
 )
-from xpsoftmax._optim import adam, adamw, sgd
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
-from xpsoftmax._state import TrainState
 from xpsoftmax._threads import threads
-from xpsoftmax._training import DivergenceError, TrainResult, TrainStep, train
 
 if TYPE_CHECKING:
     from xpsoftmax._gradcheck import check_grad, numerical_grad
+    from xpsoftmax._io import load_params, save_params, to_namespace
+    from xpsoftmax._optim import adam, adamw, sgd
+    from xpsoftmax._state import TrainState
+    from xpsoftmax._training import DivergenceError, TrainResult, TrainStep, train
 
 __version__ = "0.1.0.dev0"
 
@@ -58,10 +59,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is seldom used when it is asked for: importing the package should cost little."""
-    if name in ("check_grad", "numerical_grad"):
-        from xpsoftmax import _gradcheck
+_SELDOM_USED = {
+    "_gradcheck": ("check_grad", "numerical_grad"),
+    "_io": ("load_params", "save_params", "to_namespace"),
+    "_optim": ("adam", "adamw", "sgd"),
+    "_state": ("TrainState",),
+    "_training": ("DivergenceError", "TrainResult", "TrainStep", "train"),
+}
+"""Imported when they are asked for: importing the package should cost little."""
 
-        return getattr(_gradcheck, name)
+
+def __getattr__(name: str) -> Any:
+    for module, names in _SELDOM_USED.items():
+        if name in names:
+            return getattr(import_module(f"xpsoftmax.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
