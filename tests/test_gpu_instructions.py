@@ -17,7 +17,7 @@ from _assert import assert_same_bits, assert_within
 from _backends import unusable
 
 import xpsoftmax as xs
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 CLUSTERS = ("cluster", "ring")
 

@@ -19,7 +19,7 @@ import xpsoftmax as xs
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
-NEEDED = {"xpsoftmax.kernels.cuda": ("cupy",), "xpsoftmax.kernels.jax": ("jax",)}
+NEEDED = {"xpsoftmax.kernels.cuda.launcher": ("cupy",), "xpsoftmax.kernels.jax": ("jax",)}
 NEEDED |= {"xpsoftmax.sklearn": ("sklearn",), "xpsoftmax._targets": ("sklearn",)}
 NEEDED |= {f"xpsoftmax.{name}": ("dask",) for name in ("dask", "_partitions", "_partition_training", "kernels.blocks")}
 NEEDED["xpsoftmax._partition_estimator"] = ("dask", "sklearn")

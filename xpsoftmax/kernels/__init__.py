@@ -45,7 +45,7 @@ class Backend(NamedTuple):
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
     Backend("numpy", lambda array: isinstance(array, (np.ndarray, np.generic)), lambda: numpy_kernels),
-    Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda"))),
+    Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda.launcher"))),
 )
 
 # The generic arithmetic with derivative rules, for libraries that differentiate what they compute. A module here stands

@@ -1,4 +1,4 @@
-"""Row operations on CuPy arrays: launches of kernels/cuda/*.cu. The only file that imports CuPy.
+"""Row operations on CuPy arrays: launches of the texts beside it. The only file that imports CuPy.
 
 Everything happens on the current stream of the device that holds the logits, and nothing is waited for. `plan.py`
 decides what is launched.
@@ -18,7 +18,8 @@ import cupy
 import numpy as np
 
 from xpsoftmax._typing import Array, LossSpec, dtype_name
-from xpsoftmax.kernels import generic, plan
+from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.cuda import plan
 
 _uint64 = np.uint64
 _NOWHERE = _uint64(0)

@@ -1,6 +1,6 @@
 """What the CUDA backend launches: source text, specialisation, grid, arguments. Pure functions, no CuPy.
 
-`cuda.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
+`launcher.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
 docs/adr/0009-cuda-kernels.md says why the size classes are what they are.
 """
 
@@ -510,7 +510,7 @@ def options(specialisation: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 @cache
 def source(kernel: str) -> str:
     """Text of a kernel with its headers in place: CuPy's cache of compiled kernels knows only this text."""
-    return with_headers(f"{kernel}.cu", lambda name: (Path(__file__).parent / "cuda" / name).read_text("utf-8"))
+    return with_headers(f"{kernel}.cu", lambda name: (Path(__file__).parent / name).read_text("utf-8"))
 
 
 def with_headers(name: str, read: Callable[[str], str]) -> str:
