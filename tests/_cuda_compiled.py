@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from xpsoftmax._activations import ACTIVATIONS
+from xpsoftmax.kernels.activations import ACTIVATIONS
 from xpsoftmax.kernels.cuda import plan
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

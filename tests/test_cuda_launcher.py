@@ -17,9 +17,9 @@ from _assert import assert_same_bits
 from _fake_cupy import MULTIPROCESSORS, Recorder, array
 
 import xpsoftmax as xs
-from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.activations import ACTIVATIONS
 from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
