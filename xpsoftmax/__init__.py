@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xpsoftmax._gradcheck import check_grad, numerical_grad
     from xpsoftmax._network.files import load_params, save_params
     from xpsoftmax._network.moving import to_namespace
-    from xpsoftmax._train.functions import train
+    from xpsoftmax._train.train import train
     from xpsoftmax._train.optimizers import adam, adamw, sgd
     from xpsoftmax._train.records import DivergenceError, TrainResult, TrainStep
     from xpsoftmax._train.state import TrainState
@@ -60,7 +60,7 @@ _SELDOM_USED = {
     "_gradcheck": ("check_grad", "numerical_grad"),
     "_network.files": ("load_params", "save_params"),
     "_network.moving": ("to_namespace",),
-    "_train.functions": ("train",),
+    "_train.train": ("train",),
     "_train.optimizers": ("adam", "adamw", "sgd"),
     "_train.records": ("DivergenceError", "TrainResult", "TrainStep"),
     "_train.state": ("TrainState",),
