@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from xpsoftmax._gradcheck import check_grad, numerical_grad
     from xpsoftmax._network.files import load_params, save_params
     from xpsoftmax._network.moving import to_namespace
-    from xpsoftmax._train.train import train
     from xpsoftmax._train.optimizers import adam, adamw, sgd
     from xpsoftmax._train.records import DivergenceError, TrainResult, TrainStep
     from xpsoftmax._train.state import TrainState
+    from xpsoftmax._train.train import train
 
 __version__ = "0.1.0.dev0"
 
