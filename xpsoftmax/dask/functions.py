@@ -16,12 +16,12 @@ from xpsoftmax._arguments.options import as_generator, as_integer, as_number, ch
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._network.layers import PairsOfArrays, Params, carrying
 from xpsoftmax._network.predict import predict
-from xpsoftmax._train.functions import check_parts
 from xpsoftmax._train.loop import Run, trained
 from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import activation_to_train
+from xpsoftmax._train.train import check_parts
 from xpsoftmax._typing import Array, Impl, Reduction
 from xpsoftmax.dask import graph as parts
 from xpsoftmax.dask.blocks import Model, as_model, sums_of_block
