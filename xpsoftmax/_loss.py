@@ -14,7 +14,6 @@ from xpsoftmax._arguments.layout import deliver, in_rows, reshaped, rows_out
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
 from xpsoftmax._arguments.problem import PLAIN_SPEC, LossOptions, Problem, filled, mean_or_nan, plain_labels, prepare
-from xpsoftmax._arguments.tracing import check_unrecorded
 from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
 from xpsoftmax.kernels import kernel_for, select, summed
 
@@ -209,10 +208,7 @@ def _compute(
     result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
     if result is not None:
         return result
-    if not grad and type(logits) is not np.ndarray:
-        weights = {"class_weight": options.class_weight, "sample_weight": options.sample_weight}
-        check_unrecorded(logits=logits, targets=targets, **weights)
-    array, frame = check.as_logits(logits, axis)
+    array, frame = check.as_logits(logits, axis, differentiable=not grad)
     others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
     check_out(out, logits, frame, others)
     xp = frame.xp

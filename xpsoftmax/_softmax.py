@@ -10,7 +10,6 @@ from xpsoftmax._arguments.layout import deliver, from_rows, in_rows, reshaped, r
 from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
 from xpsoftmax._arguments.shapes import same_shape, size_hint
-from xpsoftmax._arguments.tracing import check_unrecorded
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic, kernel_for, select
 
@@ -158,8 +157,7 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
     """
     check_impl(impl)
     check_flag("keepdims", keepdims)
-    check_unrecorded(logits=logits)
-    array, frame = check.as_logits(logits, axis)
+    array, frame = check.as_logits(logits, axis, differentiable=True)
     xp = frame.xp
     with quiet(xp, frame.device):
         sums = select("logsumexp_rows", array, impl)(to_rows(xp, array, frame.axis))
@@ -209,9 +207,8 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     >>> xs.softmax_jvp(np.log([2.0, 3.0, 5.0]), np.array([1.0, 0.0, 0.0])).round(6)
     array([ 0.16, -0.06, -0.1 ])
     """
-    check_unrecorded(logits=logits, tangent=tangent)
-    array, frame = check.as_logits(logits, axis)
-    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, frame))
+    array, frame = check.as_logits(logits, axis, differentiable=True)
+    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, frame), differentiable=True)
     if v.dtype != array.dtype:
         raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
     if not same_shape(v.shape, frame.shape):
@@ -262,8 +259,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
            [-0.06,  0.21, -0.15],
            [-0.1 , -0.15,  0.25]])
     """
-    check_unrecorded(logits=logits)
-    array, frame = check.as_logits(logits, axis)
+    array, frame = check.as_logits(logits, axis, differentiable=True)
     xp = frame.xp
     with quiet(xp, frame.device):
         rows = xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False)
@@ -282,8 +278,7 @@ def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl:
         kernel = kernel_for(operation, logits, impl)
         if kernel is not None:
             return kernel(logits, out=out)
-    check_unrecorded(logits=logits)
-    array, frame = check.as_logits(logits, axis)
+    array, frame = check.as_logits(logits, axis, differentiable=True)
     check_out(out, logits, frame, {})
     xp = frame.xp
     with quiet(xp, frame.device):

@@ -25,8 +25,11 @@ from xpsoftmax._arguments.tracing import check_untransformed
 from xpsoftmax._typing import FLOATING, INTEGRAL, SIXTEEN_BIT, Array, Device, DType, Namespace, dtype_name
 
 
-def as_array(name: str, value: object) -> tuple[Namespace, Array]:
-    """Check that `value` is an array; return its namespace and the array, freed of subclasses and autograd."""
+def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple[Namespace, Array]:
+    """Check that `value` is an array; return its namespace and the array, freed of subclasses.
+
+    It is freed of autograd, too, unless the result of the function is `differentiable`.
+    """
     if type(value) is np.ndarray:  # nothing to ask, and short calls are felt
         return numpy_namespace(), value
     if not _is_dense(value):
@@ -38,8 +41,9 @@ def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     if is_numpy_array(value):
         value = np.asarray(value)
     elif is_torch_array(value):
-        check_untransformed(name, value)
-        value = value.detach()
+        if not differentiable:
+            check_untransformed(name, value)
+            value = value.detach()
     elif is_dask_array(value):
         value = without_empty_blocks(value)
     return xp, value
@@ -76,9 +80,9 @@ def _is_floating(array: Array) -> bool:
     return not (is_numpy_array(array) or is_dask_array(array))
 
 
-def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
+def as_floating(name: str, value: object, *, differentiable: bool = False) -> tuple[Namespace, Array]:
     """Check for an array of float16, bfloat16, float32 or float64; return it in native byte order."""
-    xp, array = as_array(name, value)
+    xp, array = as_array(name, value, differentiable=differentiable)
     if not _is_floating(array):
         raise TypeError(f"{name} must be of dtype float16, bfloat16, float32 or float64, got {array.dtype}.")
     if not getattr(array.dtype, "isnative", True):
@@ -131,9 +135,9 @@ def _is_native(dtype: DType, names: tuple[str, ...]) -> bool:
     return dtype_name(dtype) in names and dtype.isnative
 
 
-def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
+def as_logits(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Frame]:
     """Check the logits and the class axis."""
-    xp, array = as_floating("logits", logits)
+    xp, array = as_floating("logits", logits, differentiable=differentiable)
     if array.ndim == 0:
         raise ValueError("logits must have at least one dimension, got shape ().")
     position = as_axis(axis, array.ndim)
@@ -144,8 +148,10 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
             f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
             "For a dask array, call compute_chunk_sizes() first."
         )
-    frame = Frame(xp, home(array), tuple(array.shape), position, working_dtype(xp, array), blocks=blocks_of(array))
-    return array, frame
+    where, working = home(array), working_dtype(xp, array)
+    return array, Frame(
+        xp, where, tuple(array.shape), position, working, blocks=blocks_of(array), differentiable=differentiable
+    )
 
 
 def working_dtype(xp: Namespace, array: Array) -> DType:
@@ -163,7 +169,7 @@ def as_axis(axis: object, ndim: int) -> int:
 
 def as_companion(name: str, value: object, frame: Frame) -> Array:
     """Check that an array is of the library and on the device of the frame."""
-    xp, array = as_array(name, value)
+    xp, array = as_array(name, value, differentiable=frame.differentiable)
     if xp is frame.xp and type(array) is np.ndarray:
         return array
     if xp is not frame.xp:

@@ -18,6 +18,7 @@ class Frame(NamedTuple):
     working: DType  # float32 or float64
     owner: str = "logits"  # the argument that brought them
     blocks: tuple[int, ...] = ()  # of a dask array: how many along each axis
+    differentiable: bool = False  # whether PyTorch may differentiate the result; if not, its tensors are detached
 
     @property
     def lengthless(self) -> bool:

@@ -231,7 +231,7 @@ def _suspected_masses(
     frame: Frame,
     parts: Sequence[Rows] = (None,),
 ) -> Suspect:
-    _, values = check.as_array(name, given[name])
+    _, values = check.as_array(name, given[name], differentiable=frame.differentiable)
     rule = "be finite and not negative"
     if values.dtype != frame.working:  # a value may be finite only where it comes from
         rule += f" in {dtype_name(frame.working)}"

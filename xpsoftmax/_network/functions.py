@@ -8,12 +8,9 @@ activations of all rows are ever held at once.
 
 from __future__ import annotations
 
-import numpy as np
-
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.tracing import check_unrecorded, layers_by_name
 from xpsoftmax._network.backprop import forward
 from xpsoftmax._network.layers import PairsOfArrays, Params
 from xpsoftmax._network.network import as_inputs, as_network
@@ -68,10 +65,8 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
-    if type(X) is not np.ndarray:
-        check_unrecorded(X=X, **layers_by_name(params))
     check_impl(impl)
-    net = as_network(params, activation, impl)
+    net = as_network(params, activation, impl, differentiable=True)
     X = as_inputs(net, X)
     with quiet(net.xp, net.frame.device):
         logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
@@ -198,9 +193,6 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    if type(X) is not np.ndarray:
-        weights = {"class_weight": class_weight, "sample_weight": sample_weight}
-        check_unrecorded(X=X, targets=targets, **weights, **layers_by_name(params))
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with quiet(net.xp, net.frame.device):
         return penalised(net, total.loss, reg)

@@ -34,7 +34,9 @@ class Network:
         return [layer.bias.shape[0] for layer in self.layers[:-1]]
 
 
-def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto") -> Network:
+def as_network(
+    params: PairsOfArrays, activation: str | None, impl: Impl = "auto", *, differentiable: bool = False
+) -> Network:
     """Check the parameters: one library, device and dtype, and each layer fitting the one before.
 
     Without an explicit activation the network has the one that its layers carry.
@@ -52,9 +54,9 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
             raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
         pairs.append(kind_of(layer)(*layer))
     activation = chosen(pairs, activation)
-    xp, first = check.as_floating("params[0].weight", pairs[0].weight)
+    xp, first = check.as_floating("params[0].weight", pairs[0].weight, differentiable=differentiable)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    frame = Frame(xp, home(first), (), 0, working, "params[0].weight")
+    frame = Frame(xp, home(first), (), 0, working, "params[0].weight", differentiable=differentiable)
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
         weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
@@ -99,7 +101,7 @@ def _layer(i: int, layer: Sequence[Array], frame: Frame, dtype: DType, fan_in: i
     for name, ndim, value in (("weight", 2, layer[0]), ("bias", 1, layer[1])):
         name = f"params[{i}].{name}"
         check.as_companion(name, value, frame)
-        _, array = check.as_floating(name, value)
+        _, array = check.as_floating(name, value, differentiable=frame.differentiable)
         if array.dtype != dtype:
             raise TypeError(f"{name} must have the dtype of params[0].weight, {dtype}, got {array.dtype}.")
         if array.ndim != ndim:
@@ -125,7 +127,7 @@ def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
     if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
         return X
     check.as_companion(name, X, net.frame)
-    _, array = check.as_floating(name, X)
+    _, array = check.as_floating(name, X, differentiable=net.frame.differentiable)
     if array.dtype != net.dtype:
         raise TypeError(
             f"{name} must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them."

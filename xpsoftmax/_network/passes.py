@@ -36,13 +36,14 @@ def add_up(
     """Check everything and add up all chunks; with the reduction "mean" the sums are already divided by the weight."""
     check_impl(impl)
     check_choice("reduction", options.reduction, ("mean", "sum"))
-    net = as_network(params, activation, impl)
+    net = as_network(params, activation, impl, differentiable=not grad)
     reg = as_number("reg", reg)
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
     with quiet(xp, net.frame.device):
         blocks = check.blocks_of(X)
-        frame = Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X", blocks)
+        shape, differentiable = (X.shape[0], classes), net.frame.differentiable
+        frame = Frame(xp, net.frame.device, shape, 1, net.working, "X", blocks, differentiable)
         problem = prepare(targets, frame, options, budget(max_memory))
         if frame.lengthless:
             problem = _beside(problem, X)
