@@ -19,7 +19,11 @@ import xpsoftmax as xs
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
-NEEDED = {"xpsoftmax.kernels.cuda.launcher": ("cupy",), "xpsoftmax.kernels.jax": ("jax",)}
+NEEDED = {"xpsoftmax.kernels.jax": ("jax",)}
+NEEDED |= {
+    f"xpsoftmax.kernels.cuda.{name}": ("cupy",)
+    for name in ("arrays", "launches", "rows", "losses", "layers", "launcher")
+}
 NEEDED |= {"xpsoftmax.sklearn": ("sklearn",), "xpsoftmax._targets": ("sklearn",)}
 NEEDED |= {f"xpsoftmax.{name}": ("dask",) for name in ("dask", "_partitions", "_partition_training", "kernels.blocks")}
 NEEDED["xpsoftmax._partition_estimator"] = ("dask", "sklearn")
