@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from _assert import assert_same_bits
+from assertions import assert_same_bits
 
 import xpsoftmax as xs
 from xpsoftmax import kernels

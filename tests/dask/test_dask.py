@@ -14,10 +14,10 @@ import threading
 import time
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import DOCS
 
 import xpsoftmax as xs
 
@@ -25,7 +25,7 @@ dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
 
-import _dask_blocks as blocks  # noqa: E402
+import dask_blocks as blocks  # noqa: E402
 
 import xpsoftmax.dask as xd  # noqa: E402
 from xpsoftmax import _block_sums, _loss, _partition_training, _threads  # noqa: E402
@@ -568,7 +568,7 @@ def test_what_is_refused_before_anything_is_computed(name, function, problem, tm
 
 
 def test_the_guide_lists_every_public_name():
-    page = (Path(__file__).resolve().parent.parent / "docs" / "guides" / "dask.md").read_text()
+    page = (DOCS / "guides" / "dask.md").read_text()
     listed = re.findall(r"^   (\w+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted(xd.__all__)
 
@@ -1277,7 +1277,7 @@ INTERRUPTED = """
     import pathlib
     import dask.array as da, numpy as np
     import xpsoftmax as xs, xpsoftmax.dask as xd
-    from _dask_blocks import interrupting
+    from dask_blocks import interrupting
     from distributed import Client, LocalCluster
 
     path = pathlib.Path(__file__).with_name("now")
@@ -1361,7 +1361,7 @@ STREAMED = """
     import resource, sys
     import dask, dask.array as da, numpy as np
     import xpsoftmax as xs, xpsoftmax.dask as xd
-    from _dask_blocks import from_file
+    from dask_blocks import from_file
 
     def data(path, rows, width, step):
         load = dask.delayed(from_file)

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from _assert import EPS, assert_same_bits, assert_within
+from assertions import EPS, assert_same_bits, assert_within
 
 import xpsoftmax as xs
 

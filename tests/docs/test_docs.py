@@ -6,18 +6,16 @@ import ast
 import doctest
 import json
 import re
-from pathlib import Path
 
 import _tables
 import _truth
 import numpy as np
 import pytest
+from paths import DOCS, TESTS
 
 import xpsoftmax as xs
 from xpsoftmax import kernels
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"adr", "_build", "api"} & set(path.parts))
 NAMES = [path.relative_to(DOCS).as_posix() for path in PAGES]
 pages = pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -68,7 +66,7 @@ def test_pages_have_examples():
 
 def defined_tests():
     names = set()
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in TESTS.rglob("test_*.py"):
         tree = ast.parse(path.read_text())
         names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     return names
@@ -76,7 +74,7 @@ def defined_tests():
 
 @pages
 def test_tests_that_a_page_names_exist(page):
-    files = {path.name for path in (ROOT / "tests").iterdir()}
+    files = {path.name for path in TESTS.rglob("*.py")}
     functions = defined_tests()
     for name in re.findall(r"\btest_\w+(?:\.py)?", page.read_text()):
         assert name in (files if name.endswith(".py") else functions), name

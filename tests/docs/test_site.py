@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html.parser
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from _chromium import PROGRAM, Chromium
+from chromium import PROGRAM, Chromium
+from paths import DOCS
 
-SITE = Path(__file__).resolve().parent.parent / "docs" / "_build" / "html"
+SITE = DOCS / "_build" / "html"
 
 
 @pytest.fixture(autouse=True, scope="module")

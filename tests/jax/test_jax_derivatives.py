@@ -6,11 +6,11 @@ The references are the oracle in extended precision, and difference quotients of
 import itertools
 from functools import partial
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import EPS, assert_same_bits, assert_within
-from _grid import far_apart, labels, logits
+from assertions import EPS, assert_same_bits, assert_within
+from grid import far_apart, labels, logits
 from mpmath import mp
 
 import xpsoftmax as xs

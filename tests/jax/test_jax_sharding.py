@@ -3,20 +3,20 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import SUPPORT
 
 pytest.importorskip("jax")
 pytestmark = pytest.mark.backends("jax")
 
 START = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-import _oracle as exact
-from _assert import assert_within
+import oracle as exact
+from assertions import assert_within
 import xpsoftmax as xs
 
 devices = jax.devices()
@@ -42,7 +42,7 @@ def holds(actual, exactly, like=None):
 
 def run(code, mesh="automatic", **environment):
     """Run code in an interpreter where the processor is four devices."""
-    start = START.format(tests=str(Path(__file__).parent), mesh=mesh)
+    start = START.format(support=str(SUPPORT), mesh=mesh)
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

@@ -6,10 +6,10 @@ import subprocess
 import sys
 import threading
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import assert_like, assert_same_bits, assert_within
+from assertions import assert_like, assert_same_bits, assert_within
 
 import xpsoftmax as xs
 

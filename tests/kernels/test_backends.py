@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from _assert import assert_close, assert_like
+from assertions import assert_close, assert_like
 
 import xpsoftmax as xs
 from xpsoftmax import kernels

@@ -7,7 +7,7 @@ one after that. Random rows, many of them with one class far ahead.
 
 from __future__ import annotations
 
-import _cuda_on_cpu as cpu
+import cuda_on_cpu as cpu
 import numpy as np
 import pytest
 import test_kernels_cuda as kernels

@@ -10,11 +10,11 @@ import ctypes
 import threading
 from types import SimpleNamespace
 
-import _cuda_on_cpu as cpu
+import cuda_on_cpu as cpu
 import numpy as np
 import pytest
-from _assert import assert_same_bits
-from _fake_cupy import MULTIPROCESSORS, Recorder, array
+from assertions import assert_same_bits
+from fake_cupy import MULTIPROCESSORS, Recorder, array
 
 import xpsoftmax as xs
 from xpsoftmax._activations import ACTIVATIONS

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-import _cuda_on_cpu as cpu
-import _oracle as oracle
+import cuda_on_cpu as cpu
 import numpy as np
+import oracle as oracle
 import pytest
 from test_cuda_harness import NO_ORDER, SCHEDULES, WRONG
 from test_kernels_cuda import within

@@ -5,10 +5,10 @@ With --kernels only (nox -s kernels). Nothing else may be launched, no label cop
 
 from __future__ import annotations
 
-import _cuda_on_cpu as cpu
+import cuda_on_cpu as cpu
 import numpy as np
 import pytest
-from _fake_cupy import Recorder, array, only_launches
+from fake_cupy import Recorder, array, only_launches
 
 import xpsoftmax as xs
 from xpsoftmax import _loss, kernels

@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import _cuda_on_cpu as cpu
-import _oracle as oracle
+import cuda_on_cpu as cpu
 import numpy as np
+import oracle as oracle
 import pytest
 import test_cuda_harness as harness
-from _assert import assert_same_bits, assert_within
-from _backends import unusable
+from assertions import assert_same_bits, assert_within
+from backends import unusable
 
 import xpsoftmax as xs
 from xpsoftmax.kernels import plan

@@ -1,18 +1,18 @@
 """The CUDA kernels, run on the CPU: every operation, dtype and size class keeps the contract of docs/numerics.md.
 
-With --kernels only (nox -s kernels). A launch is what the backend itself plans; what runs it is in _cuda_on_cpu.py.
+With --kernels only (nox -s kernels). A launch is what the backend itself plans; support/cuda_on_cpu.py runs it.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import _cuda_on_cpu as cpu
-import _oracle as oracle
+import cuda_on_cpu as cpu
 import numpy as np
+import oracle as oracle
 import pytest
-from _assert import TINY, assert_same_bits, assert_within
-from _grid import KINDS, far_apart, labels, logits, near_the_top
+from assertions import TINY, assert_same_bits, assert_within
+from grid import KINDS, far_apart, labels, logits, near_the_top
 
 from xpsoftmax.kernels import plan
 

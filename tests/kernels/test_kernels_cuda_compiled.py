@@ -5,7 +5,7 @@ With --kernels only (nox -s kernels): NVRTC compiles without a GPU.
 
 from __future__ import annotations
 
-import _cuda_compiled as gpu
+import cuda_compiled as gpu
 import pytest
 
 from xpsoftmax.kernels import plan

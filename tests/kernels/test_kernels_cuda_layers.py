@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import _cuda_on_cpu as cpu
+import cuda_on_cpu as cpu
 import numpy as np
 import pytest
-from _assert import EPS, TINY, assert_same_bits, assert_within
+from assertions import EPS, TINY, assert_same_bits, assert_within
 
 from xpsoftmax.kernels import plan
 

@@ -3,12 +3,12 @@
 import functools
 import tracemalloc
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import TINY, assert_same_bits
-from _backends import backend_named
-from _grid import assert_contract, near_the_top, sure_rows
+from assertions import TINY, assert_same_bits
+from backends import backend_named
+from grid import assert_contract, near_the_top, sure_rows
 
 import xpsoftmax as xs
 from xpsoftmax import _loss, _threads

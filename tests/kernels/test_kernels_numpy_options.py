@@ -5,11 +5,11 @@ Of every combination below no row may be left to the generic text, and no logit 
 
 import itertools
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import EPS, TINY, assert_like, assert_same_bits, assert_within
-from _backends import backend_named
+from assertions import EPS, TINY, assert_like, assert_same_bits, assert_within
+from backends import backend_named
 
 import xpsoftmax as xs
 from xpsoftmax.kernels import generic, numpy_soft

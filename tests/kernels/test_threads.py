@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from _assert import assert_same_bits
+from assertions import assert_same_bits
 
 import xpsoftmax as xs
 from xpsoftmax import _threads

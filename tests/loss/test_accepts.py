@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from _assert import assert_close, assert_like
+from assertions import assert_close, assert_like
 
 import xpsoftmax as xs
 

@@ -5,9 +5,9 @@ This is promised for NumPy and array-api-strict, on the generic path and by the 
 
 import numpy as np
 import pytest
-from _assert import assert_same_bits
-from _backends import backend_named
-from _grid import LAYOUTS, MANY, labels, lay_out, logits
+from assertions import assert_same_bits
+from backends import backend_named
+from grid import LAYOUTS, MANY, labels, lay_out, logits
 
 import xpsoftmax as xs
 

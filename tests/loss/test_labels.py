@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from _assert import assert_close, assert_same_bits, assert_within
+from assertions import assert_close, assert_same_bits, assert_within
 
 import xpsoftmax as xs
 

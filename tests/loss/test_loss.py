@@ -1,10 +1,10 @@
 """The softmax loss of hard labels and its gradient keep the numerics contract."""
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import EPS, TINY, assert_like, assert_same_bits, assert_within
-from _grid import (
+from assertions import EPS, TINY, assert_like, assert_same_bits, assert_within
+from grid import (
     BATCH,
     CLASSES,
     KINDS,

@@ -2,11 +2,11 @@
 
 import itertools
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import assert_within
-from _grid import SOME, assert_contract, far_apart, labels, logits
+from assertions import assert_within
+from grid import SOME, assert_contract, far_apart, labels, logits
 
 import xpsoftmax as xs
 

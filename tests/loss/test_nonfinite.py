@@ -1,10 +1,10 @@
 """Infinite, missing and masked logits, rows that do not count, and silence about all of them."""
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import assert_like, assert_same_bits, assert_within
-from _grid import SOME, assert_contract, logits
+from assertions import assert_like, assert_same_bits, assert_within
+from grid import SOME, assert_contract, logits
 
 import xpsoftmax as xs
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from _assert import assert_like, assert_same_bits
 from array_api_compat import array_namespace, device
+from assertions import assert_like, assert_same_bits
 
 import xpsoftmax as xs
 

@@ -1,9 +1,9 @@
 """What must hold for any logits, found out by Hypothesis."""
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import TINY, assert_same_bits, assert_within
+from assertions import TINY, assert_same_bits, assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

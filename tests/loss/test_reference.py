@@ -1,18 +1,18 @@
-"""The oracle and the package against mpmath values: data/reference.json, made by scripts/make_reference.py."""
+"""The oracle and the package against mpmath values: reference.json, made by scripts/make_reference.py."""
 
 import importlib.util
 import json
 from pathlib import Path
 
-import _oracle as exact
 import numpy as np
+import oracle as exact
 import pytest
-from _assert import assert_within
+from assertions import assert_within
+from paths import SCRIPTS
 
 import xpsoftmax as xs
 
-HERE = Path(__file__).parent
-REFERENCE = json.loads((HERE / "data" / "reference.json").read_text(encoding="utf-8"))
+REFERENCE = json.loads(Path(__file__).with_name("reference.json").read_text(encoding="utf-8"))
 RECORDS = REFERENCE["records"]
 QUANTITIES = tuple(RECORDS[0]["results"])
 IDS = [f"{i}-{r['dtype']}-{r['classes']}" for i, r in enumerate(RECORDS)]
@@ -129,7 +129,7 @@ def test_the_bound_is_that_of_the_contract():
 
 
 def test_the_committed_file_is_what_the_script_makes():
-    spec = importlib.util.spec_from_file_location("make_reference", HERE.parent / "scripts" / "make_reference.py")
+    spec = importlib.util.spec_from_file_location("make_reference", SCRIPTS / "make_reference.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     made = json.loads(json.dumps(script.build(sizes=(1, 2, 3, 10))))

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from _backends import backend_named, unusable
+from backends import backend_named, unusable
 
 import xpsoftmax as xs
 from xpsoftmax import _io

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import mpmath as mp
 import numpy as np
 import pytest
-from _assert import assert_close, assert_within
+from assertions import assert_close, assert_within
 
 from xpsoftmax._activations import ACTIVATIONS, check_activation
 from xpsoftmax.kernels import generic

@@ -1,9 +1,9 @@
 """The derivations as tests: textbook forms against each other, the package, numerical gradients and autograd."""
 
-import _textbook as textbook
 import numpy as np
 import pytest
-from _assert import assert_within
+import textbook as textbook
+from assertions import assert_within
 
 import xpsoftmax as xs
 

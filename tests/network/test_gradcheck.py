@@ -5,7 +5,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from _assert import EPS, assert_like, assert_within
+from assertions import EPS, assert_like, assert_within
 
 import xpsoftmax as xs
 

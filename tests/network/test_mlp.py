@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from _assert import EPS, assert_close, assert_like, assert_within
+from assertions import EPS, assert_close, assert_like, assert_within
 
 import xpsoftmax as xs
 

@@ -4,8 +4,8 @@ import contextlib
 
 import numpy as np
 import pytest
-from _assert import assert_like
 from array_api_compat import device
+from assertions import assert_like
 
 import xpsoftmax as xs
 from xpsoftmax import _predict

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from _assert import assert_close
+from assertions import assert_close
 
 import xpsoftmax as xs
 

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from _assert import assert_like
+from assertions import assert_like
 
 import xpsoftmax as xs
 

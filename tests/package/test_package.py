@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 import xpsoftmax as xs
 
-ROOT = Path(__file__).parent.parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
 NEEDED = {"xpsoftmax.kernels.cuda": ("cupy",), "xpsoftmax.kernels.jax": ("jax",)}

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import SCRIPTS
 
 for module in ("rich", "matplotlib"):
     pytest.importorskip(module)
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "bench.py"
+SCRIPT = SCRIPTS / "bench.py"
 QUICK = ["--shape", "6x4", "--dtype", "float32", "--seconds", "0.01"]
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import SCRIPTS
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 QUICK = ["--shape", "6x4", "--seconds", "0.01"]
 
 

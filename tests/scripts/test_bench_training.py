@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from _backends import numpy_as_cupy
+from backends import numpy_as_cupy
+from paths import SCRIPTS
 
 for module in ("rich", "sklearn"):
     pytest.importorskip(module)
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 OURS = [word for name in ("NumPy", "xpsoftmax functions", "xpsoftmax train") for word in ("--competitor", name)]
 
 

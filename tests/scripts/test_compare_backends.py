@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import SCRIPTS
 
 for module in ("sklearn", "rich", "matplotlib", "array_api_strict"):
     pytest.importorskip(module)
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "compare_backends.py"
+SCRIPT = SCRIPTS / "compare_backends.py"
 QUICK = ["--epochs", "1", "--hidden", "16"]
 
 

@@ -16,7 +16,6 @@ pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
 import compare_backends
-from _chromium import PROGRAM, Chromium
 from _compare_page import (
     BOTTOM,
     CHARACTER,
@@ -34,6 +33,7 @@ from _compare_page import (
     short,
     ticks,
 )
+from chromium import PROGRAM, Chromium
 
 needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium")
 WIDTHS = {"phone": 360, "desktop": 1280}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from _backends import numpy_as_cupy
+from backends import numpy_as_cupy
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")

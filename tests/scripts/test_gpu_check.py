@@ -17,7 +17,7 @@ import _gpu_kernels
 import gpu_check
 import numpy as np
 import pytest
-from _backends import numpy_as_cupy, unusable
+from backends import numpy_as_cupy, unusable
 
 import xpsoftmax as xs
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from _backends import numpy_as_cupy
+from backends import numpy_as_cupy
 
 pytest.importorskip("dask.array")
 pytest.importorskip("distributed")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import _gpu_small
 import numpy as np
 import pytest
-from _backends import numpy_as_cupy
+from backends import numpy_as_cupy
 
 import xpsoftmax as xs
 from xpsoftmax.kernels import plan

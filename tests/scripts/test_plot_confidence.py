@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import plot_confidence as script
-from _oracle import bound, softmax_loss
+from oracle import bound, softmax_loss
 
 QUICK = ["--rows", "2", "--library", "NumPy", "--library", "xpsoftmax"]
 

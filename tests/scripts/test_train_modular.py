@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import train_modular as script
-from _textbook import dscores_vectorised
+from textbook import dscores_vectorised
 
 import xpsoftmax as xs
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from _assert import assert_like
+from assertions import assert_like
 
 import xpsoftmax as xs
 

@@ -1,7 +1,7 @@
 """The CUDA kernels compiled by NVRTC, without a GPU: registers, spills, and machine instructions counted.
 
-PYTHONPATH=. python tests/_cuda_compiled.py        # instructions an element, of each kernel and dtype
-PYTHONPATH=. python tests/_cuda_compiled.py --registers   # registers and spilled bytes of everything on sm_90
+PYTHONPATH=. python tests/support/cuda_compiled.py        # instructions an element, of each kernel and dtype
+PYTHONPATH=. python tests/support/cuda_compiled.py --registers   # registers and spilled bytes of everything on sm_90
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""As much of CuPy as kernels/cuda.py uses, on NumPy arrays; kernels run on the CPU (_cuda_on_cpu.py).
+"""As much of CuPy as kernels/cuda.py uses, on NumPy arrays; kernels run on the CPU (cuda_on_cpu.py).
 
 `only_launches` is for calls that must consist of launches alone, and says how often they wait for the GPU.
 """
@@ -13,7 +13,7 @@ from functools import cached_property
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import _cuda_on_cpu as cpu
+import cuda_on_cpu as cpu
 import numpy as np
 
 from xpsoftmax.kernels import plan

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from _assert import TINY, assert_like, assert_within
-from _backends import Backend
-from _oracle import Exact
+from assertions import TINY, assert_like, assert_within
+from backends import Backend
+from oracle import Exact
 
 KINDS = ("scale-1", "scale-10", "scale-30", "scale-80", "equal", "ties", "up-1e4", "down-1e4", "minus-inf")
 SOME = 10  # on every backend

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from _assert import EPS, TINY
+from assertions import EPS, TINY
 
 LD = np.longdouble
 if np.finfo(LD).eps > 2e-19:

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from _assert import assert_close, assert_like, assert_same_bits, assert_within
-from _backends import backend_named
+from assertions import assert_close, assert_like, assert_same_bits, assert_within
+from backends import backend_named
 
 NUMPY = backend_named("numpy")
 

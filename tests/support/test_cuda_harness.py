@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-import _cuda_on_cpu as cpu
+import cuda_on_cpu as cpu
 import numpy as np
 import pytest
 

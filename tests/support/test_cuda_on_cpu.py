@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import _cuda_on_cpu as cpu
+import cuda_on_cpu as cpu
 import numpy as np
 import pytest
 import test_kernels_cuda as kernels
-from _grid import labels
+from grid import labels
 
 from xpsoftmax.kernels import plan
 

@@ -6,9 +6,9 @@ import contextlib
 import importlib
 import operator
 
-import _stand_in_cupy as cupy
 import numpy as np
 import pytest
+import stand_in_cupy as cupy
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from _grid import SOME, labels, logits
+from grid import SOME, labels, logits
 
 import xpsoftmax as xs
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from _assert import assert_like
+from assertions import assert_like
 
 import xpsoftmax as xs
 from xpsoftmax._backprop import parts_of, vector_of

@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from _assert import assert_like
+from assertions import assert_like
 
 import xpsoftmax as xs
 from xpsoftmax import _training
