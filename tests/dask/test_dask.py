@@ -28,7 +28,10 @@ distributed = pytest.importorskip("distributed")
 import dask_blocks as blocks  # noqa: E402
 
 import xpsoftmax.dask as xd  # noqa: E402
-from xpsoftmax import _block_sums, _loss, _partition_training, _threads  # noqa: E402
+from xpsoftmax._arguments import problem as loss_problem  # noqa: E402
+from xpsoftmax.dask import blocks as _block_sums  # noqa: E402
+from xpsoftmax.dask import steps as _partition_training  # noqa: E402
+from xpsoftmax.kernels.numpy import threads as _threads  # noqa: E402
 
 N, D, H, C = 47, 5, 7, 4
 SIZES = (D, H, C)
@@ -704,8 +707,8 @@ def test_blocks_are_read_once_an_epoch_and_labels_looked_at_once(problem, tmp_pa
 def test_labels_are_looked_at_before_the_first_step_and_never_again(problem, monkeypatch):
     params, X, y = problem
     looks = []
-    check_values = _loss._check_values
-    monkeypatch.setattr(_loss, "_check_values", lambda *args: looks.append(1) or check_values(*args))
+    check_values = loss_problem._check_values
+    monkeypatch.setattr(loss_problem, "_check_values", lambda *args: looks.append(1) or check_values(*args))
     counts = []
     for epochs in (1, 4):
         looks.clear()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import test_kernels_cuda as kernels
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
     pytest.mark.kernels,

@@ -1,4 +1,4 @@
-"""kernels/cuda.py on a fake CuPy: every layout and option goes into the right launch, whose kernel runs on the CPU.
+"""The launcher on a fake CuPy: every layout and option goes into the right launch, whose kernel runs on the CPU.
 
 With --kernels only (nox -s kernels). The generic text is the reference: that the kernels keep the contract is tested in
 test_kernels_cuda.py.
@@ -17,9 +17,10 @@ from assertions import assert_same_bits
 from fake_cupy import MULTIPROCESSORS, Recorder, array
 
 import xpsoftmax as xs
-from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._typing import LossSpec
-from xpsoftmax.kernels import generic, plan
+from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.activations import ACTIVATIONS
+from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
     pytest.mark.kernels,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 MATRIX = plan.Matrix(1024, 10, 1000, 1000, "float32")
 
@@ -186,7 +186,7 @@ def test_the_grid_has_every_row():
     assert launch.persistent
 
 
-@pytest.mark.parametrize("kernel", sorted(path.stem for path in (Path(plan.__file__).parent / "cuda").glob("*.cu")))
+@pytest.mark.parametrize("kernel", sorted(path.stem for path in Path(plan.__file__).parent.glob("*.cu")))
 def test_the_source_needs_no_other_file(kernel):
     """CuPy's cache on disk knows a kernel by its text: a header elsewhere could change unseen."""
     text = plan.source(kernel)
@@ -223,6 +223,16 @@ def test_labels_of_every_type_are_described():
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="cupy is not installed")
 def test_the_backend_can_be_imported_where_there_is_no_gpu():
-    code = "from xpsoftmax.kernels import OPERATIONS, cuda; print(*(x for x in OPERATIONS if not hasattr(cuda, x)))"
+    code = (
+        "from xpsoftmax.kernels import OPERATIONS\n"
+        "from xpsoftmax.kernels.cuda import launcher\n"
+        "print(*(x for x in OPERATIONS if not hasattr(launcher, x)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "weight_penalty\n"
+
+
+def test_only_the_launcher_imports_cupy():
+    code = "import sys, xpsoftmax.kernels.cuda.plan; print('cupy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -17,7 +17,7 @@ import pytest
 from test_cuda_harness import NO_ORDER, SCHEDULES, WRONG
 from test_kernels_cuda import within
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
     pytest.mark.kernels,

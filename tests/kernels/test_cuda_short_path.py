@@ -11,7 +11,10 @@ import pytest
 from fake_cupy import Recorder, array, only_launches
 
 import xpsoftmax as xs
-from xpsoftmax import _loss, kernels
+from xpsoftmax import kernels
+from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._loss import _plainly_on_gpu
+from xpsoftmax._typing import LossSpec
 
 pytestmark = [
     pytest.mark.kernels,
@@ -95,7 +98,7 @@ def test_a_launch_is_kept_for_the_layout_and_not_for_the_arrays(recorder, rng):
     ):
         z, y = problem(rng, dtype, kind, rows)
         out = array(np.zeros(z.shape, "f4")) if wide else None
-        given, spec = array(z), _loss.LossSpec(label_smoothing=smoothing)
+        given, spec = array(z), LossSpec(label_smoothing=smoothing)
         loss, dlogits = cuda.softmax_loss_total(given, array(y), weight, spec, grad=True, out=out)
         desired = xs.softmax_loss_and_grad(
             z, y, reduction="sum", label_smoothing=smoothing, impl="generic", out=np.empty_like(out) if wide else None
@@ -115,7 +118,7 @@ def test_arrays_that_must_be_copied_first(recorder, rng):
     desired = xs.softmax_loss_and_grad(z, y, reduction="sum", impl="generic")
     apart = array(np.repeat(y, 2))[::2]
     for logits, labels in ((array(z), apart), (array(np.asfortranarray(z)), array(y))):
-        losses, dlogits = cuda.softmax_loss_rows(logits, labels, 1.0, _loss.LossSpec(), grad=True)
+        losses, dlogits = cuda.softmax_loss_rows(logits, labels, 1.0, LossSpec(), grad=True)
         close(losses.sum(), desired[0], "float32")
         close(dlogits, desired[1], "float32")
 
@@ -195,7 +198,7 @@ def test_a_bad_label_is_an_error(recorder, rng, kind, bad):
 
 
 def refused(given, labels, out=None, axis=-1, impl="auto", **options):
-    return _loss._plainly_on_gpu(given, labels, out, _loss.LossOptions(**options), axis, impl, grad=True) is None
+    return _plainly_on_gpu(given, labels, out, LossOptions(**options), axis, impl, grad=True) is None
 
 
 def test_what_is_not_seen_at_a_glance(recorder, rng):

@@ -17,7 +17,7 @@ from assertions import assert_same_bits, assert_within
 from backends import unusable
 
 import xpsoftmax as xs
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 CLUSTERS = ("cluster", "ring")
 

@@ -14,7 +14,7 @@ import pytest
 from assertions import TINY, assert_same_bits, assert_within
 from grid import KINDS, far_apart, labels, logits, near_the_top
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
     pytest.mark.kernels,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cuda_compiled as gpu
 import pytest
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 nvrtc = getattr(pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda, "nvrtc", None)
 if nvrtc is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from assertions import EPS, TINY, assert_same_bits, assert_within
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
     pytest.mark.kernels,

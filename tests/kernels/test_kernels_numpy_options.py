@@ -12,8 +12,9 @@ from assertions import EPS, TINY, assert_like, assert_same_bits, assert_within
 from backends import backend_named
 
 import xpsoftmax as xs
-from xpsoftmax.kernels import generic, numpy_soft
-from xpsoftmax.kernels import numpy as kernels
+from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels.numpy import soft as numpy_soft
 
 NUMPY = backend_named("numpy")
 ROWS = 24

@@ -18,10 +18,10 @@ import pytest
 from assertions import assert_same_bits
 
 import xpsoftmax as xs
-from xpsoftmax import _threads
 from xpsoftmax._typing import LossSpec
-from xpsoftmax.kernels import numpy as kernels
-from xpsoftmax.kernels import numpy_blocks as blocks
+from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels.numpy import threads as _threads
+from xpsoftmax.kernels.numpy import tiles as blocks
 
 CORES = 4
 BLOCK, SHARE = blocks.BLOCK, blocks.SHARE
@@ -321,7 +321,7 @@ def test_a_limit_must_be_at_least_one(n):
 def test_the_cores_are_those_of_the_process():
     """Not those of the machine: in a container or under taskset it may have fewer."""
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    code += "import xpsoftmax._threads; print(xpsoftmax._threads.allowed())"
+    code += "import xpsoftmax.kernels.numpy.threads; print(xpsoftmax.kernels.numpy.threads.allowed())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True).stdout
     assert out == "1\n"
 
@@ -330,7 +330,9 @@ def test_importing_makes_no_pool():
     """Nor imports what makes one: most programs need none."""
     module = "concurrent.futures.thread"
     code = f"import sys, numpy, array_api_compat; before = {module!r} in sys.modules; "
-    code += f"import xpsoftmax; print(xpsoftmax._threads._state.pool, ({module!r} in sys.modules) == before)"
+    code += (
+        f"import xpsoftmax; print(xpsoftmax.kernels.numpy.threads._state.pool, ({module!r} in sys.modules) == before)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True).stdout
     assert out == "None True\n"
 
@@ -719,8 +721,8 @@ import atexit, os, sys, threading, time
 import numpy as np
 import xpsoftmax as xs
 from xpsoftmax import _threads
-from xpsoftmax.kernels import numpy as kernels
-from xpsoftmax.kernels import numpy_blocks as blocks
+from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels.numpy import tiles as blocks
 
 _threads._cores = os.cpu_count = lambda: {CORES}
 blocks.BLOCK, blocks.SHARE = 2**18, 2**15
@@ -907,7 +909,7 @@ import multiprocessing, os, sys, hashlib
 import numpy as np
 import xpsoftmax as xs
 from xpsoftmax import _threads
-from xpsoftmax.kernels import numpy_blocks
+from xpsoftmax.kernels.numpy import tiles as numpy_blocks
 
 _threads._cores = os.cpu_count = lambda: 4
 numpy_blocks.SHARE = 2**18

@@ -17,9 +17,9 @@ import pytest
 from backends import backend_named, unusable
 
 import xpsoftmax as xs
-from xpsoftmax import _io
-from xpsoftmax._activations import ACTIVATIONS
-from xpsoftmax._layers import CARRYING
+from xpsoftmax._network.files import PARAMS, _save_arrays
+from xpsoftmax._network.layers import CARRYING
+from xpsoftmax.kernels.activations import ACTIVATIONS
 
 N, D, C = 300, 2, 2
 SIZES = (D, 7, 5, C)
@@ -530,14 +530,14 @@ def metadata_of(path):
 def stored(path, params, metadata):
     names = (f"layers.{i}.{part}" for i in range(len(params)) for part in ("weight", "bias"))
     arrays = (array for layer in params for array in layer)
-    _io._save_arrays(path, dict(zip(names, arrays, strict=True)), metadata)
+    _save_arrays(path, dict(zip(names, arrays, strict=True)), metadata)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_files(name, backend, path):
     there = xs.to_namespace(xs.init_params(SIZES, rng=0, activation=name), backend.library, backend.device)
     xs.save_params(path, there)
-    assert metadata_of(path) == _io.PARAMS | {"activation": [name, name, None]}
+    assert metadata_of(path) == PARAMS | {"activation": [name, name, None]}
     assert carried(xs.load_params(path, xp=backend.library, device=backend.device)) == [name, name, None]
 
 
@@ -549,7 +549,7 @@ def test_files_of_slices(layers, params, path):
 
 def test_files_of_plain_pairs_are_those_of_older_versions(params, path):
     xs.save_params(path, plain(params))
-    assert metadata_of(path) == _io.PARAMS
+    assert metadata_of(path) == PARAMS
     assert carried(xs.load_params(path)) == [None, None, None]
 
 
@@ -565,7 +565,7 @@ def test_files_of_plain_pairs_are_those_of_older_versions(params, path):
     ids=str,
 )
 def test_files_with_other_activations(activation, message, params, path):
-    stored(path, params, _io.PARAMS | {"activation": activation})
+    stored(path, params, PARAMS | {"activation": activation})
     with pytest.raises(
         ValueError, match=f"^path must name a file that xpsoftmax wrote, got {re.escape(str(path))}: {message}"
     ):
@@ -629,8 +629,8 @@ def of_older_versions(state):
     old = state._replace(params=stripped(state.params), best=(loss, epoch, stripped(best)),
                          optimizer=(count, *map(stripped, kept)))  # fmt: skip
     text = pickle.dumps(old, 0)
-    assert b"cxpsoftmax._layers\nLayer\n" in text
-    return pickle.loads(text.replace(b"cxpsoftmax._layers\n", b"cxpsoftmax._backprop\n"))
+    assert b"cxpsoftmax._network.layers\nLayer\n" in text
+    return pickle.loads(text.replace(b"cxpsoftmax._network.layers\n", b"cxpsoftmax._backprop\n"))
 
 
 def test_states_of_older_versions_go_on(params, data):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from assertions import assert_close, assert_within
 
-from xpsoftmax._activations import ACTIVATIONS, check_activation
+from xpsoftmax._network.layers import check_activation
 from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.activations import ACTIVATIONS
 
 SLOPE, CUBIC = mp.sqrt(2 / mp.pi), mp.mpf("0.044715")
 EXACT = {

@@ -18,7 +18,8 @@ import safetensors.numpy
 from assertions import assert_like, assert_same_bits
 
 import xpsoftmax as xs
-from xpsoftmax import _io
+from xpsoftmax._arguments.host import to_host, to_library
+from xpsoftmax._network.files import PARAMS, _load_arrays, _save_arrays
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SIZES = (3, 5, 2)
@@ -200,7 +201,7 @@ def test_a_file_that_pytorch_wrote_is_read(backend, rng, path):
     host = drawn(rng, "float32")
     names = [f"layers.{i}.{part}" for i in range(2) for part in ("weight", "bias")]
     tensors = [backend.asarray(array) for layer in host for array in layer]
-    save_file(dict(zip(names, tensors, strict=True)), path, metadata={"xpsoftmax": json.dumps(_io.PARAMS)})
+    save_file(dict(zip(names, tensors, strict=True)), path, metadata={"xpsoftmax": json.dumps(PARAMS)})
     assert_same_params(xs.load_params(path), host)
 
 
@@ -310,7 +311,7 @@ def test_a_device_is_not_replaced(path, rng):
 # --- foreign files ----------------------------------------------------------------------------------------------------
 
 
-def stored(path, tensors, metadata=_io.PARAMS):
+def stored(path, tensors, metadata=PARAMS):
     safetensors.numpy.save_file(tensors, path, metadata={"xpsoftmax": json.dumps(metadata)})
 
 
@@ -366,8 +367,8 @@ def test_no_tensors(path):
         ({"xpsoftmax": "[" * 100_000}, "has no JSON text under the key xpsoftmax"),
         ({"xpsoftmax": json.dumps("x" * 1000)}, "its metadata is 'x{199}, not "),
         ({"xpsoftmax": "1"}, "its metadata is 1, not {'content': 'params'"),
-        ({"xpsoftmax": json.dumps(_io.PARAMS | {"format": 2})}, "'format': 2, .*not .*'format': 1"),
-        ({"xpsoftmax": json.dumps(_io.PARAMS | {"content": "state"})}, "'content': 'state', .*not "),
+        ({"xpsoftmax": json.dumps(PARAMS | {"format": 2})}, "'format': 2, .*not .*'format': 1"),
+        ({"xpsoftmax": json.dumps(PARAMS | {"content": "state"})}, "'content': 'state', .*not "),
     ],
 )
 def test_other_metadata(path, metadata, reason):
@@ -474,7 +475,7 @@ def test_importing_the_package_does_not_import_them():
 # --- in one step ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_fault", ["os.fsync", "pathlib.Path.replace", "xpsoftmax._io.to_host"])
+@pytest.mark.parametrize("at_fault", ["os.fsync", "pathlib.Path.replace", "xpsoftmax._network.files.to_host"])
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["OSError", "interrupt"])
 def test_an_older_file_survives_an_error(at_fault, error, monkeypatch, path, rng):
     older = drawn(rng)
@@ -607,8 +608,8 @@ def test_arrays_and_what_json_can_say_about_them(path, rng):
         "order": np.arange(5, dtype=">u4"),
     }
     metadata = {"rng": {"state": 2**127 + 1}, "history": {"loss": [0.1, None, 1e-300]}, "name": "Zürich \0 \U0001f600"}
-    _io._save_arrays(path, arrays, metadata)
-    found, said = _io._load_arrays(path)
+    _save_arrays(path, arrays, metadata)
+    found, said = _load_arrays(path)
     assert said == metadata
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -620,18 +621,18 @@ def test_arrays_and_what_json_can_say_about_them(path, rng):
 @pytest.mark.parametrize("name", ["float32", "int64", "int32", "bool"])
 def test_arrays_of_any_dtype_come_from_and_return_to_a_library(backend, name, rng):
     values = rng.integers(0, 2, (2, 3)).astype(name)
-    host = _io.to_host("value", backend.asarray(values))
+    host = to_host("value", backend.asarray(values))
     assert_same_bits(host, values)
-    array = _io.to_library(host, backend.xp, backend.device)
+    array = to_library(host, backend.xp, backend.device)
     assert_like(array, backend=backend, dtype=name, shape=(2, 3))
     assert_same_bits(bits(backend, array), values)
 
 
 def test_a_number_stays_an_array_without_axes(backend):
-    host = _io.to_host("step", backend.asarray(np.asarray(2.5)))
+    host = to_host("step", backend.asarray(np.asarray(2.5)))
     assert type(host) is np.ndarray
     assert host.shape == ()
-    assert_like(_io.to_library(host, backend.xp, backend.device), backend=backend, dtype="float64", shape=())
+    assert_like(to_library(host, backend.xp, backend.device), backend=backend, dtype="float64", shape=())
 
 
 def test_the_assertion_on_parameters_can_fail(rng):

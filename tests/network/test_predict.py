@@ -8,9 +8,10 @@ from array_api_compat import device
 from assertions import assert_like
 
 import xpsoftmax as xs
-from xpsoftmax import _predict
-from xpsoftmax._finite import first_not_finite
-from xpsoftmax._softmax import quiet
+from xpsoftmax._arguments.finite import first_not_finite
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._network import predict
+from xpsoftmax._network.predict import labels_of
 
 D, H, C = 5, 7, 4
 ACTIVATIONS = ("identity", "relu", "tanh", "logistic", "silu", "gelu")
@@ -45,8 +46,8 @@ def test_chunks_give_the_labels_of_all_rows_at_once(rows, hidden, backend, impl,
 
 def chunks(monkeypatch, params, X, **options):
     """How many rows each chunk has."""
-    seen, forward = [], _predict.forward
-    monkeypatch.setattr(_predict, "forward", lambda net, X, **more: seen.append(len(X)) or forward(net, X, **more))
+    seen, forward = [], predict.forward
+    monkeypatch.setattr(predict, "forward", lambda net, X, **more: seen.append(len(X)) or forward(net, X, **more))
     xs.mlp_predict(params, X, **options)
     return seen
 
@@ -66,7 +67,7 @@ def test_the_least_budget_takes_a_row_at_a_time(impl, rng, monkeypatch):
 
 def test_without_max_memory_a_row_may_need_more_than_the_default(monkeypatch):
     params = (xs.Layer(np.ones((1, 300)), np.arange(300.0)),)
-    monkeypatch.setattr(_predict, "DEFAULT_MAX_MEMORY", 100)
+    monkeypatch.setattr(predict, "DEFAULT_MAX_MEMORY", 100)
     assert chunks(monkeypatch, params, np.ones((3, 1))) == [1, 1, 1]
 
 
@@ -150,10 +151,10 @@ def test_rows_of_infinities_of_both_signs(backend):
     inf = np.inf
     rows = np.array([[0.0, inf], [-inf, -inf], [inf, inf], [1.0, 2.0], [-inf, 0.0]])
     with quiet(backend.xp, device(backend.asarray(rows))):
-        found = _predict.labels_of(backend.xp, backend.asarray(rows))
+        found = labels_of(backend.xp, backend.asarray(rows))
         np.testing.assert_array_equal(backend.to_numpy(found), [1, 0, 0, 1, 1])
         rows[[1, 3], [1, 0]] = np.nan
-        found = _predict.labels_of(backend.xp, backend.asarray(rows))
+        found = labels_of(backend.xp, backend.asarray(rows))
         np.testing.assert_array_equal(backend.to_numpy(found), [1, -1, 0, -1, 1])
 
 

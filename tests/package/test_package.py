@@ -19,10 +19,10 @@ import xpsoftmax as xs
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
-NEEDED = {"xpsoftmax.kernels.cuda": ("cupy",), "xpsoftmax.kernels.jax": ("jax",)}
-NEEDED |= {"xpsoftmax.sklearn": ("sklearn",), "xpsoftmax._targets": ("sklearn",)}
-NEEDED |= {f"xpsoftmax.{name}": ("dask",) for name in ("dask", "_partitions", "_partition_training", "kernels.blocks")}
-NEEDED["xpsoftmax._partition_estimator"] = ("dask", "sklearn")
+NEEDED = {"xpsoftmax.kernels.cuda.launcher": ("cupy",), "xpsoftmax.kernels.jax": ("jax",)}
+NEEDED |= {name: ("sklearn",) for name in MODULES if name.startswith("xpsoftmax.sklearn")}
+NEEDED |= {name: ("dask",) for name in MODULES if name.startswith(("xpsoftmax.dask", "xpsoftmax.kernels.dask"))}
+NEEDED["xpsoftmax.sklearn.on_dask"] = ("dask", "sklearn")
 """What a module cannot be imported without, beyond the package's dependencies."""
 TEXTS = (".py", ".md", ".toml", ".cu", ".cuh", ".html", ".txt", ".json")
 
@@ -59,7 +59,7 @@ def documented(thing, section):
 
 def public():
     """Everything in the reference, and the methods of its classes."""
-    from xpsoftmax._optim import Optimizer
+    from xpsoftmax._train.optimizers import Optimizer
 
     things = [*(getattr(xs, name) for name in xs.__all__), Optimizer]
     if importlib.util.find_spec("sklearn"):

@@ -14,7 +14,7 @@ pytest.importorskip("distributed")
 
 import _gpu_dask
 
-from xpsoftmax import _block_sums
+from xpsoftmax.dask import blocks as _block_sums
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from backends import numpy_as_cupy
 
 import xpsoftmax as xs
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 
 @pytest.fixture

@@ -725,7 +725,7 @@ def test_a_loss_of_lbfgs_that_is_not_finite_is_refused():
 
 
 def test_an_interrupt_keeps_what_was_learnt(iris, monkeypatch):
-    from xpsoftmax._optim import UncorrectedAdam
+    from xpsoftmax._train.optimizers import UncorrectedAdam
 
     steps = []
     usual = UncorrectedAdam.step
@@ -748,7 +748,7 @@ def test_an_interrupt_keeps_what_was_learnt(iris, monkeypatch):
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_an_interrupt_in_the_first_epoch_leaves_every_attribute(early_stopping, iris, monkeypatch):
-    from xpsoftmax._optim import UncorrectedAdam
+    from xpsoftmax._train.optimizers import UncorrectedAdam
 
     usual = UncorrectedAdam.step
 
@@ -773,7 +773,7 @@ def test_an_interrupt_in_the_first_epoch_leaves_every_attribute(early_stopping, 
 @pytest.mark.parametrize("evaluation", [1, 2, 8])
 def test_an_interrupt_of_lbfgs_keeps_the_last_iterate(evaluation, digits, monkeypatch):
     """It is that of a fit that ends after as many iterations; SciPy makes one evaluation for each, and one before."""
-    from xpsoftmax._training import Stepper
+    from xpsoftmax._train.steps import Stepper
 
     calls = []
     usual = Stepper.loss_and_grads
@@ -808,7 +808,7 @@ def test_an_interrupt_of_lbfgs_keeps_the_last_iterate(evaluation, digits, monkey
 def test_an_interrupt_before_lbfgs_begins_leaves_the_losses(iris, monkeypatch):
     model = MLPClassifier((5,), max_iter=3, random_state=0, warm_start=True).fit(*iris)
     before = (model.loss_, model.best_loss_, model.loss_curve_)
-    monkeypatch.setattr("xpsoftmax.sklearn.interrupts", lambda: nullcontext(lambda: True))
+    monkeypatch.setattr("xpsoftmax.sklearn.estimator.interrupts", lambda: nullcontext(lambda: True))
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         model.set_params(solver="lbfgs").fit(*iris)
     assert (model.loss_, model.best_loss_, model.loss_curve_) == before
@@ -824,7 +824,7 @@ def test_the_best_loss_is_the_least_of_all_solvers(iris):
 
 
 def test_a_second_interrupt_is_raised_and_nothing_is_changed(iris, monkeypatch):
-    from xpsoftmax._training import Stepper
+    from xpsoftmax._train.steps import Stepper
 
     model = MLPClassifier(random_state=0, max_iter=2).fit(*iris)
     before = copy.deepcopy(vars(model))
@@ -901,7 +901,7 @@ def test_an_error_leaves_the_model_as_it_was(way, name, iris):
 
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 def test_an_error_in_the_middle_leaves_the_model_as_it_was(solver, iris, monkeypatch):
-    from xpsoftmax._training import Stepper
+    from xpsoftmax._train.steps import Stepper
 
     model = MLPClassifier((6,), solver=solver, random_state=0, max_iter=2, batch_size=30, warm_start=True).fit(*iris)
     before, calls, usual = copy.deepcopy(vars(model)), [], Stepper.loss_and_grads
@@ -1419,7 +1419,7 @@ def test_rows_held_out_do_not_hide_that_training_diverges(iris):
 @pytest.mark.parametrize("hidden", [(), (50,)])
 def test_numbers_of_every_chunk_are_looked_at(hidden, bad, rng, monkeypatch):
     """By the product with a column of weights: also where its weight is 0, and where only the sum overflows."""
-    monkeypatch.setattr("xpsoftmax.sklearn.IN_CACHE", 2**15)
+    monkeypatch.setattr("xpsoftmax.sklearn.estimator.IN_CACHE", 2**15)
     X, y = rng.standard_normal((900, 6)), np.arange(900) % 7
     for weight in (1.0, 0.0):
         model = MLPClassifier(hidden, max_iter=1, random_state=0).fit(X, y)

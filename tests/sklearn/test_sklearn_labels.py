@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("sklearn")
 from sklearn.exceptions import DataConversionWarning
 
-from xpsoftmax._labels import encode
 from xpsoftmax.sklearn import MLPClassifier
+from xpsoftmax.sklearn.labels import encode
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

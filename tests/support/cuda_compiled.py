@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from xpsoftmax._activations import ACTIVATIONS
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.activations import ACTIVATIONS
+from xpsoftmax.kernels.cuda import plan
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")

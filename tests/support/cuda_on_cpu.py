@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: the launches of `xpsoftmax.kernels.plan`, compiled with g++ and run fiber by fiber.
+"""The CUDA kernels on a CPU: the launches of `xpsoftmax.kernels.cuda.plan`, compiled with g++ and run fiber by fiber.
 
 Arrays are NumPy arrays with ml_dtypes-free bfloat16: 16-bit logits are arrays of uint16, with the dtype named beside.
 
@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
-KERNELS = Path(plan.__file__).parent / "cuda"
+KERNELS = Path(plan.__file__).parent
 # -O1 compiles fastest; no contraction, as on the GPU; the kernels read numbers of one type as another, as CUDA allows.
 FLAGS = (
     "-std=c++20",

@@ -1,4 +1,4 @@
-"""As much of CuPy as kernels/cuda.py uses, on NumPy arrays; kernels run on the CPU (cuda_on_cpu.py).
+"""As much of CuPy as kernels/cuda/launcher.py uses, on NumPy arrays; kernels run on the CPU (cuda_on_cpu.py).
 
 `only_launches` is for calls that must consist of launches alone, and says how often they wait for the GPU.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import cuda_on_cpu as cpu
 import numpy as np
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 MULTIPROCESSORS = 3
 
@@ -123,9 +123,9 @@ class Recorder:
         return SimpleNamespace(get_function=get_function)
 
     def backend(self, monkeypatch: Any) -> ModuleType:
-        """kernels/cuda.py, which takes this module for CuPy."""
+        """kernels/cuda/launcher.py, which takes this module for CuPy."""
         monkeypatch.setitem(sys.modules, "cupy", self.module)
-        path = plan.Path(plan.__file__).with_name("cuda.py")
+        path = plan.Path(plan.__file__).with_name("launcher.py")
         spec = importlib.util.spec_from_file_location("cuda_on_fake_cupy", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -449,8 +449,8 @@ def modules() -> tuple[ModuleType, ...]:
 
 
 def row_operations() -> SimpleNamespace:
-    """A module of kernels for these arrays: each operation of kernels/cuda.py, computed by the generic text."""
-    cuda = importlib.import_module("xpsoftmax.kernels.cuda")
+    """A module of kernels for these arrays: each operation of the launcher, computed by the generic text."""
+    cuda = importlib.import_module("xpsoftmax.kernels.cuda.launcher")
     offered = [name for name in kernels.OPERATIONS if hasattr(cuda, name)]
     rows = {name: _on_its_device(getattr(generic, name)) for name in offered}
     return SimpleNamespace(refusal=cuda.refusal, **rows)

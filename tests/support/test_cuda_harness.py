@@ -14,7 +14,7 @@ import cuda_on_cpu as cpu
 import numpy as np
 import pytest
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
     pytest.mark.kernels,

@@ -14,7 +14,7 @@ import pytest
 import test_kernels_cuda as kernels
 from grid import labels
 
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 pytestmark = [
     pytest.mark.kernels,

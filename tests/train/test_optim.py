@@ -5,9 +5,10 @@ import pytest
 from assertions import assert_like
 
 import xpsoftmax as xs
-from xpsoftmax._backprop import parts_of, vector_of
-from xpsoftmax.kernels import generic, numpy_layers
+from xpsoftmax._network.vectors import parts_of, vector_of
+from xpsoftmax.kernels import generic
 from xpsoftmax.kernels import numpy as numpy_kernels
+from xpsoftmax.kernels.numpy import layers as numpy_layers
 
 OPTIMIZERS = {
     "sgd": (xs.sgd, {}, "SGD", {}),

@@ -14,7 +14,13 @@ import pytest
 from assertions import assert_like
 
 import xpsoftmax as xs
-from xpsoftmax import _training
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._network.network import as_network
+from xpsoftmax._train import data as train_data
+from xpsoftmax._train.data import as_data
+from xpsoftmax._train.evaluation import evaluation
+from xpsoftmax._train.loop import Run
 
 N, D, H, C = 47, 5, 7, 4
 BATCH = 10  # the last one has 7 rows
@@ -654,7 +660,7 @@ def test_nothing_waits_for_the_device_within_an_epoch(backend, problem, monkeypa
     y[batches(3, 1)[0][2]] = -1
     held = moved(backend, params), backend.asarray(X), backend.asarray(y)
     waiting = Waiting(backend, monkeypatch)
-    collect, steps_of_epoch = _training.Run.collect, _training.Run.steps_of_epoch
+    collect, steps_of_epoch = Run.collect, Run.steps_of_epoch
     raised = []
 
     def steps(self, *args):
@@ -669,8 +675,8 @@ def test_nothing_waits_for_the_device_within_an_epoch(backend, problem, monkeypa
         with waiting.allowed(True):
             collect(self, *args)
 
-    monkeypatch.setattr(_training.Run, "steps_of_epoch", steps)
-    monkeypatch.setattr(_training.Run, "collect", collected)
+    monkeypatch.setattr(Run, "steps_of_epoch", steps)
+    monkeypatch.setattr(Run, "collect", collected)
     seen = []
     result = xs.train(*held, optimizer=xs.adam(0.01), epochs=2, batch_size=BATCH, rng=3, ignore_index=-1, reg=0.1,
                       callback=lambda step: seen.append(step.loss) and None)  # fmt: skip
@@ -739,11 +745,11 @@ def test_a_row_of_nan_is_never_right(label, options, backend, problem):
     params, X, y = problem
     X, y = X[:6].copy(), np.array([0, label, 2, label, 3, 0])
     X[[1, 3]] = np.nan
-    net = _training.as_network(moved(backend, params), None)
-    loss_options = _training.LossOptions(validate=False, **options)
-    data = _training.as_data(net, "X", backend.asarray(X), backend.asarray(y), loss_options)
-    with _training.quiet(net.xp, net.frame.device):
-        found = _training.evaluation(net, data, "mean", None, None)
+    net = as_network(moved(backend, params), None)
+    loss_options = LossOptions(validate=False, **options)
+    data = as_data(net, "X", backend.asarray(X), backend.asarray(y), loss_options)
+    with quiet(net.xp, net.frame.device):
+        found = evaluation(net, data, "mean", None, None)
     counts = (y != options.get("ignore_index")) & np.isfinite(X).all(axis=1)
     assert float(found.right) == np.sum((xs.mlp_predict(params, X, validate=False) == y) & counts)
     assert found.counted == np.sum(y != options.get("ignore_index"))
@@ -855,8 +861,8 @@ def test_numbers_that_are_too_large_for_the_first_step(problem):
 def test_inputs_are_looked_at_only_where_a_loss_is_not_finite(problem, monkeypatch):
     params, X, y = problem
     looks = []
-    look = _training.first_not_finite
-    monkeypatch.setattr(_training, "first_not_finite", lambda *args: looks.append(args[1]) or look(*args))
+    look = train_data.first_not_finite
+    monkeypatch.setattr(train_data, "first_not_finite", lambda *args: looks.append(args[1]) or look(*args))
     options = {"optimizer": xs.sgd(0.1), "epochs": 3, "batch_size": BATCH, "rng": 3}
     xs.train(params, X, y, **options)
     assert looks == []
