@@ -301,7 +301,7 @@ def of_host(call: Callable[[], Any]) -> float:
 
 def launches_of(call: Callable[[], Any]) -> list[Any]:
     """What the package launches in a call."""
-    kernels = importlib.import_module("xpsoftmax.kernels.cuda")
+    kernels = importlib.import_module("xpsoftmax.kernels.cuda.launcher")
     run_launch, launches = kernels._run, []
     kernels._run = lambda launch: (launches.append(launch), run_launch(launch))
     try:
@@ -465,7 +465,7 @@ def targets_of(inputs: Inputs, i: int) -> Array:
 def kernel_alone(inputs: Inputs) -> Call:
     """Call the row operation, with everything checked and prepared."""
     cupy = importlib.import_module("cupy")
-    kernels = importlib.import_module("xpsoftmax.kernels.cuda")
+    kernels = importlib.import_module("xpsoftmax.kernels.cuda.launcher")
     wide = "f8" if inputs.outs[0].dtype.name == "float64" else "f4"
     weights, spec = cupy.full(len(inputs.labels), 1 / len(inputs.labels), wide), LossSpec()
     return lambda i: kernels.softmax_loss_rows(

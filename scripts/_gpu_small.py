@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
 
 import xpsoftmax as xs
-from xpsoftmax.kernels import plan
+from xpsoftmax.kernels.cuda import plan
 
 ROWS = 3
 DTYPES = {"float32": 1e-5, "bfloat16": 1e-2}

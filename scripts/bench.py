@@ -49,7 +49,7 @@ from rich.table import Table
 
 import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
-from xpsoftmax.kernels import numpy as kernels
+from xpsoftmax.kernels.numpy import rows as kernels
 
 # Otherwise a pool of processes that compile for PyTorch starts up while the first cases are timed.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

@@ -47,9 +47,11 @@ from rich.console import Console
 from rich.table import Table
 
 import xpsoftmax as xs
-from xpsoftmax import _training
-from xpsoftmax._backprop import as_network
-from xpsoftmax._loss import LossOptions
+from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._network.network import as_network
+from xpsoftmax._train.data import as_data
+from xpsoftmax._train.loop import Run
+from xpsoftmax._train.steps import Stepper
 
 Call = Callable[[], Any]
 
@@ -151,9 +153,9 @@ def package_train(case: Case) -> tuple[Call, Call]:
     """A step as `train` makes it: checked once before all, arrays used again."""
     options = {"max_memory": MEMORY} if case.linear else {"max_memory": None}
     net = as_network(case.params, "relu")
-    data = _training.as_data(net, "X", case.X, case.y, LossOptions())
-    stepper = _training.Stepper(net, data, 0.0, "mean", **options)
-    run = _training.Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
+    data = as_data(net, "X", case.X, case.y, LossOptions())
+    stepper = Stepper(net, data, 0.0, "mean", **options)
+    run = Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
 
     def step() -> Any:  # in surroundings that `train` enters once
         return stepper.loss_and_grads(run.layers, None) if case.linear else run.one_step((None, True))

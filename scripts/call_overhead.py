@@ -24,7 +24,7 @@ CALLS, ROUNDS = 2000, 30
 
 
 class Described:
-    """An array without memory: what kernels/cuda.py asks of one."""
+    """An array without memory: what kernels/cuda/launcher.py asks of one."""
 
     def __init__(self, shape: Any, dtype: Any) -> None:
         self.shape = shape if isinstance(shape, tuple) else (shape,)

@@ -3,26 +3,23 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xpsoftmax._backprop import PartialSums
-from xpsoftmax._layers import Layer
+from xpsoftmax import _moved
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
-from xpsoftmax._mlp import (
-    init_params,
-    mlp_logits,
-    mlp_loss,
-    mlp_loss_and_grad,
-    mlp_partial_sums,
-    mlp_predict,
-)
+from xpsoftmax._network.functions import mlp_logits, mlp_loss, mlp_loss_and_grad, mlp_partial_sums, mlp_predict
+from xpsoftmax._network.init import init_params
+from xpsoftmax._network.layers import Layer
+from xpsoftmax._network.sums import PartialSums
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
 from xpsoftmax._threads import threads
 
 if TYPE_CHECKING:
     from xpsoftmax._gradcheck import check_grad, numerical_grad
-    from xpsoftmax._io import load_params, save_params, to_namespace
-    from xpsoftmax._optim import adam, adamw, sgd
-    from xpsoftmax._state import TrainState
-    from xpsoftmax._training import DivergenceError, TrainResult, TrainStep, train
+    from xpsoftmax._network.files import load_params, save_params
+    from xpsoftmax._network.moving import to_namespace
+    from xpsoftmax._train.optimizers import adam, adamw, sgd
+    from xpsoftmax._train.records import DivergenceError, TrainResult, TrainStep
+    from xpsoftmax._train.state import TrainState
+    from xpsoftmax._train.train import train
 
 __version__ = "0.1.0.dev0"
 
@@ -61,10 +58,12 @@ __all__ = [
 
 _SELDOM_USED = {
     "_gradcheck": ("check_grad", "numerical_grad"),
-    "_io": ("load_params", "save_params", "to_namespace"),
-    "_optim": ("adam", "adamw", "sgd"),
-    "_state": ("TrainState",),
-    "_training": ("DivergenceError", "TrainResult", "TrainStep", "train"),
+    "_network.files": ("load_params", "save_params"),
+    "_network.moving": ("to_namespace",),
+    "_train.train": ("train",),
+    "_train.optimizers": ("adam", "adamw", "sgd"),
+    "_train.records": ("DivergenceError", "TrainResult", "TrainStep"),
+    "_train.state": ("TrainState",),
 }
 """Imported when they are asked for: importing the package should cost little."""
 
@@ -74,3 +73,6 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"xpsoftmax.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_moved.install()

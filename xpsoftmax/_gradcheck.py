@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import device
 
-from xpsoftmax import _validate as check
-from xpsoftmax._io import to_host
-from xpsoftmax._softmax import on_device, quiet
+from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.frame import Frame
+from xpsoftmax._arguments.home import home, on_device, placement, quiet
+from xpsoftmax._arguments.host import to_host
+from xpsoftmax._arguments.options import as_generator, as_integer, as_number
+from xpsoftmax._arguments.tracing import check_concrete
 from xpsoftmax._typing import Array, Namespace, dtype_name
 
 # Offsets in steps and their coefficients: f'(x) = sum of c * f(x + o h) / h, with an error of h**order.
@@ -99,9 +102,9 @@ def numerical_grad(
             found = [_along(function, array, steps, vector.reshape(array.shape)) for vector in drawn]
             vectors = xp.stack([slope.vector for slope in found])
         else:
-            index = xp.reshape(xp.arange(math.prod(array.shape), device=check.placement(array)), array.shape)
+            index = xp.reshape(xp.arange(math.prod(array.shape), device=placement(array)), array.shape)
             found = [_of_entry(function, array, steps, index, i) for i in range(math.prod(array.shape))]
-        values = xp.asarray([slope.derivative for slope in found], dtype=array.dtype, device=check.placement(array))
+        values = xp.asarray([slope.derivative for slope in found], dtype=array.dtype, device=placement(array))
         return xp.reshape(values, array.shape) if directions is None else (values, vectors)
 
 
@@ -160,9 +163,9 @@ def check_grad(
     True
     """
     xp, array = _arguments(function, x, order, step)
-    frame = check.Frame(xp, check.home(array), tuple(array.shape), 0, array.dtype, "x")
+    frame = Frame(xp, home(array), tuple(array.shape), 0, array.dtype, "x")
     _, claimed = check.as_floating("grad", check.as_companion("grad", grad, frame))
-    check.check_concrete(grad=claimed)
+    check_concrete(grad=claimed)
     if tuple(claimed.shape) != tuple(array.shape):
         raise ValueError(f"grad must have the shape of x, {tuple(array.shape)}, got {tuple(claimed.shape)}.")
     numerical = numerical_grad(function, x, order=order, step=step, directions=directions, rng=rng)
@@ -182,20 +185,20 @@ def _arguments(function: Callable[[Array], Any], x: Array, order: int, step: flo
     if dtype_name(array.dtype) not in ("float32", "float64"):
         raise TypeError(f"x must be of dtype float32 or float64, got {array.dtype}.")
     xp, array = check.as_floating("x", x)
-    check.check_concrete(x=array)
-    if check.as_integer("order", order) not in _STENCILS:
+    check_concrete(x=array)
+    if as_integer("order", order) not in _STENCILS:
         raise ValueError(f"order must be 2 or 4, got {order}.")
-    if step is not None and check.as_number("step", step) == 0.0:
+    if step is not None and as_number("step", step) == 0.0:
         raise ValueError("step must be positive, got 0.0.")
     return xp, array
 
 
 def _directions(x: Array, count: int, rng: Any) -> np.ndarray:
     """Random vectors (count, size of x) of the length 1, on the host."""
-    count = check.as_integer("directions", count)
+    count = as_integer("directions", count)
     if count < 1:
         raise ValueError(f"directions must be at least 1, got {count}.")
-    drawn = check.as_generator("rng", rng).standard_normal((count, math.prod(x.shape)))
+    drawn = as_generator("rng", rng).standard_normal((count, math.prod(x.shape)))
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     return drawn
 
@@ -281,7 +284,7 @@ def _of_entry(function: Callable[[Array], Any], x: Array, steps: _Steps, index: 
 def _along(function: Callable[[Array], Any], x: Array, steps: _Steps, direction: np.ndarray) -> _Slope:
     """Derivative along a vector."""
     direction, lengths = steps.range_along(direction)
-    xp, vector = steps.xp, steps.xp.asarray(direction, dtype=x.dtype, device=check.placement(x))
+    xp, vector = steps.xp, steps.xp.asarray(direction, dtype=x.dtype, device=placement(x))
 
     def measured(h: float) -> _Slope:
         taken, values = xp.zeros_like(x), []

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import numpy as np
-from array_api_compat import is_cupy_namespace, is_jax_namespace, is_torch_namespace
 
-from xpsoftmax import _validate as check
-from xpsoftmax._out import check_out, fits_plainly, fits_plainly_on_gpu
-from xpsoftmax._typing import Array, Device, Impl, Namespace
+from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.layout import deliver, from_rows, in_rows, reshaped, rows_out, to_rows
+from xpsoftmax._arguments.options import check_flag, check_impl
+from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
+from xpsoftmax._arguments.shapes import same_shape, size_hint
+from xpsoftmax._arguments.tracing import check_unrecorded
+from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic, kernel_for, select
 
 
@@ -156,9 +156,9 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
     >>> float(xs.logsumexp(np.array([1000.0, 1000.0])))
     1000.6931471805599
     """
-    check.check_impl(impl)
-    check.check_flag("keepdims", keepdims)
-    check.check_unrecorded(logits=logits)
+    check_impl(impl)
+    check_flag("keepdims", keepdims)
+    check_unrecorded(logits=logits)
     array, frame = check.as_logits(logits, axis)
     xp = frame.xp
     with quiet(xp, frame.device):
@@ -209,13 +209,13 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     >>> xs.softmax_jvp(np.log([2.0, 3.0, 5.0]), np.array([1.0, 0.0, 0.0])).round(6)
     array([ 0.16, -0.06, -0.1 ])
     """
-    check.check_unrecorded(logits=logits, tangent=tangent)
+    check_unrecorded(logits=logits, tangent=tangent)
     array, frame = check.as_logits(logits, axis)
     _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, frame))
     if v.dtype != array.dtype:
         raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
-    if not check.same_shape(v.shape, frame.shape):
-        hint = check.size_hint(v.shape, frame.shape)
+    if not same_shape(v.shape, frame.shape):
+        hint = size_hint(v.shape, frame.shape)
         raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.{hint}")
     check.check_blocks("tangent", v, frame)
     xp = frame.xp
@@ -262,7 +262,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
            [-0.06,  0.21, -0.15],
            [-0.1 , -0.15,  0.25]])
     """
-    check.check_unrecorded(logits=logits)
+    check_unrecorded(logits=logits)
     array, frame = check.as_logits(logits, axis)
     xp = frame.xp
     with quiet(xp, frame.device):
@@ -273,102 +273,8 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
         return reshaped(xp, jacobian, (*frame.rows_shape, frame.classes, frame.classes))
 
 
-def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
-    """Surroundings of a computation.
-
-    NumPy must not warn of underflow, infinities and nan, which are meant, whatever the caller's errstate is; CuPy
-    computes on its current device, which may be another than the one that holds the arrays, and has NumPy cast numbers.
-    """
-    if is_cupy_namespace(xp):
-        return _QuietOnDevice(device)
-    if is_torch_namespace(xp) or is_jax_namespace(xp):
-        return nullcontext()
-    return np.errstate(all="ignore")
-
-
-class _QuietOnDevice(AbstractContextManager[None]):
-    def __init__(self, device: Device) -> None:
-        self._device, self._errstate = device, np.errstate(all="ignore")
-
-    def __enter__(self) -> None:
-        self._device.__enter__()
-        self._errstate.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._errstate.__exit__(*error)
-        self._device.__exit__(*error)
-
-
-def on_device(xp: Namespace, device: Device | None) -> AbstractContextManager[Any]:
-    """Surroundings in which new arrays are made on this device; None: on that which is current."""
-    return nullcontext() if device is None or not is_cupy_namespace(xp) else device
-
-
-def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
-    """View or copy (..., C, ...) as rows (R, C); a 2-D array is never reshaped: dask may not know its length."""
-    if array.ndim == 2:
-        return array if axis == 1 else xp.permute_dims(array, (1, 0))
-    if axis != array.ndim - 1:
-        array = moved(xp, array, axis, array.ndim - 1)
-    classes = array.shape[-1]
-    return reshaped(xp, array, (math.prod(array.shape[:-1]), classes))
-
-
-def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
-    """Array in another shape; in JAX it may be in parts on several devices."""
-    return select("reshaped", array, "generic")(array, shape) if is_jax_namespace(xp) else xp.reshape(array, shape)
-
-
-def in_rows(array: Array, frame: check.Frame, out: Array | None) -> Array:
-    """Return the logits as rows; widened if the result goes to `out` by way of a copy, which must round only once."""
-    rows = to_rows(frame.xp, array, frame.axis)
-    if out is not None and rows_out(frame, out) is None:
-        return frame.xp.astype(rows, frame.working, copy=False)
-    return rows
-
-
-def from_rows(xp: Namespace, rows: Array, frame: check.Frame) -> Array:
-    """Undo `to_rows`."""
-    if len(frame.shape) == 2:
-        return rows if frame.axis == 1 else xp.permute_dims(rows, (1, 0))
-    return moved(xp, reshaped(xp, rows, (*frame.rows_shape, frame.classes)), len(frame.shape) - 1, frame.axis)
-
-
-def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
-    """Put an axis elsewhere. PyTorch's moveaxis does not run under torch.func.vmap."""
-    if axis == to:
-        return array
-    order = [i for i in range(array.ndim) if i != axis]
-    order.insert(to, axis)
-    return xp.permute_dims(array, tuple(order))
-
-
-def deliver(xp: Namespace, rows: Array, frame: check.Frame, out: Array | None) -> Array:
-    """Bring rows into the caller's shape; copy them to `out` unless a kernel has written there already."""
-    if out is None:
-        return from_rows(xp, rows, frame)
-    if rows_out(frame, out) is None:
-        target = out.detach() if hasattr(out, "detach") else out
-        target[...] = generic.narrowed(xp, from_rows(xp, rows, frame), out.dtype)
-    return out
-
-
-def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG001
-    """Sum of all entries, 0-d."""
-    if type(x) is np.ndarray:  # the same without the wrappers: they take longer than the sum of a small array
-        return np.asarray(np.add.reduce(x, axis=None))
-    return select("total", x, "generic" if impl == "generic" else "auto")(x)
-
-
-def rows_out(frame: check.Frame, out: Array | None) -> Array | None:
-    """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
-    if out is None or len(frame.shape) != 2 or frame.axis != 1 or not getattr(out.dtype, "isnative", True):
-        return None
-    return out.detach() if hasattr(out, "detach") else out
-
-
 def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl: Impl) -> Array:
-    check.check_impl(impl)
+    check_impl(impl)
     if check.is_plain(logits, axis) and (out is None or fits_plainly(out, logits)):
         with np.errstate(all="ignore"):
             return select(operation, logits, impl)(logits, out=out)
@@ -376,7 +282,7 @@ def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl:
         kernel = kernel_for(operation, logits, impl)
         if kernel is not None:
             return kernel(logits, out=out)
-    check.check_unrecorded(logits=logits)
+    check_unrecorded(logits=logits)
     array, frame = check.as_logits(logits, axis)
     check_out(out, logits, frame, {})
     xp = frame.xp

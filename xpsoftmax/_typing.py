@@ -6,13 +6,28 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+INTEGRAL = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
 # The standard has no common base class for arrays, and no library ships a protocol that all of them meet.
 Array: TypeAlias = Any
+
+
 Namespace: TypeAlias = Any
+
+
 DType: TypeAlias = Any
+
+
 Device: TypeAlias = Any
 
+
 Impl: TypeAlias = Literal["auto", "generic", "kernel"]
+
+
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 

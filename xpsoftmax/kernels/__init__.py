@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import is_cupy_array, is_dask_array, is_jax_array
 
-from xpsoftmax._typing import Array, Impl
+from xpsoftmax._typing import Array, Impl, Namespace
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels import numpy as numpy_kernels
 
-__all__ = ["OPERATIONS", "Operations", "kernel_for", "operations", "select"]
+__all__ = ["OPERATIONS", "Operations", "kernel_for", "operations", "select", "summed"]
 
 # The operations that `impl="kernel"` insists on.
 ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows")
@@ -45,7 +45,7 @@ class Backend(NamedTuple):
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
     Backend("numpy", lambda array: isinstance(array, (np.ndarray, np.generic)), lambda: numpy_kernels),
-    Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda"))),
+    Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda.launcher"))),
 )
 
 # The generic arithmetic with derivative rules, for libraries that differentiate what they compute. A module here stands
@@ -70,7 +70,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         if kernel is not None:
             return kernel
     if is_dask_array(logits):
-        from xpsoftmax.kernels.blocks import by_blocks  # imports dask: not before the caller has
+        from xpsoftmax.kernels.dask import by_blocks  # imports dask: not before the caller has
 
         return by_blocks(operation, select(operation, logits._meta, impl))
     if impl == "kernel":
@@ -85,6 +85,13 @@ def kernel_for(operation: str, logits: Array, impl: Impl) -> Callable[..., Any] 
     """Return the kernel that `select` would return for these logits; None where it is the generic text or an error."""
     kernel = None if impl == "generic" else _offer(operation, logits)[0]
     return None if kernel is getattr(generic, operation) else kernel
+
+
+def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG001
+    """Sum of all entries, 0-d."""
+    if type(x) is np.ndarray:  # the same without the wrappers: they take longer than the sum of a small array
+        return np.asarray(np.add.reduce(x, axis=None))
+    return select("total", x, "generic" if impl == "generic" else "auto")(x)
 
 
 class Operations:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from xpsoftmax._activations import ACTIVATIONS
 from xpsoftmax._typing import SIXTEEN_BIT, Array, DType, LossSpec, Namespace, dtype_name
+from xpsoftmax.kernels.activations import ACTIVATIONS
 
 NAN = float("nan")
 INF = float("inf")

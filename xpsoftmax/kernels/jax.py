@@ -34,9 +34,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from xpsoftmax._activations import ACTIVATIONS, GELU_CUBIC, GELU_SLOPE
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.activations import ACTIVATIONS, GELU_CUBIC, GELU_SLOPE
 from xpsoftmax.kernels.generic import narrowed
 
 __all__ = [

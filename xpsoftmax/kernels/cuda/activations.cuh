@@ -1,4 +1,4 @@
-// Activation functions and their slopes, in the words of xpsoftmax/_activations.py.
+// Activation functions and their slopes, in the words of xpsoftmax/kernels/activations.py.
 //
 // Written from exponentials that cannot overflow; no slope subtracts nearly equal numbers, so that a saturated unit passes
 // on a small gradient, not zero. A nan stays nan.

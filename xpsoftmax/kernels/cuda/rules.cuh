@@ -1,4 +1,4 @@
-// The rules of optimisers for one entry, in the words and the order of xpsoftmax/_optim.py: the same bits as NumPy's,
+// The rules of optimisers for one entry, in the words and the order of xpsoftmax/kernels/rules.py: the same bits as NumPy's,
 // but for subnormal numbers of float32, which CuPy flushes.
 #pragma once
 #include "numbers.cuh"

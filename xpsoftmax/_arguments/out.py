@@ -1,0 +1,147 @@
+"""The checks of `out=`: where a result may be written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import (
+    is_cupy_array,
+    is_dask_array,
+    is_jax_array,
+    is_numpy_array,
+    is_torch_array,
+    is_writeable_array,
+)
+
+from xpsoftmax._arguments.checks import as_companion
+from xpsoftmax._arguments.frame import Frame
+from xpsoftmax._arguments.home import library
+from xpsoftmax._arguments.tracing import is_batched
+from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
+from xpsoftmax.kernels.numpy.tiles import apart
+
+
+def check_out(out: object, logits: object, frame: Frame, others: dict[str, object]) -> None:
+    """Check an output array against the logits (as the user gave them) and the other arguments."""
+    if out is None or fits_plainly(out, logits, *others.values()):
+        return
+    array = as_companion("out", out, frame)
+    if is_jax_array(array) or is_dask_array(array):
+        raise TypeError(f"out must be an array that can be written to, got one of {library(frame.xp)}. Leave it out.")
+    if tuple(array.shape) != frame.shape:
+        raise ValueError(f"out must have the shape of logits, {frame.shape}, got {tuple(array.shape)}.")
+    dtype = logits.dtype  # type: ignore[attr-defined]
+    wide = ("float32",) if dtype_name(dtype) in SIXTEEN_BIT else ()
+    if dtype_name(array.dtype) not in (dtype_name(dtype), *wide):  # by name: in either byte order
+        also = " or float32" if wide else ""
+        raise TypeError(f"out must have the dtype of logits, {dtype}{also}, got {array.dtype}.")
+    if not is_writeable_array(array):
+        raise ValueError("out must be writable, got a read-only array.")
+    _check_memory(out, logits, others, array)
+
+
+def _check_memory(out: object, logits: object, others: dict[str, object], array: Array) -> None:
+    """Check that nothing that is written to `out`, here as an array, changes an argument or another part of it."""
+    if is_batched(out) or is_batched(logits):
+        raise ValueError("out must be None inside torch.func.vmap, got a tensor.")
+    footprint = _footprint(array)
+    if footprint is not None and _overlaps_itself(*footprint[1:]):
+        raise ValueError("out must not hold an element twice, got a broadcast or self-overlapping array.")
+    if out is not logits and _share_memory(out, logits) and (footprint is None or footprint != _footprint(logits)):
+        raise ValueError("out must be logits itself or share no memory with it, got an overlapping array.")
+    for name, other in others.items():
+        if other is not None and _share_memory(out, other):
+            raise ValueError(f"out must share no memory with {name}, got an overlapping array.")
+
+
+def fits_plainly(out: object, logits: object, *others: object) -> bool:
+    """Whether out is seen at a glance to fit, as almost always; if not, `check_out` finds out why, or that it does."""
+    if (
+        type(out) is not np.ndarray
+        or type(logits) is not np.ndarray
+        or out.dtype != logits.dtype
+        or out.shape != logits.shape
+        or not out.flags.carray
+        or not (out is logits or apart(out, logits))
+    ):
+        return False
+    for other in others:  # noqa: SIM110 - a generator takes longer than all the rest
+        if other is not None and not (type(other) is np.ndarray and apart(out, other)):
+            return False
+    return True
+
+
+def fits_plainly_on_gpu(out: Any, logits: Any, labels: Any = None) -> bool:
+    """The same for an output beside logits, and labels, that are plain (`_validate.is_plain_on_gpu`)."""
+    fits = out is logits or (
+        type(out) is type(logits)
+        and out.dtype == logits.dtype
+        and out.shape == logits.shape
+        and out.flags.c_contiguous
+        and out.data.device_id == logits.data.device_id
+        and _apart(out, logits)
+    )
+    return fits and (labels is None or _apart(out, labels))
+
+
+def _apart(a: Any, b: Any) -> bool:
+    """Whether no byte belongs to both of two contiguous CuPy arrays."""
+    first, second = a.data.ptr, b.data.ptr
+    return bool(first + a.nbytes <= second or second + b.nbytes <= first)
+
+
+def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:
+    """Address, shape, strides in bytes and size of an element, where the library tells."""
+    array = _as_numpy(array)
+    if is_numpy_array(array):
+        return array.__array_interface__["data"][0], array.shape, array.strides, array.itemsize
+    if is_cupy_array(array):
+        return array.data.ptr, array.shape, array.strides, array.itemsize
+    if is_torch_array(array):
+        size = array.element_size()
+        return array.data_ptr(), tuple(array.shape), tuple(step * size for step in array.stride()), size
+    return None
+
+
+def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether a step is shorter than what the smaller steps span, as in no view but a broadcast or `as_strided`."""
+    span = itemsize
+    for step, size in sorted((abs(step), size) for step, size in zip(strides, shape, strict=True) if size > 1):
+        if step < span:
+            return 0 not in shape
+        span += step * (size - 1)
+    return False
+
+
+def _share_memory(a: Array, b: Array) -> bool:
+    a, b = _as_numpy(a), _as_numpy(b)
+    if is_numpy_array(a) and is_numpy_array(b):
+        if not np.may_share_memory(a, b):
+            return False
+        try:
+            return np.shares_memory(a, b, max_work=1_000_000)  # type: ignore[arg-type]
+        except np.exceptions.TooHardError:
+            return True
+    first, second = _extent(a), _extent(b)
+    return a is b or (first is not None and second is not None and first[0] < second[1] and second[0] < first[1])
+
+
+def _extent(array: Array) -> tuple[int, int] | None:
+    """First byte of an array and the one after its last. Interleaved arrays overlap in these, and are refused."""
+    footprint = _footprint(array)
+    if footprint is None or 0 in footprint[1]:
+        return None
+    address, shape, strides, itemsize = footprint
+    spans = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
+    return address + sum(s for s in spans if s < 0), address + sum(s for s in spans if s > 0) + itemsize
+
+
+def _as_numpy(array: Array) -> Array:
+    """Return a NumPy view of an array-api-strict array in host memory, to see its address; other arrays as they are."""
+    if type(array) is not np.ndarray and type(array).__module__.startswith("array_api_strict"):
+        try:
+            return np.from_dlpack(array)
+        except (BufferError, RuntimeError, ValueError, TypeError):
+            return array
+    return array

@@ -1,0 +1,121 @@
+"""The checks that look at the values of arrays: labels, weights, soft targets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace, is_dask_array
+
+from xpsoftmax._arguments.frame import Frame
+from xpsoftmax._arguments.shapes import unknown
+from xpsoftmax._arguments.tracing import check_has_values, unbatched
+from xpsoftmax._typing import INTEGRAL, Array, Namespace, dtype_name
+
+Rows: TypeAlias = "slice | None"
+
+
+def first_marked(xp: Namespace, marks: Array) -> int:
+    """Place of the first True among marks (N,), of which one is True; it waits for the device."""
+    return int(xp.argmax(xp.astype(marks, xp.int32)))
+
+
+def bad_labels(labels: Array, frame: Frame, ignored: Array | None) -> Array:
+    """Mark the labels that are neither a class nor ignored."""
+    bad = (labels < 0) | (labels >= frame.classes)
+    return bad if ignored is None else bad & ~ignored
+
+
+def bad_masses(frame: Frame, values: Array) -> Array:
+    """Mark the weights or soft targets that are negative or not finite."""
+    return ~(frame.xp.isfinite(values) & (values >= 0.0))
+
+
+class Suspect(NamedTuple):
+    """Values that can be looked at only by waiting for them."""
+
+    name: str
+    rule: str
+    unit: str  # what an entry is: row, class, index
+    bad: Callable[[Rows], Array]  # the mask of some rows
+    values: Array  # as the user gave them
+    parts: Sequence[Rows] = (None,)  # that are looked at one after the other
+
+
+def rows_of(array: Array, rows: Rows) -> Array:
+    """Some rows of an array; all of it for None."""
+    return array if rows is None else array[rows, ...]
+
+
+def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
+    """Raise ValueError for the first bad value; all suspects share one synchronisation."""
+    flag = None
+    for suspect in suspects:
+        for rows in suspect.parts:
+            bad = suspect.bad(rows)
+            check_has_values("labels", bad)
+            found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else frame.xp.any(unbatched(bad))
+            flag = found if flag is None else flag | found
+    if flag is not None and bool(flag):
+        for suspect in suspects:
+            _raise_first(suspect)
+
+
+class Bad(NamedTuple):
+    """The first bad value. Those who look at one block of rows after the other put its row of all into it."""
+
+    name: str
+    rule: str
+    value: float
+    unit: str
+    position: tuple[int, ...]
+    hint: str = ""
+
+    def text(self) -> str:
+        """The message."""
+        place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
+        text = f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}."
+        return f"{text} {self.hint}" if self.hint else text
+
+    def error(self) -> ValueError:
+        """What is raised for it, which knows it."""
+        error = ValueError(self.text())
+        error.bad = self  # type: ignore[attr-defined]
+        return error
+
+
+def starts_of(sizes: Sequence[float]) -> tuple[int, ...] | None:
+    """The number of the first row of each block; None where the sizes of the blocks are not known (nan)."""
+    if any(unknown(size) for size in sizes):
+        return None
+    return tuple(itertools.accumulate(map(int, sizes[:-1]), initial=0))
+
+
+def in_block(bad: Bad, number: int, starts: Sequence[int] | None) -> Bad:
+    """A bad row of a block, as a row of all blocks; where their sizes are not known, with the number of the block."""
+    row, *rest = bad.position
+    if starts is None:
+        return bad._replace(unit=f"block {number}, {bad.unit}")
+    return bad._replace(position=(starts[number] + row, *rest))
+
+
+def _raise_first(suspect: Suspect) -> None:
+    for rows in suspect.parts:
+        bad, values = (_computed(unbatched(x)) for x in (suspect.bad(rows), rows_of(suspect.values, rows)))
+        xp = array_namespace(bad)
+        if not bool(xp.any(bad)):
+            continue
+        flat = first_marked(xp, xp.reshape(bad, (-1,)))
+        position = tuple(int(i) for i in np.unravel_index(flat, tuple(bad.shape)))
+        if rows is not None:
+            position = (rows.start + position[0], *position[1:])
+        value = xp.reshape(values, (-1,))[flat]
+        value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
+        value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
+        raise Bad(suspect.name, suspect.rule, value, suspect.unit, position).error()
+
+
+def _computed(array: Array) -> Array:
+    return array.compute() if is_dask_array(array) else array

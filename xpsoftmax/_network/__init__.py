@@ -1,0 +1,1 @@
+"""The fully connected network under the loss: parameters, backpropagation, memory, files."""

@@ -1,0 +1,184 @@
+"""Backpropagation: a chunk of rows forward through all layers, and the gradients of its logits back.
+
+a[0] = X,  z[l] = a[l-1] W[l] + b[l],  a[l] = activation(z[l]),  logits = z[L]
+delta[L] = dloss/dlogits,  dW[l] = a[l-1]^T delta[l],  db[l] = 1^T delta[l],
+delta[l-1] = (delta[l] W[l]^T) * activation'(z[l-1])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_dask_array, is_jax_array, is_torch_array
+
+from xpsoftmax._network.chunks import is_writable, itemsize_of, slices
+from xpsoftmax._network.layers import Layer, Params
+from xpsoftmax._network.network import Network
+from xpsoftmax._typing import Array, DType, Namespace
+from xpsoftmax.kernels import select
+
+
+class Buffers:
+    """Arrays that a chunk of rows leaves to the next one, and a call to the next of the same shapes, by name.
+
+    Memory that is new to a process has to be brought in page by page, which takes as long as the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[Any, Array] = {}
+
+    def take(self, name: tuple[str, int], shape: tuple[int, int], dtype: DType) -> Array:
+        """An array of this shape, of anything."""
+        array = self._arrays.get(name)
+        if array is not None and array.shape == shape and array.dtype == dtype:
+            return array
+        if array is None or array.shape[0] < shape[0] or array.shape[1] != shape[1] or array.dtype != dtype:
+            self._arrays[name] = array = None  # before there is another one
+            array = self._arrays[name] = np.empty(shape, dtype)
+        return array[: shape[0]]
+
+
+def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
+    if buffers is None:
+        has_own = is_jax_array(left) or is_dask_array(left)
+        return select("product", left, "generic")(left, right) if has_own else left @ right
+    return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
+
+
+def forward(
+    net: Network,
+    X: Array,
+    *,
+    grad: bool = False,
+    buffers: Buffers | None = None,
+    watch: Callable[[Array], None] | None = None,
+    dead: DeadRows | None = None,
+) -> tuple[list[Array], list[Array | None], Array]:
+    """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits.
+
+    `watch` is called with the product of inputs and first weight. `dead` knows the rows that need not be finite.
+    """
+    inputs: list[Array] = [X]
+    slopes: list[Array | None] = []
+    *hidden, last = net.layers
+    for i, layer in enumerate(hidden):
+        z = _product(inputs[-1], layer.weight, buffers, ("z", i))
+        if watch is not None and i == 0:
+            watch(z)
+        if dead is not None:
+            z = dead.finite(z)
+        out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
+        value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
+        inputs.append(value)
+        slopes.append(slope)
+    z = _product(inputs[-1], last.weight, buffers, ("z", len(hidden)))
+    if watch is not None and not hidden:
+        watch(z)
+    logits = net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    return inputs, slopes, logits if dead is None else dead.marked(logits)
+
+
+def _has_slopes(activation: str) -> bool:
+    return activation not in ("identity", "relu")
+
+
+def backward(
+    net: Network,
+    inputs: list[Array],
+    slopes: list[Array | None],
+    delta: Array,
+    sums: list[Layer | None],
+    spare: int,
+    buffers: Buffers | None,
+    grads: Params | None,
+) -> None:
+    """Add the gradients of a chunk to `sums`, given the gradient of its logits; the first go to `grads` if given."""
+    xp = net.xp
+    for i in reversed(range(len(net.layers))):
+        before, into, kind = sums[i], None if grads is None else grads[i], type(net.layers[i])
+        if before is None:
+            sums[i] = _first_sums(xp, inputs[i], delta, into, net.layers[i])
+        else:
+            weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
+            sums[i] = kind(weight, before.bias + _sum_of_rows(xp, delta))
+        if i > 0:
+            delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
+            delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
+
+
+def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:
+    kind = type(like)
+    if type(delta) is np.ndarray:  # the same without the wrappers
+        weight, bias = (None, None) if into is None else into
+        return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
+    return kind(_transposed_product(xp, left, delta, like.weight), _sum_of_rows(xp, delta))
+
+
+def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -> Array:
+    """Return left^T right, in JAX laid out over its devices as `like` is."""
+    transposed = xp.matrix_transpose(left)
+    if is_jax_array(left):
+        return select("product", left, "generic")(transposed, right, like)
+    return xp.matmul(transposed, right)
+
+
+ROWS_OF_A_SUM = 256
+"""Rows that are added up one after the other: a million of them would leave two digits of float32."""
+
+
+def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array:
+    """Sum over the rows of an array (R, H), to the last digits however many there are; NumPy writes it to `out`.
+
+    Other libraries that may add one row after the other do it in float64: NumPy would take five times as long.
+    """
+    few = delta.shape[0] <= ROWS_OF_A_SUM
+    if type(delta) is np.ndarray:
+        if few:
+            return np.add.reduce(delta, axis=0, out=out)
+        whole = delta.shape[0] - delta.shape[0] % ROWS_OF_A_SUM
+        parts = np.add.reduce(delta[:whole].reshape(-1, ROWS_OF_A_SUM, delta.shape[1]), axis=1)
+        total = np.add.reduce(parts, axis=0, dtype=np.float64)
+        total += np.add.reduce(delta[whole:], axis=0)
+        if out is None:
+            return total.astype(delta.dtype, copy=False)
+        out[...] = total
+        return out
+    if few or is_torch_array(delta) or is_jax_array(delta):  # they add up in parts themselves
+        return xp.sum(delta, axis=0)
+    return xp.astype(xp.sum(delta, axis=0, dtype=xp.float64), delta.dtype)
+
+
+def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
+    """Return total + left^T right; where `total` can be written to, in place and by columns of `spare` bytes."""
+    if not is_writable(total):
+        return total + _transposed_product(xp, left, right, total)
+    rows, columns = total.shape
+    step = max(1, spare // max(1, rows * itemsize_of(xp, total.dtype)))
+    for part in slices(columns, step):
+        product = _product(left.T, right[:, part], buffers, ("product", columns - part.start >= step))
+        total[:, part] += product
+    return total
+
+
+class DeadRows:
+    """Rows of weight 0 on their way through the layers, for JAX.
+
+    JAX may differentiate with respect to their weights, which asks for the losses that they would have. They are
+    computed like other rows as long as what they hold is finite. From there on they are zeros, and their logits nan.
+    """
+
+    def __init__(self, xp: Namespace, row_weight: Array) -> None:
+        self._xp, self._dead = xp, row_weight == 0.0
+        self._lost = xp.zeros_like(self._dead)
+
+    def finite(self, x: Array) -> Array:
+        """Rows (R, H) with zeros in place of those of weight 0 that are not finite."""
+        lost = self._dead & ~self._xp.all(self._xp.isfinite(x), axis=1)
+        self._lost = self._lost | lost
+        return self._xp.where(lost[:, None], 0.0, x)
+
+    def marked(self, logits: Array) -> Array:
+        """Logits (R, C) with nan in the rows that were not finite somewhere."""
+        return self._xp.where(self._lost[:, None], float("nan"), logits)

@@ -1,0 +1,109 @@
+"""How many rows pass through the network at once: the plan of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from array_api_compat import is_dask_array, is_jax_array
+
+from xpsoftmax._arguments.options import as_integer
+from xpsoftmax._arguments.problem import Problem
+from xpsoftmax._network.network import Network
+from xpsoftmax._typing import Array, DType, Namespace
+from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.generic import scratch_arrays
+
+DEFAULT_MAX_MEMORY = 256 * 2**20
+"""Bytes of temporary memory of an mlp call if `max_memory` is None (or as many as one row needs)."""
+
+
+def is_writable(array: Array) -> bool:
+    """Whether arrays of this library can be written to."""
+    return not (is_jax_array(array) or is_dask_array(array))
+
+
+def slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def overwrites_logits(net: Network) -> bool:
+    """Whether a kernel computes the loss, and writes the gradient over the logits."""
+    return net.kernels.softmax_loss_rows is not generic.softmax_loss_rows and is_writable(net.layers[0].weight)
+
+
+class Plan(NamedTuple):
+    chunks: Sequence[slice | None]
+    spare: int  # bytes for the product that is added to a weight gradient
+
+
+ACTIVATION_ARRAYS = 8
+"""Arrays of the size of a hidden layer that an activation holds at most: temporaries, and masks of a byte a number."""
+
+
+SMALL = 2**20
+"""Bytes of NumPy logits up to which their gradient gets an array of its own: the kernel is faster then."""
+
+
+IN_PLACE = 8 * 2**20
+"""Bytes that the kernels hold at most beside what they overwrite."""
+
+
+MOST_HELD = 16
+"""Numbers that are held for a unit of a row at most, in any layer."""
+
+
+def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | None) -> Plan:
+    """Cut the rows so that the temporaries of a chunk stay within `max_memory`; small problems are seen at a glance."""
+    if max_memory is not None:
+        max_memory = as_integer("max_memory", max_memory)
+    widths = net.layers[0].weight.shape[0] + sum(net.hidden) + net.layers[-1].bias.shape[0]
+    if is_dask_array(net.layers[0].weight) or (
+        max_memory is None and rows * widths * MOST_HELD * 8 <= DEFAULT_MAX_MEMORY
+    ):
+        return Plan([None], 0)
+    itemsize = itemsize_of(net.xp, net.working)
+    soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
+    hidden, classes = net.hidden, net.layers[-1].bias.shape[0]
+    features = net.layers[0].weight.shape[0] if problem.weighted or net.dtype != net.working else 0
+    column = itemsize * max(layer.weight.shape[0] for layer in net.layers)
+
+    cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0
+
+    # Numbers a row, forward and back: what is cast, activations and slopes, then the logits with what the loss takes.
+    in_place = net.kernels.bias_activation is not generic.bias_activation
+    held = features + cast + 2 * sum(hidden)
+    if not in_place:  # products stay beside what is made of them
+        held += 2 * sum(hidden) + classes
+    widest = max(hidden, default=0)
+    loss = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
+    forward = held + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the logits of the chunk before may be there
+    backward = held + classes + 3 * widest
+    least = itemsize * max(forward, backward) + column
+    if max_memory is None:
+        max_memory = max(DEFAULT_MAX_MEMORY, least)
+    if max_memory < least:
+        raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {max_memory}.")
+    spare = max(column, max_memory // 8)
+    step = (max_memory - spare) // (itemsize * max(forward, backward))
+    if overwrites_logits(net):
+        step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
+    return Plan(chunks_of(rows, max(1, step)), spare)
+
+
+def chunks_of(rows: int, step: int) -> Sequence[slice | None]:
+    """Chunks of `step` rows; None stands for all of them."""
+    return [None] if step >= rows else slices(rows, step)
+
+
+def budget(max_memory: int | None) -> int:
+    """Bytes of temporary memory; `plan_chunks` sees whether they are enough."""
+    return DEFAULT_MAX_MEMORY if max_memory is None else as_integer("max_memory", max_memory)
+
+
+def itemsize_of(xp: Namespace, dtype: DType) -> int:
+    """Bytes of a number."""
+    if isinstance(dtype, np.dtype):
+        return dtype.itemsize
+    return int(xp.finfo(dtype).bits) // 8

@@ -1,0 +1,160 @@
+"""Layers, and the activation that hidden layers carry: in their type, so that whatever rebuilds a layer keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from xpsoftmax._arguments.options import check_choice
+from xpsoftmax._typing import Array
+from xpsoftmax.kernels.activations import ACTIVATIONS
+
+
+def check_activation(name: str) -> None:
+    """ValueError with the names there are."""
+    check_choice("activation", name, tuple(ACTIVATIONS))
+
+
+class Layer(NamedTuple):
+    """Weights and bias of one layer: ``X @ weight + bias``.
+
+    Attributes
+    ----------
+    weight : array, (fan_in, fan_out)
+    bias : array, (fan_out,)
+
+    Notes
+    -----
+    ``layer.activation`` is the activation that a hidden layer of a network carries, or None. `init_params` with
+    ``activation=`` and `train` return such layers, of a subclass for each activation, and the functions take the
+    activation from them. Whatever makes a layer of a layer keeps it: ``layer._replace(weight=...)``, copies, pickles,
+    and the pytrees of JAX and PyTorch. A plain pair ``(weight, bias)`` can stand for a layer; it carries no activation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> layer = xs.Layer(np.array([[1.0, -1.0, 0.0]]), np.zeros(3))
+    >>> xs.mlp_logits((layer,), np.array([[2.0]]))
+    array([[ 2., -2.,  0.]])
+    >>> weight, bias = layer
+    >>> [layer.activation for layer in xs.init_params((4, 10, 3), rng=0, activation="tanh")]
+    ['tanh', None]
+    """
+
+    weight: Array
+    bias: Array
+
+    @property
+    def activation(self) -> str | None:
+        """Activation that the layer carries."""
+        return None
+
+
+class IdentityLayer(Layer):
+    """A hidden layer without an activation."""
+
+    __slots__ = ()
+    activation = "identity"
+
+
+class ReluLayer(Layer):
+    """A hidden layer with ReLU."""
+
+    __slots__ = ()
+    activation = "relu"
+
+
+class TanhLayer(Layer):
+    """A hidden layer with tanh."""
+
+    __slots__ = ()
+    activation = "tanh"
+
+
+class LogisticLayer(Layer):
+    """A hidden layer with the logistic function."""
+
+    __slots__ = ()
+    activation = "logistic"
+
+
+class SiluLayer(Layer):
+    """A hidden layer with SiLU."""
+
+    __slots__ = ()
+    activation = "silu"
+
+
+class GeluLayer(Layer):
+    """A hidden layer with GELU."""
+
+    __slots__ = ()
+    activation = "gelu"
+
+
+Params = tuple[Layer, ...]
+
+
+PairsOfArrays: TypeAlias = Sequence[tuple[Array, Array] | list[Array]]
+"""What the functions take as parameters: layers, or plain pairs (weight, bias)."""
+
+
+CARRYING: dict[str, type[Layer]] = {
+    kind.activation: kind for kind in (IdentityLayer, ReluLayer, TanhLayer, LogisticLayer, SiluLayer, GeluLayer)
+}
+"""The type of a hidden layer that carries an activation, by the name of the activation."""
+
+
+KINDS = frozenset({Layer, *CARRYING.values()})
+"""The types of all layers."""
+
+
+DEFAULT = "relu"
+
+
+def kind_of(layer: object) -> type[Layer]:
+    """Return the type of the layers that are made of this one: its own, or `Layer` for a plain pair."""
+    kind: Any = type(layer)
+    if kind in KINDS:
+        return kind  # type: ignore[no-any-return]
+    return CARRYING.get(layer.activation or "", Layer) if isinstance(layer, Layer) else Layer
+
+
+def recorded(layers: Sequence[Any], name: str = "params") -> str | None:
+    """Return the activation that the hidden layers carry, or None; the last layer has no activation to speak of."""
+    found, first = None, 0
+    for i, layer in enumerate(layers[:-1]):
+        own = layer.activation if isinstance(layer, Layer) else None
+        if own is None or own == found:
+            continue
+        if found is not None:
+            raise ValueError(f"{name}[{i}] must carry the activation of {name}[{first}], {found!r}, got {own!r}.")
+        found, first = own, i
+    return found
+
+
+def chosen(layers: Sequence[Any], activation: str | None) -> str:
+    """Return the activation of a network: the explicit one, or what its layers carry, or the default."""
+    if activation is not None:
+        check_activation(activation)
+    own = recorded(layers)
+    if own is None:
+        return DEFAULT if activation is None else activation
+    if activation is not None and activation != own:
+        raise ValueError(
+            f"activation must be the one that params carry, {own!r}, got {activation!r}. Leave activation out; "
+            "plain pairs (weight, bias) carry none."
+        )
+    return own
+
+
+def carrying(layers: Sequence[Layer], activation: str) -> Params:
+    """Let the hidden layers carry an activation."""
+    kind = CARRYING[activation]
+    return (*(kind(*layer) for layer in layers[:-1]), *layers[-1:])
+
+
+def alike(layers: Sequence[Layer], own: Sequence[Layer]) -> Params:
+    """Return layers with the types of others: they carry the same activations."""
+    return tuple(kind_of(like)(*layer) for layer, like in zip(layers, own, strict=True))

@@ -1,0 +1,143 @@
+"""The parameters of a network, and its inputs, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.frame import Frame
+from xpsoftmax._arguments.home import home, numpy_namespace
+from xpsoftmax._arguments.shapes import same_shape
+from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of
+from xpsoftmax._network.vectors import parts_of
+from xpsoftmax._typing import Array, DType, Impl, Namespace
+from xpsoftmax.kernels import Operations, operations
+
+
+@dataclass(slots=True)
+class Network:
+    xp: Namespace
+    layers: Params  # in the working precision
+    activation: str
+    dtype: DType  # of the parameters
+    working: DType  # of everything that is computed
+    frame: Frame  # of the first weight: library and device
+    kernels: Operations
+
+    @property
+    def hidden(self) -> list[int]:
+        return [layer.bias.shape[0] for layer in self.layers[:-1]]
+
+
+def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto") -> Network:
+    """Check the parameters: one library, device and dtype, and each layer fitting the one before.
+
+    Without an explicit activation the network has the one that its layers carry.
+    """
+    if not isinstance(params, (tuple, list)) or not params:
+        raise TypeError(f"params must be a non-empty sequence of (weight, bias) pairs, got {params!r:.60}.")
+    if _plain_layers(params):
+        activation = chosen(params, activation)
+        dtype = params[0].weight.dtype
+        frame = _plain_frame(dtype)
+        return Network(frame.xp, tuple(params), activation, dtype, dtype, frame, operations(params[0].weight, impl))
+    pairs = []
+    for i, layer in enumerate(params):
+        if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
+        pairs.append(kind_of(layer)(*layer))
+    activation = chosen(pairs, activation)
+    xp, first = check.as_floating("params[0].weight", pairs[0].weight)
+    dtype, working = first.dtype, check.working_dtype(xp, first)
+    frame = Frame(xp, home(first), (), 0, working, "params[0].weight")
+    layers: list[Layer] = []
+    for i, layer in enumerate(pairs):
+        weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
+        layers.append(type(layer)(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
+    kernels = operations(layers[0].weight, impl)
+    return Network(xp, tuple(layers), activation, dtype, working, frame, kernels)
+
+
+@cache
+def _plain_frame(dtype: DType) -> Frame:
+    return Frame(numpy_namespace(), "cpu", (), 0, dtype, "params[0].weight")
+
+
+def _plain_layers(params: Sequence[Any]) -> bool:
+    """Whether NumPy layers are seen at a glance to fit each other: all checks together take longer than a small net."""
+    dtype, before = None, None
+    for layer in params:
+        if type(layer) not in KINDS:
+            return False
+        weight, bias = layer
+        if type(weight) is not np.ndarray or type(bias) is not np.ndarray:
+            return False
+        if dtype is None:
+            dtype, before = weight.dtype, weight.shape[:1]
+            if not check.is_plain(weight, 1):
+                return False
+        if (
+            weight.dtype != dtype
+            or bias.dtype != dtype
+            or weight.ndim != 2
+            or weight.shape[:1] != before
+            or weight.shape[1:] != bias.shape
+            or bias.size == 0
+        ):
+            return False
+        before = bias.shape
+    return True
+
+
+def _layer(i: int, layer: Sequence[Array], frame: Frame, dtype: DType, fan_in: int | None) -> tuple[Array, Array]:
+    arrays = []
+    for name, ndim, value in (("weight", 2, layer[0]), ("bias", 1, layer[1])):
+        name = f"params[{i}].{name}"
+        check.as_companion(name, value, frame)
+        _, array = check.as_floating(name, value)
+        if array.dtype != dtype:
+            raise TypeError(f"{name} must have the dtype of params[0].weight, {dtype}, got {array.dtype}.")
+        if array.ndim != ndim:
+            shape = "(fan_in, fan_out)" if ndim == 2 else "(fan_out,)"
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}.")
+        arrays.append(array)
+    weight, bias = arrays
+    if fan_in is not None and weight.shape[0] != fan_in:
+        raise ValueError(
+            f"params[{i}].weight must have shape ({fan_in}, fan_out) to follow the layer before, "
+            f"got {tuple(weight.shape)}."
+        )
+    if bias.shape[0] != weight.shape[1]:
+        raise ValueError(f"params[{i}].bias must have shape ({weight.shape[1]},), got {tuple(bias.shape)}.")
+    if weight.shape[1] == 0:
+        raise ValueError(f"params[{i}].weight must have at least one column, got shape {tuple(weight.shape)}.")
+    return weight, bias
+
+
+def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
+    fan_in = net.layers[0].weight.shape[0]
+    seen = type(X) is np.ndarray and type(net.layers[0].weight) is np.ndarray  # at a glance
+    if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
+        return X
+    check.as_companion(name, X, net.frame)
+    _, array = check.as_floating(name, X)
+    if array.dtype != net.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them."
+        )
+    if array.ndim != 2 or not same_shape(array.shape[1:], (fan_in,)):
+        raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
+    return array
+
+
+def copied(net: Network, layers: Params, dtype: DType) -> Params:
+    """Copy layers of the shapes of a network; the copies carry the activation of its layers."""
+    if type(layers[0].weight) is np.ndarray:
+        return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), net.layers)
+    asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
+    return alike([Layer(*(asarray(array, **options) for array in layer)) for layer in layers], net.layers)

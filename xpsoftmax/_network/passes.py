@@ -1,0 +1,127 @@
+"""The sums over all chunks of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_jax_array
+
+from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.frame import Frame
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.options import as_number, check_choice, check_impl
+from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan, prepare
+from xpsoftmax._network.backprop import Buffers, DeadRows, backward, forward
+from xpsoftmax._network.chunks import SMALL, Plan, budget, overwrites_logits, plan_chunks
+from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
+from xpsoftmax._network.network import Network, as_inputs, as_network
+from xpsoftmax._network.sums import Sums
+from xpsoftmax._typing import Array, Impl
+from xpsoftmax.kernels import select, summed
+
+
+def add_up(
+    params: PairsOfArrays,
+    X: Array,
+    targets: Array,
+    activation: str | None,
+    reg: float,
+    max_memory: int | None,
+    options: LossOptions,
+    impl: Impl,
+    *,
+    grad: bool,
+) -> tuple[Network, Sums, float]:
+    """Check everything and add up all chunks; with the reduction "mean" the sums are already divided by the weight."""
+    check_impl(impl)
+    check_choice("reduction", options.reduction, ("mean", "sum"))
+    net = as_network(params, activation, impl)
+    reg = as_number("reg", reg)
+    X = as_inputs(net, X)
+    xp, classes = net.xp, net.layers[-1].bias.shape[0]
+    with quiet(xp, net.frame.device):
+        blocks = check.blocks_of(X)
+        frame = Frame(xp, net.frame.device, (X.shape[0], classes), 1, net.working, "X", blocks)
+        problem = prepare(targets, frame, options, budget(max_memory))
+        if frame.lengthless:
+            problem = _beside(problem, X)
+        plan = plan_chunks(net, X.shape[0], problem, max_memory)
+        loss, grads = add_rows(net, X, problem, plan, grad=grad)
+        if options.reduction == "mean":
+            loss = mean_or_nan(xp, loss, problem.total)
+    return net, Sums(loss, problem.total, grads, problem.row_weight), reg
+
+
+def _beside(problem: Problem, X: Array) -> Problem:
+    """The same problem, in which a block that has not the rows of that of X is an error when it is computed."""
+    from xpsoftmax.kernels.dask import beside  # imports dask: not before the caller has
+
+    targets, row_weight = (beside("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
+    return problem._replace(targets=targets, row_weight=row_weight)
+
+
+def add_rows(
+    net: Network,
+    X: Array,
+    problem: Problem,
+    plan: Plan,
+    *,
+    grad: bool,
+    buffers: Buffers | None = None,
+    out: Params | None = None,
+) -> tuple[Array, Params]:
+    """Sums of the weighted losses of all rows and of their gradients; on NumPy in `buffers`, and `out`, if given."""
+    if buffers is None and len(plan.chunks) > 1 and type(X) is np.ndarray:
+        buffers = Buffers()
+    loss: Any = None
+    sums: list[Layer | None] = [None] * len(net.layers)
+    for rows in plan.chunks:
+        part, inputs, slopes, delta = _chunk(net, X, problem, rows, grad=grad, buffers=buffers)
+        loss = part if loss is None else loss + part
+        if grad:
+            backward(net, inputs, slopes, delta, sums, plan.spare, buffers, out)
+        del inputs, slopes, delta
+    return loss, tuple(layer for layer in sums if layer)
+
+
+def _chunk(
+    net: Network,
+    X: Array,
+    problem: Problem,
+    rows: slice | None,
+    *,
+    grad: bool,
+    buffers: Buffers | None,
+) -> tuple[Array, list[Array], list[Array | None], Array]:
+    """Loss of a chunk of rows, and with `grad` what `_backward` needs."""
+    xp = net.xp
+    targets, row_weight = problem.targets, problem.row_weight
+    if rows is not None:
+        X, targets, row_weight = (_some_rows(array, rows) for array in (X, targets, row_weight))
+    if X.dtype != net.working:
+        X = xp.astype(X, net.working)
+    if targets.ndim == 2:
+        targets = check.as_dtype(xp, targets, net.working)
+    dead: DeadRows | None = None
+    if problem.weighted and not (type(row_weight) is np.ndarray and row_weight.all()):
+        # A row that does not count may hold anything: 0 * nan must not reach the weights.
+        if is_jax_array(X):
+            dead = DeadRows(xp, row_weight)
+            X = dead.finite(X)
+        else:
+            X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
+    inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
+    kernel = net.kernels.softmax_loss_rows
+    out = None
+    if grad and overwrites_logits(net):
+        if type(logits) is not np.ndarray or logits.nbytes > SMALL:
+            out = logits
+        elif buffers is not None:
+            out = buffers.take(("dlogits", 0), logits.shape, logits.dtype)
+    losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
+    return summed(xp, losses), inputs, slopes, delta
+
+
+def _some_rows(array: Array, rows: slice) -> Array:
+    return select("some_rows", array, "generic")(array, rows) if is_jax_array(array) else array[rows, ...]

@@ -1,0 +1,140 @@
+"""Sums over rows: partial sums, and the loss and gradients that they end as."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from array_api_compat import array_namespace, device
+
+from xpsoftmax._arguments.home import on_device, quiet
+from xpsoftmax._arguments.options import as_number
+from xpsoftmax._network.alike import check_alike
+from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, alike
+from xpsoftmax._network.network import Network, as_network
+from xpsoftmax._typing import Array, Namespace
+from xpsoftmax.kernels.generic import narrowed
+
+
+class PartialSums(NamedTuple):
+    """Sums over some of the rows, as `mlp_partial_sums` returns them: those of disjoint rows add up to those of all.
+
+    Add them with ``+`` or `sum`, then call `finish`.
+
+    Attributes
+    ----------
+    loss : array, 0-d
+        Sum of the weighted losses, float32 for 16-bit parameters, else of their dtype.
+    weight : array, 0-d
+        Sum of the counting weights.
+    grads : tuple of Layer
+        Sums of the weighted gradients, shaped like the parameters; in float32 or wider.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> params = xs.init_params((4, 3), rng=0)
+    >>> X, y = np.ones((6, 4)), np.array([0, 1, 2, 2, 1, 0])
+    >>> total = sum(xs.mlp_partial_sums(params, X[i : i + 2], y[i : i + 2]) for i in (0, 2, 4))
+    >>> loss, grads = total.finish(params)
+    """
+
+    loss: Array  # 0-d: sum of the weighted losses
+    weight: Array  # 0-d: sum of the counting weights
+    grads: Params  # sums of the weighted gradients, in float32 or wider
+
+    def __add__(self, other: object) -> PartialSums:
+        """Sums over the rows of both."""
+        if not isinstance(other, PartialSums):
+            return NotImplemented
+        check_alike("other", other.grads, self.grads)
+        with on_device(array_namespace(self.loss), device(self.loss)):
+            pairs = zip(self.grads, other.grads, strict=True)
+            grads = tuple(_kind_of_either(a, b)(a.weight + b.weight, a.bias + b.bias) for a, b in pairs)
+            return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
+
+    def __radd__(self, other: object) -> PartialSums:
+        """Let `sum` add up partial sums: it starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def finish(self, params: PairsOfArrays, *, reg: float = 0.0) -> tuple[Array, Params]:
+        """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them.
+
+        Parameters
+        ----------
+        params : sequence of Layer
+            The parameters that the sums were taken with.
+        reg : float
+            Strength of the L2 penalty on the weight matrices.
+
+        Returns
+        -------
+        loss : array, 0-d
+            nan if the weights add up to nothing.
+        grads : tuple of Layer
+            In the dtype of `params`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `params` or `reg` does not fit.
+        """
+        net = as_network(params, None)
+        check_alike("params", net.layers, self.grads)
+        if self.loss.dtype != net.working:
+            raise TypeError(f"params must be of a dtype that is summed in {self.loss.dtype}, got {net.dtype}.")
+        reg = as_number("reg", reg)
+        with quiet(net.xp, net.frame.device):
+            loss, grads = self.mean(net.xp)
+            return finished(net, loss, alike(grads, net.layers), reg)
+
+    def mean(self, xp: Namespace) -> tuple[Array, Params]:
+        """Loss and gradients over the weight; nan and zero for the mean over nothing."""
+        nothing = self.weight == 0.0
+        weight = xp.where(nothing, 1.0, xp.where(xp.isfinite(self.weight), self.weight, float("nan")))
+        loss = xp.where(nothing, float("nan"), self.loss / weight)
+        return loss, tuple(type(layer)(*(xp.where(nothing, 0.0, g / weight) for g in layer)) for layer in self.grads)
+
+
+def _kind_of_either(layer: Layer, other: Layer) -> type[Layer]:
+    """Type of the layer that carries an activation, if one of two does."""
+    return type(layer) if layer.activation is not None else type(other)
+
+
+class Sums(NamedTuple):
+    """What becomes `PartialSums`, or loss and gradients."""
+
+    loss: Array
+    weight: Array | float
+    grads: Params
+    row_weight: Array  # (R,): all that multiplies a row; 0 where it does not count
+
+    def partial(self, net: Network) -> PartialSums:
+        """What is added to that of other rows."""
+        weight = self.weight
+        if type(weight) is float:
+            with on_device(net.xp, net.frame.device):
+                weight = net.xp.full_like(self.loss, weight)
+        return PartialSums(self.loss, weight, self.grads)
+
+
+def penalised(net: Network, loss: Array, reg: float) -> Array:
+    if reg == 0.0:
+        return loss
+    for layer in net.layers:
+        loss = loss + net.kernels.weight_penalty(layer.weight, None, reg)[0]
+    return net.xp.asarray(loss)
+
+
+def finished(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
+    """Add the penalty and its gradient; return the gradients, which may be overwritten, in the parameters' dtype."""
+    if not (type(reg) is float and reg == 0.0):  # an array is not looked at: it may be on a device
+        complete = []
+        for layer, grad in zip(net.layers, grads, strict=True):
+            penalty, weight = net.kernels.weight_penalty(layer.weight, grad.weight, reg)
+            loss = loss + penalty
+            complete.append(type(grad)(weight, grad.bias))
+        loss, grads = net.xp.asarray(loss), tuple(complete)
+    if net.dtype != net.working:
+        grads = tuple(type(layer)(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in grads)
+    return loss, grads

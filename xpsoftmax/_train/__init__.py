@@ -1,0 +1,1 @@
+"""Training: optimisers, steps, the loop over epochs, and what it returns."""

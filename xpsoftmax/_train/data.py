@@ -1,0 +1,75 @@
+"""The rows of a training, checked once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from xpsoftmax._arguments.finite import first_not_finite
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.problem import LossOptions, Problem, prepare
+from xpsoftmax._arguments.tracing import check_concrete
+from xpsoftmax._arguments.values import Bad
+from xpsoftmax._network.chunks import budget, plan_chunks
+from xpsoftmax._network.network import Network, as_inputs
+from xpsoftmax._typing import Array
+
+
+class Data(NamedTuple):
+    X: Array  # (N, D), in the dtype of the parameters
+    problem: Problem  # of all rows, with the weights of a sum
+    counts: np.ndarray | None  # (N,) on the host: which rows count; None where all do
+    given: tuple[Array, LossOptions] | None = None  # targets and options, where they have not been looked at
+
+    @property
+    def rows(self) -> int:
+        return int(self.X.shape[0])
+
+
+def as_data(
+    net: Network, name: str, X: Array, targets: Array, options: LossOptions, max_memory: int | None = None
+) -> Data:
+    """Check inputs, targets and the budget for them; look at all labels and weights, once."""
+    X = as_inputs(net, X, name)
+    weights = {"sample_weight": options.sample_weight, "class_weight": options.class_weight}
+    check_concrete(**{name: X}, targets=targets, **weights)
+    if X.shape[0] == 0:
+        raise ValueError(f"{name} must have at least one row, got shape {tuple(X.shape)}.")
+    frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)
+    with quiet(net.xp, net.frame.device):
+        problem = prepare(targets, frame, options._replace(reduction="sum"), budget(max_memory))
+        plan_chunks(net, 1, problem, max_memory)  # too small a budget shows at once
+        # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
+        counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
+        counts = None if counting is None else np.array(on_host(counting != 0.0), bool)
+    counts = None if counts is None or counts.all() else counts
+    return Data(X, problem, counts, None if options.validate else (targets, options))
+
+
+def check_held_out(net: Network, data: Data, max_memory: int | None) -> None:
+    """Raise ValueError for the first row of validation inputs that counts and is not finite."""
+    bad = _bad_inputs(net, data, max_memory, "validation X")
+    if bad is not None:
+        raise bad.error()
+
+
+def _bad_inputs(net: Network, data: Data, max_memory: int | None, name: str) -> Bad | None:
+    with quiet(net.xp, net.frame.device):
+        return first_not_finite(net.xp, name, data.X, data.problem.row_weight, budget(max_memory))
+
+
+def first_flaw(net: Network, data: Data, max_memory: int | None) -> Bad | None:
+    """What would make a loss that is not finite: a label, a weight, or a row of inputs; None if they are sound."""
+    if data.given is not None:
+        targets, options = data.given
+        try:
+            as_data(net, "X", data.X, targets, options._replace(validate=True), max_memory)
+        except ValueError as error:
+            return getattr(error, "bad", None)
+    return _bad_inputs(net, data, max_memory, "X")
+
+
+def on_host(x: Array) -> list[float]:
+    """The numbers of a 1-D array; it waits for the device."""
+    return list(x.tolist() if hasattr(x, "tolist") else map(float, x))

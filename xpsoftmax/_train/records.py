@@ -1,0 +1,128 @@
+"""What a training returns, shows to callbacks and raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from xpsoftmax._network.layers import Params
+from xpsoftmax._train.state import History, TrainState
+
+
+class TrainResult(NamedTuple):
+    """What `train` returns.
+
+    Attributes
+    ----------
+    params : tuple of Layer
+        With `patience` those of the epoch with the least validation loss, otherwise the last ones.
+    history : dict of lists
+        "loss": of each step, penalty included; nan for a batch without a row that counts. With validation data, for
+        each epoch: "validation_loss", without the penalty, and "validation_accuracy".
+    state : TrainState
+        To go on from, by ``train(..., resume=state)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
+    >>> result = xs.train(xs.init_params((4, 3), rng=0), X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
+    >>> len(result.history["loss"])  # two batches an epoch
+    10
+    >>> params, history, state = result
+    """
+
+    params: Params
+    history: History
+    state: TrainState
+
+
+class TrainStep:
+    """What a callback of `train` sees after each step.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Counted from 0; `step` goes on from epoch to epoch.
+    loss : array, 0-d, or float
+        On a GPU it is still there: ``float(loss)`` waits for it.
+    params : tuple of Layer
+        A copy, made when it is asked for: in the callback, not later.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
+    >>> def stop(step):
+    ...     return step.step == 2  # the third
+    >>> options = {"optimizer": xs.sgd(1.0), "batch_size": 2, "rng": 0, "callback": stop}
+    >>> result = xs.train(xs.init_params((4, 3), rng=0), X, y, epochs=5, **options)
+    >>> len(result.history["loss"]), result.state.epoch, result.state.step
+    (3, 1, 1)
+    """
+
+    def __init__(self, epoch: int, step: int, loss: Any, copy: Callable[[], Params]) -> None:
+        self.epoch, self.step, self.loss = epoch, step, loss
+        self._copy: Callable[[], Params] | None = copy
+
+    @property
+    def params(self) -> Params:
+        """The parameters after the step."""
+        if self._copy is None:
+            raise RuntimeError("params must be asked for while the callback runs: training has gone on since.")
+        return self._copy()
+
+    def pass_by(self) -> None:
+        """Training goes on: the parameters will be others."""
+        self._copy = None
+
+    def __repr__(self) -> str:
+        return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"
+
+
+class DivergenceError(FloatingPointError):
+    """A loss that is not finite, or parameters that are not, ended a training.
+
+    The message names inputs that are not finite, and their first row, where they are the cause.
+
+    Attributes
+    ----------
+    step : int
+        The step of that loss, counted from 0; or the last one, after which the parameters or the validation loss are
+        not finite.
+    loss : float or None
+        None where it is the parameters.
+    result : TrainResult
+        As it was before the step of that loss. Where a validation loss is not finite: as it was before validation.
+        Where it is the parameters: as it is, with them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y, params = np.eye(4), np.array([0, 1, 2, 0]), xs.init_params((4, 8, 3), rng=0)
+    >>> try:
+    ...     xs.train(params, X, y, optimizer=xs.sgd(1e200), epochs=5, batch_size=4, rng=0)
+    ... except xs.DivergenceError as error:
+    ...     print(error.step, bool(np.isfinite(error.result.params[0].weight).all()))
+    1 True
+    """
+
+    def __init__(self, step: int, loss: float | None, result: TrainResult, reason: str | None = None) -> None:
+        super().__init__(reason or _diverged_by_steps(step, loss))
+        self.step, self.loss, self.result = step, loss, result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.loss, self.result, str(self))
+
+
+BEFORE = "The error's `result` has the parameters from before it."
+
+
+def _diverged_by_steps(step: int, loss: float | None) -> str:
+    """Message where steps have led there that were too long."""
+    if loss is None:
+        return f"params must stay finite in training, got nan or inf after step {step}. Try a smaller learning rate."
+    return f"loss must be finite in training, got {loss} at step {step}. A smaller learning rate may help. {BEFORE}"

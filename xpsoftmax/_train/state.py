@@ -1,0 +1,332 @@
+"""What a training leaves to the next one; all of it is checked before the first step."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.options import as_integer
+from xpsoftmax._arguments.values import Rows, Suspect, check_values
+from xpsoftmax._network.alike import check_alike
+from xpsoftmax._network.layers import Layer, Params, alike, kind_of
+from xpsoftmax._network.network import Network
+from xpsoftmax._train.optimizers import Optimizer, State
+
+History = dict[str, list[float]]
+
+
+VALIDATION = ("validation_loss", "validation_accuracy")
+
+
+class TrainState(NamedTuple):
+    """All that a call of `train` needs to go on where another one ended.
+
+    Plain tuples, dicts, numbers and arrays: it can be pickled, or looked at.
+
+    Attributes
+    ----------
+    params : tuple of Layer
+        The last parameters, in float32 or wider; those that `train` returns may be earlier and better ones.
+    optimizer : tuple
+        State of the optimiser.
+    rng : dict
+        State of the random generator at the beginning of the epoch.
+    epoch, step : int
+        Epochs completed, and steps made of the one that has begun.
+    best : tuple or None
+        (validation loss, epoch, parameters) of the best epoch so far, where `patience` is given.
+    history : dict of lists
+    rows, batch_size : int
+        Of the training: the steps of an epoch are counted in them.
+    blocks : tuple or None
+        Of `xpsoftmax.dask.train`: how many rows each block has, and how many blocks a step goes over.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
+    >>> options = {"optimizer": xs.sgd(0.1), "batch_size": 2, "rng": 0}
+    >>> half = xs.train(xs.init_params((4, 3), rng=0), X, y, epochs=3, **options)
+    >>> half.state.epoch, half.state.step, half.state.rows
+    (3, 0, 4)
+    >>> xs.train(half.params, X, y, epochs=6, resume=half.state, **options).state.epoch
+    6
+    """
+
+    params: Params
+    optimizer: State
+    rng: dict[str, Any]
+    epoch: int
+    step: int
+    best: tuple[float, int, Params] | None
+    history: History
+    rows: int
+    batch_size: int
+    blocks: tuple[tuple[int, ...], int] | None = None
+
+
+class Counted(Protocol):
+    """What a training goes over, as far as a state has to fit it."""
+
+    given: Network
+    rows: int
+    blocks: tuple[tuple[int, ...], int] | None
+
+    def expected(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
+        """How many batches the epoch has that the generator draws."""
+
+    def span(self, batch_size: int) -> tuple[int, int]:
+        """How many batches an epoch has at least and at most."""
+
+
+def checked_state(
+    resume: object,
+    steps: Counted,
+    optimizer: Optimizer,
+    generator: np.random.Generator,
+    batch_size: int,
+    *,
+    validated: bool,
+    patient: bool,
+) -> TrainState:
+    """Return a state that fits this training, its numbers as plain ones; TypeError or ValueError says what is wrong."""
+    if not isinstance(resume, TrainState):
+        result = isinstance(getattr(resume, "state", None), TrainState)
+        got, hint = (f"a {type(resume).__name__}", " Pass its `state`.") if result else (f"{resume!r:.60}", "")
+        raise TypeError(f"resume must be the state of an earlier call, got {got}.{hint}")
+    _check_sizes(resume, steps, batch_size)
+    rng = _checked_rng(resume.rng, generator)
+    epoch, step = _checked_place(resume, rng, steps, generator, batch_size)
+    params = _checked_layers("resume.params", resume.params, steps.given)
+    updates, *kept = _checked_optimizer(resume.optimizer, optimizer, steps.given)
+    history = _checked_history(resume.history, epoch, validated=validated)
+    _check_counts(history, epoch, step, updates, steps.span(batch_size))
+    best = _checked_best(resume.best, epoch, history, steps.given, patient=patient)
+    _check_numbers(steps.given, params, kept, optimizer.squares, best)
+    return resume._replace(
+        params=params, optimizer=(updates, *kept), rng=rng, epoch=epoch, step=step, best=best, history=history
+    )
+
+
+def _check_sizes(resume: TrainState, steps: Counted, batch_size: int) -> None:
+    rows = as_integer("resume.rows", resume.rows)
+    if rows != steps.rows:
+        raise ValueError(f"X must have as many rows as in the training that is resumed, {rows}, got {steps.rows}.")
+    size = as_integer("resume.batch_size", resume.batch_size)
+    if size != batch_size:
+        raise ValueError(f"batch_size must be that of the training that is resumed, {size}, got {batch_size}.")
+    blocks = _as_blocks(resume.blocks)
+    if blocks != steps.blocks:
+        raise ValueError(f"X must have the blocks of the training that is resumed, {blocks}, got {steps.blocks}.")
+
+
+def _as_blocks(blocks: Any) -> tuple[tuple[int, ...], int] | None:
+    if blocks is None:
+        return None
+    if not isinstance(blocks, (tuple, list)) or len(blocks) != 2 or not isinstance(blocks[0], (tuple, list)):
+        raise TypeError(f"resume.blocks must be None or the rows of each block and a number, got {blocks!r:.60}.")
+    sizes = tuple(as_integer(f"resume.blocks[0][{i}]", size) for i, size in enumerate(blocks[0]))
+    return sizes, as_integer("resume.blocks[1]", blocks[1])
+
+
+def _checked_place(
+    resume: TrainState, rng: dict[str, Any], steps: Counted, generator: np.random.Generator, batch_size: int
+) -> tuple[int, int]:
+    """Epoch and step; a step beyond the end of the epoch would never be reached."""
+    epoch = as_integer("resume.epoch", resume.epoch, low=0)
+    step = as_integer("resume.step", resume.step, low=0)
+    if step > 0:
+        drawn = copy.deepcopy(generator)
+        drawn.bit_generator.state = rng
+        batches = steps.expected(batch_size, drawn)
+        if step > batches:
+            raise ValueError(f"resume.step must be at most {batches}, the steps of the epoch, got {step}.")
+    return epoch, step
+
+
+def _as_float(name: str, value: object) -> float:
+    """A number, which may be nan: the loss of no row."""
+    if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a real number, got {value!r:.60}.")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number):
+        raise ValueError(f"{name} must be finite, or nan where no row counts, got {number}.")
+    return number
+
+
+POSITIONS = {"pos": 624, "buffer_pos": 4}
+"""Places in the arrays of a bit generator, and the last ones: NumPy reads beyond the array where they are larger."""
+
+
+def _checked_rng(state: object, generator: np.random.Generator) -> dict[str, Any]:
+    kind = generator.bit_generator.state["bit_generator"]
+    own = state.get("bit_generator") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not isinstance(own, str):
+        raise TypeError(f"resume.rng must be the state of a bit generator, a dict, got {state!r:.60}.")
+    if own != kind:
+        raise ValueError(f"rng must be of the kind of resume, {own}, got {kind}.")
+    probe = copy.deepcopy(generator).bit_generator
+    try:
+        probe.state = state
+        whole = _equal(probe.state, state) and all(_within(part) for part in (state, state.get("state")))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(f"resume.rng must be a state of {kind}, got one that raises {error!r:.100}.") from None
+    if not whole:
+        raise ValueError(f"resume.rng must be a state of {kind}, got {state!r:.100}.")
+    return dict(probe.state)
+
+
+def _equal(own: Any, given: Any) -> bool:
+    if isinstance(own, dict):
+        return isinstance(given, dict) and own.keys() == given.keys() and all(_equal(own[k], given[k]) for k in own)
+    return bool(np.array_equal(own, given))
+
+
+def _within(part: Any) -> bool:
+    return not isinstance(part, dict) or all(0 <= part.get(name, 0) <= last for name, last in POSITIONS.items())
+
+
+def _checked_layers(name: str, layers: Any, net: Network) -> Params:
+    """Layers of the shapes, library, device and working precision of the network."""
+    if not isinstance(layers, (tuple, list)) or not all(isinstance(x, (tuple, list)) and len(x) == 2 for x in layers):
+        raise TypeError(f"{name} must be a sequence of layers (weight, bias), got {layers!r:.60}.")
+    pairs = []
+    for i, layer in enumerate(layers):
+        arrays = []
+        for part, value in zip(Layer._fields, layer, strict=True):
+            where = f"{name}[{i}].{part}"
+            check.as_companion(where, value, net.frame)
+            _, array = check.as_floating(where, value)
+            if array.dtype != net.working:
+                raise TypeError(f"resume must be of a training in {net.working}, got one in {array.dtype}.")
+            arrays.append(array)
+        pairs.append(kind_of(layer)(*arrays))
+    check_alike(name, tuple(pairs), net.layers, "params")
+    return alike(pairs, net.layers)
+
+
+def _checked_optimizer(state: Any, optimizer: Optimizer, net: Network) -> State:
+    if not isinstance(state, (tuple, list)) or not state:
+        raise TypeError(f"resume.optimizer must be the state of an optimizer, got {state!r:.60}.")
+    if len(state) != 1 + optimizer.kept:
+        raise ValueError(f"resume must be of a training by the same optimizer, got one that is not by {optimizer}.")
+    updates = as_integer("resume.optimizer[0]", state[0], low=0)
+    return updates, *(_checked_layers(f"resume.optimizer[{i}]", kept, net) for i, kept in enumerate(state[1:], 1))
+
+
+def _check_numbers(
+    net: Network, params: Params, kept: Sequence[Params], squares: Sequence[int], best: tuple[float, int, Params] | None
+) -> None:
+    """Check that all numbers are finite, and means of squares not negative; it waits for a device once."""
+
+    def named() -> Iterator[tuple[str, str, Any]]:
+        groups = [("resume.params", "be finite", params)]
+        for i, layers in enumerate(kept):
+            rule = "be finite and not negative" if i in squares else "be finite"
+            groups.append((f"resume.optimizer[{1 + i}]", rule, layers))
+        if best is not None:
+            groups.append(("resume.best[2]", "be finite", best[2]))
+        for name, rule, layers in groups:
+            for i, layer in enumerate(layers):
+                for part, array in zip(Layer._fields, layer, strict=True):
+                    yield f"{name}[{i}].{part}", rule, array
+
+    def suspect(name: str, rule: str, array: Any) -> Suspect:
+        def bad(_: Rows) -> Any:
+            found = ~net.xp.isfinite(array)
+            return found | (array < 0.0) if rule.endswith("negative") else found
+
+        return Suspect(name, rule, "index", bad, array)
+
+    with quiet(net.xp, net.frame.device):
+        check_values(net.frame, [suspect(*entry) for entry in named()])
+
+
+def _checked_history(history: Any, epoch: int, *, validated: bool) -> History:
+    if not isinstance(history, dict) or set(history) not in ({"loss"}, {"loss", *VALIDATION}):
+        got = list(history) if isinstance(history, dict) else history
+        raise _wrong(history, dict)(
+            f'resume.history must have the lists "loss" and, with validation data, "{VALIDATION[0]}" and '
+            f'"{VALIDATION[1]}", got {got!r:.60}.'
+        )
+    for name, values in history.items():
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f'resume.history["{name}"] must be a list of numbers, got {values!r:.60}.')
+    checked = {
+        name: [_as_float(f'resume.history["{name}"][{i}]', value) for i, value in enumerate(values)]
+        for name, values in history.items()
+    }
+    there = VALIDATION[0] in checked
+    if epoch > 0 and there != validated:
+        had, has = ("with", "without") if there else ("without", "with")
+        raise ValueError(f"validation must be as in the training that is resumed, {had} such data, got one {has} it.")
+    for name in VALIDATION:
+        if there and len(checked[name]) != epoch:
+            raise ValueError(
+                f'resume.history["{name}"] must have a number for each of {epoch} epochs, got {len(checked[name])}.'
+            )
+    return checked
+
+
+def _wrong(value: object, kind: type | tuple[type, ...]) -> type[TypeError] | type[ValueError]:
+    return ValueError if isinstance(value, kind) else TypeError
+
+
+def _check_counts(history: History, epoch: int, step: int, updates: int, span: tuple[int, int]) -> None:
+    """Check that there is a loss for each step, and that each that is not nan has made an update."""
+    losses = history["loss"]
+    least, most = (epoch * batches + step for batches in span)
+    if not least <= len(losses) <= most:
+        steps = f"{least}" if least == most else f"{least} to {most}"
+        raise ValueError(
+            f'resume.history["loss"] must have a number for each of {steps} steps (resume.epoch is {epoch} and '
+            f"resume.step {step}), got {len(losses)}."
+        )
+    made = sum(not math.isnan(loss) for loss in losses)
+    if updates != made:
+        raise ValueError(
+            f'resume.optimizer[0], the number of updates, must be {made}, as many as resume.history["loss"] has '
+            f"numbers that are not nan, got {updates}."
+        )
+
+
+def _checked_best(
+    best: Any, epoch: int, history: History, net: Network, *, patient: bool
+) -> tuple[float, int, Params] | None:
+    """The best epoch so far; a training without patience has none, and does not need that of another one."""
+    if best is None:
+        if patient and epoch > 0:
+            raise ValueError(
+                "resume.best must be there where patience is given, got None: the training that is resumed had no "
+                "patience."
+            )
+        return None
+    if not isinstance(best, (tuple, list)) or len(best) != 3:
+        raise _wrong(best, (tuple, list))(
+            f"resume.best must be None or (validation loss, epoch, parameters), got {best!r:.60}."
+        )
+    loss = _as_float("resume.best[0]", best[0])
+    number = as_integer("resume.best[1]", best[1], low=1)
+    layers = _checked_layers("resume.best[2]", best[2], net)
+    losses = history.get(VALIDATION[0], [])
+    counted = [value for value in losses if not math.isnan(value)]
+    least = min(counted, default=math.nan)
+    found = 1 + (losses.index(least) if counted else 0)
+    if not losses or number != found or not np.array_equal(loss, losses[found - 1], equal_nan=True):
+        wanted = f"({losses[found - 1]}, {found}, ...)" if losses else "None before the first epoch ends"
+        raise ValueError(
+            f'resume.best must be that of the least number of resume.history["{VALIDATION[0]}"], {wanted}, '
+            f"got ({loss}, {number}, ...)."
+        )
+    return (loss, number, layers) if patient else None

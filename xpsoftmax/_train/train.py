@@ -1,0 +1,177 @@
+"""`train`: the arguments of a training, checked, and the call that starts the loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from array_api_compat import is_dask_array
+
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag, check_impl
+from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._arguments.tracing import check_concrete, layers_by_name
+from xpsoftmax._network.layers import PairsOfArrays
+from xpsoftmax._network.network import as_network
+from xpsoftmax._train.data import as_data, check_held_out
+from xpsoftmax._train.loop import Run, trained
+from xpsoftmax._train.optimizers import Optimizer
+from xpsoftmax._train.records import TrainResult, TrainStep
+from xpsoftmax._train.state import TrainState, checked_state
+from xpsoftmax._train.steps import Stepper, activation_to_train, trained_network
+from xpsoftmax._typing import Array, Impl, Reduction
+
+
+def train(
+    params: PairsOfArrays,
+    X: Array,
+    targets: Array,
+    /,
+    *,
+    optimizer: Optimizer,
+    epochs: int,
+    batch_size: int,
+    rng: Any,
+    activation: str | None = None,
+    reg: float = 0.0,
+    validation: tuple[Array, Array] | None = None,
+    patience: int | None = None,
+    resume: TrainState | None = None,
+    progress: bool = False,
+    callback: Callable[[TrainStep], object] | None = None,
+    max_memory: int | None = None,
+    class_weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    validate: bool = True,
+    impl: Impl = "auto",
+) -> TrainResult:
+    """Train a network by minibatches.
+
+    Every epoch goes through all rows in a new random order; the last batch may be shorter. A batch of all rows is
+    taken as it is.
+
+    Parameters
+    ----------
+    params, X, targets
+        As for `mlp_loss_and_grad`. The arguments are not modified. 16-bit parameters are trained in float32 and
+        rounded at the end; layers that share an array are trained apart. `X` may be a memory map: only the rows of a
+        batch are read.
+    optimizer : Optimizer
+        `sgd`, `adam` or `adamw`.
+    epochs : int
+        Epochs in all, those before `resume` included.
+    batch_size : int
+    rng : None, int, numpy.random.Generator, ...
+        Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
+        With `resume` only its kind matters.
+    activation, reg
+        As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
+    validation : (X, targets), optional
+        Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
+        for after each epoch. Its inputs must be finite in all rows that count; they are looked at before
+        the first step.
+    patience : int, optional
+        Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
+    resume : TrainState, optional
+        State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
+        must be as they were. All of the state is checked before the first step.
+    progress : bool
+        Show a progress bar; needs tqdm.
+    callback : function, optional
+        Called with a `TrainStep` after each step; if it returns something true, training stops.
+    max_memory : int, optional
+        As for `mlp_loss_and_grad`; the rows of a batch are held beside what it bounds.
+    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
+        As for `mlp_loss_and_grad`. Labels and weights are looked at once, before the first step.
+
+    Returns
+    -------
+    TrainResult
+        params, history and state. The parameters, also those of `state` and of a callback, carry the activation that
+        they were trained with (see `Layer`).
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `mlp_loss_and_grad`, and if an option does not fit.
+    DivergenceError
+        A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
+        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end. The
+        message names the first row of `X` that counts and is not finite, if there is one. Also for a validation loss
+        that is not finite, unless no row counts.
+    ImportError
+        If `progress` is asked for without tqdm.
+
+    Notes
+    -----
+    A batch in which no row counts makes no update; its loss is recorded as nan. An interrupt (Ctrl-C) ends the step
+    that is being made, and what was learnt so far is returned; a second one is raised. A training that was stopped and
+    resumed ends, on NumPy, with the same bits as one that was not (``tests/test_training.py``).
+
+    References
+    ----------
+    L. Bottou, F. E. Curtis, J. Nocedal, "Optimization methods for large-scale machine learning", SIAM Review 60
+    (2018); early stopping: L. Prechelt, "Early stopping - but when?", 1998.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((300, 2))
+    >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)  # a checkerboard: no linear classifier can tell
+    >>> params = xs.init_params((2, 16, 2), rng=rng)
+    >>> result = xs.train(params, X, y, optimizer=xs.adam(0.02), epochs=60, batch_size=50, rng=rng)
+    >>> bool((xs.mlp_predict(result.params, X) == y).mean() > 0.95)
+    True
+    """
+    options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
+    check_impl(impl)
+    check_choice("reduction", reduction, ("mean", "sum"))
+    epochs = as_integer("epochs", epochs, low=1)
+    batch_size = as_integer("batch_size", batch_size, low=1)
+    check_flag("progress", progress)
+    check_parts(optimizer, callback, patience, validation)
+    net = as_network(params, activation, impl)
+    net = trained_network(net, activation_to_train(net, activation, resume))
+    if is_dask_array(net.layers[0].weight):
+        raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
+    check_concrete(**layers_by_name(params))
+    reg = as_number("reg", reg)
+    data = as_data(net, "X", X, targets, options, max_memory)
+    held_out = None
+    if validation is not None:
+        try:
+            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None), max_memory)
+            check_held_out(net, held_out, max_memory)
+        except (TypeError, ValueError) as error:
+            error.add_note("It is about the validation data.")
+            raise
+    generator = as_generator("rng", rng)
+    batch_size = min(batch_size, data.rows)
+    stepper = Stepper(net, data, reg, reduction, max_memory)
+    if resume is not None:
+        validated, patient = validation is not None, patience is not None
+        resume = checked_state(resume, stepper, optimizer, generator, batch_size, validated=validated, patient=patient)
+        generator = copy.deepcopy(generator)  # it is set back: not the caller's
+    with quiet(net.xp, net.frame.device):
+        run = Run(stepper, optimizer, generator, batch_size, resume)
+        return trained(run, epochs, held_out, patience, callback, progress=progress)
+
+
+def check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be made by sgd, adam or adamw, got {optimizer!r:.60}.")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function, got {callback!r:.60}.")
+    if validation is not None and (not isinstance(validation, (tuple, list)) or len(validation) != 2):
+        raise TypeError(f"validation must be a pair (X, targets), got {validation!r:.60}.")
+    if patience is not None:
+        as_integer("patience", patience, low=1)
+        if validation is None:
+            raise ValueError(f"patience must be None without validation data, got {patience}.")

@@ -1,0 +1,5 @@
+"""Loss, gradients, prediction and training over dask arrays, block by block."""
+
+from xpsoftmax.dask.functions import ClusterError, mlp_loss, mlp_loss_and_grad, mlp_predict, train
+
+__all__ = ["ClusterError", "mlp_loss", "mlp_loss_and_grad", "mlp_predict", "train"]

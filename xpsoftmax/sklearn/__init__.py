@@ -1,0 +1,5 @@
+"""A classifier for scikit-learn, on any array library."""
+
+from xpsoftmax.sklearn.estimator import MLPClassifier
+
+__all__ = ["MLPClassifier"]

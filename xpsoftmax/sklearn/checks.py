@@ -1,0 +1,103 @@
+"""What the classifier says where numbers are not finite: inputs, and logits, by their first row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from xpsoftmax._arguments.finite import sum_is_finite
+from xpsoftmax._arguments.values import first_marked
+from xpsoftmax._network.network import Network
+from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax.sklearn.labels import missing_in
+
+
+def bad_input(X: Array) -> tuple[int, int, float] | None:
+    """Row, column and value of the first input that is not finite."""
+    if type(X) is np.ndarray and sum_is_finite(X):
+        return None
+    xp = array_namespace(X)
+    bad = ~xp.isfinite(X)
+    rows = xp.any(bad, axis=1)
+    if not bool(xp.any(rows)):
+        return None
+    row = first_marked(xp, rows)
+    column = first_marked(xp, bad[row, :])
+    return row, column, float(X[row, column])
+
+
+def input_error(place: str, value: float, dtype: str) -> ValueError:
+    """What is raised for it."""
+    if math.isnan(value):
+        return ValueError(f"X must be finite, got NaN {place}. Fill in missing values first, or leave these rows out.")
+    return ValueError(f"X must be finite, got {_word(value)} {place}, or a number too large for {dtype}.")
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else "infinity" if value > 0.0 else "-infinity"
+
+
+def check_inputs(X: Array) -> None:
+    """Raise ValueError for the first input that is not finite."""
+    found = bad_input(X)
+    if found is not None:
+        row, column, value = found
+        raise input_error(f"at row {row}, column {column}", value, dtype_name(X.dtype))
+
+
+def check_no_missing(X: Any) -> None:
+    """The same for missing values among objects, which scikit-learn cannot convert."""
+    objects = np.asarray(X, dtype=object)
+    missing = missing_in(objects)
+    if objects.ndim == 2 and missing.any():
+        row, column = divmod(int(missing.argmax()), objects.shape[1])
+        raise input_error(f"at row {row}, column {column}", math.nan, "")
+
+
+def bad_logits(logits: Array) -> Array:
+    """Mark the rows whose probabilities are nan: those whose largest logit is not finite."""
+    xp = array_namespace(logits)
+    return ~xp.isfinite(xp.max(logits, axis=1))
+
+
+def check_logits(net: Network, logits: Array, first: int | None) -> None:
+    """Raise ValueError for the first row that has no probabilities; rows are counted from the first of these logits."""
+    bad = bad_logits(logits)
+    xp = net.xp
+    if not bool(xp.any(bad)):
+        return
+    row = first_marked(xp, bad)
+    value = float(xp.max(logits[row, :]))
+    place = f"row {row} of a block" if first is None else f"row {first + row}"
+    for i, layer in enumerate(net.layers):
+        for name, array in (("coefs_", layer.weight), ("intercepts_", layer.bias)):
+            flat = xp.reshape(array, (-1,))
+            flaws = ~xp.isfinite(flat)
+            if bool(xp.any(flaws)):
+                found = float(flat[first_marked(xp, flaws)])
+                raise overflow_error(
+                    f"{name}[{i}] must be finite, got {found}: {place} of X has no most probable class."
+                )
+    raise overflow_error(
+        f"X must have products with the weights that are finite in {dtype_name(net.dtype)}, got the largest logit "
+        f"{_word(value)} at {place}. Scale X as it was scaled for fit."
+    )
+
+
+def overflow_error(text: str) -> ValueError:
+    """An error about numbers that training came to, or that inputs lead to, for which `is_overflow` is true."""
+    return as_overflow(ValueError(text))
+
+
+def as_overflow(error: ValueError) -> ValueError:
+    """Mark an error for `is_overflow`."""
+    error.overflow = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_overflow(error: BaseException) -> bool:
+    """Whether an error is marked: it is not about an argument alone, and `fit` may say more of its cause."""
+    return bool(getattr(error, "overflow", False))

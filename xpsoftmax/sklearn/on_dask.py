@@ -1,0 +1,176 @@
+"""The classifier on dask arrays and data frames: what it asks of them beyond arrays in memory.
+
+Labels and weights, a number a row, come to the client, where all the classifier's rules for them hold. Inputs stay
+where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from array_api_compat import array_namespace, is_dask_array
+
+from xpsoftmax._arguments.host import to_host
+from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._arguments.values import Bad
+from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY
+from xpsoftmax._network.functions import mlp_logits
+from xpsoftmax._network.layers import Params
+from xpsoftmax._network.network import Network
+from xpsoftmax._softmax import log_softmax, softmax
+from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax.dask import graph as parts
+from xpsoftmax.dask.blocks import Block, Model, as_model
+from xpsoftmax.dask.steps import BLOCKS_PER_STEP, PartitionSteps, Scheduler
+from xpsoftmax.sklearn.checks import as_overflow, bad_input, check_logits, input_error
+from xpsoftmax.sklearn.labels import is_elsewhere
+from xpsoftmax.sklearn.targets import labels_of
+
+
+def as_inputs(X: Any) -> Array:
+    """Dask array of a dask array or data frame (N, D) of real numbers."""
+    if not is_dask_array(X):
+        bad = [f"{name} ({kind})" for name, kind in X.dtypes.items() if not _is_number(kind)]
+        if bad:
+            raise ValueError(f"X must have columns of numbers, got {', '.join(bad)}.")
+        if X.to_dask_array().dtype == object:  # bool beside numbers, or columns that may lack values
+            kind = np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in X.dtypes))
+            X = X.astype(kind if kind.kind == "f" else np.float64)  # integers may lack values, too
+        X = X.to_dask_array()
+    if X.ndim != 2 or X.shape[1] == 0 or X.shape[0] == 0:
+        raise ValueError(f"X must have shape (N, D), both at least 1, got {X.shape}.")
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"X must be of real numbers, got {X.dtype}.")
+    return parts.whole_rows("X", X, "features")
+
+
+def _is_number(kind: Any) -> bool:
+    return getattr(kind, "kind", "O") in "biuf"
+
+
+def on_host(value: Any) -> Any:
+    """What a dask array, data frame or series of a number a row holds, in memory; anything else as it is."""
+    if not hasattr(value, "__dask_graph__"):
+        return value
+    value = value.compute()
+    return to_host("y", value) if is_elsewhere(value) else value
+
+
+def of_known_sizes(X: Array, y: Any) -> Array:
+    """The same inputs, which know how many rows each block has: as many as the labels, or as were counted."""
+    if not parts.is_unknown(X):
+        return X
+    if hasattr(y, "to_dask_array"):
+        y = y.to_dask_array()
+    if is_dask_array(y) and y.numblocks[0] == X.numblocks[0]:
+        sizes: Iterable[Any] = dask.compute(*(_rows(block) for block in y.to_delayed().ravel()))
+        return da.Array(X.dask, X.name, chunks=(tuple(map(int, sizes)), X.chunks[1]), meta=X._meta)
+    return X.copy().compute_chunk_sizes()
+
+
+_rows = dask.delayed(len, pure=True)
+
+
+def as_steps(
+    net: Network,
+    X: Array,
+    codes: np.ndarray,
+    weight: np.ndarray | None,
+    class_weight: Array | None,
+    label_smoothing: float,
+    alpha: float,
+    max_memory: int | None,
+    *,
+    all_blocks: bool,
+) -> PartitionSteps:
+    """What makes the steps of the classifier, over blocks."""
+    options = LossOptions(class_weight, None, None, label_smoothing, validate=False)
+    model = as_model(net.layers, net.activation, max_memory, options, "auto")
+    data = parts.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
+    sizes = tuple(map(int, X.chunks[0]))
+    blocks = len(sizes) if all_blocks else min(BLOCKS_PER_STEP, len(sizes))
+    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
+
+
+def _beside(values: np.ndarray, X: Array) -> Array:
+    """Numbers of the host in blocks like those of X, and where they are."""
+    lazy = da.from_array(values, chunks=(X.chunks[0],))
+    if isinstance(X._meta, np.ndarray):
+        return lazy
+    xp = array_namespace(X._meta)
+    return lazy.map_blocks(xp.asarray, dtype=lazy.dtype, meta=xp.asarray(values[:0]))
+
+
+class BadInput(Bad):
+    """The first input of a block that is not finite; those who add blocks up count its row in all of them."""
+
+    def error(self) -> ValueError:
+        """What is raised for it."""
+        row, column = self.position
+        return input_error(f"at row {row}, column {column}", self.value, self.rule)
+
+
+def look_at_inputs(X: Array) -> Block:
+    """How many rows a block has, and the first input that is not finite."""
+    sizes, found = (int(X.shape[0]),), bad_input(X)
+    if found is None:
+        return Block(sizes)
+    row, column, value = found
+    return Block(sizes, BadInput("X", dtype_name(X.dtype), value, "row", (row, column)))
+
+
+def check_inputs(scheduler: Scheduler, X: Array) -> None:
+    """Raise ValueError for the first input that is not finite."""
+    scheduler.computed(parts.added_up(parts.each_block(look_at_inputs, [X, "ij"]))).flawless()
+
+
+def outputs(params: Params, activation: str, X: Array, method: str, classes: np.ndarray) -> Array:
+    """Predictions of all blocks, lazily; by the name of the classifier's method."""
+    model = as_model(params, activation, None, LossOptions(), "auto")
+    X = parts.as_rows(model.network, X)
+    return parts.by_rows(Predictor(method, classes), model, X, placed=True)
+
+
+class Predictor:
+    """A method of the classifier on one block, given the number of its first row if that is known."""
+
+    def __init__(self, method: str, classes: np.ndarray) -> None:
+        self.method, self.classes = method, classes
+        self.__name__ = method
+
+    def __call__(self, X: Array, *, model: Model, first: int | None = None) -> Array:
+        """Logits, or what is made of them, of a block of rows."""
+        found = bad_input(X)
+        if found is not None:
+            row, column, value = found
+            place = f"row {row}, column {column} of a block" if first is None else f"row {first + row}, column {column}"
+            # In `fit` these are rows held out: it looks for the first bad row of all.
+            raise as_overflow(input_error(f"at {place}", value, dtype_name(X.dtype)))
+        if self.method in ("predict", "codes"):
+            codes = _codes(model, X, first)
+            return labels_of(self.classes, codes) if self.method == "predict" else codes
+        logits = _logits(model, X, first)
+        finish: dict[str, Callable[[Array], Array]] = {"predict_proba": softmax, "predict_log_proba": log_softmax}
+        return finish[self.method](logits) if self.method in finish else logits
+
+
+def _logits(model: Model, X: Array, first: int | None) -> Array:
+    logits = mlp_logits(model.params, X, activation=model.activation, impl=model.impl)
+    check_logits(model.network, logits, first)
+    return logits
+
+
+def _codes(model: Model, X: Array, first: int | None) -> Array:
+    """Places of the largest logits; in chunks, so that not all logits are held."""
+    xp, net = array_namespace(X), model.network
+    width = sum(layer.bias.shape[0] for layer in net.layers)
+    step = max(1, DEFAULT_MAX_MEMORY // (2 * int(xp.finfo(net.dtype).bits) // 8 * width))
+    codes = []
+    for start in range(0, max(1, X.shape[0]), step):
+        logits = _logits(model, X[start : start + step, :], None if first is None else first + start)
+        codes.append(xp.argmax(logits, axis=1))
+    return codes[0] if len(codes) == 1 else xp.concat(codes)
