@@ -10,6 +10,7 @@ import ctypes
 import threading
 from types import SimpleNamespace
 
+import _gpu_kernels
 import cuda_on_cpu as cpu
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes
 
 pytestmark = [
     pytest.mark.kernels,
@@ -50,6 +51,11 @@ def recorder(request):
 @pytest.fixture
 def cuda(recorder, monkeypatch):
     return recorder.backend(monkeypatch)
+
+
+@pytest.fixture
+def launches(recorder, cuda):
+    return recorder.modules["launches"]
 
 
 def close(actual, desired):
@@ -221,6 +227,21 @@ def test_a_specialisation_is_compiled_once(cuda, recorder):
     assert len(recorder.launches) == 3
 
 
+def test_every_launch_of_a_call_can_be_listed(cuda, recorder, rng):
+    """scripts/gpu_check.py compares a call with a bare launch of the same arguments; so do those that are kept."""
+    z, labels = array(rng.normal(size=(ROWS, 3))), array(rng.integers(3, size=ROWS))
+    calls = {
+        "kept": lambda: cuda.softmax_loss_total(z, labels, 0.5, LossSpec(), grad=True),
+        "plain rows": lambda: cuda.softmax_rows(z),
+        "with weights": lambda: cuda.softmax_loss_rows(z, labels, array(np.ones(ROWS)), LossSpec(), grad=True),
+    }
+    for name, call in calls.items():
+        call()
+        recorder.launches.clear()
+        found = _gpu_kernels.launches_of(call)
+        assert [*map(len, found)] == [len(launch.arguments) for launch in recorder.launches] == [len(found[0])], name
+
+
 def plain_total(cuda, rng, rows=ROWS, **options):
     z, y = rng.normal(size=(rows, CLASSES)), rng.integers(CLASSES, size=rows)
     total, _ = cuda.softmax_loss_total(array(z), array(y), 0.5, LossSpec(**options), grad=False)
@@ -249,8 +270,9 @@ def test_a_launch_that_is_captured_has_no_counter(cuda, recorder, rng):
 
 
 def test_each_stream_has_a_counter_of_its_own(cuda, recorder, rng):
+    losses = recorder.modules["losses"]
     seen = []
-    for recorder.stream in (7, 8, 7, cuda.PER_THREAD):
+    for recorder.stream in (7, 8, 7, losses.PER_THREAD):
         plain_total(cuda, rng)
         seen.append(int(recorder.launches[-1].arguments[-3]))
     thread = threading.Thread(
@@ -274,7 +296,7 @@ def test_a_persistent_kernel_gets_as_many_blocks_as_run_at_once(rng, monkeypatch
 
 
 @pytest.mark.parametrize("at_once", [0, 2])
-def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, at_once):
+def test_a_persistent_cluster_asks_the_driver(recorder, cuda, launches, rng, monkeypatch, at_once):
     """Where the driver does not say how many run at once, each row has a cluster of its own."""
     asked = []
 
@@ -284,7 +306,7 @@ def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, 
             count._obj.value = at_once
             return 0
 
-    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
+    monkeypatch.setattr(launches, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
     z = rng.normal(size=(5, 40_000))
     close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
     launch = recorder.launches[-1]
@@ -294,7 +316,7 @@ def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, 
 
 
 @pytest.mark.parametrize("classes", [33_000, 128_256])
-def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes):
+def test_a_ring_gets_its_shared_memory(recorder, cuda, launches, rng, monkeypatch, classes):
     """The function is allowed to have it, the driver is asked with it, and the launch has it."""
     asked = []
 
@@ -304,7 +326,7 @@ def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes
             count._obj.value = 2
             return 0
 
-    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
+    monkeypatch.setattr(launches, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
     z = rng.normal(size=(5, classes)).astype("f4")
     y, w = rng.integers(classes, size=5), np.ones(5, "f4")
     close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
@@ -314,7 +336,7 @@ def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes
     np.testing.assert_allclose(grad, exact[1], rtol=1e-4, atol=0)
     cuda.softmax_loss_rows(array(z), array(y), array(w), LossSpec(), grad=True)
     rings = recorder.launches
-    if cuda._capability(0) < plan.CLUSTERS_FROM:
+    if launches.capability_of(0) < sizes.CLUSTERS_FROM:
         assert not any(launch.shared_bytes for launch in rings)
         return
     for launch in rings:
@@ -323,11 +345,11 @@ def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes
     assert asked == [(rings[0].cluster, 512, rings[0].shared_bytes)] * 2  # once for each kernel
 
 
-def test_without_a_driver_there_is_no_answer(cuda, monkeypatch):
-    assert cuda._clusters_at_once(0, 512, 2, 0) == 0
+def test_without_a_driver_there_is_no_answer(launches, monkeypatch):
+    assert launches._clusters_at_once(0, 512, 2, 0) == 0
     library = SimpleNamespace(cuOccupancyMaxActiveClusters=lambda count, function, config: 1)  # an error
-    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: library}))
-    assert cuda._clusters_at_once(0, 512, 2, 0) == 0
+    monkeypatch.setattr(launches, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: library}))
+    assert launches._clusters_at_once(0, 512, 2, 0) == 0
 
 
 def test_what_is_refused(cuda, recorder):

@@ -19,7 +19,11 @@ import xpsoftmax as xs
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
-NEEDED = {"xpsoftmax.kernels.cuda.launcher": ("cupy",), "xpsoftmax.kernels.jax": ("jax",)}
+NEEDED = {"xpsoftmax.kernels.jax": ("jax",)}
+NEEDED |= {
+    f"xpsoftmax.kernels.cuda.{name}": ("cupy",)
+    for name in ("arrays", "launches", "rows", "losses", "layers", "launcher")
+}
 NEEDED |= {name: ("sklearn",) for name in MODULES if name.startswith("xpsoftmax.sklearn")}
 NEEDED |= {name: ("dask",) for name in MODULES if name.startswith(("xpsoftmax.dask", "xpsoftmax.kernels.dask"))}
 NEEDED["xpsoftmax.sklearn.on_dask"] = ("dask", "sklearn")
