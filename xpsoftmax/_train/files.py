@@ -138,7 +138,17 @@ def load_state(
 
     Examples
     --------
-    See `save_state`.
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y, params = np.eye(4), np.array([0, 1, 2, 0]), xs.init_params((4, 3), rng=0)
+    >>> result = xs.train(params, X, y, optimizer=xs.sgd(0.1), epochs=3, batch_size=2, rng=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "run.safetensors")
+    ...     xs.save_state(path, result.state)
+    ...     state = xs.load_state(path)
+    >>> state.epoch, state.history["loss"] == result.history["loss"]
+    (3, True)
     """
     xp = check.as_namespace("xp", np if xp is None else xp)
     arrays, metadata = load_arrays(path)
