@@ -25,7 +25,17 @@ from array_api_compat import array_namespace
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic
-from xpsoftmax.kernels.activations import GELU_CUBIC, GELU_SLOPE
+from xpsoftmax.kernels.activations import (
+    GELU,
+    GELU_CUBIC,
+    GELU_SLOPE,
+    IDENTITY,
+    LOGISTIC,
+    RELU,
+    SILU,
+    TANH,
+    Activation,
+)
 
 __all__ = [
     "bias_activation",
@@ -133,7 +143,7 @@ def softmax_loss_rows(
 def bias_activation(
     z: Array,
     bias: Array,
-    activation: str,
+    activation: Activation,
     *,
     grad: bool = False,  # noqa: ARG001
     out: None = None,  # noqa: ARG001
@@ -163,13 +173,13 @@ def _gelu(z: Array) -> Array:
     return z * _logistic(GELU_SLOPE * (near + GELU_CUBIC * near * near * near))
 
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "identity": lambda z: z,
-    "relu": _relu,
-    "tanh": _tanh,
-    "logistic": _logistic,
-    "silu": lambda z: z * _logistic(z),
-    "gelu": _gelu,
+_ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    IDENTITY: lambda z: z,
+    RELU: _relu,
+    TANH: _tanh,
+    LOGISTIC: _logistic,
+    SILU: lambda z: z * _logistic(z),
+    GELU: _gelu,
 }
 """As `kernels.activations` has them, but differentiated by PyTorch as they should be, also at 0 and far from it."""
 

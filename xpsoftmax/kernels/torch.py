@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic, select, smooth
+from xpsoftmax.kernels.activations import Activation
 
 __all__ = [
     "bias_activation",
@@ -115,7 +116,7 @@ def softmax_loss_rows(
 
 
 def bias_activation(
-    z: Array, bias: Array, activation: str, *, grad: bool, out: Array | None = None
+    z: Array, bias: Array, activation: Activation, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
     """See `generic.bias_activation`."""
     text = smooth if is_differentiated(z, bias) and not grad else generic
