@@ -223,7 +223,7 @@ def _compute(
             grad=grad,
             out=rows_out(frame, out),
         )
-        loss = _reduced(losses, problem, frame, options.reduction, impl)
+        loss = reduced(losses, problem, frame, options.reduction, impl)
         return loss, deliver(xp, dlogits, frame, out) if grad else None
 
 
@@ -277,7 +277,7 @@ def _spec(label_smoothing: float, z_loss: float) -> LossSpec:
     return LossSpec(None, label_smoothing, z_loss)
 
 
-def _reduced(losses: Array, problem: Problem, frame: Frame, reduction: Reduction, impl: Impl) -> Array:
+def reduced(losses: Array, problem: Problem, frame: Frame, reduction: Reduction, impl: Impl) -> Array:
     xp = frame.xp
     if reduction == "none":
         return losses if len(frame.shape) == 2 else reshaped(xp, losses, frame.rows_shape)

@@ -12,6 +12,18 @@ from array_api_compat import is_jax_array, is_torch_array
 from xpsoftmax._typing import Array
 
 
+def layers_by_name(params: object) -> dict[str, object]:
+    """The arrays of layers, by the names that messages give them; nothing of what are no layers."""
+    if not isinstance(params, (tuple, list)):
+        return {}
+    return {
+        f"params[{i}].{part}": array
+        for i, layer in enumerate(params)
+        if isinstance(layer, (tuple, list)) and len(layer) == 2
+        for part, array in zip(("weight", "bias"), layer, strict=True)
+    }
+
+
 def check_untransformed(name: str, tensor: Array) -> None:
     """Refuse a tensor by which torch.func, or forward-mode AD, differentiates whatever is computed from it."""
     if _is_transformed(tensor):

@@ -112,7 +112,12 @@ def softmax_loss_rows(
         return losses, dlogits if grad else None
     if is_transformed() or (torch.compiler.is_compiling() and any(_requires_grad(x) for x in arrays[1:])):
         return smooth.softmax_loss_rows(logits, targets, row_weight, spec)
-    return _Losses.apply(*arrays, *options), None
+    return _Losses.apply(*arrays, *options, False), None
+
+
+def losses_in_place(logits: Array, targets: Array, row_weight: Array, spec: LossSpec) -> Array:
+    """The losses of `softmax_loss_rows` alone; their backward pass writes the gradient over the logits."""
+    return _Losses.apply(logits, targets, row_weight, spec.class_weight, spec.label_smoothing, spec.z_loss, True)  # noqa: FBT003
 
 
 def bias_activation(
@@ -160,7 +165,7 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Array) -> Any:
         (logits,) = ctx.saved_tensors
         if _is_recorded():
-            return _by_autograd(smooth.softmax_rows, [logits], cotangent, [True])[0]
+            return by_autograd(smooth.softmax_rows, [logits], cotangent, [True])[0]
         return generic.softmax_jvp_rows(*_working(logits, cotangent)).to(logits.dtype)
 
 
@@ -174,7 +179,7 @@ class _LogSoftmax(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Array) -> Any:
         (logits,) = ctx.saved_tensors
         if _is_recorded():
-            return _by_autograd(smooth.log_softmax_rows, [logits], cotangent, [True])[0]
+            return by_autograd(smooth.log_softmax_rows, [logits], cotangent, [True])[0]
         return generic.log_softmax_vjp_rows(*_working(logits, cotangent)).to(logits.dtype)
 
 
@@ -188,7 +193,7 @@ class _Logsumexp(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Array) -> Any:
         (logits,) = ctx.saved_tensors
         if _is_recorded():
-            return _by_autograd(smooth.logsumexp_rows, [logits], cotangent, [True])[0]
+            return by_autograd(smooth.logsumexp_rows, [logits], cotangent, [True])[0]
         z, factor = _working(logits, cotangent)
         return (_map("softmax_rows", z) * factor[:, None]).to(logits.dtype)
 
@@ -203,12 +208,20 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Array, targets: Array, row_weight: Array, class_weight: Array | None, *options: float
+        ctx: Any,
+        logits: Array,
+        targets: Array,
+        row_weight: Array,
+        class_weight: Array | None,
+        label_smoothing: float,
+        z_loss: float,
+        inplace: bool,  # noqa: FBT001
     ) -> Array:
+        options = label_smoothing, z_loss
         held = is_held(logits) and ctx.needs_input_grad[0]
         losses, dlogits = _loss(logits, targets, row_weight, class_weight, *options, grad=held)
         ctx.save_for_backward(logits, targets, row_weight, class_weight, dlogits if held else None)
-        ctx.options = options
+        ctx.options, ctx.inplace = options, inplace
         return losses
 
     @staticmethod
@@ -216,12 +229,16 @@ class _Losses(torch.autograd.Function):
         logits, targets, row_weight, class_weight, held = ctx.saved_tensors
         arrays = [logits, targets, row_weight, class_weight]
         needed = ctx.needs_input_grad[:4]
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if _is_recorded() or any(needed[1:]):
-            return *_by_autograd(partial(_smooth_losses, ctx.options), arrays, cotangent, needed), None, None
+            return *by_autograd(partial(_smooth_losses, ctx.options), arrays, cotangent, needed), None, None, None
         if held is not None:
             return scaled(held, cotangent), *nothing
-        return _loss(logits, targets, row_weight * cotangent, class_weight, *ctx.options, grad=True)[1], *nothing
+        out = logits.detach() if ctx.inplace else None
+        dlogits = _loss(logits, targets, row_weight * cotangent, class_weight, *ctx.options, grad=True, out=out)[1]
+        if ctx.inplace:
+            torch.autograd.graph.increment_version(logits)
+        return dlogits, *nothing
 
 
 def is_held(logits: Array) -> bool:
@@ -246,7 +263,7 @@ def _is_recorded() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _by_autograd(
+def by_autograd(
     function: Callable[..., Array], arrays: Sequence[Array | None], cotangent: Array, needed: Sequence[bool]
 ) -> list[Array | None]:
     """Gradients of a function that PyTorch differentiates by itself, for the arrays that are needed."""
