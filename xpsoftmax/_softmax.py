@@ -12,6 +12,7 @@ from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gp
 from xpsoftmax._arguments.shapes import same_shape, size_hint
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic, kernel_for, select
+from xpsoftmax.kernels.generic import as_0d
 
 
 def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl: Impl = "auto") -> Array:
@@ -41,7 +42,7 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     TypeError
         If an array is of an unsupported kind or dtype.
     ValueError
-        If `axis`, `out` or `impl` does not fit; if PyTorch records gradients, and `logits` requires grad.
+        If `axis`, `out` or `impl` does not fit; if `out` is given where PyTorch differentiates the result.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -51,9 +52,8 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
 
     JAX differentiates the result as `softmax_jvp` does, to every order (``tests/test_jax_derivatives.py``).
-    PyTorch does not differentiate through the result: tensors that require grad are an error while it records
-    gradients, and so are those that torch.func (``grad``, ``jvp``, ``jacrev``, ...) or forward-mode AD differentiates.
-    Within ``torch.no_grad()`` they are taken. ``torch.func.vmap`` may be used (``tests/test_torch_derivatives.py``).
+    So does PyTorch, with ``backward``, ``torch.func``, forward-mode AD and ``torch.compile``
+    (``tests/test_torch_derivatives.py``).
 
     References
     ----------
@@ -165,7 +165,7 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
         if len(shape) != 1:
             sums = reshaped(xp, sums, shape)
         # Not expand_dims: dask's fails where the number of rows is unknown.
-        return sums[(*(slice(None),) * frame.axis, None, ...)] if keepdims else xp.asarray(sums)
+        return sums[(*(slice(None),) * frame.axis, None, ...)] if keepdims else as_0d(sums)
 
 
 def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:

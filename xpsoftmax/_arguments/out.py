@@ -17,7 +17,7 @@ from array_api_compat import (
 from xpsoftmax._arguments.checks import as_companion
 from xpsoftmax._arguments.frame import Frame
 from xpsoftmax._arguments.home import library
-from xpsoftmax._arguments.tracing import is_batched
+from xpsoftmax._arguments.tracing import is_batched, is_differentiated
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
 from xpsoftmax.kernels.numpy.tiles import apart
 
@@ -27,6 +27,8 @@ def check_out(out: object, logits: object, frame: Frame, others: dict[str, objec
     if out is None or fits_plainly(out, logits, *others.values()):
         return
     array = as_companion("out", out, frame)
+    if frame.differentiable and (is_differentiated(out) or is_differentiated(logits)) and not is_batched(out):
+        raise ValueError("out must be None where PyTorch differentiates the result, got a tensor. Call detach() first.")
     if is_jax_array(array) or is_dask_array(array):
         raise TypeError(f"out must be an array that can be written to, got one of {library(frame.xp)}. Leave it out.")
     if tuple(array.shape) != frame.shape:

@@ -33,6 +33,11 @@ def check_untransformed(name: str, tensor: Array) -> None:
         )
 
 
+def is_differentiated(array: object) -> bool:
+    """Whether PyTorch differentiates what is computed from an array, in whatever way."""
+    return is_torch_array(array) and (_is_recorded(array) or _is_transformed(array))
+
+
 def _is_recorded(tensor: Array) -> bool:
     """Whether autograd records what is computed from a tensor, on any level of torch.func."""
     torch = sys.modules["torch"]

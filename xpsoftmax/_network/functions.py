@@ -47,8 +47,7 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     ------
     TypeError, ValueError
         If parameters and inputs do not fit each other; the message says which. ValueError if `activation` is not the
-        one that the layers carry, or if they carry different ones. PyTorch tensors that require grad are treated as by
-        `softmax`.
+        one that the layers carry, or if they carry different ones.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -177,8 +176,7 @@ def mlp_loss(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small. PyTorch
-        tensors that require grad are an error while it records gradients: `mlp_loss_and_grad` takes them.
+        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small.
 
     References
     ----------

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, DType, LossSpec, Namespace, dtype_name
@@ -129,10 +130,14 @@ def are_classes(labels: Array, classes: int) -> bool:
     return not bool(array_namespace(labels).any((labels < 0) | (labels >= classes)))
 
 
+def as_0d(x: Array) -> Array:
+    """A 0-d array in the place of a NumPy scalar; other arrays as they are."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
 def total(x: Array) -> Array:
     """Sum of all entries, 0-d."""
-    xp = array_namespace(x)
-    return xp.asarray(xp.sum(x))
+    return as_0d(array_namespace(x).sum(x))
 
 
 def softmax_loss_total(

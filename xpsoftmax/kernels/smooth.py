@@ -57,7 +57,8 @@ class _Row(NamedTuple):
     odds: Array  # (R, C): exp(d), 0 at the top class
     r: Array  # (R, 1): their sum
     sure: Array  # (R, 1): r < 1, that is p[top] > 1/2
-    e: Array  # (R, C): exp(z - a constant)
+    t: Array  # (R, C): z - a constant
+    e: Array  # (R, C): exp(t)
     total: Array  # (R, 1): their sum, at least 1
     constant: Array  # (R, 1)
 
@@ -66,11 +67,12 @@ def _row(z: Array) -> _Row:
     constant, index = torch.max(z.detach(), dim=1, keepdim=True)
     top = torch.arange(z.shape[1], device=z.device)[None, :] == index
     z_top = torch.sum(torch.where(top, z, 0.0), dim=1, keepdim=True)
-    d = z - z_top
+    d = torch.where(top, 0.0, z - z_top)  # at the top it is 0, and so is its derivative
     odds = torch.where(top, 0.0, torch.exp(d))
     r = torch.sum(odds, dim=1, keepdim=True)
-    e = torch.exp(z - constant)
-    return _Row(top, z_top, d, odds, r, r.detach() < 1.0, e, torch.sum(e, dim=1, keepdim=True), constant)
+    t = z - constant
+    e = torch.exp(t)
+    return _Row(top, z_top, d, odds, r, r.detach() < 1.0, t, e, torch.sum(e, dim=1, keepdim=True), constant)
 
 
 def softmax_rows(logits: Array, out: None = None) -> Array:  # noqa: ARG001 - what is differentiated is not overwritten
@@ -136,7 +138,8 @@ def softmax_loss_rows(
         # 0 * inf is 0 here; the derivative with respect to the mass is as large as it can be.
         loss = -torch.sum(masses * torch.where(masses.detach() == 0.0, log_p.clamp(min=-largest), log_p), dim=1)
     if spec.z_loss != 0.0:
-        loss = loss + spec.z_loss * generic.class_weight_of(array_namespace(z), targets, spec) * _logsumexp(row)[:, 0] ** 2
+        of_label = generic.class_weight_of(array_namespace(z), targets, spec)
+        loss = loss + spec.z_loss * of_label * _logsumexp(row)[:, 0] ** 2
     return torch.where(counted, loss, loss.clamp(max=largest)) * row_weight, None
 
 
@@ -158,7 +161,9 @@ def _relu(z: Array) -> Array:
 
 def _tanh(z: Array) -> Array:
     a = torch.where(z < 0.0, -z, z)
-    value = -torch.expm1(-2.0 * a) / (1.0 + torch.exp(-2.0 * a))
+    e = torch.exp(-2.0 * a)
+    # PyTorch has 1 - tanh**2 for the slope, which is 0 from 19 on (9 in float32).
+    value = torch.where(a < 0.5, torch.tanh(torch.where(a < 0.5, a, 0.0)), 1.0 - 2.0 * e / (1.0 + e))
     return torch.where(z < 0.0, -value, value)
 
 
@@ -191,7 +196,7 @@ def _softmax(row: _Row) -> Array:
 
 def _log_softmax(row: _Row) -> Array:
     relative = row.d - torch.log1p(row.r)
-    return torch.where(row.sure, relative, (row.d + (row.z_top - row.constant)) - torch.log(row.total))
+    return torch.where(row.sure, relative, row.t - torch.log(row.total))
 
 
 def _logsumexp(row: _Row) -> Array:

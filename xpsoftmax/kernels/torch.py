@@ -57,7 +57,7 @@ def is_transformed() -> bool:
     if forward_ad._current_level >= 0:
         return True
     if torch.compiler.is_compiling():
-        return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+        return bool(torch._C._functorch.get_dynamic_layer_stack_depth() > 0)
     return bool(torch._C._are_functorch_transforms_active())
 
 
@@ -112,7 +112,7 @@ def softmax_loss_rows(
         return losses, dlogits if grad else None
     if is_transformed() or (torch.compiler.is_compiling() and any(_requires_grad(x) for x in arrays[1:])):
         return smooth.softmax_loss_rows(logits, targets, row_weight, spec)
-    return _Losses.apply(*arrays, *options, False), None
+    return _Losses.apply(*arrays, *options, False), None  # noqa: FBT003
 
 
 def losses_in_place(logits: Array, targets: Array, row_weight: Array, spec: LossSpec) -> Array:
@@ -124,8 +124,8 @@ def bias_activation(
     z: Array, bias: Array, activation: Activation, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
     """See `generic.bias_activation`."""
-    text = smooth if is_differentiated(z, bias) and not grad else generic
-    return text.bias_activation(z, bias, activation, grad=grad, out=out)
+    text: Any = smooth if is_differentiated(z, bias) and not grad else generic
+    return text.bias_activation(z, bias, activation, grad=grad, out=out)  # type: ignore[no-any-return]
 
 
 def _text(operation: str) -> Callable[..., Any]:
@@ -270,7 +270,9 @@ def by_autograd(
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: one array may have been computed from another, and that is not this function's matter.
-        views = [x.view_as(x) if need else x for x, need in zip(arrays, needed, strict=True)]
+        views: list[Any] = [
+            x.view_as(x) if x is not None and need else x for x, need in zip(arrays, needed, strict=True)
+        ]
         if not recorded:
             views = [x.detach().requires_grad_() if need else x for x, need in zip(views, needed, strict=True)]
         result = function(*views)

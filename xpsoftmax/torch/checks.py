@@ -28,9 +28,7 @@ class Options(NamedTuple):
 
     def of(self, weight: Array | None, *, validate: bool = False) -> LossOptions:
         """The options of `softmax_loss`."""
-        return LossOptions(
-            weight, None, self.ignore_index, self.label_smoothing, self.z_loss, self.reduction, validate
-        )
+        return LossOptions(weight, None, self.ignore_index, self.label_smoothing, self.z_loss, self.reduction, validate)
 
 
 def checked_options(
@@ -98,7 +96,7 @@ def _check_target(input: Tensor, target: Tensor, axis: int) -> bool:  # noqa: A0
             "Class probabilities must be of a floating dtype."
         )
     _check_device("target", target, input)
-    return target.is_floating_point()
+    return bool(target.is_floating_point())
 
 
 def _check_weight(input: Tensor, weight: Tensor, axis: int) -> None:  # noqa: A002
@@ -137,4 +135,3 @@ def are_plain_labels(labels: np.ndarray, classes: int, ignore_index: object) -> 
         and labels.size > 0
         and int(unsigned.item(unsigned.argmax())) < classes
     )
-

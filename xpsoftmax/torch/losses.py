@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ def cross_entropy(
     if options.signed or not (eager and type(input) in _TENSORS and rules.is_held(input)):
         return by_rows(input, target, weight, options, inplace=inplace)
     if recorded and input.requires_grad:
-        return _Held.apply(input, target, weight, options, inplace)  # type: ignore[no-any-return]
+        return _Held.apply(input, target, weight, options, inplace)
     if recorded:
         return by_rows(input, target, weight, options)
     arrays = (rules.as_view(x) for x in (input, target))
@@ -144,9 +145,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         inplace: bool = False,
         validate: bool | None = None,
     ) -> None:
-        super().__init__(
-            weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-        )
+        super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
         self.z_loss, self.inplace, self.validate = z_loss, inplace, validate
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
@@ -229,7 +228,7 @@ def by_rows(
         losses = rules.losses_in_place(rows, *problem[:2], problem.spec)
     else:
         losses, _ = select("softmax_loss_rows", array, "auto")(rows, *problem[:2], problem.spec, grad=False)
-    return reduced(losses, problem, frame, options.reduction, "auto")  # type: ignore[no-any-return]
+    return reduced(losses, problem, frame, options.reduction, "auto")
 
 
 class _Held(torch.autograd.Function):
@@ -279,7 +278,8 @@ def _by_autograd(
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
     options = options._replace(signed=True)  # the text that PyTorch differentiates by itself
-    return rules.by_autograd(lambda *x: by_rows(*x, options), [input, target, weight], grad_output, needed)
+    loss = partial(by_rows, options=options)
+    return rules.by_autograd(loss, [input, target, weight], grad_output, needed)
 
 
 _TENSORS = (Tensor, torch.nn.Parameter)
@@ -292,7 +292,7 @@ def _is_plain(
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,
-    validate: bool | None,
+    validate: bool | None,  # noqa: FBT001
 ) -> bool:
     """Whether labels and logits are as plain as almost always, so that no check would find anything."""
     return (
