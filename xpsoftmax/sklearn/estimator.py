@@ -51,6 +51,7 @@ from xpsoftmax.sklearn.checks import (
     is_overflow,
     overflow_error,
 )
+from xpsoftmax.sklearn.exchange import given_back, taken_apart
 from xpsoftmax.sklearn.labels import (
     alike,
     are_sorted,
@@ -1160,6 +1161,76 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model._check_dtype(net.layers[0].weight)
         model.n_features_in_ = net.layers[0].weight.shape[0]
         return model
+
+    @classmethod
+    def from_sklearn(cls, model: Any) -> Self:
+        """Take over a fitted model of scikit-learn: parameters, weights, classes, losses and scores.
+
+        Parameters
+        ----------
+        model : sklearn.neural_network.MLPClassifier or sklearn.linear_model.LogisticRegression
+            Fitted. The one logistic output of two classes, with weight w and bias b, becomes the two columns
+            ``(-w / 2, w / 2)`` and ``(-b / 2, b / 2)``. A regression becomes a network without hidden layers, for
+            the solver "lbfgs", with the `alpha` that is its `C`; an L1 penalty has no like here.
+
+        Returns
+        -------
+        MLPClassifier
+            Fitted: the probabilities are those of `model`. A `fit` with ``warm_start=True``, and `partial_fit`, go on
+            from its weights, with a new optimiser.
+
+        Raises
+        ------
+        NotFittedError
+            If `model` is not fitted.
+        TypeError, ValueError
+            If it is something else, has independent labels (multilabel) or a single class, or is a regression by one
+            classifier for each class.
+
+        Examples
+        --------
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from xpsoftmax.sklearn import MLPClassifier
+        >>> theirs = LogisticRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["low", "low", "high", "high"])
+        >>> model = MLPClassifier.from_sklearn(theirs)
+        >>> bool(abs(model.predict_proba([[0.5]]) - theirs.predict_proba([[0.5]])).max() < 1e-12)
+        True
+        """
+        params, parameters, found = taken_apart(model)
+        fitted = cls.from_params(params, classes=model.classes_, **parameters)
+        vars(fitted).update(found)
+        if fitted.validation_scores_ is not None:
+            fitted._best = fitted.params_
+        if hasattr(model, "feature_names_in_"):
+            fitted.feature_names_in_ = model.feature_names_in_.copy()
+        return fitted
+
+    def to_sklearn(self) -> Any:
+        """Make a fitted model of scikit-learn that predicts as this one does, for its tools and for ONNX.
+
+        Returns
+        -------
+        sklearn.neural_network.MLPClassifier or, without hidden layers, sklearn.linear_model.LogisticRegression
+            On the host, with the parameters that it shares with this model; those that are new here are left out. The
+            two columns of two classes become one logistic output, their difference.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no model yet.
+        ValueError
+            If `activation` is one that scikit-learn does not have ("silu", "gelu"), or there is a single class.
+
+        Examples
+        --------
+        >>> from xpsoftmax.sklearn import MLPClassifier
+        >>> model = MLPClassifier((4,), solver="lbfgs", random_state=0).fit([[0.0], [1.0]], ["no", "yes"])
+        >>> theirs = model.to_sklearn()
+        >>> type(theirs).__module__.partition(".")[0], theirs.predict([[1.0]]).tolist()
+        ('sklearn', ['yes'])
+        """
+        check_is_fitted(self)
+        return given_back(self, self._network().layers)
 
     def to(self, xp: ModuleType, *, device: Device | None = None) -> Self:
         """Copy the model to another library or device, with what it needs to go on learning there.

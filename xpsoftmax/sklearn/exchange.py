@@ -26,7 +26,7 @@ LISTED = ("loss_curve_", "validation_scores_")
 # --- from scikit-learn ------------------------------------------------------------------------------------------------
 
 
-def parts_of_model(model: Any) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+def taken_apart(model: Any) -> tuple[Params, dict[str, Any], dict[str, Any]]:
     """Return the layers of a fitted model, the parameters of a classifier like it, and its counters and scores."""
     if not isinstance(model, (MLPClassifier, LogisticRegression)):
         raise TypeError(
@@ -72,7 +72,7 @@ def _parts_of_regression(model: LogisticRegression) -> tuple[Params, dict[str, A
         "max_iter": model.max_iter,
         "tol": model.tol,
         "random_state": model.random_state,
-        "warm_start": model.warm_start,
+        "warm_start": getattr(model, "warm_start", False),
         "class_weight": model.class_weight,
     }
     return (layer,), own, {"n_iter_": int(np.max(model.n_iter_))}
