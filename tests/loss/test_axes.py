@@ -90,12 +90,6 @@ def test_an_axis_of_classes_may_not_be_empty_nor_missing(function):
         getattr(xs, function)(np.float64(1.0), axis=None)
 
 
-@pytest.mark.parametrize("call", [xs.softmax_jacobian, lambda z, axis: xs.softmax_jvp(z, z, axis=axis)])
-def test_the_other_functions_take_one_axis(call):
-    with pytest.raises(TypeError, match="axis must be an integer, got None"):
-        call(np.zeros(SHAPE), axis=None)
-
-
 def test_rows_of_unknown_number_are_no_class_axis():
     da = pytest.importorskip("dask.array")
     z = da.zeros((4, 3), chunks=2)
