@@ -74,7 +74,7 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
     with quiet(net.xp, net.frame.device):
-        logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
+        logits = forward(net, X if X.dtype == net.working else net.xp.astype(X, net.working))[2]
         return narrowed(net.xp, logits, net.dtype)
 
 

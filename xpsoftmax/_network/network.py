@@ -11,12 +11,13 @@ import numpy as np
 
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home, numpy_namespace
+from xpsoftmax._arguments.home import home, library, numpy_namespace
 from xpsoftmax._arguments.shapes import same_shape
 from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import Operations, operations
+from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of
 
 
 @dataclass(slots=True)
@@ -124,15 +125,30 @@ def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
     seen = type(X) is np.ndarray and type(net.layers[0].weight) is np.ndarray  # at a glance
     if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
         return X
-    check.as_companion(name, X, net.frame)
-    _, array = check.as_floating(name, X)
+    if is_sparse(X):
+        array = _sparse_companion(name, X, net.frame)
+    else:
+        check.as_companion(name, X, net.frame)
+        _, array = check.as_floating(name, X)
     if array.dtype != net.dtype:
         raise TypeError(
             f"{name} must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them."
         )
     if array.ndim != 2 or not same_shape(array.shape[1:], (fan_in,)):
         raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
-    return array
+    return as_rows(array) if is_sparse(array) else array
+
+
+def _sparse_companion(name: str, X: Any, frame: Frame) -> Any:
+    """Check that a sparse matrix is multiplied with arrays of the library, and on the device, of the frame."""
+    if library_of(X) != library(frame.xp):
+        raise TypeError(
+            f"{name} must be an array of the same library as {frame.owner} ({library(frame.xp)}), "
+            f"got a sparse matrix that is multiplied with {library_of(X)} arrays."
+        )
+    if library_of(X) == "cupy":
+        check.as_companion(name, X.data, frame)  # on this device
+    return X
 
 
 def copied(net: Network, layers: Params, dtype: DType) -> Params:

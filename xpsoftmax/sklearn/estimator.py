@@ -1198,7 +1198,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         params, parameters, found = taken_apart(model)
         fitted = cls.from_params(params, classes=model.classes_, **parameters)
-        vars(fitted).update(found)
+        for name, value in found.items():
+            setattr(fitted, name, value)
         if fitted.validation_scores_ is not None:
             fitted._best = fitted.params_
         if hasattr(model, "feature_names_in_"):
