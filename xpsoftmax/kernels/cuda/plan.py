@@ -1,6 +1,6 @@
 """What the CUDA backend launches: specialisation, grid, arguments. Pure functions, no CuPy.
 
-`launches.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
+`launches.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/support/cuda_on_cpu.py).
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def activation_backward_launch(delta: Matrix, slopes: Matrix, *, step: bool) -> 
 
 
 RULES = ("sgd_rule", "momentum_rule", "nesterov_rule", "adam_rule", "adamw_rule")
-"""The functions of _optim.py that kernels/cuda/rules.cuh says again."""
+"""The functions of kernels/rules.py that kernels/cuda/rules.cuh says again."""
 RULE_NUMBERS = 8
 """How many numbers a rule takes at most."""
 

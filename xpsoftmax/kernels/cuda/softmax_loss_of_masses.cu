@@ -140,11 +140,10 @@ struct Reading {
         const Largest<Real> top = found.logit, hot = found.mass;
         found.logit = row.logit;
         rise_by(top, hot);
-        const auto is_apart = [&](int j) { return j == row.logit.index || j == row.mass.index; };
-        if (exists(top) && !is_apart(top.index)) add_exponential(top.value);
+        if (exists(top) && top.index != row.logit.index && top.index != row.mass.index) add_exponential(top.value);
         if (exists(hot) && hot.index != row.mass.index) {
             mass.add(hot.value);
-            if (hot.index != top.index && !is_apart(hot.index)) add_exponential(z_hot);
+            if (hot.index != top.index) add_exponential(z_hot);
         }
         return {{shift, others.total()}, mass.total(), away.total()};
     }
