@@ -45,7 +45,7 @@ def test_examples_in_docstrings_run(name):
 
 def test_every_public_function_has_an_example():
     functions = [getattr(xs, name) for name in xs.__all__ if inspect.isfunction(getattr(xs, name))]
-    assert len(functions) == 23
+    assert len(functions) == 31
     for function in functions:
         text = inspect.cleandoc(function.__doc__)  # from Python 3.13 on the compiler does it
         assert ">>> " in text, function.__name__
