@@ -43,6 +43,7 @@ from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.optimizers import Optimizer, State, UncorrectedAdam, VelocitySgd
 from xpsoftmax._train.steps import Stepper
 from xpsoftmax._typing import SIXTEEN_BIT, Array, Device, Namespace, dtype_name
+from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of, stand_in
 from xpsoftmax.sklearn.checks import (
     bad_logits,
     check_inputs,
@@ -313,6 +314,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.array_api_support = self.solver != "lbfgs"
+        tags.input_tags.sparse = True
         return tags
 
     # --- learning -----------------------------------------------------------------------------------------------------
@@ -324,8 +326,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array or array-like, (N, D)
             NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
-            are. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`): epochs go
-            through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
+            are. Sparse matrices and arrays of SciPy or cupyx are never made dense; formats other than CSR are
+            converted. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`):
+            epochs go through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
             `y` must be labels; inputs that are not finite are looked for when the loss is not finite.
         y : array or array-like, (N,) or (N, C)
             Labels of one kind, none of them missing: integers, booleans, strings, dates, durations, or floats of
@@ -474,13 +477,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         refuse_masked("X", X)
         if not reset:
             self._check_library(X, method)
-        if not (is_elsewhere(X) or is_lazy(X)):
+        if not (is_elsewhere(X) or is_lazy(X) or library_of(X) == "cupy"):
             if not reset and self._seen_to_fit(X) and (method != "partial_fit" or sum_is_finite(X)):
                 return X  # what is predicted is looked at on the way
             dtype: Any = self._dtype(np, X) if reset else self.coefs_[0].dtype
             return self._checked_on_host(X, dtype, reset=reset)
         if is_lazy(X):
             return self._checked_lazily(X, reset=reset)
+        if is_sparse(X):
+            return self._checked_sparsely(X, reset=reset)
         xp, array = check.as_array("X", X)
         if array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"X must have shape (N, D), both at least 1, got {tuple(array.shape)}.")
@@ -495,12 +500,24 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The same by scikit-learn's checks; but a number that is not finite is named by its row."""
         try:
             with np.errstate(over="ignore"):  # a number too large for float32 is found below
-                X = validate_data(self, X, dtype=dtype, reset=reset, ensure_all_finite=False)
+                X = validate_data(self, X, dtype=dtype, reset=reset, ensure_all_finite=False, accept_sparse="csr")
         except TypeError:
             check_no_missing(X)
             raise
         check_inputs(X)
         return X  # type: ignore[no-any-return]
+
+    def _checked_sparsely(self, X: Any, *, reset: bool) -> Any:
+        """The same for sparse matrices of cupyx."""
+        if X.ndim != 2 or 0 in X.shape:
+            raise ValueError(f"X must have shape (N, D), both at least 1, got {tuple(X.shape)}.")
+        xp = array_namespace(X.data)
+        if xp.isdtype(X.dtype, "complex floating"):
+            raise ValueError(f"X must be of real numbers, got {X.dtype}: complex data is not supported.")
+        X = as_rows(X).astype(self._dtype(xp, X) if reset else self.coefs_[0].dtype)
+        validate_data(self, X, skip_check_array=True, reset=reset)
+        check_inputs(X)
+        return X
 
     def _checked_lazily(self, X: Any, *, reset: bool) -> Array:
         """The same for dask: whether the numbers are finite shows when they are computed with."""
@@ -528,6 +545,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         own, where = array_namespace(self.coefs_[0]), device(self.coefs_[0])
         if is_lazy(X):
             X = X._meta
+        elif library_of(X) == "cupy":
+            X = X.data
         xp, there = (array_namespace(X), device(X)) if is_elsewhere(X) else (array_namespace(np.empty(0)), "cpu")
         if xp is not own or there != where:
             raise ValueError(
@@ -1295,12 +1314,16 @@ def is_lazy(X: Any) -> bool:
 
 
 def _block_of(X: Array) -> Array:
-    """What the blocks of a dask array are, without rows; any other array as it is."""
+    """What the blocks of a dask array are, without rows; a dense array for a sparse matrix; others as they are."""
+    if is_sparse(X):
+        return stand_in(array_namespace(X.data), X)
     return X._meta if is_dask_array(X) else X
 
 
 def _on_client(X: Array) -> Array:
-    """A stand-in of the shape and dtype of a dask array, for what is on the host beside it."""
+    """A stand-in of the shape and dtype of a dask array, for what is on the host beside it, or of a sparse matrix."""
+    if is_sparse(X):
+        return _block_of(X)
     return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else X
 
 
@@ -1322,7 +1345,8 @@ def _labels_here(X: Array, y: Any, weight: Any) -> tuple[Array, Any, Any]:
 
 def _beside(X: Any) -> AbstractContextManager[Any]:
     """Surroundings in which CuPy's arrays are made where `X` is."""
-    return X.device if is_cupy_array(X) else nullcontext()
+    values = X.data if library_of(X) == "cupy" else X
+    return values.device if is_cupy_array(values) else nullcontext()
 
 
 def _as_random_state(seed: Any) -> np.random.RandomState:
@@ -1350,7 +1374,7 @@ def _all_or_nothing(model: Any) -> Iterator[None]:
 
 def _taken(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
     rows = net.xp.asarray(rows, device=net.frame.device)
-    X, y, weight = (None if array is None else net.xp.take(array, rows, axis=0) for array in arrays)
+    X, y, weight = (None if a is None else a[rows] if is_sparse(a) else net.xp.take(a, rows, axis=0) for a in arrays)
     return X, y, weight
 
 
