@@ -52,7 +52,7 @@ def typecheck(session: nox.Session) -> None:
     """mypy --strict on the package, and on what a user would write."""
     session.install(".", *nox.project.dependency_groups(PYPROJECT, "typecheck"))
     session.run("mypy")
-    session.run("mypy", "tests/test_typing.py")
+    session.run("mypy", "tests/package/test_typing.py")
 
 
 @nox.session(python=OLDEST_AND_NEWEST)
@@ -92,7 +92,7 @@ def kernels(session: nox.Session) -> None:
     """Compile the CUDA kernels and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
     install(session, "test", "kernels")
     session.run("python", "-c", "from cupy.cuda import nvrtc; nvrtc.getVersion()", env=SAFE_PATH)
-    files = sorted(str(path) for name in ("cuda", "cupy") for path in Path("tests").glob(f"test_*{name}*.py"))
+    files = sorted(str(path) for name in ("cuda", "cupy") for path in Path("tests").rglob(f"test_*{name}*.py"))
     session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=TESTING)
 
 
@@ -100,7 +100,7 @@ def kernels(session: nox.Session) -> None:
 def kernels_compile(session: nox.Session) -> None:
     """Compile every CUDA kernel and specialisation for every architecture: no spills. Takes about half an hour."""
     install(session, "test", "kernels")
-    arguments = ("--kernels", "--every-kernel", "tests/test_kernels_cuda_compiled.py")
+    arguments = ("--kernels", "--every-kernel", "tests/kernels/test_kernels_cuda_compiled.py")
     session.run("pytest", "-n", "auto", *arguments, *session.posargs, env={**TESTING, "PYTEST_TIMEOUT": "3600"})
 
 
@@ -132,7 +132,7 @@ def docs(session: nox.Session) -> None:
     session.install(".[dask,io,sklearn]", *groups)
     options = ("--fail-on-warning", "--keep-going", "--fresh-env", "--builder", "html")
     session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", *session.posargs)
-    session.run("pytest", "-n", "auto", "--site", "tests/test_site.py")
+    session.run("pytest", "-n", "auto", "--site", "tests/docs/test_site.py")
 
 
 @nox.session
@@ -146,7 +146,7 @@ def build(session: nox.Session) -> None:
     (wheel,) = target.glob("*.whl")
     session.install("--force-reinstall", str(wheel))
     session.run("python", "-c", "import numpy, xpsoftmax as xs; print(xs.softmax(numpy.zeros(4)))", env=SAFE_PATH)
-    session.run("python", "-c", "from xpsoftmax.kernels.cuda import plan; plan.source('softmax_loss')", env=SAFE_PATH)
+    session.run("python", "-c", "from xpsoftmax.kernels.cuda import texts; texts.source('softmax_loss')", env=SAFE_PATH)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python docs/_truth.py
 
-prints them. `tests/test_docs.py` holds the page to them, with PyTorch where that is installed.
+prints them. `tests/docs/test_docs.py` holds the page to them, with PyTorch where that is installed.
 """
 
 from __future__ import annotations

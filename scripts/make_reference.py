@@ -1,6 +1,6 @@
-"""Compute reference values of the softmax and its loss with mpmath, for tests/test_reference.py.
+"""Compute reference values of the softmax and its loss with mpmath, for tests/loss/test_reference.py.
 
-    python scripts/make_reference.py --output tests/data/reference.json
+    python scripts/make_reference.py --output tests/loss/reference.json
 
 Every sum over "the other" classes leaves the class out, so nothing is subtracted from 1; with that, 60 digits are far
 more than the 25 that are printed. Inputs of few classes are stored as hexadecimal floats. Inputs of many classes are
@@ -146,7 +146,7 @@ def build(sizes: tuple[int, ...] = (1, 2, 3, 10, 1000, 50257)) -> dict[str, Any]
 def main() -> None:
     """Write the file, one record a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("tests/data/reference.json"))
+    parser.add_argument("--output", type=Path, default=Path("tests/loss/reference.json"))
     arguments = parser.parse_args()
     document = build()
     lines = ",\n".join(json.dumps(item) for item in document.pop("records"))

@@ -9,10 +9,10 @@ import zlib
 # Before SciPy is imported: scikit-learn's checks of array libraries want it, and 1.6 does not even load without it.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
-import _stand_in_cupy
 import numpy as np
 import pytest
-from _backends import NAMES, backend_named, unusable
+import stand_in_cupy
+from backends import NAMES, backend_named, unusable
 
 from xpsoftmax import kernels
 
@@ -36,7 +36,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--stand-in"):
-        _stand_in_cupy.install()
+        stand_in_cupy.install()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in config.getoption("--require-backend"):

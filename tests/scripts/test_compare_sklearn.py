@@ -1,0 +1,111 @@
+"""scripts/compare_sklearn.py and scripts/plot_digits.py: that they run, and what they write."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from backends import numpy_as_cupy
+
+pytest.importorskip("sklearn")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+import compare_sklearn
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["compare_sklearn.py", *arguments])
+    return compare_sklearn.main()
+
+
+def test_accuracy(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare_sklearn, "DATA_SETS", ("iris",))
+    assert run(monkeypatch, "--only", "accuracy", "--seeds", "2", "--json", str(tmp_path / "a.json")) == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    (row,) = found["accuracy"]
+    assert [len(scores) for scores in row["scores"].values()] == [2, 2]
+    assert min(row["scores"]["xpsoftmax"]) > 0.8
+    assert row["largest_difference"] == 0.0  # with three classes the fits are the same
+    assert "time" not in found
+
+
+def test_times_and_memory(monkeypatch, tmp_path):
+    """Peaks are measured by the script itself, in another process: here of its smallest case."""
+    name = "digits, 30 epochs"
+    monkeypatch.setattr(compare_sklearn, "CASES", {name: compare_sklearn.CASES[name]})
+    assert run(monkeypatch, "--only", "time", "--rounds", "1", "--json", str(tmp_path / "t.json")) == 0
+    (row,) = json.loads((tmp_path / "t.json").read_text())["time"]
+    assert row["case"] == name
+    assert min(row["ratios"].values()) >= 0.0
+    assert all(len(times) == 1 for kinds in row["seconds"].values() for times in kinds.values())
+
+
+def test_the_case_of_many_classes_has_them_all(monkeypatch):
+    case = next(case for case in compare_sklearn.CASES if case in compare_sklearn.CLASSES)
+    rng = np.random.default_rng(0)
+    small = rng.standard_normal((20, 3)), np.arange(20), {"hidden_layer_sizes": 2, "max_iter": 2}
+    monkeypatch.setattr(compare_sklearn, "CASES", {case: lambda: small})
+    for kind in compare_sklearn.KINDS:
+        model, _, _ = compare_sklearn.fitted(kind, case)
+        assert model.coefs_[-1].shape == (2, 20_000)
+        assert len(model.loss_curve_) == 2
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """NumPy in the place of CuPy, PyTorch on the CPU."""
+    runtime = SimpleNamespace(deviceSynchronize=lambda: None)
+    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy(cuda=SimpleNamespace(runtime=runtime)))
+    name = "digits, 30 epochs"
+    monkeypatch.setattr(compare_sklearn, "GPU_CASES", {name: compare_sklearn.GPU_CASES[name]})
+    return name
+
+
+def test_fits_on_a_gpu(no_gpu, monkeypatch, tmp_path):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(compare_sklearn, "in_pytorch", torch.from_numpy)
+    monkeypatch.setattr(
+        compare_sklearn, "InPytorch", lambda make=compare_sklearn.InPytorch, **options: make(device="cpu", **options)
+    )
+    assert run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json")) == 0
+    found = json.loads((tmp_path / "g.json").read_text())
+    assert "time" not in found
+    assert "accuracy" not in found
+    kinds = {row["kind"]: row for row in found["gpu"]}
+    assert list(kinds) == ["xpsoftmax on CuPy", "PyTorch on the GPU", "xpsoftmax", "scikit-learn"]
+    assert min(row["accuracy"] for row in kinds.values()) > 0.95
+    assert all(min(times) > 0 for row in kinds.values() for times in row["seconds"].values())
+
+
+def test_a_kind_that_fails_on_the_gpu_does_not_end_the_others(no_gpu, monkeypatch, tmp_path):
+    def none(array):
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr(compare_sklearn, "in_pytorch", none)
+    assert run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json")) == 1
+    found = json.loads((tmp_path / "g.json").read_text())["gpu"]
+    assert [row.get("failed") for row in found] == [None, "RuntimeError: no GPU", None, None]
+
+
+def test_an_interrupt_leaves_what_was_found(no_gpu, monkeypatch, tmp_path):
+    def interrupted(array):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_sklearn, "in_pytorch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json"))
+    (row,) = json.loads((tmp_path / "g.json").read_text())["gpu"]
+    assert row["kind"] == "xpsoftmax on CuPy"
+
+
+def test_the_picture_of_digits(monkeypatch, tmp_path, capsys):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import plot_digits
+
+    monkeypatch.setattr(sys, "argv", ["plot_digits.py", str(tmp_path / "digits.png")])
+    assert plot_digits.main() == 0
+    assert float(capsys.readouterr().out.removeprefix("accuracy:")) > 0.95
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
