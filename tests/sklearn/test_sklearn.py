@@ -648,11 +648,11 @@ def test_early_stopping_returns_to_the_best_weights(digits):
 
 def test_rows_held_out_are_a_share_of_each_class():
     y = np.repeat([0, 1, 2], [100, 20, 10])
-    train, test = MLPClassifier(early_stopping=True)._split(y, np.random.RandomState(0))
+    train, test = split_rows(y, 0.1, np.random.RandomState(0))
     np.testing.assert_array_equal(np.bincount(y[test]), [10, 2, 1])
     assert sorted([*train, *test]) == list(range(130))
     alone = np.append(y, 3)  # a class of one row cannot be shared
-    assert len(MLPClassifier(early_stopping=True)._split(alone, np.random.RandomState(0))[1]) == 14
+    assert len(split_rows(alone, 0.1, np.random.RandomState(0))[1]) == 14
 
 
 @pytest.mark.parametrize(
