@@ -146,7 +146,7 @@ def build(session: nox.Session) -> None:
     (wheel,) = target.glob("*.whl")
     session.install("--force-reinstall", str(wheel))
     session.run("python", "-c", "import numpy, xpsoftmax as xs; print(xs.softmax(numpy.zeros(4)))", env=SAFE_PATH)
-    session.run("python", "-c", "from xpsoftmax.kernels.cuda import plan; plan.source('softmax_loss')", env=SAFE_PATH)
+    session.run("python", "-c", "from xpsoftmax.kernels.cuda import texts; texts.source('softmax_loss')", env=SAFE_PATH)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from xml.etree import ElementTree as ET
 
+from _compare_text import Content, legend, sure_row, verdict, why_slow
+
 Node: TypeAlias = ET.Element
-Content: TypeAlias = dict[str, Any]
-"""What compare_backends.py writes as JSON, in which numbers that are not finite may still be."""
 Scale: TypeAlias = Callable[[float], float]
 """Where a value lies on an axis."""
 
@@ -28,6 +28,8 @@ NAMES, VALUES, ROW = 106.0, 74.0, 26.0
 """Of the plot of times: room for the names and for the numbers, and the height of a row."""
 LEVELS, CHARACTER, SPACE = 34.0, 7.5, 9.0
 """How far apart numbers on the axis upwards are; how wide a character of those below is, and the space between two."""
+DASH = 6.0
+"""Length of a dash of a curve."""
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1c2024; --quiet: #59626c; --line: #d5dadf; --bad: #b3122a;
@@ -55,8 +57,9 @@ svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--quiet); font-size: 12px; }
 svg .name { fill: var(--text); }
 .grid { stroke: var(--line); stroke-width: 1; }
-.curve { fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap: round; }
-.dot { fill: currentColor; }
+.curve { fill: none; stroke: currentColor; stroke-linejoin: round; }
+.dot, .alone { fill: currentColor; }
+.verdict { font-weight: bold; }
 .key { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .85rem; }
 .key i { display: inline-block; width: 1.1em; height: .3em; margin-right: .4em; vertical-align: middle;
   background: currentColor; }
@@ -106,24 +109,19 @@ def page(content: Content) -> bytes:
             f"{options['epochs']} epochs of minibatches of {options['batch_size']}, in {options['dtype']}: from the "
             "same first weights, with the same batches on every library.",
         ),
-        *verdict(content),
+        *findings(content),
         node("h2", "Training"),
         training(content),
-        node(
-            "p",
-            "Accuracy on the rows trained on and on others. A step takes rows, and makes loss, gradients and update: "
-            "its median and quartiles, and the speed relative to NumPy's.",
-            class_="quiet",
-        ),
+        explained(content, "train, test", "final loss", "ms a step", "speed"),
+        *(node("p", reason) for reason in why_slow(content)),
         node("div", losses(content), times(content), class_="plots"),
         node("h2", f"Largest difference from NumPy in float64, in eps of {options['dtype']}"),
         differences(content),
-        node(
-            "p",
-            "Of the loss and of each gradient, relative to its largest entry, at the first weights and at those where "
-            "training ends. The budget is what rounding alone can do at most.",
-            class_="quiet",
-        ),
+        node("p", "Of the loss and of each gradient, at the first weights and at the trained ones.", class_="quiet"),
+        explained(content, "eps", "budget"),
+        node("h2", "A sure row, by two formulas"),
+        node("p", sure_row(content)),
+        formulas(content),
         node("h2", "Where it ran"),
         surroundings(content),
     )
@@ -154,13 +152,12 @@ def colour(place: int) -> str:
     return f"c{place % len(LIGHT)}"
 
 
-def verdict(content: Content) -> list[Node]:
-    """Say what is wrong, or that nothing is, and what could not be used."""
+def findings(content: Content) -> list[Node]:
+    """Say what came out, what is wrong, and what could not be used."""
     problems, unusable = content["problems"], content["unusable"]
+    said = [node("p", verdict(content), class_="verdict")]
     if problems:
-        said = [node("ul", *(node("li", problem, class_="bad") for problem in problems))]
-    else:
-        said = [node("p", "Every library is within its limits.")]
+        said.append(node("ul", *(node("li", problem, class_="bad") for problem in problems)))
     if unusable:
         said.append(node("p", "Not used:", class_="quiet"))
         said.append(node("ul", *(node("li", f"{name}: {reason}") for name, reason in unusable.items()), class_="quiet"))
@@ -210,6 +207,27 @@ def differences(content: Content) -> Node:
     return table(("library", "weights", *quantities, "budget"), groups, f"8fr repeat({len(quantities)}, 6fr) 7fr")
 
 
+def formulas(content: Content) -> Node:
+    """Loss and gradient of the sure row, by the textbook formula and by this package."""
+    right = content["sure_row"]["exact"]
+    rows = {name: result["sure_row"] for name, result in content["backends"].items()}
+    rows["exact"] = {"textbook": right, "xpsoftmax": right}
+    bodies = []
+    for name, found in rows.items():
+        values = [found[formula][quantity] for formula in ("textbook", "xpsoftmax") for quantity in right]
+        cells = (node("td", f"{value + 0.0:.4g}") for value in values)  # + 0.0: no sign of zero
+        bodies.append(node("tbody", node("tr", node("th", name, scope="row"), *cells)))
+    header = ("library", "textbook: loss", "gradient", "xpsoftmax: loss", "gradient")
+    return table(header, bodies, "repeat(4, 1fr)")
+
+
+def explained(content: Content, *columns: str) -> Node:
+    """What columns of a table mean."""
+    meanings = legend(content)
+    terms = ((node("dt", column), node("dd", meanings[column])) for column in columns)
+    return node("dl", *(item for pair in terms for item in pair), class_="quiet")
+
+
 def _eps(value: float, limit: float) -> str:
     return f"{value:.2f}" if value <= limit else f"{value:.3g}"
 
@@ -232,7 +250,7 @@ def surroundings(content: Content) -> Node:
     return node("dl", *(node(tag, item) for name, text in terms.items() for tag, item in (("dt", name), ("dd", text))))
 
 
-def _listed(items: dict[str, Any], between: str) -> str:
+def _listed(items: Content, between: str) -> str:
     return ", ".join(f"{name}{between}{value}" for name, value in items.items())
 
 
@@ -257,17 +275,19 @@ def losses(content: Content) -> Node:
         for epoch in sorted({1, *range(step, epochs + 1, step)})
     ]
     drawn.append(node("text", "epoch", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle"))
-    for place, (name, curve) in enumerate(curves.items()):  # where all agree, every colour is still seen
-        path = _path([(across(i), down(y) if 0.0 < y < math.inf else None) for i, y in enumerate(curve, 1)])
-        width = 1.5 + 1.6 * (len(curves) - 1 - place)
-        drawn.append(node("path", node("title", name), d=path, class_=f"curve {colour(place)}", stroke_width=width))
+    for place, (name, curve) in enumerate(curves.items()):
+        points = [(across(i), down(y) if 0.0 < y < math.inf else None) for i, y in enumerate(curve, 1)]
+        drawn += [node("circle", cx=x, cy=y, r=2.0, class_=f"alone {colour(place)}") for x, y in _alone(points)]
+        path = node("path", node("title", name), d=_path(points), class_=f"curve {colour(place)}", stroke_width=2.5)
+        path.attrib.update(dashes(place, len(curves)))
+        drawn.append(path)
     key = [node("li", node("i"), node("span", name), class_=colour(i)) for i, name in enumerate(curves)]
     return node(
         "figure",
         node("h2", "Loss"),
         _svg(HEIGHT, "Mean loss of the batches of each epoch, a curve for each library", drawn),
         node("ul", *key, class_="key"),
-        node("figcaption", "Mean of the batches of an epoch. Equal curves lie on each other, the first one broadest."),
+        node("figcaption", "Mean of the batches of an epoch. Where curves coincide, their colours take turns."),
     )
 
 
@@ -348,14 +368,29 @@ def _level(y: float, text: str) -> Node:
     return node("g", line, node("text", text, x=LEFT - 6, y=y + 4, text_anchor="end"))
 
 
+def dashes(place: int, count: int) -> dict[str, str]:
+    """Return the dashes of one of several curves: where all agree, those of all take turns."""
+    if count == 1:
+        return {}
+    return {"stroke-dasharray": f"{DASH:g} {DASH * (count - 1):g}", "stroke-dashoffset": f"{-DASH * place:g}"}
+
+
 def _path(points: Sequence[tuple[float, float | None]]) -> str:
-    """Join the points, with a gap where there is none; one that is alone is a dot."""
+    """Join the points, with a gap where there is none."""
     words, joined = [], False
     for x, y in points:
         if y is not None:
-            words.append(f"L{x:.1f} {y:.1f}" if joined else f"M{x:.1f} {y:.1f}h0")
+            words.append(f"{'L' if joined else 'M'}{x:.1f} {y:.1f}")
         joined = y is not None
     return "".join(words)
+
+
+def _alone(points: Sequence[tuple[float, float | None]]) -> Iterable[tuple[float, float]]:
+    """Return the points between two gaps, which no line passes through."""
+    present = [False, *(y is not None for _, y in points), False]
+    for i, (x, y) in enumerate(points):
+        if y is not None and not present[i] and not present[i + 2]:
+            yield x, y
 
 
 def _svg(height: float, label: str, drawn: Iterable[Node]) -> Node:

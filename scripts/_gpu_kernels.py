@@ -282,7 +282,7 @@ def small_calls() -> dict[str, dict[str, float]]:
     found = {}
     for name, call in calls.items():
         microseconds, launches = of_host(call), launches_of(call)
-        bare = of_host(bare_launch(launches[0].arguments))
+        bare = of_host(bare_launch(launches[0]))
         found[name] = {"microseconds": microseconds, "launches": len(launches), "bare_microseconds": bare}
     return found
 
@@ -299,16 +299,25 @@ def of_host(call: Callable[[], Any]) -> float:
     return 1e6 * statistics.median(times[100:])
 
 
-def launches_of(call: Callable[[], Any]) -> list[Any]:
-    """What the package launches in a call."""
-    kernels = importlib.import_module("xpsoftmax.kernels.cuda.launcher")
-    run_launch, launches = kernels._run, []
-    kernels._run = lambda launch: (launches.append(launch), run_launch(launch))
+def launches_of(call: Callable[[], Any]) -> list[tuple[Any, ...]]:
+    """The arguments of each kernel that the package launches in a call."""
+    module, found = importlib.import_module("xpsoftmax.kernels.cuda.launches"), []
+    run, run_ready = module.run, module.Ready.run
+
+    def noted(launch: Any) -> None:
+        found.append(launch.arguments)
+        run(launch)
+
+    def noted_ready(ready: Any, *addresses: Any) -> None:
+        found.append(ready.in_order(addresses + ready.others))
+        run_ready(ready, *addresses)
+
+    module.run, module.Ready.run = noted, noted_ready
     try:
         call()
     finally:
-        kernels._run = run_launch
-    return launches
+        module.run, module.Ready.run = run, run_ready
+    return found
 
 
 C_TYPES = {

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
 
 import xpsoftmax as xs
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import sizes
 
 ROWS = 3
 DTYPES = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -28,9 +28,9 @@ DTYPES = {"float32": 1e-5, "bfloat16": 1e-2}
 
 def widths(dtype: str) -> list[int]:
     """The most classes that each size class covers; one class; and more than any holds: such rows are streamed."""
-    size = plan.ITEMSIZES[dtype]
-    vectors = [kind.capacity for kind in plan.size_classes("softmax_loss", dtype) if kind.vectors]
-    return [1, *((most + 1) * plan.VECTOR // size - 1 for most in vectors), (vectors[-1] + 1) * plan.VECTOR // size]
+    size = sizes.ITEMSIZES[dtype]
+    vectors = [kind.capacity for kind in sizes.size_classes("softmax_loss", dtype) if kind.vectors]
+    return [1, *((most + 1) * sizes.VECTOR // size - 1 for most in vectors), (vectors[-1] + 1) * sizes.VECTOR // size]
 
 
 def wrong(xp: Any, dtype: str) -> Iterator[str]:

@@ -14,10 +14,12 @@ current directory):
   first weights and at those where training ends and the network is sure of most rows. The unit is eps of --dtype:
   largest difference / largest entry of the reference / eps. NumPy in float64 is the reference itself: 0;
 - the time of a step (rows taken, loss, gradients, update), the median after warming up, and the speed relative to
-  NumPy. The libraries run one after the other, on a small problem: what is timed is mostly what a call costs.
+  NumPy. The libraries run one after the other, on a small problem: what is timed is mostly what a call costs;
+- loss and gradient of one sure row (`_compare_precision.py`), by the textbook formula and by this package.
 
-Exit status: 0; 1 if a library fails or is outside its error budget (`budget`) or, with the default hyper-parameters and
-seed, outside `LEAST_ACCURACY` or `ACCURACY_MARGIN`; 2 for a bad option.
+Exit status: 0; 1 if a library fails, is outside its error budget (`budget`; docs/numerics.md for the sure row) or, with
+the default hyper-parameters and seed, outside `LEAST_ACCURACY` or `ACCURACY_MARGIN`; 2 for a bad option or a missing
+package.
 
 Needs scikit-learn, rich and matplotlib: pip install '.[report]' in a clone.
 """
@@ -36,28 +38,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import _report_extra  # noqa: F401 - the first: it says how to install what the others need
 import numpy as np
+from _compare_libraries import LOADERS, Array, Backend
 from _compare_page import page
+from _compare_plot import draw
+from _compare_precision import bound, exact, relative_error, row, sure_row
+from _compare_print import show
 from _report import Parser, described, finite, surroundings
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import xpsoftmax as xs
 from xpsoftmax import Layer, init_params, mlp_logits, mlp_loss, mlp_loss_and_grad, mlp_predict
 
-Array: TypeAlias = Any
 Params: TypeAlias = tuple[Layer, ...]
 
 CLASSES = 10
 SPLIT_SEED = 0
 QUANTITIES = ("loss", "W1", "b1", "W2", "b2")
+MODULES = ("cupy", "torch", "jax", "array_api_strict", "dask")
 WARM_UP = 10
 """Steps that are not timed: they compile, and fill caches."""
-DASK_ROWS = 64
-"""Rows of a chunk: a default batch has two, so that sums over chunks are part of the comparison."""
 LEAST_ACCURACY = 0.95
 """Of the test set; with the default hyper-parameters, seeds 0 to 5 end between 96.2 and 97.3 %."""
 ACCURACY_MARGIN = 0.01
@@ -113,6 +117,7 @@ class Result:
     differences_eps: dict[str, dict[str, float]]  # state -> quantity -> distance from the reference
     step_seconds: tuple[float, ...]  # lower quartile, median, upper quartile
     losses: list[float]  # mean of each epoch
+    sure_row: dict[str, dict[str, float]] = field(default_factory=dict)  # formula -> quantity -> value
 
 
 @dataclass
@@ -130,97 +135,7 @@ class Report:
         return self.backends["numpy"].step_seconds[1] / self.backends[name].step_seconds[1]
 
 
-# --- the libraries ----------------------------------------------------------------------------------------------------
-
-
-def _as_is(value: Any) -> Any:
-    return value
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A library, and the only ways in which numbers get into it and out of it."""
-
-    version: str
-    device: str
-    asarray: Callable[[np.ndarray], Array]
-    to_numpy: Callable[[Array], np.ndarray]
-    finish: Callable[[Any], Any] = _as_is  # return the arrays once they are really there
-    compiled: Callable[[Any], Any] = _as_is
-    lazy: bool = False
-
-
-def _load_numpy(_dtype: str) -> Backend:
-    return Backend(np.__version__, "CPU", np.asarray, np.asarray)
-
-
-def _load_cupy(_dtype: str) -> Backend:
-    import cupy
-
-    gpu = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    driver = cupy.cuda.runtime.driverGetVersion()
-
-    def finish(value: Any) -> Any:
-        cupy.cuda.get_current_stream().synchronize()
-        return value
-
-    return Backend(cupy.__version__, f"{gpu}, driver for CUDA {driver}", cupy.asarray, cupy.asnumpy, finish)
-
-
-def _load_torch(_dtype: str) -> Backend:
-    import torch
-
-    version = str(torch.__version__)
-    if not torch.cuda.is_available():
-        return Backend(version, "CPU", torch.tensor, lambda tensor: tensor.numpy())
-
-    def finish(value: Any) -> Any:
-        torch.cuda.synchronize()
-        return value
-
-    device = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    asarray = functools.partial(torch.tensor, device="cuda")
-    return Backend(version, device, asarray, lambda tensor: tensor.cpu().numpy(), finish)
-
-
-def _load_jax(dtype: str) -> Backend:
-    import jax
-
-    jax.config.update("jax_enable_x64", dtype == "float64")
-    jax.config.update("jax_default_matmul_precision", "highest")  # a GPU's default for float32 is TensorFloat-32
-    device = jax.devices()[0].device_kind.replace("cpu", "CPU")
-    return Backend(jax.__version__, device, jax.numpy.asarray, np.asarray, jax.block_until_ready, jax.jit)
-
-
-def _load_strict(_dtype: str) -> Backend:
-    import array_api_strict
-
-    return Backend(array_api_strict.__version__, "CPU", array_api_strict.asarray, np.from_dlpack)
-
-
-def _load_dask(_dtype: str) -> Backend:
-    import dask
-    import dask.array
-
-    dask.config.set(scheduler="synchronous")  # a task here is far too small for a thread of its own
-
-    def asarray(values: np.ndarray) -> Array:
-        return dask.array.from_array(values, chunks=(DASK_ROWS, *values.shape[1:]))
-
-    def finish(value: Any) -> Any:
-        return dask.persist(value)[0]  # or the graph of a step would hold those of all steps before
-
-    return Backend(dask.__version__, "CPU", asarray, lambda array: np.asarray(array.compute()), finish, lazy=True)
-
-
-LOADERS: dict[str, Callable[[str], Backend]] = {
-    "numpy": _load_numpy,
-    "cupy": _load_cupy,
-    "torch": _load_torch,
-    "jax": _load_jax,
-    "array-api-strict": _load_strict,
-    "dask": _load_dask,
-}
+# --- one library ------------------------------------------------------------------------------------------------------
 
 
 def probe(name: str, dtype: str) -> Backend | str:
@@ -229,8 +144,10 @@ def probe(name: str, dtype: str) -> Backend | str:
         backend = LOADERS[name](dtype)
         ones = backend.asarray(np.ones((2, 2), dtype))
         backend.to_numpy(ones @ ones)
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name in MODULES else described(error)
     except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is the reason
-        return described(error)
+        return f"installed, but it cannot be used here: {described(error)}"
     return backend
 
 
@@ -332,6 +249,7 @@ def run(
         differences_eps={state: differences(backend, task, at, settings.dtype) for state, at in states.items()},
         step_seconds=tuple(quartiles.tolist()),
         losses=np.mean(np.reshape(losses, (settings.epochs, -1)), axis=1).tolist(),
+        sure_row=sure_row(backend, settings.dtype),
     )
 
 
@@ -388,7 +306,7 @@ def distance(found: np.ndarray, exact: np.ndarray) -> float:
 def compared(settings: Settings, task: Task, backends: dict[str, Backend], report: Report, console: Console) -> None:
     """Train on every library and add the results to the report."""
     # The second state: where NumPy in float64 ends.
-    trained, _, _ = train(_load_numpy("float64"), task, replace(settings, dtype="float64"))
+    trained, _, _ = train(LOADERS["numpy"]("float64"), task, replace(settings, dtype="float64"))
     states = {"first": task.params, "trained": trained}
     report.budgets_eps = {state: budget(task, params) for state, params in states.items()}
     columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -420,6 +338,10 @@ def judged(name: str, report: Report) -> list[str]:
         for quantity, eps in found.items()
         if not eps <= report.budgets_eps[state]  # nan is outside
     ]
+    if result.sure_row:
+        error, limit = relative_error(result.sure_row["xpsoftmax"], report.options.dtype), bound(report.options.dtype)
+        if not error <= limit:
+            problems.append(f"{name}: the sure row has a relative error of {error:.2g}, the bound is {limit:.2g}")
     if report.options == Settings(dtype=report.options.dtype):
         apart = abs(result.test_accuracy - report.backends["numpy"].test_accuracy)
         if result.test_accuracy < LEAST_ACCURACY:
@@ -429,86 +351,7 @@ def judged(name: str, report: Report) -> list[str]:
     return problems
 
 
-# --- what is printed, drawn and written -------------------------------------------------------------------------------
-
-
-def show(report: Report, console: Console) -> None:
-    """Print the tables, and what is missing or wrong."""
-    console.print(_training_table(report), _difference_table(report))
-    for name, reason in report.unusable.items():
-        console.print(f"not used: {name}: {reason}", markup=False, highlight=False)
-    for problem in report.problems:
-        console.print(f"PROBLEM: {problem}", style="bold red", markup=False, highlight=False)
-
-
-def _training_table(report: Report) -> Table:
-    options = report.options
-    table = Table(title=f"Digits: {options.hidden} hidden units, {options.epochs} epochs, {options.dtype}")
-    table.add_column("backend")
-    for heading in ("train", "test", "final loss", "ms a step", "speed"):
-        table.add_column(heading, justify="right")
-    for name, result in report.backends.items():
-        cells = (f"{result.train_accuracy:.2%}", f"{result.test_accuracy:.2%}", f"{result.final_loss:.6f}")
-        table.add_row(name, *cells, f"{1e3 * result.step_seconds[1]:.3g}", f"{report.speed(name):.3g} x")
-    return table
-
-
-def _difference_table(report: Report) -> Table:
-    table = Table(title=f"Largest difference from NumPy float64, in eps of {report.options.dtype}")
-    table.add_column("backend")
-    table.add_column("weights")
-    for heading in (*QUANTITIES, "budget"):
-        table.add_column(heading, justify="right")
-    for name, result in report.backends.items():
-        for state, found in result.differences_eps.items():
-            limit = report.budgets_eps[state]
-            cells = [f"{eps:.2f}" if eps <= limit else f"[bold red]{eps:.3g}[/]" for eps in found.values()]
-            table.add_row(name, state, *cells, f"{limit:.0f}")
-    return table
-
-
-def draw(report: Report, path: Path) -> None:
-    """Draw the loss curves and the times of a step."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    _draw_losses(left, report)
-    _draw_times(right, report)
-    figure.savefig(path, format="png", dpi=120)
-    plt.close(figure)
-
-
-def _draw_losses(axes: Any, report: Report) -> None:
-    # One over the other, the first one broadest: where all agree, every colour is still seen.
-    widths = 1.5 + 1.6 * np.arange(len(report.backends))[::-1]
-    for width, (name, result) in zip(widths, report.backends.items(), strict=True):
-        axes.plot(range(1, len(result.losses) + 1), result.losses, label=name, linewidth=width)
-    axes.set(
-        yscale="log", xlabel="epoch", ylabel="mean loss of the batches", title="Loss (equal curves lie on each other)"
-    )
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.yaxis.set_major_formatter("{x:g}")
-    for line in axes.legend().get_lines():
-        line.set_linewidth(4.0)
-
-
-def _draw_times(axes: Any, report: Report) -> None:
-    names = list(report.backends)
-    low, middle, high = 1e3 * np.array([report.backends[name].step_seconds for name in names]).T
-    colours = [f"C{i}" for i in range(len(names))]
-    bars = axes.barh(names, middle, xerr=(middle - low, high - middle), color=colours, ecolor="0.2", capsize=4)
-    axes.bar_label(bars, [f"{value:.3g} ms" for value in middle], padding=5)
-    axes.set(
-        xscale="log", xlabel="milliseconds, median and quartiles", title=f"Time of a step ({report.options.dtype})"
-    )
-    axes.set_xlim(np.min(low) / 4.0, 4.0 * np.max(high))  # room for bars and labels
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_axisbelow(True)
-    axes.grid(visible=True, axis="x", alpha=0.3)
-    axes.invert_yaxis()
+# --- what is written --------------------------------------------------------------------------------------------------
 
 
 def described_run(report: Report, argv: Sequence[str]) -> dict[str, Any]:
@@ -518,6 +361,7 @@ def described_run(report: Report, argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         **surroundings(("array-api-compat", "numpy", "scikit-learn", "matplotlib", "rich")),
         "accuracy_limits": {"least": LEAST_ACCURACY, "margin": ACCURACY_MARGIN},
+        "sure_row": {"logits": row(report.options.dtype), "exact": exact(report.options.dtype)},
         **asdict(report),
     }
     for name, result in content["backends"].items():
@@ -553,7 +397,7 @@ def usable(wanted: Sequence[str], dtype: str) -> tuple[dict[str, Backend], dict[
     probed = {name: probe(name, dtype) for name in (["numpy", *wanted] if wanted else LOADERS)}
     reasons = {name: reason for name, reason in probed.items() if isinstance(reason, str)}
     if wanted and reasons:
-        raise ValueError("; ".join(f"--backend {name} cannot be used: {reason}" for name, reason in reasons.items()))
+        raise ValueError("; ".join(f"--backend {name}: {reason}" for name, reason in reasons.items()))
     return {name: backend for name, backend in probed.items() if isinstance(backend, Backend)}, reasons
 
 
@@ -575,9 +419,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report(settings, {}, unusable)
     compared(settings, task, backends, report, console)
     report.problems += [problem for name in report.backends for problem in judged(name, report)]
-    show(report, console)
-    draw(report, given.plot)
     content = described_run(report, argv)
+    show(content, console)
+    draw(content, given.plot)
     given.json.write_text(as_json(content))
     given.html.write_bytes(page(content))
     files = f"{given.json}, {given.plot} and {given.html}"

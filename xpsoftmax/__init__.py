@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from xpsoftmax._gradcheck import check_grad, numerical_grad
     from xpsoftmax._network.files import load_params, save_params
     from xpsoftmax._network.moving import to_namespace
+    from xpsoftmax._train.clipping import clip_by_global_norm
+    from xpsoftmax._train.files import checkpoint, load_state, save_state
     from xpsoftmax._train.optimizers import adam, adamw, sgd
     from xpsoftmax._train.records import DivergenceError, TrainResult, TrainStep
+    from xpsoftmax._train.schedules import constant_schedule, cosine_schedule, step_schedule, warm_up_schedule
     from xpsoftmax._train.state import TrainState
     from xpsoftmax._train.train import train
 
@@ -33,8 +36,13 @@ __all__ = [
     "adam",
     "adamw",
     "check_grad",
+    "checkpoint",
+    "clip_by_global_norm",
+    "constant_schedule",
+    "cosine_schedule",
     "init_params",
     "load_params",
+    "load_state",
     "log_softmax",
     "logsumexp",
     "mlp_logits",
@@ -44,15 +52,18 @@ __all__ = [
     "mlp_predict",
     "numerical_grad",
     "save_params",
+    "save_state",
     "sgd",
     "softmax",
     "softmax_jacobian",
     "softmax_jvp",
     "softmax_loss",
     "softmax_loss_and_grad",
+    "step_schedule",
     "threads",
     "to_namespace",
     "train",
+    "warm_up_schedule",
 ]
 
 
@@ -61,8 +72,11 @@ _SELDOM_USED = {
     "_network.files": ("load_params", "save_params"),
     "_network.moving": ("to_namespace",),
     "_train.train": ("train",),
+    "_train.clipping": ("clip_by_global_norm",),
+    "_train.files": ("checkpoint", "load_state", "save_state"),
     "_train.optimizers": ("adam", "adamw", "sgd"),
     "_train.records": ("DivergenceError", "TrainResult", "TrainStep"),
+    "_train.schedules": ("constant_schedule", "cosine_schedule", "step_schedule", "warm_up_schedule"),
     "_train.state": ("TrainState",),
 }
 """Imported when they are asked for: importing the package should cost little."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import test_kernels_cuda as kernels
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import sizes
 
 pytestmark = [
     pytest.mark.kernels,
@@ -53,14 +53,14 @@ def rows(rng: np.random.Generator, classes: int, dtype: str) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "kind",
-    [plan.SizeClass(4, 2), plan.SizeClass(32, 4), plan.SizeClass(128, 4), plan.STREAMED],
+    [sizes.SizeClass(4, 2), sizes.SizeClass(32, 4), sizes.SizeClass(128, 4), sizes.STREAMED],
     ids=["4 lanes", "a warp", "a block", "streamed"],
 )
 @pytest.mark.parametrize("dtype", WORSE)
 def test_the_last_bit_of_exp_may_be_wrong(rng, dtype, kind, record_property):
     entries: list[int] = []
     for _ in range(30):
-        most = (kind.capacity or 2**11) * plan.VECTOR // plan.ITEMSIZES[dtype]
+        most = (kind.capacity or 2**11) * sizes.VECTOR // sizes.ITEMSIZES[dtype]
         z = rows(rng, int(rng.integers(1, most + 1)), dtype)
         y = np.where(rng.random(16) < 0.6, z.argmax(axis=1), rng.integers(z.shape[1], size=16))
         weights = (rng.uniform(0.5, 2, 16) * 10.0 ** rng.choice([0, -5, 5])).astype(dtype)

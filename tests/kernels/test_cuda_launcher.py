@@ -10,6 +10,7 @@ import ctypes
 import threading
 from types import SimpleNamespace
 
+import _gpu_kernels
 import cuda_on_cpu as cpu
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes
+from xpsoftmax.kernels.rules import Rule
 
 pytestmark = [
     pytest.mark.kernels,
@@ -50,6 +52,11 @@ def recorder(request):
 @pytest.fixture
 def cuda(recorder, monkeypatch):
     return recorder.backend(monkeypatch)
+
+
+@pytest.fixture
+def launches(recorder, cuda):
+    return recorder.modules["launches"]
 
 
 def close(actual, desired):
@@ -126,7 +133,7 @@ def test_labels_are_read_in_their_own_type(cuda, rng, dtype):
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "again" not in name])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout, activation):
     z, bias = LAYOUTS[layout](rng.normal(size=(ROWS, CLASSES))), rng.normal(size=2 * CLASSES)[::2]
     value, slope = generic.bias_activation(z, bias, activation, grad=True)
@@ -139,7 +146,7 @@ def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout,
             assert kept is None
         else:
             close(kept, slope)
-            assert activation == "relu" or out is None or kept is out
+            assert activation.kept == "value" or out is None or kept is out
     delta = array(LAYOUTS[layout](rng.normal(size=z.shape)).copy(order="K"))
     desired = generic.activation_backward(np.array(delta), slope, activation)
     assert cuda.activation_backward(delta, kept, activation) is delta
@@ -149,7 +156,7 @@ def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout,
 
 def test_without_a_gradient_no_slopes_are_written(cuda, recorder):
     z = array(np.ones((ROWS, CLASSES)))
-    value, slope = cuda.bias_activation(z, array(np.ones(CLASSES)), "relu", grad=False)
+    value, slope = cuda.bias_activation(z, array(np.ones(CLASSES)), ACTIVATIONS["relu"], grad=False)
     assert value is z
     assert slope is None
     assert (z == 2).all()
@@ -193,10 +200,10 @@ def test_numbers_beyond_the_dtype_warn_of_nothing(cuda, recorder):
 
 
 def test_a_rule_without_a_kernel_is_computed_by_the_generic_text(cuda, recorder):
-    def own_rule(p, g, rate):
-        return (p + rate * g,)
+    # Its name is that of a rule with a kernel: the look-up must not go by names.
+    ascent = Rule("sgd", lambda p, g, rate: (p + rate * g,))
 
-    (found,) = cuda.parameter_update(own_rule, [array(np.ones(3))], array(np.ones(3)), (0.5,))
+    (found,) = cuda.parameter_update(ascent, [array(np.ones(3))], array(np.ones(3)), (0.5,))
     assert (np.asarray(found) == 1.5).all()
     assert recorder.launches == []
 
@@ -209,8 +216,8 @@ def test_no_rows_need_no_launch(cuda, recorder):
         z, array(np.zeros(0, "i8")), array(np.zeros(0, "f4")), LossSpec(), grad=True
     )
     assert (losses.shape, dlogits.shape) == ((0,), (0, 3))
-    value, slope = cuda.bias_activation(z, array(np.zeros(3, "f4")), "tanh", grad=True)
-    assert cuda.activation_backward(value, slope, "tanh").shape == (0, 3)
+    value, slope = cuda.bias_activation(z, array(np.zeros(3, "f4")), ACTIVATIONS["tanh"], grad=True)
+    assert cuda.activation_backward(value, slope, ACTIVATIONS["tanh"]).shape == (0, 3)
     assert recorder.launches == []
 
 
@@ -219,6 +226,21 @@ def test_a_specialisation_is_compiled_once(cuda, recorder):
         cuda.softmax_rows(array(np.zeros((2, 5), "f4")))
     assert recorder.compiled == ["softmax"]
     assert len(recorder.launches) == 3
+
+
+def test_every_launch_of_a_call_can_be_listed(cuda, recorder, rng):
+    """scripts/gpu_check.py compares a call with a bare launch of the same arguments; so do those that are kept."""
+    z, labels = array(rng.normal(size=(ROWS, 3))), array(rng.integers(3, size=ROWS))
+    calls = {
+        "kept": lambda: cuda.softmax_loss_total(z, labels, 0.5, LossSpec(), grad=True),
+        "plain rows": lambda: cuda.softmax_rows(z),
+        "with weights": lambda: cuda.softmax_loss_rows(z, labels, array(np.ones(ROWS)), LossSpec(), grad=True),
+    }
+    for name, call in calls.items():
+        call()
+        recorder.launches.clear()
+        found = _gpu_kernels.launches_of(call)
+        assert [*map(len, found)] == [len(launch.arguments) for launch in recorder.launches] == [len(found[0])], name
 
 
 def plain_total(cuda, rng, rows=ROWS, **options):
@@ -249,8 +271,9 @@ def test_a_launch_that_is_captured_has_no_counter(cuda, recorder, rng):
 
 
 def test_each_stream_has_a_counter_of_its_own(cuda, recorder, rng):
+    losses = recorder.modules["losses"]
     seen = []
-    for recorder.stream in (7, 8, 7, cuda.PER_THREAD):
+    for recorder.stream in (7, 8, 7, losses.PER_THREAD):
         plain_total(cuda, rng)
         seen.append(int(recorder.launches[-1].arguments[-3]))
     thread = threading.Thread(
@@ -274,7 +297,7 @@ def test_a_persistent_kernel_gets_as_many_blocks_as_run_at_once(rng, monkeypatch
 
 
 @pytest.mark.parametrize("at_once", [0, 2])
-def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, at_once):
+def test_a_persistent_cluster_asks_the_driver(recorder, cuda, launches, rng, monkeypatch, at_once):
     """Where the driver does not say how many run at once, each row has a cluster of its own."""
     asked = []
 
@@ -284,7 +307,7 @@ def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, 
             count._obj.value = at_once
             return 0
 
-    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
+    monkeypatch.setattr(launches, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
     z = rng.normal(size=(5, 40_000))
     close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
     launch = recorder.launches[-1]
@@ -294,7 +317,7 @@ def test_a_persistent_cluster_asks_the_driver(recorder, cuda, rng, monkeypatch, 
 
 
 @pytest.mark.parametrize("classes", [33_000, 128_256])
-def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes):
+def test_a_ring_gets_its_shared_memory(recorder, cuda, launches, rng, monkeypatch, classes):
     """The function is allowed to have it, the driver is asked with it, and the launch has it."""
     asked = []
 
@@ -304,7 +327,7 @@ def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes
             count._obj.value = 2
             return 0
 
-    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
+    monkeypatch.setattr(launches, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: Library()}))
     z = rng.normal(size=(5, classes)).astype("f4")
     y, w = rng.integers(classes, size=5), np.ones(5, "f4")
     close(cuda.softmax_rows(array(z)), generic.softmax_rows(z))
@@ -314,7 +337,7 @@ def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes
     np.testing.assert_allclose(grad, exact[1], rtol=1e-4, atol=0)
     cuda.softmax_loss_rows(array(z), array(y), array(w), LossSpec(), grad=True)
     rings = recorder.launches
-    if cuda._capability(0) < plan.CLUSTERS_FROM:
+    if launches.capability_of(0) < sizes.CLUSTERS_FROM:
         assert not any(launch.shared_bytes for launch in rings)
         return
     for launch in rings:
@@ -323,11 +346,11 @@ def test_a_ring_gets_its_shared_memory(recorder, cuda, rng, monkeypatch, classes
     assert asked == [(rings[0].cluster, 512, rings[0].shared_bytes)] * 2  # once for each kernel
 
 
-def test_without_a_driver_there_is_no_answer(cuda, monkeypatch):
-    assert cuda._clusters_at_once(0, 512, 2, 0) == 0
+def test_without_a_driver_there_is_no_answer(launches, monkeypatch):
+    assert launches._clusters_at_once(0, 512, 2, 0) == 0
     library = SimpleNamespace(cuOccupancyMaxActiveClusters=lambda count, function, config: 1)  # an error
-    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: library}))
-    assert cuda._clusters_at_once(0, 512, 2, 0) == 0
+    monkeypatch.setattr(launches, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": lambda name: library}))
+    assert launches._clusters_at_once(0, 512, 2, 0) == 0
 
 
 def test_what_is_refused(cuda, recorder):

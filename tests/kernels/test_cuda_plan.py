@@ -11,35 +11,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes, texts
 
 MATRIX = plan.Matrix(1024, 10, 1000, 1000, "float32")
 
 
 OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
-EVERY_CLASS = sorted({kind for name in OPERATIONS for dtype in plan.SCALARS for kind in plan.size_classes(name, dtype)})
+EVERY_CLASS = sorted(
+    {kind for name in OPERATIONS for dtype in texts.SCALARS for kind in sizes.size_classes(name, dtype)}
+)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("dtype", texts.SCALARS)
 @pytest.mark.parametrize("capability", [75, 90, 120])
 def test_every_row_is_covered_by_the_smallest_class(operation, dtype, capability):
     """Wherever it begins: of C classes, at most C / per vector are in whole vectors."""
-    kinds, per = plan.classes_on(operation, dtype, capability), plan.VECTOR // plan.ITEMSIZES[dtype]
+    kinds, per = sizes.classes_on(operation, dtype, capability), sizes.VECTOR // sizes.ITEMSIZES[dtype]
     edges = {kind.capacity * per + step for kind in kinds for step in range(-9, 10)}
     for classes in sorted(edge for edge in edges if edge > 0):
         logits = plan.Matrix(1024, 10, classes, classes, dtype)
-        kind = plan.size_class(logits, capability, operation)
-        assert kind == plan.size_class(logits._replace(address=1024 + 16 // per), capability, operation)
+        kind = sizes.size_class(operation, logits.classes, logits.dtype, capability)
         assert kind.vectors == 0 or classes // per <= kind.capacity
         smaller = [k for k in kinds if k.vectors and classes // per <= k.capacity < (kind.capacity or 2**63)]
         assert not smaller, f"{classes} classes would fit {smaller}, not {kind}"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("dtype", texts.SCALARS)
 def test_classes_are_tried_from_the_smallest(operation, dtype):
-    *held, streamed = plan.size_classes(operation, dtype)
+    *held, streamed = sizes.size_classes(operation, dtype)
     capacities = [kind.capacity for kind in held]
     assert capacities == sorted(set(capacities))
     assert streamed.vectors == 0
@@ -49,9 +50,9 @@ def test_classes_are_tried_from_the_smallest(operation, dtype):
 def test_a_class_is_something_that_can_be_launched(kind):
     assert kind.threads % 32 == 0
     assert kind.threads <= 1024
-    assert plan.on_capability(kind, 90) == kind
+    assert sizes.on_capability(kind, 90) == kind
     for capability in (75, 80, 100, 120):
-        assert plan.on_capability(kind, capability).resident * kind.threads <= 1024
+        assert sizes.on_capability(kind, capability).resident * kind.threads <= 1024
     assert kind.blocks <= 8
     if not kind.slots:
         assert kind.lanes in (4, 8, 16, 32) or kind.lanes == kind.threads
@@ -59,11 +60,11 @@ def test_a_class_is_something_that_can_be_launched(kind):
     assert kind.persistent == (kind.vectors > 0 and kind.resident == 1)
 
 
-@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("dtype", texts.SCALARS)
 def test_rows_up_to_128_kib_have_one_block(dtype):
-    classes = 2**17 // plan.ITEMSIZES[dtype]
+    classes = 2**17 // sizes.ITEMSIZES[dtype]
     logits = plan.Matrix(1024, 10, classes, classes, dtype)
-    kind = plan.size_class(logits, 90)
+    kind = sizes.size_class("softmax_loss", logits.classes, logits.dtype, 90)
     assert (kind.blocks, kind.vectors > 0) == (1, True)
 
 
@@ -82,21 +83,21 @@ def test_a_ring_can_be_launched(kind):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("dtype", texts.SCALARS)
 @pytest.mark.parametrize("capability", [75, 80, 89, 90, 100, 120])
 def test_where_rows_come_through_a_ring(operation, dtype, capability):
     """From 9.0 on, where a block has the memory, in float32, where it was measured to be faster."""
-    kinds = plan.classes_on(operation, dtype, capability)
+    kinds = sizes.classes_on(operation, dtype, capability)
     rings = [kind for kind in kinds if kind.slots]
     assert bool(rings) == (dtype == "float32" and capability in (90, 100))
-    assert set(kinds) <= set(plan.size_classes(operation, dtype))
+    assert set(kinds) <= set(sizes.size_classes(operation, dtype))
     for kind in kinds:
-        assert plan.exists_on(kind, capability)
+        assert sizes.exists_on(kind, capability)
     for classes, ring in ((128_256, True), (50_257, operation in ("softmax_loss", "softmax", "logsumexp"))):
         logits = plan.Matrix(1024, 10, classes, classes, dtype)
-        kind = plan.size_class(logits, capability, operation)
+        kind = sizes.size_class(operation, logits.classes, logits.dtype, capability)
         assert bool(kind.slots) == (ring and bool(rings))
-    assert all(kind.capacity * plan.VECTOR > 2**17 for kind in rings)
+    assert all(kind.capacity * sizes.VECTOR > 2**17 for kind in rings)
 
 
 def test_a_launch_says_how_much_shared_memory_it_needs():
@@ -112,8 +113,8 @@ def test_a_launch_says_how_much_shared_memory_it_needs():
 
 def test_clusters_only_where_there_are_any():
     logits = MATRIX._replace(classes=60_000, stride=60_000)
-    assert plan.size_class(logits, 90).blocks > 1
-    assert plan.size_class(logits, 89) == plan.STREAMED
+    assert sizes.size_class("softmax_loss", logits.classes, logits.dtype, 90).blocks > 1
+    assert sizes.size_class("softmax_loss", logits.classes, logits.dtype, 89) == sizes.STREAMED
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_which_rows_take_the_quick_exponential(classes, dtype, result, quick):
     logits = plan.Matrix(1024, 3, classes, classes, dtype)
     launch = plan.rows_launch("softmax", logits, logits._replace(dtype=result), 90)
     assert dict(launch.defines)["QUICK"] == str(int(quick))
-    assert dict(launch.defines)["RESULT"] == plan.SCALARS[result]
+    assert dict(launch.defines)["RESULT"] == texts.SCALARS[result]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_how_far_rows_begin_behind_a_boundary(change, first_bytes):
 
 def test_a_class_that_does_not_cover_the_row_is_refused():
     with pytest.raises(ValueError, match=r"^kind must cover 250 vectors a row, got SizeClass\(lanes=4"):
-        plan.rows_launch("softmax", MATRIX, MATRIX, 90, plan.SizeClass(4, 1))
+        plan.rows_launch("softmax", MATRIX, MATRIX, 90, sizes.SizeClass(4, 1))
 
 
 def test_too_many_classes_or_blocks_are_refused():
@@ -163,14 +164,14 @@ def test_too_many_classes_or_blocks_are_refused():
         plan.rows_launch("softmax", MATRIX._replace(rows=2**33), MATRIX, 90)
 
 
-@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("dtype", texts.SCALARS)
 def test_rows_with_masses_are_held_as_far_as_registers_go(dtype):
-    *held, streamed = plan.mass_classes(dtype)
+    *held, streamed = sizes.mass_classes(dtype)
     for kind in held:
-        assert plan.mass_class(kind.threads * kind.held, dtype) == kind
+        assert sizes.mass_class(kind.threads * kind.held, dtype) == kind
     most = held[-1].threads * held[-1].held
     assert most == (4096 if dtype == "float64" else 8192)
-    assert plan.mass_class(most + 1, dtype) == streamed
+    assert sizes.mass_class(most + 1, dtype) == streamed
     logits = plan.Matrix(1024, 5, most + 1, most + 1, dtype)
     launch = plan.masses_launch(logits, (64, "int64"), 0, 0, None, class_weights=0, label_smoothing=0.1, z_loss=0.0)
     assert dict(launch.defines)["CLASSES_HELD"] == "0"
@@ -189,7 +190,7 @@ def test_the_grid_has_every_row():
 @pytest.mark.parametrize("kernel", sorted(path.stem for path in Path(plan.__file__).parent.glob("*.cu")))
 def test_the_source_needs_no_other_file(kernel):
     """CuPy's cache on disk knows a kernel by its text: a header elsewhere could change unseen."""
-    text = plan.source(kernel)
+    text = texts.source(kernel)
     assert "#include" not in text
     assert "#pragma once" not in text
     assert len(re.findall(r'#line 1 "ptx.cuh"', text)) == 1
@@ -232,7 +233,7 @@ def test_the_backend_can_be_imported_where_there_is_no_gpu():
     assert done.stdout == "weight_penalty\n"
 
 
-def test_only_the_launcher_imports_cupy():
+def test_plans_are_made_without_cupy():
     code = "import sys, xpsoftmax.kernels.cuda.plan; print('cupy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

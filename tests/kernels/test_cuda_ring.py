@@ -17,7 +17,7 @@ import pytest
 from test_cuda_harness import NO_ORDER, SCHEDULES, WRONG
 from test_kernels_cuda import within
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes
 
 pytestmark = [
     pytest.mark.kernels,
@@ -25,22 +25,22 @@ pytestmark = [
 ]
 
 RINGS = {
-    "cluster": plan.SizeClass(64, 4, 2, 1, slots=4, group=2),
-    "three rows": plan.SizeClass(64, 3, 2, 1, slots=9, group=1),
-    "one row": plan.SizeClass(64, 4, 2, 1, slots=2, group=2),
-    "one slot": plan.SizeClass(96, 3, 4, 1, slots=1, group=3),
-    "block": plan.SizeClass(96, 4, 1, 1, slots=4, group=2),
+    "cluster": sizes.SizeClass(64, 4, 2, 1, slots=4, group=2),
+    "three rows": sizes.SizeClass(64, 3, 2, 1, slots=9, group=1),
+    "one row": sizes.SizeClass(64, 4, 2, 1, slots=2, group=2),
+    "one slot": sizes.SizeClass(96, 3, 4, 1, slots=1, group=3),
+    "block": sizes.SizeClass(96, 4, 1, 1, slots=4, group=2),
 }
 every_ring = pytest.mark.parametrize("name", RINGS)
 ROWS = 11  # a cluster of two has five or six of them: slots are filled again and again
 
 
-def classes_of(kind: plan.SizeClass, part: float) -> int:
+def classes_of(kind: sizes.SizeClass, part: float) -> int:
     return int(kind.capacity * 4 * part) + 3
 
 
 def loss_is_right(
-    kind: plan.SizeClass,
+    kind: sizes.SizeClass,
     classes: int,
     *,
     schedule: int,
@@ -103,7 +103,7 @@ def test_every_length(name):
             assert loss_is_right(kind, classes, schedule=number, offset=number % 4), f"{classes} classes"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in plan.classes_on("softmax_loss", "float32", 90) if kind.slots])
+@pytest.mark.parametrize("kind", [kind for kind in sizes.classes_on("softmax_loss", "float32", 90) if kind.slots])
 def test_the_rings_that_are_used(kind):
     """Each cluster has six rows, more than the ring holds."""
     for schedule in range(4):

@@ -17,7 +17,7 @@ from assertions import assert_same_bits, assert_within
 from backends import unusable
 
 import xpsoftmax as xs
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import sizes, texts
 
 CLUSTERS = ("cluster", "ring")
 
@@ -36,7 +36,7 @@ def cupy(request):
 def on_gpu(case: harness.Case, *arguments: Any) -> None:
     """Run a kernel on copies of the arrays on the GPU, and bring back what became of them."""
     cupy = importlib.import_module("cupy")
-    module = cupy.RawModule(code=harness.source(case), options=plan.options(case.defines), backend="nvrtc")
+    module = cupy.RawModule(code=harness.source(case), options=texts.options(case.defines), backend="nvrtc")
     there = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
     module.get_function(case.kernel)((case.grid,), (case.block,), there, shared_mem=case.shared_bytes)
     for array, result in zip(arguments, there, strict=True):
@@ -46,7 +46,7 @@ def on_gpu(case: harness.Case, *arguments: Any) -> None:
 
 @pytest.mark.parametrize("name", harness.CASES)
 def test_small_kernels_are_right_on_cupy(name, cupy):
-    if name.startswith(CLUSTERS) and int(cupy.cuda.Device().compute_capability) < plan.CLUSTERS_FROM:
+    if name.startswith(CLUSTERS) and int(cupy.cuda.Device().compute_capability) < sizes.CLUSTERS_FROM:
         pytest.skip("clusters and bulk copies need compute capability 9.0")
     for _ in range(20):  # each time in another order
         assert harness.is_right(harness.CASES[name], on_gpu)

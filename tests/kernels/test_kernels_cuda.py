@@ -14,21 +14,21 @@ import pytest
 from assertions import TINY, assert_same_bits, assert_within
 from grid import KINDS, far_apart, labels, logits, near_the_top
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes, texts
 
 pytestmark = [
     pytest.mark.kernels,
     pytest.mark.skipif(cpu.unusable() is not None, reason=f"CUDA cannot be run on this CPU: {cpu.unusable()}"),
 ]
 
-DTYPES = tuple(plan.SCALARS)
+DTYPES = tuple(texts.SCALARS)
 LABEL_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 INF, NAN = np.inf, np.nan
 ROWS = 3
 STREAMED_CLASSES = 20_011  # odd; several steps of each thread
 
 
-def id_of(kind: plan.SizeClass) -> str:
+def id_of(kind: sizes.SizeClass) -> str:
     return f"{kind.lanes}x{kind.vectors}x{kind.blocks}{'-ring' * (kind.slots > 0)}" if kind.vectors else "streamed"
 
 
@@ -37,13 +37,13 @@ def every_class_and_dtype(*operations: str) -> Any:
     cases = [
         (kind, dtype)
         for dtype in DTYPES
-        for kind in dict.fromkeys(kind for operation in operations for kind in plan.size_classes(operation, dtype))
+        for kind in dict.fromkeys(kind for operation in operations for kind in sizes.size_classes(operation, dtype))
     ]
     return pytest.mark.parametrize(("kind", "dtype"), cases, ids=[f"{dtype}-{id_of(kind)}" for kind, dtype in cases])
 
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-every_class = pytest.mark.parametrize("kind", plan.size_classes("softmax_loss", "float32"), ids=id_of)
+every_class = pytest.mark.parametrize("kind", sizes.size_classes("softmax_loss", "float32"), ids=id_of)
 
 
 class Setting(NamedTuple):
@@ -66,11 +66,11 @@ SETTINGS = (
 )
 
 
-def classes_of(kind: plan.SizeClass, dtype: str, setting: Setting, number: int) -> int:
+def classes_of(kind: sizes.SizeClass, dtype: str, setting: Setting, number: int) -> int:
     """As many classes as this size class covers; every other time about half of them, or one."""
     if kind.vectors == 0:
         return (STREAMED_CLASSES, 511, 1)[number % 3]
-    per = plan.VECTOR // plan.ITEMSIZES[dtype]
+    per = sizes.VECTOR // sizes.ITEMSIZES[dtype]
     most = kind.capacity * per + per - 1
     return max((most, most // 2 + 1, most, min(3, most))[number % 4], 1)
 
@@ -108,7 +108,7 @@ def in_working_precision(launch_into: Any, x: np.ndarray, dtype: str, setting: S
     launch_into(given, out)
     out.assert_only_rows_changed()
     results = (wide if sixteen else out).rows.copy().view(Results)
-    if sixteen and plan.takes_quick(x.shape[1], dtype, dtype):
+    if sixteen and texts.takes_quick(x.shape[1], dtype, dtype):
         results.narrow, results.dtype_name = out.rows.copy(), dtype
     elif sixteen:
         assert_same_bits(out.rows, cpu.to_bits(wide.rows, dtype).view(out.rows.dtype))
@@ -161,7 +161,7 @@ def logsumexp(x: np.ndarray, dtype: str, *, kind=None, setting=PLAIN) -> np.ndar
     return sums
 
 
-def cases(rng, kind: plan.SizeClass, dtype: str):
+def cases(rng, kind: sizes.SizeClass, dtype: str):
     """Each kind of logits in one of the settings: bits, the same in the working precision, setting."""
     for number, name in enumerate(KINDS):
         setting = SETTINGS[number % len(SETTINGS)]
@@ -399,7 +399,7 @@ def test_smoothing_of_a_long_row(rng, dtype, shape, record_property):
     z = cpu.from_bits(x, dtype)
     y = np.array([70_000, 3])
     exact = oracle.softmax_loss(z, y, label_smoothing=0.1, reduction="none")
-    losses, grad = loss(x, dtype, y, kind=plan.STREAMED, smoothing=0.1)
+    losses, grad = loss(x, dtype, y, kind=sizes.STREAMED, smoothing=0.1)
     entries: list[int] = []
     within(losses, exact.loss, 2, entries)
     within(grad, exact.grad, z.size // 2, entries)
@@ -430,11 +430,11 @@ def test_all_rows_may_have_one_weight(rng, dtype, smoothing, masses):
 # --- rows without numbers, rows that do not count ---------------------------------------------------------------------
 
 ROUTES = {  # a size class of each kind, and the kernel for masses
-    "lanes": plan.size_classes("softmax_loss", "float32")[0],
-    "block": plan.SizeClass(128, 4),
-    "cluster": plan.SizeClass(512, 4, 2, 1),
-    "ring": plan.SizeClass(64, 4, 2, 1, slots=4, group=2),
-    "streamed": plan.STREAMED,
+    "lanes": sizes.size_classes("softmax_loss", "float32")[0],
+    "block": sizes.SizeClass(128, 4),
+    "cluster": sizes.SizeClass(512, 4, 2, 1),
+    "ring": sizes.SizeClass(64, 4, 2, 1, slots=4, group=2),
+    "streamed": sizes.STREAMED,
     "masses": None,
 }
 every_route = pytest.mark.parametrize("route", ROUTES)
@@ -541,7 +541,7 @@ def test_mass_on_an_impossible_class_is_an_infinite_loss():
 @every_dtype
 def test_half_a_million_classes(rng, dtype, shape, record_property):
     """Streamed: the shift moves with a rising row, and thousands of terms are added by each thread."""
-    classes = 524_309 + plan.size_classes("softmax_loss", dtype)[-2].capacity * plan.VECTOR // plan.ITEMSIZES[dtype]
+    classes = 524_309 + sizes.size_classes("softmax_loss", dtype)[-2].capacity * sizes.VECTOR // sizes.ITEMSIZES[dtype]
     steps = np.arange(classes) / classes
     z = {"rising": 60 * steps, "falling": -60 * steps, "nearly equal": 1e-3 * steps, "staircase": np.floor(steps * 40)}
     x = cpu.to_bits(np.stack([z[shape], rng.permutation(z[shape])]), dtype)
@@ -557,7 +557,7 @@ def test_half_a_million_classes(rng, dtype, shape, record_property):
 
 @pytest.mark.parametrize(
     "kind",
-    [plan.SizeClass(512, 16, 2, 1), plan.SizeClass(480, 18, 2, 1, slots=6, group=6), plan.STREAMED],
+    [sizes.SizeClass(512, 16, 2, 1), sizes.SizeClass(480, 18, 2, 1, slots=6, group=6), sizes.STREAMED],
     ids=["cluster", "ring", "streamed"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -587,7 +587,7 @@ def test_a_stream_that_rises_a_little_late(dtype, lead, record_property):
     y = np.array([5, classes - 5])
     entries: list[int] = []
     exact = oracle.softmax_loss(x, y, reduction="none")
-    losses, grad = loss(x, dtype, y, kind=plan.STREAMED)
+    losses, grad = loss(x, dtype, y, kind=sizes.STREAMED)
     within(losses, exact.loss, 0, entries)
     within(grad, exact.grad, 0, entries)
     record_property("compared", sum(entries))
@@ -601,7 +601,7 @@ def test_smoothing_of_a_stream_that_rises_a_little_late(dtype, label):
     x[0, 9000:9100] = 3.9
     x[0, 5] = label
     exact = oracle.softmax_loss(x, np.array([5]), label_smoothing=0.1, reduction="none")
-    losses, grad = loss(x, dtype, np.array([5]), kind=plan.STREAMED, smoothing=0.1)
+    losses, grad = loss(x, dtype, np.array([5]), kind=sizes.STREAMED, smoothing=0.1)
     within(losses, exact.loss, 1, [])
     within(grad, exact.grad, x.size, [])
 
@@ -664,7 +664,7 @@ def test_a_rows_bits_are_its_own(rng, kind):
         assert_same_bits(loss(others, "float32", y, kind=kind, setting=setting)[1][3], grad[3])
 
 
-@pytest.mark.parametrize("kind", plan.size_classes("softmax_loss", "float64"), ids=id_of)
+@pytest.mark.parametrize("kind", sizes.size_classes("softmax_loss", "float64"), ids=id_of)
 def test_the_order_of_threads_changes_no_bit(rng, kind):
     """In float64, where no schedule has errors of its own."""
     x = rng.normal(size=(5, classes_of(kind, "float64", Setting(), 0))) * 10

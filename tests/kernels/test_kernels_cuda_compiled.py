@@ -8,7 +8,7 @@ from __future__ import annotations
 import cuda_compiled as gpu
 import pytest
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes, texts
 
 nvrtc = getattr(pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda, "nvrtc", None)
 if nvrtc is None:
@@ -32,7 +32,7 @@ def share_of(arch, dtype, *, every):
     return specialisations[others.index(arch) :: len(others)]
 
 
-@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("dtype", texts.SCALARS)
 @pytest.mark.parametrize("arch", gpu.ARCHITECTURES)
 def test_compiles_within_its_registers_and_without_spills(arch, dtype, request, record_property):
     """With --every-kernel everything is compiled for every architecture, which takes half an hour."""
@@ -47,10 +47,10 @@ def test_compiles_within_its_registers_and_without_spills(arch, dtype, request, 
     record_property("compiled", len(share))
 
 
-@pytest.mark.parametrize("dtype", plan.SCALARS)
+@pytest.mark.parametrize("dtype", texts.SCALARS)
 @pytest.mark.parametrize("arch", gpu.ARCHITECTURES)
 def test_every_size_class_and_kernel_is_a_specialisation(arch, dtype):
-    held = sum(len(plan.classes_on(name, dtype, arch)) for name in gpu.OPERATIONS)
+    held = sum(len(sizes.classes_on(name, dtype, arch)) for name in gpu.OPERATIONS)
     others = 4 + (9 + len(plan.RULES) if dtype in ("float32", "float64") else 0)
     assert len(list(gpu.specialisations(arch, dtype))) >= held + others
 
@@ -58,8 +58,8 @@ def test_every_size_class_and_kernel_is_a_specialisation(arch, dtype):
 @pytest.mark.parametrize("arch", [80, 90])
 def test_a_cluster_is_compiled_for_no_architecture_without_clusters(arch):
     """An old NVRTC gives a newer GPU the newest code that it knows: it must not be wrong without a word."""
-    defines = plan.defines(plan.SizeClass(512, 4, 2, 1), "float32", "float32", quick=False)
-    if arch >= plan.CLUSTERS_FROM:
+    defines = texts.defines(sizes.SizeClass(512, 4, 2, 1), "float32", "float32", quick=False)
+    if arch >= sizes.CLUSTERS_FROM:
         gpu.compiled("softmax", defines, arch)
     else:
         with pytest.raises(gpu.CompileError, match=r"compute capability 9\.0"):
@@ -114,7 +114,7 @@ def test_instructions_an_element_without_edges_and_label(kernel, dtype, quick, m
 @counted
 def test_an_instruction_more_an_element_is_counted(monkeypatch):
     """The test of the count: a text that asks at every element whether it is the label's."""
-    source = plan.source("softmax")
+    source = texts.source("softmax")
     there = "for (int i = 0; i < PER; ++i) e[i] = way(e[i]);"
     assert there in source
     monkeypatch.setattr(

@@ -17,8 +17,9 @@ import pytest
 from backends import backend_named, unusable
 
 import xpsoftmax as xs
-from xpsoftmax._network.files import PARAMS, _save_arrays
+from xpsoftmax._network.files import PARAMS
 from xpsoftmax._network.layers import CARRYING
+from xpsoftmax._network.tensors import save_arrays
 from xpsoftmax.kernels.activations import ACTIVATIONS
 
 N, D, C = 300, 2, 2
@@ -530,7 +531,7 @@ def metadata_of(path):
 def stored(path, params, metadata):
     names = (f"layers.{i}.{part}" for i in range(len(params)) for part in ("weight", "bias"))
     arrays = (array for layer in params for array in layer)
-    _save_arrays(path, dict(zip(names, arrays, strict=True)), metadata)
+    save_arrays(path, dict(zip(names, arrays, strict=True)), metadata)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

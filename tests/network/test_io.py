@@ -19,7 +19,8 @@ from assertions import assert_like, assert_same_bits
 
 import xpsoftmax as xs
 from xpsoftmax._arguments.host import to_host, to_library
-from xpsoftmax._network.files import PARAMS, _load_arrays, _save_arrays
+from xpsoftmax._network.files import PARAMS
+from xpsoftmax._network.tensors import load_arrays, save_arrays
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SIZES = (3, 5, 2)
@@ -475,7 +476,7 @@ def test_importing_the_package_does_not_import_them():
 # --- in one step ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_fault", ["os.fsync", "pathlib.Path.replace", "xpsoftmax._network.files.to_host"])
+@pytest.mark.parametrize("at_fault", ["os.fsync", "pathlib.Path.replace", "xpsoftmax._network.tensors.to_host"])
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["OSError", "interrupt"])
 def test_an_older_file_survives_an_error(at_fault, error, monkeypatch, path, rng):
     older = drawn(rng)
@@ -535,6 +536,70 @@ xs.save_params({str(path)!r}, xs.init_params((3, 2), rng=1))
     assert process.returncode == -signal.SIGKILL
     assert len(left_in(path.parent)) == 2  # the new one was being written
     assert_same_params(xs.load_params(path), xs.init_params((3, 2), rng=0))
+    xs.save_params(path.with_name("another"), xs.init_params((3, 2), rng=0))
+    assert left_in(path.parent) == ["another", path.name]  # the next writer has removed what was left
+
+
+@POSIX
+def test_the_file_of_a_live_writer_is_left_alone(path):
+    """It waits before the new name, and many others write meanwhile."""
+    code = f"""
+import pathlib, xpsoftmax as xs
+replace = pathlib.Path.replace
+def waiting(source, target):
+    print(source.name, flush=True)
+    input()
+    return replace(source, target)
+pathlib.Path.replace = waiting
+xs.save_params({str(path)!r}, xs.init_params((3, 2), rng=1))
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        temporary = process.stdout.readline().strip()
+        for i in range(3):
+            xs.save_params(path.with_name(f"other-{i}"), xs.init_params((3, 2), rng=0))
+            assert path.with_name(temporary).exists()
+        process.communicate("\n")
+    assert process.returncode == 0
+    assert left_in(path.parent) == [path.name, "other-0", "other-1", "other-2"]
+    assert_same_params(xs.load_params(path), xs.init_params((3, 2), rng=1))
+
+
+@POSIX
+def test_a_file_that_is_taken_for_a_leftover_before_it_is_locked(monkeypatch, path, rng):
+    """Another writer removes it between its creation and its lock: there is a second one."""
+    fcntl = pytest.importorskip("fcntl")
+    flock, seen = fcntl.flock, []
+
+    def locked(file, how):
+        if not seen:
+            seen.append(file.name)
+            Path(file.name).unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    host = drawn(rng)
+    xs.save_params(path, host)
+    assert len(seen) == 1
+    assert_same_params(xs.load_params(path), host)
+    assert left_in(path.parent) == [path.name]
+
+
+@POSIX
+def test_a_file_system_without_locks(monkeypatch, path, rng):
+    """Files are written as before; nothing is taken for a leftover."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def failing(file, how):
+        raise OSError("no locks")
+
+    monkeypatch.setattr(fcntl, "flock", failing)
+    leftover = path.with_name(".xpsoftmax-0123456789abcdef.part")
+    leftover.touch()
+    host = drawn(rng)
+    xs.save_params(path, host)
+    assert_same_params(xs.load_params(path), host)
+    assert left_in(path.parent) == [leftover.name, path.name]
 
 
 def test_bytes_reach_the_disk_before_the_name(monkeypatch, path, rng):
@@ -542,7 +607,8 @@ def test_bytes_reach_the_disk_before_the_name(monkeypatch, path, rng):
     fsync, replace = os.fsync, Path.replace
 
     def synced(descriptor):
-        steps.append(("fsync", os.fstat(descriptor).st_size))
+        found = os.fstat(descriptor)
+        steps.append(("fsync", "folder" if stat.S_ISDIR(found.st_mode) else found.st_size))
         fsync(descriptor)
 
     def replaced(source, target):
@@ -554,7 +620,8 @@ def test_bytes_reach_the_disk_before_the_name(monkeypatch, path, rng):
     monkeypatch.setattr(Path, "replace", replaced)
     xs.save_params(path, drawn(rng))
     size = path.stat().st_size
-    assert steps == [("fsync", size), ("replace", size)]
+    assert steps[:2] == [("fsync", size), ("replace", size)]
+    assert steps[2:] == ([("fsync", "folder")] if os.name == "posix" else [])
 
 
 @POSIX
@@ -608,8 +675,8 @@ def test_arrays_and_what_json_can_say_about_them(path, rng):
         "order": np.arange(5, dtype=">u4"),
     }
     metadata = {"rng": {"state": 2**127 + 1}, "history": {"loss": [0.1, None, 1e-300]}, "name": "Zürich \0 \U0001f600"}
-    _save_arrays(path, arrays, metadata)
-    found, said = _load_arrays(path)
+    save_arrays(path, arrays, metadata)
+    found, said = load_arrays(path)
     assert said == metadata
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():

@@ -76,6 +76,77 @@ def test_progress_is_printed_without_a_terminal(finished):
     assert process.stdout.index("numpy 2") < process.stdout.index("array-api-strict") < process.stdout.index("Digits")
 
 
+def test_the_printed_text_explains_its_columns_and_ends_with_the_verdict(finished):
+    process, _ = finished
+    text = " ".join(process.stdout.split())
+    meanings = (
+        "train, test: share",
+        "ms a step: median",
+        "speed: NumPy's time",
+        "eps: 1.19e-07",
+        "budget: the largest",
+    )
+    order = [text.index(words) for words in (*meanings, "A sure row: logits 20, 0, -1 in float32", "Every library is")]
+    assert order == sorted(order)
+    assert "array-api-strict takes" in text
+    assert "it checks each operation" in text
+
+
+def test_the_textbook_formula_loses_the_sure_row_and_this_package_does_not(finished):
+    _, folder = finished
+    content = json.loads((folder / "new/a.json").read_text())
+    right = content["sure_row"]["exact"]
+    assert right["loss"] == pytest.approx(2.8194e-9, rel=1e-4)
+    for result in content["backends"].values():
+        assert result["sure_row"]["textbook"] == {"loss": 0.0, "gradient": 0.0}
+        assert result["sure_row"]["xpsoftmax"] == pytest.approx(right, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_exact_numbers_of_the_sure_row(script, dtype):
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(50):
+        first, *others = (mpmath.exp(logit) for logit in script.row(dtype))
+        p = first / (first + sum(others))
+        wanted = {"loss": float(-mpmath.log(p)), "gradient": float(p - 1)}
+    assert script.exact(dtype) == pytest.approx(wanted, rel=1e-15)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_a_sure_row_that_is_wrong_is_a_problem(script, value):
+    right = script.exact("float32")
+    found = {"textbook": right, "xpsoftmax": right | {"gradient": value}}
+    result = script.Result("", "", 1.0, 0.97, 0.0, {}, (1.0, 1.0, 1.0), [], found)
+    report = script.Report(script.Settings(epochs=2), {}, {}, {"dask": result})
+    (problem,) = script.judged("dask", report)
+    assert problem.startswith("dask: the sure row has a relative error of")
+    result.sure_row["xpsoftmax"] = right
+    assert script.judged("dask", report) == []
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
+    """Its imports are refused, as where it is not installed; so is the package itself, in a clone."""
+    for name in ("rich", "xpsoftmax"):
+        code = "\n".join(
+            (
+                "import importlib.util, runpy, sys",
+                "find = importlib.util.find_spec",
+                f"importlib.util.find_spec = lambda name, *more: None if name == {name!r} else find(name, *more)",
+                f"sys.path.insert(0, {str(SCRIPT.parent)!r})",
+                f"sys.argv = [{str(SCRIPT)!r}]",
+                f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')",
+            )
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert process.returncode == 2, process.stderr
+        assert process.stderr == (
+            f"compare_backends.py: not installed: {name}.\n"
+            "In a clone of the repository: python -m pip install '.[report]'\n"
+        )
+
+
 def test_json_has_results_of_both_backends(finished):
     _, folder = finished
     content = json.loads((folder / "new/a.json").read_text())
@@ -200,13 +271,24 @@ def test_numpy_in_float64_is_the_reference(run):
 
 def test_absent_backends_are_listed_with_the_reason(script, run, monkeypatch):
     def absent(dtype):
-        raise ModuleNotFoundError("No module named 'cupy'")
+        raise ModuleNotFoundError("No module named 'cupy'", name="cupy")
 
-    monkeypatch.setattr(script, "LOADERS", {"numpy": script.LOADERS["numpy"], "cupy": absent})
+    def incomplete(dtype):
+        raise ModuleNotFoundError("No module named 'jaxlib'", name="jaxlib")
+
+    def broken(dtype):
+        raise RuntimeError("no device")
+
+    loaders = {"numpy": script.LOADERS["numpy"], "cupy": absent, "jax": incomplete, "torch": broken}
+    monkeypatch.setattr(script, "LOADERS", loaders)
     status, content, text = run()
     assert status == 0
-    assert content["unusable"] == {"cupy": "ModuleNotFoundError: No module named 'cupy'"}
-    assert "not used: cupy: ModuleNotFoundError: No module named 'cupy'" in text
+    assert content["unusable"] == {
+        "cupy": "not installed",
+        "jax": "ModuleNotFoundError: No module named 'jaxlib'",
+        "torch": "installed, but it cannot be used here: RuntimeError: no device",
+    }
+    assert "not used: cupy: not installed\n" in text
 
 
 def test_a_backend_that_is_asked_for_must_be_usable(script, run, monkeypatch, capsys):
@@ -217,7 +299,8 @@ def test_a_backend_that_is_asked_for_must_be_usable(script, run, monkeypatch, ca
     with pytest.raises(SystemExit) as stop:
         run("--backend", "cupy")
     assert stop.value.code == 2
-    assert capsys.readouterr().err == ("compare_backends.py: --backend cupy cannot be used: RuntimeError: no device\n")
+    reason = "installed, but it cannot be used here: RuntimeError: no device"
+    assert capsys.readouterr().err == f"compare_backends.py: --backend cupy: {reason}\n"
     assert not Path("report").exists()
 
 

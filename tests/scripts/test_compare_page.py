@@ -27,6 +27,7 @@ from _compare_page import (
     VALUES,
     WIDTH,
     bounds,
+    dashes,
     logarithmic,
     node,
     page,
@@ -46,7 +47,7 @@ def content():
     """What a run says: NumPy's own, under the names of six libraries."""
     settings = compare_backends.Settings(epochs=12)
     task = compare_backends.drawn(settings)
-    report = compare_backends.Report(settings, {}, {"nothing": "ModuleNotFoundError: No module named 'nothing'"})
+    report = compare_backends.Report(settings, {}, {"nothing": "not installed"})
     states = {"first": task.params, "trained": task.params}
     report.budgets_eps = {state: compare_backends.budget(task, params) for state, params in states.items()}
     backend = compare_backends.LOADERS["numpy"]("float32")
@@ -116,8 +117,11 @@ def test_the_page_has_the_numbers_of_the_json(content):
         assert value in text
     for package, version in content["versions"].items():
         assert f"{package} {version}" in text
-    assert "Every library is within its limits." in text
-    assert "nothing: ModuleNotFoundError" in text
+    assert "Every library is within its limits: 6 libraries" in text
+    assert "nothing: not installed" in text
+    assert "-2.819e-09" in text
+    for column in ("train, test", "ms a step", "speed", "eps", "budget"):
+        assert f"{column}\n" in text
 
 
 def test_a_text_is_only_text(faulty):
@@ -125,7 +129,8 @@ def test_a_text_is_only_text(faulty):
     shown = NASTY.replace("\ud800", "�")  # what no file can hold
     for text in (f"torch failed: {shown}", f"cupy: {shown}", f"python {shown}", f", {shown}"):
         assert text in seen
-    assert "Every library is within its limits." not in seen
+    assert "Every library is within its limits" not in seen
+    assert "Not as it should be: 2 problems with 6 libraries." in seen
 
 
 def test_differences_over_the_budget_stand_out(faulty):
@@ -140,6 +145,21 @@ def test_a_curve_has_a_line_for_each_library_and_gaps_where_there_is_no_number(f
     assert len(curves) == len(faulty["backends"])
     assert [d.count("M") for d in curves] == [1, 1, 2, 1, 1, 1]
     assert [d.count("L") for d in curves] == [11, 11, 0, 11, 11, 11]
+    alone = [a for tag, a in elements if tag == "circle" and a["class"] == "alone c2"]
+    assert len(alone) == 2
+
+
+def test_where_curves_coincide_their_dashes_take_turns():
+    """Every place along the curve is in a dash of exactly one of the libraries."""
+    for count in (2, 5):
+        patterns = [dashes(place, count) for place in range(count)]
+        for length in range(200):
+            drawn = 0
+            for pattern in patterns:
+                on, off = map(float, pattern["stroke-dasharray"].split())
+                drawn += (length + 0.5 + float(pattern["stroke-dashoffset"])) % (on + off) < on
+            assert drawn == 1
+    assert dashes(0, 1) == {}
 
 
 def test_losses_that_are_none_of_them_numbers_are_no_error(content):

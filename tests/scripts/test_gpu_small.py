@@ -11,7 +11,7 @@ import pytest
 from backends import numpy_as_cupy
 
 import xpsoftmax as xs
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import sizes
 
 
 @pytest.fixture
@@ -23,14 +23,9 @@ def cupy(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", _gpu_small.DTYPES)
-@pytest.mark.parametrize("shift", [0, 1])
-def test_every_size_class_is_run(dtype, shift):
-    size = plan.ITEMSIZES[dtype]
-    kinds = {
-        plan.size_class(plan.Matrix(256 + shift * size, 3, classes, classes + shift, dtype), 90)
-        for classes in _gpu_small.widths(dtype)
-    }
-    assert kinds == set(plan.classes_on("softmax_loss", dtype, 90))
+def test_every_size_class_is_run(dtype):
+    kinds = {sizes.size_class("softmax_loss", classes, dtype, 90) for classes in _gpu_small.widths(dtype)}
+    assert kinds == set(sizes.classes_on("softmax_loss", dtype, 90))
 
 
 def test_what_is_right_is_not_wrong(cupy, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes, texts
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
@@ -54,9 +54,9 @@ def compiled(kernel: str, defines: Defines, arch: int, text: str | None = None) 
     """Compile a kernel, or another text of it, with CuPy's options."""
     from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(plan.source(kernel) if text is None else text, f"{kernel}.cu", (), ())
+    program = nvrtc.createProgram(texts.source(kernel) if text is None else text, f"{kernel}.cu", (), ())
     try:
-        options = (*plan.options(defines), *OF_CUPY, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v")
+        options = (*texts.options(defines), *OF_CUPY, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v")
         try:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError:
@@ -74,41 +74,41 @@ def compiled(kernel: str, defines: Defines, arch: int, text: str | None = None) 
 def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
     """Everything that the launcher can ask for on this architecture."""
     for kernel in OPERATIONS:
-        for kind in plan.classes_on(kernel, dtype, arch):
-            kind = plan.on_capability(kind, arch)
+        for kind in sizes.classes_on(kernel, dtype, arch):
+            kind = sizes.on_capability(kind, arch)
             for result, quick in ways(kernel, kind, dtype):
-                defines = plan.defines(kind, dtype, result, quick=quick)
+                defines = texts.defines(kind, dtype, result, quick=quick)
                 yield Specialisation(f"{kernel} {name_of(kind)}", kernel, defines, kind.threads, kind.resident)
     for result in dict.fromkeys((dtype, plan.REALS[dtype].__name__)):
-        for kind in plan.mass_classes(dtype):
+        for kind in sizes.mass_classes(dtype):
             name = f"softmax_loss_of_masses {kind.threads}x{kind.held}"
-            defines = plan.mass_defines(kind, dtype, result)
+            defines = texts.mass_defines(kind, dtype, result)
             yield Specialisation(name, "softmax_loss_of_masses", defines, kind.threads, kind.resident)
     yield Specialisation("bad_labels", "bad_labels", plan.LABEL_DEFINES, 256, 4)
     if dtype in ("float32", "float64"):  # the working precisions
         yield Specialisation("total", "total", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         units = [("bias_activation", "ACTIVATION", name) for name in ACTIVATIONS]
-        units += [("parameter_update", "RULE", name) for name in plan.RULES]
+        units += [("parameter_update", "RULE", name) for name in plan.RULES.values()]
         units += [("activation_backward", "STEP", step) for step in "01"]
         for kernel, key, value in units:
             defines = plan.unit_defines(dtype, (key, value))
             yield Specialisation(f"{kernel} {value}", kernel, defines, plan.UNIT_THREADS, 4)
 
 
-def name_of(kind: plan.SizeClass) -> str:
+def name_of(kind: sizes.SizeClass) -> str:
     """Threads of a row in a block, vectors of each, blocks."""
     return f"{kind.lanes}x{kind.vectors}x{kind.blocks}"
 
 
-def ways(kernel: str, kind: plan.SizeClass, dtype: str) -> list[tuple[str, bool]]:
+def ways(kernel: str, kind: sizes.SizeClass, dtype: str) -> list[tuple[str, bool]]:
     """Types of results, and whether their exponentials are quick, that rows of this class can have."""
-    per = plan.VECTOR // plan.ITEMSIZES[dtype]
+    per = sizes.VECTOR // sizes.ITEMSIZES[dtype]
     if per < 8:
         return [(dtype, False)]
     most = kind.capacity * per + per - 1
-    few = kind.vectors > 0 and kind.capacity * per <= plan.QUICK_FROM  # rows below 256 classes may have it
+    few = kind.vectors > 0 and kind.capacity * per <= texts.QUICK_FROM  # rows below 256 classes may have it
     narrow = ([(dtype, False)] if few else []) + (
-        [(dtype, True)] if most >= plan.QUICK_FROM or not kind.vectors else []
+        [(dtype, True)] if most >= texts.QUICK_FROM or not kind.vectors else []
     )
     return narrow if kernel == "logsumexp" else [*narrow, ("float32", False)]
 
@@ -143,7 +143,7 @@ PLAIN = (
 
 def plain(kernel: str) -> str:
     """The text with all of that taken out."""
-    text = plan.source(kernel)
+    text = texts.source(kernel)
     for there, instead in PLAIN:
         if there not in text:
             raise ValueError(f"the text has no {there!r}")
@@ -157,15 +157,15 @@ def lines_an_element(
     """Instructions of 8 vectors a thread less those of 4, over the elements between; `without` edges and label."""
     text = plain(kernel) if without else None
     few, many = (
-        len(instructions(kernel, plan.defines(kind, dtype, result or dtype, quick=quick), arch, text))
-        for kind in (plan.SizeClass(512, 4, resident=2), plan.SizeClass(512, 8, resident=2))
+        len(instructions(kernel, texts.defines(kind, dtype, result or dtype, quick=quick), arch, text))
+        for kind in (sizes.SizeClass(512, 4, resident=2), sizes.SizeClass(512, 8, resident=2))
     )
-    return (many - few) / (4 * plan.VECTOR // plan.ITEMSIZES[dtype])
+    return (many - few) / (4 * sizes.VECTOR // sizes.ITEMSIZES[dtype])
 
 
 def main() -> None:
     if "--registers" in sys.argv:
-        for dtype in plan.SCALARS:
+        for dtype in texts.SCALARS:
             for each in specialisations(90, dtype):
                 registers, spilled, _ = compiled(each.kernel, each.defines, 90)
                 print(f"{each.name}, {dtype}: {registers} of {each.most_registers} registers, {spilled} bytes spilled")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, texts
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
 KERNELS = Path(plan.__file__).parent
@@ -108,7 +108,7 @@ def _call(*command: str) -> None:
 
 @cache
 def fibers() -> tuple[Path, ctypes.CDLL]:
-    text = plan.with_headers("fibers.cpp", lambda name: (HERE / name).read_text("utf-8"))
+    text = texts.with_headers("fibers.cpp", lambda name: (HERE / name).read_text("utf-8"))
     path = _compiled(text, ("-O2",))
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     library.failure.restype = ctypes.c_char_p
@@ -123,7 +123,7 @@ def kernel(
     watch: bool = False,
 ) -> ctypes.CDLL:
     """The kernel compiled for this CPU; with `change`, some of its text is replaced by other text."""
-    text = _changed(plan.with_headers(f"{name}.cu", read), change)
+    text = _changed(texts.with_headers(f"{name}.cu", read), change)
     head = "".join(f"#define {key} {value}\n" for key, value in defines) + "#include <utility>\n"
     path, _ = fibers()
     flags = WATCHING if watch else ()

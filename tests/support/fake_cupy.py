@@ -1,4 +1,4 @@
-"""As much of CuPy as kernels/cuda/launcher.py uses, on NumPy arrays; kernels run on the CPU (cuda_on_cpu.py).
+"""As much of CuPy as the launcher uses, on NumPy arrays; kernels run on the CPU (cuda_on_cpu.py).
 
 `only_launches` is for calls that must consist of launches alone, and says how often they wait for the GPU.
 """
@@ -10,15 +10,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cuda_on_cpu as cpu
 import numpy as np
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, texts
 
 MULTIPROCESSORS = 3
+IMPORT_CUPY = ("arrays", "launches", "rows", "losses", "layers", "launcher")
+"""The modules of kernels/cuda/ that import CuPy, each after those that it imports."""
 
 
 class Device(AbstractContextManager):
@@ -78,6 +81,7 @@ class Recorder:
     def __init__(self, capability: int) -> None:
         self.launches: list[plan.Launch] = []
         self.compiled: list[str] = []
+        self.modules: dict[str, ModuleType] = {}
         self.module = ModuleType("cupy")
         self.capturing, self.stream = False, 7
         runtime = SimpleNamespace(
@@ -103,11 +107,11 @@ class Recorder:
 
     def _raw_module(self, *, code: str, options: tuple[str, ...], backend: str) -> Any:
         assert backend == "nvrtc"
-        assert options[: len(plan.COMPILER_OPTIONS)] == plan.COMPILER_OPTIONS
-        defines = tuple(tuple(option[2:].split("=")) for option in options[len(plan.COMPILER_OPTIONS) :])
+        assert options[: len(texts.COMPILER_OPTIONS)] == texts.COMPILER_OPTIONS
+        defines = tuple(tuple(option[2:].split("=")) for option in options[len(texts.COMPILER_OPTIONS) :])
 
         def get_function(name: str) -> Any:
-            assert code == plan.source(name)
+            assert code == texts.source(name)
             self.compiled.append(name)
 
             def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int) -> None:
@@ -123,10 +127,14 @@ class Recorder:
         return SimpleNamespace(get_function=get_function)
 
     def backend(self, monkeypatch: Any) -> ModuleType:
-        """kernels/cuda/launcher.py, which takes this module for CuPy."""
+        """The launcher, imported with all that is below it while this module stands for CuPy."""
         monkeypatch.setitem(sys.modules, "cupy", self.module)
-        path = plan.Path(plan.__file__).with_name("launcher.py")
-        spec = importlib.util.spec_from_file_location("cuda_on_fake_cupy", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        for name in IMPORT_CUPY:
+            path = Path(plan.__file__).with_name(f"{name}.py")
+            spec = importlib.util.spec_from_file_location(f"{plan.__package__}.{name}", path)
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, spec.name, module)
+            monkeypatch.setattr(sys.modules[plan.__package__], name, module, raising=False)
+            spec.loader.exec_module(module)
+            self.modules[name] = module
         return module

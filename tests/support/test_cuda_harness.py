@@ -14,7 +14,7 @@ import cuda_on_cpu as cpu
 import numpy as np
 import pytest
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes, texts
 
 pytestmark = [
     pytest.mark.kernels,
@@ -547,7 +547,7 @@ def source(case: Case) -> str:
     def text(name: str) -> str:
         return (cpu.KERNELS / name).read_text("utf-8") if name == "ptx.cuh" else cpu.read(name)
 
-    return plan.with_headers(f"{case.kernel}.cu", text)
+    return texts.with_headers(f"{case.kernel}.cu", text)
 
 
 def compile_for(case: Case, arch: int) -> str:
@@ -556,7 +556,7 @@ def compile_for(case: Case, arch: int) -> str:
     if nvrtc is None:
         pytest.skip("a stand-in for CuPy has no NVRTC")
     program = nvrtc.createProgram(source(case), f"{case.kernel}.cu", (), ())
-    options = (*plan.options(case.defines), "-ftz=true", "--device-as-default-execution-space")
+    options = (*texts.options(case.defines), "-ftz=true", "--device-as-default-execution-space")
     try:
         nvrtc.compileProgram(program, (*options, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"))
     except nvrtc.NVRTCError:
@@ -572,7 +572,7 @@ def compile_for(case: Case, arch: int) -> str:
 def test_the_kernels_compile_for_gpus(name, arch):
     """ptxas knows the instructions; below 9.0 those of clusters are missing."""
     case = CASES.get(name, Case("elementary", defines=(("THREADS", "64"),)))
-    if name.startswith(("cluster", "ring")) and arch < plan.CLUSTERS_FROM:
+    if name.startswith(("cluster", "ring")) and arch < sizes.CLUSTERS_FROM:
         with pytest.raises(SyntaxError, match="Unresolved extern function"):
             compile_for(case, arch)
         return
@@ -583,19 +583,19 @@ def test_the_kernels_compile_for_gpus(name, arch):
 
 ROWS = 5  # a persistent block or cluster has more than two of them
 WATCHED = {
-    "lanes": plan.SizeClass(8, 2),
-    "block": plan.SizeClass(128, 4),
-    "block that fills a multiprocessor": plan.SizeClass(128, 4, resident=1),
-    "cluster": plan.SizeClass(128, 2, 4, resident=1),
-    "ring": plan.SizeClass(64, 4, 2, resident=1, slots=4, group=2),
-    "streamed": plan.STREAMED,
+    "lanes": sizes.SizeClass(8, 2),
+    "block": sizes.SizeClass(128, 4),
+    "block that fills a multiprocessor": sizes.SizeClass(128, 4, resident=1),
+    "cluster": sizes.SizeClass(128, 2, 4, resident=1),
+    "ring": sizes.SizeClass(64, 4, 2, resident=1, slots=4, group=2),
+    "streamed": sizes.STREAMED,
 }
 
 
-def row_launches(kind: plan.SizeClass, dtype: str, *, in_place: bool) -> Any:
+def row_launches(kind: sizes.SizeClass, dtype: str, *, in_place: bool) -> Any:
     """Launches of the operations on rows, each with the memory that it may use. No row lies on a 16-byte boundary."""
     vectors = kind.lanes * kind.vectors * kind.blocks
-    classes = vectors * plan.VECTOR // plan.ITEMSIZES[dtype] - 16 if vectors else 9001
+    classes = vectors * sizes.VECTOR // sizes.ITEMSIZES[dtype] - 16 if vectors else 9001
     z = np.random.default_rng(classes).normal(size=(ROWS, classes)) * 5
     real = cpu.working(dtype)
     y = np.array([0, classes - 1, classes // 2, 1, 2])
@@ -622,7 +622,7 @@ def test_the_kernels_of_rows_stay_within_their_memory_and_in_order(kind, dtype):
             cpu.run(made, memory=memory, watch=True, schedule=schedule)
 
 
-def loss_and_total(kind: plan.SizeClass, *, schedule: int, change: tuple[str, str] | None = None) -> bool:
+def loss_and_total(kind: sizes.SizeClass, *, schedule: int, change: tuple[str, str] | None = None) -> bool:
     """Whether a launch that adds up its losses, watched, gives their sum, twice with the same counter."""
     classes = kind.lanes * kind.vectors * kind.blocks * 4 - 8
     z = np.random.default_rng(classes).normal(size=(ROWS, classes)).astype("f4")
@@ -651,7 +651,7 @@ def loss_and_total(kind: plan.SizeClass, *, schedule: int, change: tuple[str, st
     return right
 
 
-FOUR_ROWS = plan.SizeClass(32, 2)  # in a block; each has its own threads, and losses of its own
+FOUR_ROWS = sizes.SizeClass(32, 2)  # in a block; each has its own threads, and losses of its own
 TOTALS = [FOUR_ROWS, *(kind for name, kind in WATCHED.items() if name != "streamed")]
 
 

@@ -14,16 +14,16 @@ import pytest
 import test_kernels_cuda as kernels
 from grid import labels
 
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, sizes, texts
 
 pytestmark = [
     pytest.mark.kernels,
     pytest.mark.skipif(cpu.unusable() is not None, reason=f"CUDA cannot be run on this CPU: {cpu.unusable()}"),
 ]
 
-LANES, HELD, QUICK = plan.SizeClass(8, 2), plan.SizeClass(128, 4), plan.SizeClass(128, 1)
-CLUSTER, STREAMED = plan.SizeClass(128, 2, 4, 1), plan.STREAMED
-RING = plan.SizeClass(64, 4, 2, 1, slots=4, group=2)
+LANES, HELD, QUICK = sizes.SizeClass(8, 2), sizes.SizeClass(128, 4), sizes.SizeClass(128, 1)
+CLUSTER, STREAMED = sizes.SizeClass(128, 2, 4, 1), sizes.STREAMED
+RING = sizes.SizeClass(64, 4, 2, 1, slots=4, group=2)
 
 
 class Fault(NamedTuple):
@@ -31,7 +31,7 @@ class Fault(NamedTuple):
 
     text: str
     instead: str
-    kind: plan.SizeClass
+    kind: sizes.SizeClass
     dtype: str = "float32"
     smoothing: float = 0.0
 
@@ -160,7 +160,7 @@ def failure(fault: Fault, change: tuple[str, str] | None) -> str | None:
     return None
 
 
-def inputs(rng: np.random.Generator, classes: int, kind: plan.SizeClass):
+def inputs(rng: np.random.Generator, classes: int, kind: sizes.SizeClass):
     """Rows that a fault may show on: any, sure ones, steadily rising ones, nearly equal ones.
 
     More of them where blocks take row after row: barriers in shared memory are used again from the third row on.
@@ -191,7 +191,7 @@ def test_faults_are_caught(name, record_property):
     fault = FAULTS[name]
     kernel = "softmax_loss_smoothed" if fault.smoothing else "softmax_loss"
     quick = fault.kind is QUICK
-    defines = plan.defines(fault.kind, fault.dtype, fault.dtype, quick=quick)
+    defines = texts.defines(fault.kind, fault.dtype, fault.dtype, quick=quick)
     cpu.kernel(kernel, defines, (fault.text, fault.instead))  # it compiles
     reason = failure(fault, (fault.text, fault.instead))
     assert reason is not None

@@ -7,9 +7,9 @@ from array_api_compat import device as device_of
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.host import to_host, to_library
-from xpsoftmax._network.files import check_dtype
 from xpsoftmax._network.layers import PairsOfArrays, Params, kind_of
 from xpsoftmax._network.network import as_network
+from xpsoftmax._network.tensors import check_dtype
 from xpsoftmax._typing import Array, Device, Namespace, dtype_name
 
 

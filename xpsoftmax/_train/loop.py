@@ -14,7 +14,7 @@ from xpsoftmax._network.layers import Params, alike
 from xpsoftmax._network.network import Network, copied
 from xpsoftmax._train.data import on_host
 from xpsoftmax._train.interrupts import Interrupted, interrupts
-from xpsoftmax._train.optimizers import Optimizer
+from xpsoftmax._train.optimizers import Optimizer, State
 from xpsoftmax._train.records import BEFORE, DivergenceError, TrainResult, TrainStep
 from xpsoftmax._train.state import History, TrainState
 from xpsoftmax._train.steps import Steps
@@ -97,7 +97,7 @@ class Run:
         self.rng = dict(self.generator.bit_generator.state)
         epoch = self.stepper.batches(self.generator, self.batch_size)
         self.batches = len(epoch)
-        first, updates, going = self.step, self.state[0], True
+        going = True
         for batch in islice(epoch, self.step, None):
             loss = self.one_step(batch)
             self.losses.append(loss)
@@ -108,7 +108,7 @@ class Run:
             if not going or interrupted():
                 going = False
                 break
-        self.collect(first, updates)
+        self.settle()
         return going
 
     def one_step(self, batch: Any) -> Any:
@@ -128,7 +128,7 @@ class Run:
 
     def asked_to_stop(self, callback: Callable[[TrainStep], object], loss: Any) -> bool:
         number = len(self.history["loss"]) + len(self.losses) - 1
-        step = TrainStep(self.epoch, number, loss, lambda: self.params_of(self.layers))
+        step = TrainStep(self.epoch, number, loss, lambda: self.params_of(self.layers), self.state_now)
         try:
             return bool(callback(step))
         except KeyboardInterrupt:
@@ -196,7 +196,7 @@ class Run:
         raise DivergenceError(step, loss, result, reason)
 
     def settle(self) -> None:
-        """Go back to the last step that was completed, where something ended the one after it."""
+        """Bring the losses of the steps that were completed to the history."""
         made = sum(type(loss) is not float for loss in self.losses)
         self.collect(self.step - len(self.losses), self.state[0] - made)
 
@@ -230,12 +230,22 @@ class Run:
         narrow = tuple(type(layer)(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in layers)
         return copied(net, narrow, net.dtype)
 
-    def result(self, *, best: bool) -> TrainResult:
-        layers = self.best[2] if best and self.best is not None else self.layers
+    def state_now(self) -> TrainState:
+        """A copy of all that changes; the losses of the steps before are looked at."""
+        self.settle()
+        net = self.stepper.given
+        layers = copied(net, self.layers, net.working)
+        updates, *kept = self.state
+        return self._state_of(layers, (updates, *(copied(net, arrays, net.working) for arrays in kept)))
+
+    def _state_of(self, layers: Params, optimizer: State) -> TrainState:
         history = {name: list(values) for name, values in self.history.items()}
         sizes = self.stepper.rows, self.batch_size, self.stepper.blocks
-        state = TrainState(self.layers, self.state, self.rng, self.epoch, self.step, self.best, history, *sizes)
-        return TrainResult(self.params_of(layers), self.history, state)
+        return TrainState(layers, optimizer, self.rng, self.epoch, self.step, self.best, history, *sizes)
+
+    def result(self, *, best: bool) -> TrainResult:
+        layers = self.best[2] if best and self.best is not None else self.layers
+        return TrainResult(self.params_of(layers), self.history, self._state_of(self.layers, self.state))
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class TrainStep:
         On a GPU it is still there: ``float(loss)`` waits for it.
     params : tuple of Layer
         A copy, made when it is asked for: in the callback, not later.
+    state : TrainState
+        All that `train` needs to go on after this step, for `save_state`. A copy, too, and on a GPU it waits.
 
     Examples
     --------
@@ -63,20 +65,32 @@ class TrainStep:
     (3, 1, 1)
     """
 
-    def __init__(self, epoch: int, step: int, loss: Any, copy: Callable[[], Params]) -> None:
+    def __init__(
+        self, epoch: int, step: int, loss: Any, params: Callable[[], Params], state: Callable[[], TrainState]
+    ) -> None:
         self.epoch, self.step, self.loss = epoch, step, loss
-        self._copy: Callable[[], Params] | None = copy
+        self._params, self._state = params, state
+        self._passed = False
 
     @property
     def params(self) -> Params:
         """The parameters after the step."""
-        if self._copy is None:
-            raise RuntimeError("params must be asked for while the callback runs: training has gone on since.")
-        return self._copy()
+        self._check_present("params")
+        return self._params()
+
+    @property
+    def state(self) -> TrainState:
+        """The state after the step."""
+        self._check_present("state")
+        return self._state()
+
+    def _check_present(self, name: str) -> None:
+        if self._passed:
+            raise RuntimeError(f"{name} must be asked for while the callback runs: training has gone on since.")
 
     def pass_by(self) -> None:
-        """Training goes on: the parameters will be others."""
-        self._copy = None
+        """Training goes on: parameters and state will be others."""
+        self._passed = True
 
     def __repr__(self) -> str:
         return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"

@@ -1,180 +1,39 @@
-"""What the CUDA backend launches: source text, specialisation, grid, arguments. Pure functions, no CuPy.
+"""What the CUDA backend launches: specialisation, grid, arguments. Pure functions, no CuPy.
 
-`launcher.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
-docs/adr/0009-cuda-kernels.md says why the size classes are what they are.
+`launches.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-VECTOR = 16
-"""Bytes that a thread reads at once."""
+from xpsoftmax.kernels import rules
+from xpsoftmax.kernels.cuda import texts
+from xpsoftmax.kernels.cuda.sizes import (
+    ITEMSIZES,
+    VECTOR,
+    SizeClass,
+    covers,
+    mass_class,
+    on_capability,
+    size_class,
+    whole_vectors,
+)
+from xpsoftmax.kernels.cuda.texts import SCALARS, mass_defines
+
 MOST_CLASSES = 2**31 - 17
 """Largest number of classes: positions within a vector beyond the row must fit 32 bits."""
 MOST_BLOCKS = 2**31 - 1
 """Largest grid that CUDA launches."""
-CLUSTERS_FROM = 90
-"""Compute capability from which blocks can form clusters."""
-LITTLE_SHARED_MEMORY_FROM = 120
-"""Compute capability from which a block has 99 KiB of shared memory again, not 227 KiB as from 9.0 on."""
 LEAST_CAPABILITY = 75
 """Compute capability from which the kernels are compiled in the tests: 7.5, Turing."""
-SCALARS = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
 REALS = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 """The working precision of each dtype."""
-ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-COMPILER_OPTIONS = ("-std=c++17", "--fmad=false")
-"""Without fused multiply-add the merges of partial sums are symmetric, and the text means what a CPU makes of it."""
-
-
 LEAST_SMOOTHING = 1e-6
 """Below, the terms of smoothing no longer cover what is lost of probabilities that are subnormal."""
-
-
-class SizeClass(NamedTuple):
-    """How a row is laid on threads (kernels/cuda/rows.cuh)."""
-
-    lanes: int  # threads of a row in each block
-    vectors: int  # 16-byte vectors that each holds; 0: the row is streamed
-    blocks: int = 1  # of a row: more than one form a cluster
-    resident: int = 2  # blocks that shall fit on a multiprocessor at once
-    slots: int = 0  # of a ring in shared memory that the row comes through; 0: straight into registers
-    group: int = 1  # vectors of each thread that a slot holds
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block; a ring has a warp of its own that fills it."""
-        return self.lanes + 32 if self.slots else max(self.lanes, 128)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
-        return self.slots * self.group * self.lanes * VECTOR
-
-    @property
-    def rows(self) -> int:
-        """Rows of a block."""
-        return self.threads // self.lanes
-
-    @property
-    def capacity(self) -> int:
-        """How many whole vectors of a row it holds."""
-        return self.lanes * self.vectors * self.blocks
-
-    @property
-    def persistent(self) -> bool:
-        """Whether its blocks take row after row."""
-        return self.resident == 1 and self.vectors > 0
-
-
-STREAMED = SizeClass(512, 0)
-_FEW_LANES = (
-    SizeClass(4, 1, resident=8),
-    SizeClass(4, 2, resident=8),
-    SizeClass(8, 2, resident=8),
-    SizeClass(16, 2, resident=8),
-    SizeClass(32, 2, resident=8),
-    SizeClass(32, 4, resident=8),
-)
-_CLUSTERS = (
-    SizeClass(1024, 8, 2, 1),
-    SizeClass(512, 25, 2, 1),
-    SizeClass(1024, 8, 4, 1),
-    SizeClass(1024, 8, 8, 1),
-)
-# Rows that come through shared memory: of float32, too long for one block, where that was measured to be faster. Each
-# takes the place of the class before it, on devices that have enough shared memory.
-_SHORT_RING = SizeClass(480, 14, 2, 1, slots=14, group=2)
-_LONG_RING = SizeClass(480, 9, 8, 1, slots=9, group=3)
-_SINGLE = (
-    *_FEW_LANES,
-    SizeClass(32, 8, resident=8),
-    SizeClass(128, 4, resident=10),
-    SizeClass(256, 4, resident=6),
-    SizeClass(512, 4, resident=3),
-    SizeClass(512, 8, resident=2),
-    SizeClass(1024, 8, resident=1),
-    SizeClass(512, 25, resident=1),
-    _SHORT_RING,
-    *_CLUSTERS[:-1],
-    _LONG_RING,
-    _CLUSTERS[-1],
-    STREAMED,
-)
-# Results of 16 bits take more registers than the logits: for what comes out of each word, two numbers.
-_SIXTEEN_BITS = (
-    *_FEW_LANES,
-    SizeClass(32, 8, resident=8),
-    SizeClass(128, 4, resident=10),
-    SizeClass(256, 4, resident=5),
-    SizeClass(256, 8, resident=4),
-    SizeClass(512, 8, resident=2),
-    SizeClass(1024, 7, resident=1),
-    SizeClass(1024, 8, resident=1),
-    SizeClass(512, 25, resident=1),
-    *_CLUSTERS,
-    STREAMED,
-)
-# An exponential in float64 takes many registers of its own.
-_DOUBLE = (
-    *(kind._replace(resident=4) for kind in (*_FEW_LANES, SizeClass(32, 8))),
-    SizeClass(128, 4, resident=6),
-    SizeClass(256, 4, resident=3),
-    SizeClass(256, 8, resident=2),
-    SizeClass(512, 8, resident=1),
-    SizeClass(512, 16, resident=1),
-    *(SizeClass(512, 16, blocks, 1) for blocks in (2, 4, 8)),
-    SizeClass(256, 0),
-)
-_ALL_CLASSES = {"float16": _SIXTEEN_BITS, "bfloat16": _SIXTEEN_BITS, "float32": _SINGLE, "float64": _DOUBLE}
-_TAKE_MORE_REGISTERS = ("softmax_loss_smoothed", "log_softmax")
-
-
-@cache
-def size_classes(operation: str, dtype: str) -> tuple[SizeClass, ...]:
-    """Size classes of an operation, smallest first; a row gets the first that covers it.
-
-    docs/adr/0009-cuda-kernels.md has the reasons. A class is left out, or has fewer blocks resident, where its threads
-    would run out of registers.
-    """
-    kinds = _ALL_CLASSES[dtype]
-    if operation not in _TAKE_MORE_REGISTERS:
-        return kinds
-    few = (kind for kind in kinds if kind.vectors < 25 and kind != _SHORT_RING)
-    return tuple(dict.fromkeys(_with_more_registers(kind, operation, dtype) for kind in few))
-
-
-@cache
-def classes_on(operation: str, dtype: str, capability: int) -> tuple[SizeClass, ...]:
-    """Those that a device of this compute capability (as 90 for 9.0) takes: a ring replaces the class before it."""
-    kinds = [kind for kind in size_classes(operation, dtype) if exists_on(kind, capability)]
-    if dtype == "float64" and capability >= 120:  # 16 vectors of it spill there
-        kinds = [kind for kind in kinds if kind.vectors < 16]
-    return tuple(kind for kind, after in zip(kinds, (*kinds[1:], STREAMED), strict=True) if not after.slots)
-
-
-def _with_more_registers(kind: SizeClass, operation: str, dtype: str) -> SizeClass:
-    if kind.slots:
-        return kind
-    if dtype == "float64" and kind.vectors == 16:
-        return kind._replace(vectors=8)
-    if operation == "softmax_loss_smoothed" and dtype == "float32" and kind.threads >= 512 and kind.vectors == 8:
-        return SizeClass(512, 8, min(2 * kind.blocks, 8) if kind.threads == 1024 else 1, 1)
-    if kind.threads == 1024 and (operation == "log_softmax" or kind.vectors == 8):
-        return SizeClass(512, 16, kind.blocks, kind.resident)
-    if kind.lanes == 32 and kind.vectors == 8:
-        return kind._replace(resident=min(kind.resident, 6))
-    return kind._replace(resident={10: 8, 6: 5, 5: 4, 3: 2}.get(kind.resident, kind.resident))
-
-
-QUICK_FROM = 256
-"""Number of classes from which results of 16 bits take the quick exponential (kernels/cuda/exponentials.cuh)."""
 
 
 class Matrix(NamedTuple):
@@ -206,48 +65,6 @@ class Launch(NamedTuple):
     cluster: int = 1  # blocks of a cluster
     persistent: bool = False  # the grid may be any smaller number of clusters: as many as run at once
     shared_bytes: int = 0  # dynamic shared memory of a block
-
-
-def size_class(logits: Matrix, capability: int, operation: str = "softmax_loss") -> SizeClass:
-    """Return the class of rows like these on a device of this compute capability (as 90 for 9.0)."""
-    return _size_class(operation, logits.classes, logits.dtype, capability)
-
-
-@cache
-def _size_class(operation: str, classes: int, dtype: str, capability: int) -> SizeClass:
-    vectors = whole_vectors(classes, dtype)
-    return next(kind for kind in classes_on(operation, dtype, capability) if covers(kind, vectors))
-
-
-def on_capability(kind: SizeClass, capability: int) -> SizeClass:
-    """The class with as many blocks resident as the device can have: threads, and registers without spills.
-
-    Only on GPUs of 9.0, where the classes were measured, are there more than 1024 threads. Code for other GPUs takes
-    a few registers more. Turing, which has no instructions for pairs of bfloat16, takes the most.
-    """
-    most = 1536 if capability == CLUSTERS_FROM else 1024
-    if capability < 80 and kind.vectors >= 4:
-        most = 512
-    return kind._replace(resident=max(min(kind.resident, most // kind.threads), 1))
-
-
-def exists_on(kind: SizeClass, capability: int) -> bool:
-    """Whether a device has such a class: clusters, shared memory, registers for as many threads and vectors."""
-    if kind.slots:
-        return CLUSTERS_FROM <= capability < LITTLE_SHARED_MEMORY_FROM
-    if kind.blocks > 1:
-        return capability >= CLUSTERS_FROM
-    return capability >= 80 or (kind.threads <= 512 and kind.vectors <= 8)
-
-
-def whole_vectors(classes: int, dtype: str) -> int:
-    """Most whole vectors of a row, wherever it begins."""
-    return classes * ITEMSIZES[dtype] // VECTOR
-
-
-def covers(kind: SizeClass, vectors: int) -> bool:
-    """Whether a class holds so many vectors of a row; what it did not hold would silently be left out."""
-    return kind.vectors == 0 or kind.capacity >= vectors
 
 
 def rows_launch(
@@ -346,8 +163,14 @@ def activation_backward_launch(delta: Matrix, slopes: Matrix, *, step: bool) -> 
     return _units_launch("activation_backward", delta, ("STEP", str(int(step))), _rows_of(slopes))
 
 
-RULES = ("sgd_rule", "momentum_rule", "nesterov_rule", "adam_rule", "adamw_rule")
-"""The functions of _optim.py that kernels/cuda/rules.cuh says again."""
+RULES = {
+    rules.SGD: "sgd_rule",
+    rules.MOMENTUM: "momentum_rule",
+    rules.NESTEROV: "nesterov_rule",
+    rules.ADAM: "adam_rule",
+    rules.ADAMW: "adamw_rule",
+}
+"""The function of kernels/cuda/rules.cuh for each update rule that it has."""
 RULE_NUMBERS = 8
 """How many numbers a rule takes at most."""
 
@@ -429,109 +252,8 @@ def _units_launch(kernel: str, units: Matrix, define: tuple[str, str], arguments
     )
 
 
-class MassClass(NamedTuple):
-    """How a row with target masses is laid on the threads of a block (kernels/cuda/softmax_loss_of_masses.cu)."""
-
-    threads: int
-    held: int  # classes of each thread in registers; 0: any number, which are read again
-    resident: int
-
-
-_MASSES_OF_SINGLE = (
-    MassClass(32, 4, 16),
-    MassClass(128, 4, 8),
-    MassClass(512, 4, 2),
-    MassClass(512, 8, 2),
-    MassClass(512, 16, 1),
-    MassClass(512, 0, 2),
-)
-_MASSES_OF_DOUBLE = (
-    MassClass(32, 4, 16),
-    MassClass(128, 4, 4),
-    MassClass(512, 4, 1),
-    MassClass(512, 8, 1),
-    MassClass(512, 0, 1),
-)
-
-
-def mass_classes(dtype: str) -> tuple[MassClass, ...]:
-    """Smallest first; the last one takes any row."""
-    return _MASSES_OF_DOUBLE if dtype == "float64" else _MASSES_OF_SINGLE
-
-
-@cache
-def mass_class(classes: int, dtype: str) -> MassClass:
-    """The first class that holds a row."""
-    return next(kind for kind in mass_classes(dtype) if kind.held == 0 or classes <= kind.threads * kind.held)
-
-
-def defines(kind: SizeClass, dtype: str, result: str, *, quick: bool) -> tuple[tuple[str, str], ...]:
-    """The specialisation that rows.cuh asks for."""
-    ring = (("SLOTS", str(kind.slots)), ("GROUP", str(kind.group))) if kind.slots else ()
-    return (
-        ("SCALAR", SCALARS[dtype]),
-        ("RESULT", SCALARS[result]),
-        ("QUICK", str(int(quick))),
-        ("LANES", str(kind.lanes)),
-        ("VECTORS", str(kind.vectors)),
-        ("BLOCKS", str(kind.blocks)),
-        ("THREADS", str(kind.threads)),
-        ("RESIDENT", str(kind.resident)),
-        *ring,
-    )
-
-
-def takes_quick(classes: int, dtype: str, result: str) -> bool:
-    """Whether rows of so many classes, written in the type `result`, take the quick exponential."""
-    return ITEMSIZES[dtype] == 2 and result == dtype and classes >= QUICK_FROM
-
-
 def _result_dtype(logits: Matrix, result: Matrix | None) -> str:
     return logits.dtype if result is None else result.dtype
-
-
-@cache
-def mass_defines(kind: MassClass, dtype: str, result: str) -> tuple[tuple[str, str], ...]:
-    """The specialisation of the kernel for target masses."""
-    return (
-        ("SCALAR", SCALARS[dtype]),
-        ("RESULT", SCALARS[result]),
-        ("THREADS", str(kind.threads)),
-        ("CLASSES_HELD", str(kind.held)),
-        ("RESIDENT", str(kind.resident)),
-    )
-
-
-def options(specialisation: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """Compiler options of a specialisation."""
-    return (*COMPILER_OPTIONS, *(f"-D{name}={value}" for name, value in specialisation))
-
-
-@cache
-def source(kernel: str) -> str:
-    """Text of a kernel with its headers in place: CuPy's cache of compiled kernels knows only this text."""
-    return with_headers(f"{kernel}.cu", lambda name: (Path(__file__).parent / name).read_text("utf-8"))
-
-
-def with_headers(name: str, read: Callable[[str], str]) -> str:
-    """Text of a file in which each `#include "..."` is replaced, once, by the file it names."""
-    seen: set[str] = set()
-
-    def text(name: str) -> str:
-        if name in seen:
-            return ""
-        seen.add(name)
-        lines = [f'#line 1 "{name}"']
-        for number, line in enumerate(read(name).splitlines(), 1):
-            if line.startswith('#include "'):
-                lines += [text(line.split('"')[1]), f'#line {number + 1} "{name}"']
-            elif line != "#pragma once":
-                lines.append(line)
-            else:
-                lines.append("")
-        return "\n".join(lines)
-
-    return text(name) + "\n"
 
 
 def _launch(
@@ -571,15 +293,15 @@ def _row_shape(
     operation: str, rows: int, classes: int, dtype: str, result: str, kind: SizeClass | None, capability: int
 ) -> _RowShape:
     if kind is None:
-        kind = _size_class(operation, classes, dtype, capability)
+        kind = size_class(operation, classes, dtype, capability)
     kind = on_capability(kind, capability)
     if not covers(kind, whole_vectors(classes, dtype)):
         raise ValueError(
             f"kind must cover {whole_vectors(classes, dtype)} vectors a row, got {kind} for {kind.capacity}."
         )
-    quick = takes_quick(classes, dtype, result)
+    quick = texts.takes_quick(classes, dtype, result)
     return _RowShape(
-        defines(kind, dtype, result, quick=quick),
+        texts.defines(kind, dtype, result, quick=quick),
         _grid(-(-rows // kind.rows) * kind.blocks),
         kind,
         (np.int64(rows), np.int64(classes)),

@@ -1,0 +1,304 @@
+"""The state of a training in a safetensors file, and a callback that writes it while the training runs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.host import to_library
+from xpsoftmax._arguments.options import as_integer
+from xpsoftmax._network.layers import Layer, Params
+from xpsoftmax._network.network import as_network
+from xpsoftmax._network.tensors import (
+    as_path,
+    check_dtype,
+    import_safetensors,
+    kinds_of,
+    layers_of,
+    load_arrays,
+    save_arrays,
+    unfit,
+)
+from xpsoftmax._train.state import TrainState
+from xpsoftmax._typing import Device, Namespace
+
+if TYPE_CHECKING:
+    from xpsoftmax._train.records import TrainStep
+
+STATE = {"content": "state", "format": 1, "weight": "(fan_in, fan_out)"}
+"""The metadata of every state; `format` grows when an older xpsoftmax would read it wrongly."""
+NUMBERS = ("epoch", "step", "rows", "batch_size")
+
+
+def save_state(path: str | os.PathLike[str], state: TrainState) -> None:
+    """Write the state of a training to a safetensors file, from which `load_state` lets it go on.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file; one that is there already is replaced, in one step: whoever opens it finds the old state or the new
+        one, whole, also if writing fails or the process is killed.
+    state : TrainState
+        The `state` of what `train` returned, or of the step that a callback sees.
+
+    Returns
+    -------
+    None
+
+    Raises
+    ------
+    ImportError
+        Without safetensors and ml_dtypes: ``pip install safetensors ml-dtypes``.
+    TypeError, ValueError
+        If `state` is not a state, or `path` not the path of a file; nothing is written.
+    OSError
+        If the file cannot be written; nothing is left behind, and an older file stays.
+
+    Notes
+    -----
+    Every number keeps its bits. The tensors are ``params.layers.0.weight``, ..., ``optimizer.0.layers.0.weight``, ...
+    (what the optimiser keeps), ``best.layers.0.weight``, ... and ``history.loss``, ...; counters and the random
+    generator are in the metadata. A writer that is killed leaves a file ``.xpsoftmax-*.part``, which the next writer in
+    the same folder removes (on Windows it stays).
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y, params = np.eye(4), np.array([0, 1, 2, 0]), xs.init_params((4, 3), rng=0)
+    >>> options = {"optimizer": xs.adam(0.1), "batch_size": 2, "rng": 0}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "run.safetensors")
+    ...     xs.save_state(path, xs.train(params, X, y, epochs=3, **options).state)
+    ...     result = xs.train(params, X, y, epochs=6, resume=xs.load_state(path), **options)
+    >>> bool((result.params[0].weight == xs.train(params, X, y, epochs=6, **options).params[0].weight).all())
+    True
+    """
+    if not isinstance(state, TrainState):
+        result = isinstance(getattr(state, "state", None), TrainState)
+        got, hint = (f"a {type(state).__name__}", " Pass its `state`.") if result else (f"{state!r:.60}", "")
+        raise TypeError(f"state must be a TrainState, got {got}.{hint}")
+    as_network(state.params, None)
+    updates, *kept = state.optimizer
+    arrays: dict[str, Any] = _named("params", state.params)
+    for i, layers in enumerate(kept):
+        arrays |= _named(f"optimizer.{i}", layers)
+    if state.best is not None:
+        arrays |= _named("best", state.best[2])
+    arrays |= {f"history.{name}": np.array(values, np.float64) for name, values in state.history.items()}
+    metadata = {
+        **STATE,
+        "activation": [layer.activation if isinstance(layer, Layer) else None for layer in state.params],
+        **{name: int(getattr(state, name)) for name in NUMBERS},
+        "updates": int(updates),
+        "kept": len(kept),
+        "best": None if state.best is None else [float(state.best[0]), int(state.best[1])],
+        "history": list(state.history),
+        "blocks": state.blocks,
+        "rng": _without_arrays("rng", state.rng, arrays),
+    }
+    save_arrays(path, arrays, metadata)
+
+
+def load_state(
+    path: str | os.PathLike[str], *, xp: Namespace | None = None, device: Device | None = None
+) -> TrainState:
+    """Read the state of a training that `save_state`, or a callback of `checkpoint`, wrote.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    xp : module, optional
+        Library of the arrays: numpy (default), cupy, torch, jax.numpy, ..., whatever library trained before.
+    device : device of `xp`, optional
+
+    Returns
+    -------
+    TrainState
+        For ``train(..., resume=state)``, whose other arguments are those of before. On the same versions of NumPy and
+        BLAS the training ends with the same bits as one that was never stopped.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        Without safetensors and ml_dtypes: ``pip install safetensors ml-dtypes``.
+    ValueError
+        If the file is damaged, is no safetensors file, or does not hold a state of this format; if `device` is not one
+        of `xp`.
+    TypeError
+        If `xp` does not have the dtype of the file.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y, params = np.eye(4), np.array([0, 1, 2, 0]), xs.init_params((4, 3), rng=0)
+    >>> result = xs.train(params, X, y, optimizer=xs.sgd(0.1), epochs=3, batch_size=2, rng=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "run.safetensors")
+    ...     xs.save_state(path, result.state)
+    ...     state = xs.load_state(path)
+    >>> state.epoch, state.history["loss"] == result.history["loss"]
+    (3, True)
+    """
+    xp = check.as_namespace("xp", np if xp is None else xp)
+    arrays, metadata = load_arrays(path)
+    if not isinstance(metadata, dict) or {name: metadata.get(name) for name in STATE} != STATE:
+        raise unfit(path, f"its metadata is {metadata!a:.200}, not that of a state, {STATE}")
+    try:
+        return _state_of(path, arrays, metadata, xp, device)
+    except (KeyError, AttributeError, IndexError) as error:
+        raise unfit(path, f"something of the state is not there, {error}") from None
+
+
+def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainStep], None]:
+    """Make a callback of `train` that saves the state of the training, every so many steps.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file, as for `save_state`; its folder must be there.
+    every : int
+        Steps from one save to the next. On a GPU each save waits for the device.
+
+    Returns
+    -------
+    function
+        For ``train(callback=...)``. A save that fails, on a full disk for one, is a warning: the training goes on, and
+        the state that was saved before stays.
+
+    Raises
+    ------
+    ImportError
+        Without safetensors and ml_dtypes: ``pip install safetensors ml-dtypes``.
+    TypeError, ValueError
+        If `path` is not the path of a file, or `every` not an integer above 0.
+    FileNotFoundError
+        If the folder of `path` is not there.
+
+    Notes
+    -----
+    After ``kill -9`` at any moment the file is there whole, or not yet there. The steps since the last save are made
+    again.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import xpsoftmax as xs
+    >>> X, y, params = np.eye(4), np.array([0, 1, 2, 0]), xs.init_params((4, 3), rng=0)
+    >>> options = {"optimizer": xs.sgd(0.1), "epochs": 5, "batch_size": 2, "rng": 0}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "run.safetensors")
+    ...     state = xs.load_state(path) if path.exists() else None  # it was killed and starts again
+    ...     result = xs.train(params, X, y, **options, resume=state, callback=xs.checkpoint(path, every=3))
+    ...     xs.load_state(path).epoch, xs.load_state(path).step  # after 9 of 10 steps
+    (4, 1)
+    """
+    target = as_path(path)
+    every = as_integer("every", every, low=1)
+    import_safetensors()
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path must be in a folder that is there, got {path}.")
+
+    def save(step: TrainStep) -> None:
+        if (step.step + 1) % every == 0:
+            state = step.state
+            try:
+                save_state(target, state)
+            except OSError as error:
+                warnings.warn(f"The state after step {step.step} is not saved: {error}.", RuntimeWarning, stacklevel=2)
+
+    return save
+
+
+# --- there ------------------------------------------------------------------------------------------------------------
+
+
+def _named(prefix: str, layers: Params) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for i, (weight, bias) in enumerate(layers):
+        named |= {f"{prefix}.layers.{i}.weight": weight, f"{prefix}.layers.{i}.bias": bias}
+    return named
+
+
+def _without_arrays(name: str, value: Any, arrays: dict[str, Any]) -> Any:
+    """Return a state of a random generator as JSON can say it; its arrays are added to the others."""
+    if isinstance(value, dict):
+        return {key: _without_arrays(f"{name}.{key}", part, arrays) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        arrays[name] = value
+        return {"tensor": name}
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"state.{name} must be a number, a text or an array, got {value!r:.60}.")
+
+
+# --- and back ---------------------------------------------------------------------------------------------------------
+
+
+def _state_of(
+    path: str | os.PathLike[str],
+    arrays: dict[str, np.ndarray],
+    metadata: Mapping[str, Any],
+    xp: Namespace,
+    device: Device | None,
+) -> TrainState:
+    for key in (*NUMBERS, "updates", "kept"):
+        if type(metadata[key]) is not int:
+            raise unfit(path, f"its {key} is {metadata[key]!a:.60}, not an integer")
+    kinds = kinds_of(path, metadata["activation"])
+
+    def layers(prefix: str) -> Params:
+        names = [name for name in arrays if name.startswith(f"{prefix}.layers.")]
+        found = layers_of(path, {name.removeprefix(f"{prefix}."): arrays.pop(name) for name in names})
+        if len(found) != len(kinds):
+            raise unfit(path, f"its {prefix} has {len(found)} layers, but there are the activations of {len(kinds)}")
+        check_dtype(xp, found[0].weight.dtype.name, device, "the file")
+        return tuple(
+            kind(*(to_library(array, xp, device) for array in layer)) for kind, layer in zip(kinds, found, strict=True)
+        )
+
+    rng = _with_arrays(metadata["rng"], arrays)
+    history = {name: arrays.pop(f"history.{name}").tolist() for name in metadata["history"]}
+    params = layers("params")
+    kept = [layers(f"optimizer.{i}") for i in range(metadata["kept"])]
+    best = metadata["best"]
+    if best is not None:
+        best = (float(best[0]), best[1], layers("best"))
+    if arrays:
+        raise unfit(path, f"it has tensors that no state has, {sorted(arrays)!a:.200}")
+    blocks = metadata["blocks"]
+    if blocks is not None:
+        blocks = (tuple(blocks[0]), blocks[1])
+    return TrainState(
+        params=params,
+        optimizer=(metadata["updates"], *kept),
+        rng=rng,
+        epoch=metadata["epoch"],
+        step=metadata["step"],
+        best=best,
+        history=history,
+        rows=metadata["rows"],
+        batch_size=metadata["batch_size"],
+        blocks=blocks,
+    )
+
+
+def _with_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"tensor"}:
+        return arrays.pop(value["tensor"])
+    return {key: _with_arrays(part, arrays) for key, part in value.items()}

@@ -1,0 +1,246 @@
+"""The loss of rows of CuPy arrays, and the sum of losses."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache, lru_cache
+from typing import Any
+
+import cupy
+import numpy as np
+
+from xpsoftmax._typing import Array, LossSpec, dtype_name
+from xpsoftmax.kernels.cuda import launches, plan
+from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, is_elsewhere, laid_out, matrix_of, result_for
+from xpsoftmax.kernels.cuda.launches import Ready, capability_of, made_ready
+
+_uint64 = np.uint64
+_NOWHERE = _uint64(0)
+"""The address that stands for no array."""
+
+
+def softmax_loss_rows(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_rows`.
+
+    Labels may be of any integer dtype here, and a float is the weight of every row.
+    """
+    losses, result, _ = _softmax_loss(logits, targets, row_weight, spec, grad=grad, out=out, add_up=False)
+    return losses, result
+
+
+def softmax_loss_total(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_total`; one launch for few rows and labels without options."""
+    losses, result, sum_of_losses = _softmax_loss(logits, targets, row_weight, spec, grad=grad, out=out, add_up=True)
+    return total(losses) if sum_of_losses is None else sum_of_losses, result
+
+
+def _softmax_loss(
+    logits: Array,
+    targets: Array,
+    row_weight: Array | float,
+    spec: LossSpec,
+    *,
+    grad: bool,
+    out: Array | None,
+    add_up: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    """Losses, gradient and, if they are to be added up and the kernel does it, their total."""
+    if type(row_weight) is float and targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0:
+        done = _plain_loss(logits, targets, row_weight, spec.label_smoothing, grad=grad, out=out, add_up=add_up)
+        if done is not None:
+            return done
+    with logits.device:
+        # Copies, where they are needed; they must live until the launch.
+        rows, weights = in_rows(logits), None if type(row_weight) is float else cupy.ascontiguousarray(row_weight)
+        targets = in_rows(targets) if targets.ndim == 2 else cupy.ascontiguousarray(targets)
+        class_weight = None if spec.class_weight is None else cupy.ascontiguousarray(spec.class_weight)
+        losses = cupy.empty(rows.shape[0], plan.REALS[dtype_name(rows.dtype)])
+        result = result_for(rows, out) if grad else None
+        sum_of_losses = None
+        if losses.size:
+            counter = 0
+            if add_up and losses.size <= plan.MOST_ROWS_IN_ONE_LAUNCH and _has_one_label_a_row(targets, spec):
+                counter = int(_counter(cupy.cuda.runtime.getDevice()))
+                sum_of_losses = cupy.empty((), losses.dtype) if counter else None
+            weight_of_all = row_weight if weights is None else 0.0
+            sums = address_of(sum_of_losses), counter
+            launches.run(_loss_launch(rows, targets, weights, weight_of_all, class_weight, spec, losses, result, sums))
+        return losses, None if result is None else delivered(result, out), sum_of_losses
+
+
+def _plain_loss(
+    logits: Array,
+    labels: Array,
+    weight: float,
+    smoothing: float,
+    *,
+    grad: bool,
+    out: Array | None,
+    add_up: bool,
+) -> tuple[Array, Array | None, Array | None] | None:
+    """The same for labels and a weight that all rows have; None where an array has to be copied first."""
+    if is_elsewhere(logits):
+        with logits.device:
+            return _plain_loss(logits, labels, weight, smoothing, grad=grad, out=out, add_up=add_up)
+    device, shape, dtype = logits.data.device_id, logits.shape, logits.dtype
+    result = None if not grad else cupy.empty(shape, dtype) if out is None else out
+    adds_up = add_up and smoothing == 0.0 and shape[0] <= plan.MOST_ROWS_IN_ONE_LAUNCH
+    counter = _counter(device) if adds_up else _NOWHERE
+    ready = _ready_loss(
+        shape,
+        logits.strides,
+        dtype,
+        labels.strides,
+        labels.dtype,
+        None if result is None else result.strides,
+        None if result is None else result.dtype,
+        weight,
+        smoothing,
+        bool(counter),
+        device,
+    )
+    first, second, third = address_of(logits), address_of(labels), address_of(result)
+    if ready is None or (first | second | third) % ready.alignment:
+        return None
+    losses = cupy.empty(shape[0], ready.real)
+    total = cupy.empty((), ready.real) if counter else None
+    sums = (_uint64(address_of(total)), counter) if smoothing == 0.0 else ()
+    ready.run(_uint64(first), _uint64(second), _NOWHERE, _uint64(address_of(losses)), _uint64(third), *sums)
+    return losses, result, total
+
+
+@lru_cache(maxsize=256)
+def _ready_loss(
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    dtype: Any,
+    label_strides: tuple[int],
+    label_dtype: Any,
+    result_strides: tuple[int, int] | None,
+    result_dtype: Any,
+    weight: float,
+    smoothing: float,
+    adds_up: bool,  # noqa: FBT001 - part of a key
+    device: int,
+) -> Ready | None:
+    """A loss of labels without its addresses; None where an array does not lie in rows, or nothing is launched."""
+    logits = laid_out(shape, strides, dtype)
+    result = None if result_strides is None else laid_out(shape, result_strides, result_dtype)
+    if logits is None or (result is None) != (result_strides is None) or 0.0 < smoothing < plan.LEAST_SMOOTHING:
+        return None
+    if logits.rows == 0 or (logits.rows > 1 and label_strides[0] != label_dtype.itemsize):
+        return None
+    launch = plan.loss_launch(
+        logits,
+        (0, dtype_name(label_dtype)),
+        0,
+        0,
+        result,
+        capability_of(device),
+        weight_of_all=weight,
+        label_smoothing=smoothing,
+        counter=int(adds_up),
+    )
+    sizes = (dtype.itemsize, label_dtype.itemsize, 0 if result is None else result_dtype.itemsize)
+    return made_ready(launch, device, max(sizes), plan.REALS[logits.dtype])
+
+
+def _has_one_label_a_row(targets: Array, spec: LossSpec) -> bool:
+    return targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0 == spec.label_smoothing
+
+
+def _counter(device: int) -> np.uint64:
+    """Address of a counter that is 0 and that no launch of another stream uses; 0 where there is none.
+
+    A launch that is being captured may be replayed beside others: it gets none.
+    """
+    stream = cupy.cuda.get_current_stream().ptr
+    if cupy.cuda.runtime.streamIsCapturing(stream):
+        return _NOWHERE
+    return _counter_of(device, stream, threading.get_ident() if stream == PER_THREAD else 0)
+
+
+PER_THREAD = 2
+"""The handle that stands for another stream in each thread of the host (cudaStreamPerThread)."""
+
+
+@cache
+def _counter_of(device: int, stream: int, thread: int) -> np.uint64:  # noqa: ARG001 - one for each
+    _COUNTERS.append(cupy.zeros((), "u4"))
+    return _uint64(address_of(_COUNTERS[-1]))
+
+
+_COUNTERS: list[Array] = []
+"""All counters: their memory must not be given to others."""
+
+
+def _loss_launch(
+    rows: Array,
+    targets: Array,
+    weights: Array | None,
+    weight_of_all: float,
+    class_weight: Array | None,
+    spec: LossSpec,
+    losses: Array,
+    result: Array | None,
+    sums: tuple[int, int],
+) -> plan.Launch:
+    matrix, written = matrix_of(rows), None if result is None else matrix_of(result)
+    vectors = address_of(weights), address_of(losses)
+    labels = (address_of(targets), dtype_name(targets.dtype))
+    smoothing = spec.label_smoothing
+    if targets.ndim == 1 and class_weight is None and spec.z_loss == 0.0 and not 0.0 < smoothing < plan.LEAST_SMOOTHING:
+        capability = capability_of(rows.device.id)
+        return plan.loss_launch(
+            matrix,
+            labels,
+            *vectors,
+            written,
+            capability,
+            weight_of_all=weight_of_all,
+            label_smoothing=smoothing,
+            total=sums[0],
+            counter=sums[1],
+        )
+    return plan.masses_launch(
+        matrix,
+        matrix_of(targets) if targets.ndim == 2 else labels,
+        *vectors,
+        written,
+        class_weights=address_of(class_weight),
+        label_smoothing=smoothing,
+        z_loss=spec.z_loss,
+        weight_of_all=weight_of_all,
+    )
+
+
+def are_classes(labels: Array, classes: int) -> bool:
+    """Whether all labels, of any integer dtype, are from 0 to classes - 1. Waits for the answer."""
+    with labels.device:
+        labels = cupy.ascontiguousarray(labels)
+        found = cupy.zeros((), "i4")
+        if labels.size:
+            launches.run(
+                plan.bad_labels_launch(
+                    (address_of(labels), dtype_name(labels.dtype)), address_of(found), labels.size, classes
+                )
+            )
+        return not found.item()
+
+
+def total(x: Array) -> Array:
+    """Sum of all entries of float32 or float64, 0-d."""
+    with x.device:
+        sums = cupy.ascontiguousarray(x)
+        if not sums.size:
+            return cupy.zeros((), x.dtype)
+        while True:
+            parts = plan.total_parts(sums.size)
+            x, sums = sums, cupy.empty(parts if parts > 1 else (), x.dtype)
+            launches.run(plan.total_launch(address_of(x), address_of(sums), x.size, dtype_name(x.dtype)))
+            if parts == 1:
+                return sums

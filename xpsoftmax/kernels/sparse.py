@@ -1,0 +1,87 @@
+"""Inputs that are sparse matrices: SciPy's on NumPy, cupyx's on CuPy; never made dense.
+
+What a network does with its inputs is little: take rows, multiply the first weight by them, and multiply their
+transpose by the gradient that comes back. Both products are those of the sparse library: ``X @ W`` takes memory for its
+result alone, (R, H), and ``X.T @ D`` for its result, (D, H).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+from xpsoftmax._typing import Array, DType, Namespace
+
+LIBRARIES = {"scipy.sparse": "numpy", "cupyx.scipy.sparse": "cupy"}
+"""Modules with sparse matrices, and the library of arrays that each computes with."""
+
+
+def is_sparse(value: object) -> bool:
+    """Whether this is a sparse matrix of SciPy or cupyx; neither is imported."""
+    return library_of(value) is not None
+
+
+def library_of(value: object) -> str | None:
+    """Return the library of the arrays that a sparse matrix is multiplied with: "numpy" or "cupy"."""
+    for module, library in LIBRARIES.items():
+        if module in sys.modules and sys.modules[module].issparse(value):
+            return library
+    return None
+
+
+def as_rows(X: Any, dtype: DType) -> Any:
+    """Return a sparse matrix (N, D) in CSR, the format in which rows are taken quickly, and of this dtype."""
+    X = X.tocsr()
+    return X if X.dtype == dtype else X.astype(dtype)
+
+
+def taken(X: Any, rows: Array | slice) -> Any:
+    """Return some rows of a CSR matrix, a slice or by their numbers."""
+    return X[rows]
+
+
+def product(X: Any, weight: Array) -> Array:
+    """Return X W, (R, H)."""
+    return _contiguous(X @ weight)
+
+
+def transposed_product(X: Any, delta: Array) -> Array:
+    """Return X^T delta, (D, H): the gradient of the first weight."""
+    return _contiguous(X.T @ delta)
+
+
+def _contiguous(array: Array) -> Array:
+    """Return an array in C order: products of cupyx come in Fortran order."""
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def without_rows(xp: Namespace, X: Any, kept: Array) -> Any:
+    """Return the matrix with zeros, stored as they are, in the rows that are not kept (R,): they may hold anything."""
+    rows = rows_of_entries(xp, X)
+    data = xp.where(kept[rows], X.data, xp.zeros_like(X.data))
+    return type(X)((data, X.indices, X.indptr), shape=X.shape)
+
+
+def rows_of_entries(xp: Namespace, X: Any) -> Array:
+    """Return the row of each entry that is stored."""
+    return xp.searchsorted(X.indptr, xp.arange(X.data.shape[0], dtype=X.indptr.dtype), side="right") - 1
+
+
+class Entry(NamedTuple):
+    """A number that is stored, and where."""
+
+    row: int
+    column: int
+    value: float
+
+
+def first_not_finite(xp: Namespace, X: Any, row_weight: Array | None = None) -> Entry | None:
+    """Return the first entry, by rows, that is not finite, of those whose row has a weight other than 0."""
+    bad = ~xp.isfinite(X.data)
+    if row_weight is not None:
+        bad = bad & (row_weight[rows_of_entries(xp, X)] != 0.0)
+    if not bool(xp.any(bad)):
+        return None
+    entry = int(xp.argmax(bad))
+    row = int(xp.searchsorted(X.indptr, xp.asarray([entry], dtype=X.indptr.dtype), side="right")[0]) - 1
+    return Entry(row, int(X.indices[entry]), float(X.data[entry]))
