@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from xpsoftmax._arguments.shapes import unknown
@@ -18,6 +19,7 @@ class Frame(NamedTuple):
     working: DType  # float32 or float64
     owner: str = "logits"  # the argument that brought them
     blocks: tuple[int, ...] = ()  # of a dask array: how many along each axis
+    axes: tuple[int, ...] = ()  # of the classes where they have several, in order; `axis` is the last of them
 
     @property
     def lengthless(self) -> bool:
@@ -27,9 +29,16 @@ class Frame(NamedTuple):
     @property
     def classes(self) -> int:
         """C."""
-        return int(self.shape[self.axis])
+        return math.prod(int(self.shape[axis]) for axis in self.axes or (self.axis,))
 
     @property
     def rows_shape(self) -> tuple[Any, ...]:
-        """Shape of the logits without the class axis: one entry a row."""
+        """Shape of the logits without the class axes: one entry a row."""
+        if self.axes:
+            return tuple(self.shape[axis] for axis in self.row_axes)
         return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """The axes that are not of the classes."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in (self.axes or (self.axis,)))

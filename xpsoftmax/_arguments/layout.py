@@ -28,14 +28,23 @@ def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
 
 def in_rows(array: Array, frame: Frame, out: Array | None) -> Array:
     """Return the logits as rows; widened if the result goes to `out` by way of a copy, which must round only once."""
-    rows = to_rows(frame.xp, array, frame.axis)
+    xp = frame.xp
+    if frame.axes:
+        array = xp.permute_dims(array, (*frame.row_axes, *frame.axes))
+        rows = reshaped(xp, array, (math.prod(frame.rows_shape), frame.classes))
+    else:
+        rows = to_rows(xp, array, frame.axis)
     if out is not None and rows_out(frame, out) is None:
-        return frame.xp.astype(rows, frame.working, copy=False)
+        return xp.astype(rows, frame.working, copy=False)
     return rows
 
 
 def from_rows(xp: Namespace, rows: Array, frame: Frame) -> Array:
-    """Undo `to_rows`."""
+    """Undo `in_rows`."""
+    if frame.axes:
+        order = (*frame.row_axes, *frame.axes)
+        array = reshaped(xp, rows, tuple(frame.shape[axis] for axis in order))
+        return xp.permute_dims(array, tuple(order.index(axis) for axis in range(len(order))))
     if len(frame.shape) == 2:
         return rows if frame.axis == 1 else xp.permute_dims(rows, (1, 0))
     return moved(xp, reshaped(xp, rows, (*frame.rows_shape, frame.classes)), len(frame.shape) - 1, frame.axis)
@@ -55,13 +64,24 @@ def deliver(xp: Namespace, rows: Array, frame: Frame, out: Array | None) -> Arra
     if out is None:
         return from_rows(xp, rows, frame)
     if rows_out(frame, out) is None:
-        target = out.detach() if hasattr(out, "detach") else out
-        target[...] = generic.narrowed(xp, from_rows(xp, rows, frame), out.dtype)
+        copied(xp, from_rows(xp, rows, frame), out)
     return out
+
+
+def copied(xp: Namespace, result: Array, out: Array) -> None:
+    """Copy a result to `out`, rounded to its dtype."""
+    target = out.detach() if hasattr(out, "detach") else out
+    target[...] = generic.narrowed(xp, result, out.dtype)
 
 
 def rows_out(frame: Frame, out: Array | None) -> Array | None:
     """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
-    if out is None or len(frame.shape) != 2 or frame.axis != 1 or not getattr(out.dtype, "isnative", True):
+    if (
+        out is None
+        or len(frame.shape) != 2
+        or frame.axis != 1
+        or frame.axes
+        or not getattr(out.dtype, "isnative", True)
+    ):
         return None
     return out.detach() if hasattr(out, "detach") else out
