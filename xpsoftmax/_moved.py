@@ -10,7 +10,7 @@ from typing import Any
 MOVED = {
     "_backprop": ("_network.layers", "_network.sums"),
     "_layers": ("_network.layers",),
-    "_optim": ("_train.optimizers", "kernels.rules"),
+    "_optim": ("_train.optimizers",),
     "_state": ("_train.state",),
     "_training": ("_train.records", "_train.state"),
 }

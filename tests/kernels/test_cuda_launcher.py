@@ -22,6 +22,7 @@ from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.activations import ACTIVATIONS
 from xpsoftmax.kernels.cuda import plan, sizes
+from xpsoftmax.kernels.rules import Rule
 
 pytestmark = [
     pytest.mark.kernels,
@@ -132,7 +133,7 @@ def test_labels_are_read_in_their_own_type(cuda, rng, dtype):
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "again" not in name])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout, activation):
     z, bias = LAYOUTS[layout](rng.normal(size=(ROWS, CLASSES))), rng.normal(size=2 * CLASSES)[::2]
     value, slope = generic.bias_activation(z, bias, activation, grad=True)
@@ -145,7 +146,7 @@ def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout,
             assert kept is None
         else:
             close(kept, slope)
-            assert activation == "relu" or out is None or kept is out
+            assert activation.kept == "value" or out is None or kept is out
     delta = array(LAYOUTS[layout](rng.normal(size=z.shape)).copy(order="K"))
     desired = generic.activation_backward(np.array(delta), slope, activation)
     assert cuda.activation_backward(delta, kept, activation) is delta
@@ -155,7 +156,7 @@ def test_layers_are_one_launch_forward_and_one_back(cuda, recorder, rng, layout,
 
 def test_without_a_gradient_no_slopes_are_written(cuda, recorder):
     z = array(np.ones((ROWS, CLASSES)))
-    value, slope = cuda.bias_activation(z, array(np.ones(CLASSES)), "relu", grad=False)
+    value, slope = cuda.bias_activation(z, array(np.ones(CLASSES)), ACTIVATIONS["relu"], grad=False)
     assert value is z
     assert slope is None
     assert (z == 2).all()
@@ -199,10 +200,10 @@ def test_numbers_beyond_the_dtype_warn_of_nothing(cuda, recorder):
 
 
 def test_a_rule_without_a_kernel_is_computed_by_the_generic_text(cuda, recorder):
-    def own_rule(p, g, rate):
-        return (p + rate * g,)
+    # Its name is that of a rule with a kernel: the look-up must not go by names.
+    ascent = Rule("sgd", lambda p, g, rate: (p + rate * g,))
 
-    (found,) = cuda.parameter_update(own_rule, [array(np.ones(3))], array(np.ones(3)), (0.5,))
+    (found,) = cuda.parameter_update(ascent, [array(np.ones(3))], array(np.ones(3)), (0.5,))
     assert (np.asarray(found) == 1.5).all()
     assert recorder.launches == []
 
@@ -215,8 +216,8 @@ def test_no_rows_need_no_launch(cuda, recorder):
         z, array(np.zeros(0, "i8")), array(np.zeros(0, "f4")), LossSpec(), grad=True
     )
     assert (losses.shape, dlogits.shape) == ((0,), (0, 3))
-    value, slope = cuda.bias_activation(z, array(np.zeros(3, "f4")), "tanh", grad=True)
-    assert cuda.activation_backward(value, slope, "tanh").shape == (0, 3)
+    value, slope = cuda.bias_activation(z, array(np.zeros(3, "f4")), ACTIVATIONS["tanh"], grad=True)
+    assert cuda.activation_backward(value, slope, ACTIVATIONS["tanh"]).shape == (0, 3)
     assert recorder.launches == []
 
 

@@ -41,7 +41,7 @@ def slope(name, xp, z):
     """What the backward pass multiplies a gradient with."""
     value, kept = ACTIVATIONS[name].with_slope(xp, z)
     assert bool(xp.all((value == ACTIVATIONS[name].function(xp, z)) | (value != value)))
-    return generic.activation_backward(xp.ones_like(z), kept, name)
+    return generic.activation_backward(xp.ones_like(z), kept, ACTIVATIONS[name])
 
 
 # Each is a handful of roundings and one exp, whose argument is conditioned by its own size: for gelu 2 u, near 70 * 4.

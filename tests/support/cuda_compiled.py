@@ -88,7 +88,7 @@ def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
     if dtype in ("float32", "float64"):  # the working precisions
         yield Specialisation("total", "total", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         units = [("bias_activation", "ACTIVATION", name) for name in ACTIVATIONS]
-        units += [("parameter_update", "RULE", name) for name in plan.RULES]
+        units += [("parameter_update", "RULE", name) for name in plan.RULES.values()]
         units += [("activation_backward", "STEP", step) for step in "01"]
         for kernel, key, value in units:
             defines = plan.unit_defines(dtype, (key, value))

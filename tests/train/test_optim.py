@@ -8,7 +8,7 @@ import xpsoftmax as xs
 from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels import numpy as numpy_kernels
-from xpsoftmax.kernels.numpy import layers as numpy_layers
+from xpsoftmax.kernels.numpy import elementwise, updates
 
 OPTIMIZERS = {
     "sgd": (xs.sgd, {}, "SGD", {}),
@@ -113,25 +113,25 @@ def test_results_stay_and_no_argument_changes(name, backend, dtype, rng):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_large_arrays_in_parts_equal_small_ones(name, rng):
+def test_large_arrays_in_tiles_equal_small_ones(name, rng):
     """In place, out of place and by the generic text: the same bits."""
     make, options, *_ = OPTIMIZERS[name]
     rule, numbers = make(0.1, **options).rule(0.1, 3)
-    shape = (9001, 257)  # 9 MiB: several parts, the last one shorter, and threads
+    shape = (9001, 257)  # 9 MiB: several tiles, the last one shorter, and threads
     kept = make(0.1, **options).kept
     arrays = [rng.standard_normal(shape, dtype="f4") for _ in range(1 + kept)]
     arrays[-1] = abs(arrays[-1]) if kept == 2 else arrays[-1]
     grad = rng.standard_normal(shape, dtype="f4")
     expected = generic.parameter_update(rule, arrays, grad, numbers)
     copies = [a.copy() for a in arrays]
-    apart = numpy_layers.parameter_update(rule, arrays, grad, numbers)
-    inside = numpy_layers.parameter_update(rule, copies, grad, numbers, in_place=True)
+    apart = updates.parameter_update(rule, arrays, grad, numbers)
+    inside = updates.parameter_update(rule, copies, grad, numbers, in_place=True)
     for a, b, c, copy, old in zip(expected, apart, inside, copies, arrays, strict=True):
         np.testing.assert_array_equal(b, a)
         np.testing.assert_array_equal(c, a)
         assert c is copy
         assert not np.shares_memory(b, old)
-    assert grad.nbytes > 4 * max(numpy_layers.PART, numpy_layers.SHARE)
+    assert grad.nbytes > 4 * max(elementwise.TILE, elementwise.SHARE)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -21,6 +21,7 @@ class Layout(NamedTuple):
     axis: int  # of the classes, not negative
     working: DType  # float32 or float64
     blocks: tuple[int, ...] = ()  # of a dask array: how many along each axis
+    axes: tuple[int, ...] = ()  # of the classes where they have several, in order; `axis` is the last of them
 
     @property
     def lengthless(self) -> bool:
@@ -30,12 +31,19 @@ class Layout(NamedTuple):
     @property
     def classes(self) -> int:
         """C."""
-        return int(self.shape[self.axis])
+        return math.prod(int(self.shape[axis]) for axis in self.axes or (self.axis,))
 
     @property
     def rows_shape(self) -> tuple[Any, ...]:
-        """Shape of the logits without the class axis: one entry a row."""
+        """Shape of the logits without the class axes: one entry a row."""
+        if self.axes:
+            return tuple(self.shape[axis] for axis in self.row_axes)
         return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """The axes that are not of the classes."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in (self.axes or (self.axis,)))
 
 
 def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
@@ -55,14 +63,23 @@ def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
 
 def in_rows(array: Array, layout: Layout, out: Array | None) -> Array:
     """Return the logits as rows; widened if the result goes to `out` by way of a copy, which must round only once."""
-    rows = to_rows(layout.home.xp, array, layout.axis)
+    xp = layout.home.xp
+    if layout.axes:
+        array = xp.permute_dims(array, (*layout.row_axes, *layout.axes))
+        rows = reshaped(xp, array, (math.prod(layout.rows_shape), layout.classes))
+    else:
+        rows = to_rows(xp, array, layout.axis)
     if out is not None and rows_out(layout, out) is None:
-        return layout.home.xp.astype(rows, layout.working, copy=False)
+        return xp.astype(rows, layout.working, copy=False)
     return rows
 
 
 def from_rows(xp: Namespace, rows: Array, layout: Layout) -> Array:
-    """Undo `to_rows`."""
+    """Undo `in_rows`."""
+    if layout.axes:
+        order = (*layout.row_axes, *layout.axes)
+        array = reshaped(xp, rows, tuple(layout.shape[axis] for axis in order))
+        return xp.permute_dims(array, tuple(order.index(axis) for axis in range(len(order))))
     if len(layout.shape) == 2:
         return rows if layout.axis == 1 else xp.permute_dims(rows, (1, 0))
     return moved(xp, reshaped(xp, rows, (*layout.rows_shape, layout.classes)), len(layout.shape) - 1, layout.axis)
@@ -82,13 +99,24 @@ def deliver(xp: Namespace, rows: Array, layout: Layout, out: Array | None) -> Ar
     if out is None:
         return from_rows(xp, rows, layout)
     if rows_out(layout, out) is None:
-        target = out.detach() if hasattr(out, "detach") else out
-        target[...] = generic.narrowed(xp, from_rows(xp, rows, layout), out.dtype)
+        copied(xp, from_rows(xp, rows, layout), out)
     return out
+
+
+def copied(xp: Namespace, result: Array, out: Array) -> None:
+    """Copy a result to `out`, rounded to its dtype."""
+    target = out.detach() if hasattr(out, "detach") else out
+    target[...] = generic.narrowed(xp, result, out.dtype)
 
 
 def rows_out(layout: Layout, out: Array | None) -> Array | None:
     """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
-    if out is None or len(layout.shape) != 2 or layout.axis != 1 or not getattr(out.dtype, "isnative", True):
+    if (
+        out is None
+        or len(layout.shape) != 2
+        or layout.axis != 1
+        or layout.axes
+        or not getattr(out.dtype, "isnative", True)
+    ):
         return None
     return out.detach() if hasattr(out, "detach") else out

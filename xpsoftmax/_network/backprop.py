@@ -18,6 +18,7 @@ from xpsoftmax._network.layers import Layer, Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
 from xpsoftmax.kernels import select
+from xpsoftmax.kernels.activations import ACTIVATIONS, IDENTITY
 
 
 class Buffers:
@@ -63,25 +64,23 @@ def forward(
     inputs: list[Array] = [X]
     slopes: list[Array | None] = []
     *hidden, last = net.layers
+    activation = ACTIVATIONS[net.activation]
+    has_slopes = grad and activation.kept == "slope"
     for i, layer in enumerate(hidden):
         z = _product(inputs[-1], layer.weight, buffers, ("z", i))
         if watch is not None and i == 0:
             watch(z)
         if dead is not None:
             z = dead.finite(z)
-        out = buffers.take(("slope", i), z.shape, z.dtype) if grad and buffers and _has_slopes(net.activation) else None
-        value, slope = net.kernels.bias_activation(z, layer.bias, net.activation, grad=grad, out=out)
+        out = buffers.take(("slope", i), z.shape, z.dtype) if has_slopes and buffers else None
+        value, slope = net.kernels.bias_activation(z, layer.bias, activation, grad=grad, out=out)
         inputs.append(value)
         slopes.append(slope)
     z = _product(inputs[-1], last.weight, buffers, ("z", len(hidden)))
     if watch is not None and not hidden:
         watch(z)
-    logits = net.kernels.bias_activation(z, last.bias, "identity", grad=False)[0]
+    logits = net.kernels.bias_activation(z, last.bias, IDENTITY, grad=False)[0]
     return inputs, slopes, logits if dead is None else dead.marked(logits)
-
-
-def _has_slopes(activation: str) -> bool:
-    return activation not in ("identity", "relu")
 
 
 def backward(
@@ -105,7 +104,7 @@ def backward(
             sums[i] = kind(weight, before.bias + _sum_of_rows(xp, delta))
         if i > 0:
             delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
-            delta = net.kernels.activation_backward(delta, slopes[i - 1], net.activation)
+            delta = net.kernels.activation_backward(delta, slopes[i - 1], ACTIVATIONS[net.activation])
 
 
 def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:

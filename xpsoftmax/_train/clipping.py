@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from xpsoftmax._network.layers import Params
 from xpsoftmax._network.vectors import vector_of
 from xpsoftmax._train.optimizers import LearningRate, Optimizer, State
 from xpsoftmax._typing import Array
+from xpsoftmax.kernels.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Clipped(Optimizer):
     def squares(self) -> tuple[int, ...]:
         return self.optimizer.squares
 
-    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+    def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         return self.optimizer.rule(rate, step)
 
     def step(

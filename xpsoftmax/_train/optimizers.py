@@ -18,15 +18,7 @@ from xpsoftmax._network.network import as_network
 from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels import operations
-from xpsoftmax.kernels.rules import (
-    adam_rule,
-    adamw_rule,
-    momentum_rule,
-    nesterov_rule,
-    nesterov_velocity_rule,
-    sgd_rule,
-    velocity_rule,
-)
+from xpsoftmax.kernels.rules import ADAM, ADAMW, MOMENTUM, NESTEROV, NESTEROV_VELOCITY, SGD, VELOCITY, Rule
 
 LearningRate: TypeAlias = float | Callable[[int], float]
 
@@ -169,7 +161,7 @@ class Optimizer(ABC):
         return ()
 
     @abstractmethod
-    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+    def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         """The rule of the `step`-th update, counted from 1, and its numbers.
 
         It is called with a parameter, what is kept of it, its gradient and the numbers, and returns all but the
@@ -187,10 +179,10 @@ class Sgd(Optimizer):
     def kept(self) -> int:
         return int(self.momentum > 0.0)
 
-    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:  # noqa: ARG002
+    def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:  # noqa: ARG002
         if not self.kept:
-            return sgd_rule, (rate,)
-        return nesterov_rule if self.nesterov else momentum_rule, (rate, self.momentum)
+            return SGD, (rate,)
+        return NESTEROV if self.nesterov else MOMENTUM, (rate, self.momentum)
 
 
 @dataclass(frozen=True)
@@ -208,34 +200,34 @@ class Adam(Optimizer):
     def squares(self) -> tuple[int, ...]:
         return (1,)
 
-    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+    def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         b1, b2 = self.betas
         # The corrections of the two means, which begin at 0.
         rate_of_m, root_of_v = rate / (1.0 - b1**step), 1.0 / math.sqrt(1.0 - b2**step)
         numbers = (rate_of_m, root_of_v, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
         if self.weight_decay == 0.0:
-            return adam_rule, numbers
-        return adamw_rule, (1.0 - rate * self.weight_decay, *numbers)
+            return ADAM, numbers
+        return ADAMW, (1.0 - rate * self.weight_decay, *numbers)
 
 
 @dataclass(frozen=True)
 class VelocitySgd(Sgd):
     """In the form of scikit-learn: the rate is part of what is kept, so that a change of it takes a while."""
 
-    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+    def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         if not self.kept:
             return super().rule(rate, step)
-        return nesterov_velocity_rule if self.nesterov else velocity_rule, (rate, self.momentum)
+        return NESTEROV_VELOCITY if self.nesterov else VELOCITY, (rate, self.momentum)
 
 
 @dataclass(frozen=True)
 class UncorrectedAdam(Adam):
     """In the form of scikit-learn: `eps` is added to the root before its correction (end of the paper's section 2)."""
 
-    def rule(self, rate: float, step: int) -> tuple[Callable[..., tuple[Array, ...]], tuple[float, ...]]:
+    def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         b1, b2 = self.betas
         rate *= math.sqrt(1.0 - b2**step) / (1.0 - b1**step)
-        return adam_rule, (rate, 1.0, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
+        return ADAM, (rate, 1.0, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
 
 
 def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:  # noqa: FBT001, FBT002

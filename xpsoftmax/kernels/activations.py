@@ -1,26 +1,30 @@
-"""Activation functions by name, each with its slope: the derivative at the same pre-activation.
+"""Activation functions with their slopes, as `Activation` objects; `ACTIVATIONS` finds them by name.
 
-All are written from exponentials that cannot overflow, and no slope subtracts nearly equal numbers: a saturated unit
-passes on a small gradient, not zero.
+The slope is the derivative at the same pre-activation z. All formulas use exponentials that cannot overflow, and no
+slope subtracts nearly equal numbers: the gradient of a saturated unit is small, not zero. Backends that compute an
+activation in another way look it up by its object.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from xpsoftmax._typing import Array, Namespace
 
 
 class Activation(NamedTuple):
-    """A function of the pre-activation; and both it and its slope, which share their exponentials.
+    """An activation function.
 
-    Instead of a slope there may be None (it is 1), or the value itself (it is 1 where that is positive, else 0).
+    `with_slope` returns the value and what the backward pass needs, which `kept` names: nothing (None: the slope is 1),
+    the value (the slope is 1 where the value is positive, else 0), or the slope itself.
     """
 
+    name: str
     function: Callable[[Namespace, Array], Array]
-    with_slope: Callable[[Namespace, Array], tuple[Array, Array | None]]
+    with_slope: Callable[[Namespace, Array], tuple[Array, Array | None]]  # both share their exponentials
+    kept: Literal["nothing", "value", "slope"] = "slope"
 
 
 def _identity(xp: Namespace, z: Array) -> Array:  # noqa: ARG001
@@ -70,8 +74,6 @@ def _silu_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
 
 # GELU in its tanh form, z/2 (1 + tanh(u)), is z * logistic(2 u): without the 1 + tanh that cancels for negative z.
 GELU_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
-
-
 GELU_CUBIC = 0.044715
 
 
@@ -80,16 +82,16 @@ def _gelu(xp: Namespace, z: Array) -> Array:
 
 
 def _gelu_with_slope(xp: Namespace, z: Array) -> tuple[Array, Array]:
-    near = xp.clip(z, -100.0, 100.0)  # beyond, s is 0 or 1, and z * z must not overflow
+    near = xp.clip(z, -100.0, 100.0)  # beyond these, s is 0 or 1; z * z must not overflow
     s, ds = _logistic_with_slope(xp, GELU_SLOPE * (near + GELU_CUBIC * near * near * near))
     return z * s, s + near * (GELU_SLOPE * (1.0 + 3.0 * GELU_CUBIC * near * near)) * ds
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    "identity": Activation(_identity, _identity_with_slope),
-    "relu": Activation(_relu, _relu_with_slope),
-    "tanh": Activation(_tanh, _tanh_with_slope),
-    "logistic": Activation(_logistic, _logistic_with_slope),
-    "silu": Activation(_silu, _silu_with_slope),
-    "gelu": Activation(_gelu, _gelu_with_slope),
-}
+IDENTITY = Activation("identity", _identity, _identity_with_slope, kept="nothing")
+RELU = Activation("relu", _relu, _relu_with_slope, kept="value")
+TANH = Activation("tanh", _tanh, _tanh_with_slope)
+LOGISTIC = Activation("logistic", _logistic, _logistic_with_slope)
+SILU = Activation("silu", _silu, _silu_with_slope)
+GELU = Activation("gelu", _gelu, _gelu_with_slope)
+
+ACTIVATIONS = {f.name: f for f in (IDENTITY, RELU, TANH, LOGISTIC, SILU, GELU)}

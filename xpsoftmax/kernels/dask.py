@@ -17,6 +17,7 @@ from dask.array.utils import meta_from_array
 
 from xpsoftmax._typing import Array, LossSpec
 from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.activations import Activation
 from xpsoftmax.kernels.generic import narrowed
 
 
@@ -76,7 +77,7 @@ def _bias_activation(kernel: Callable[..., Any]) -> Callable[..., Any]:  # noqa:
     def mapped(
         z: Array,
         bias: Array,
-        activation: str,
+        activation: Activation,
         *,
         grad: bool,
         out: None = None,  # noqa: ARG001
@@ -91,11 +92,11 @@ def _bias_activation(kernel: Callable[..., Any]) -> Callable[..., Any]:  # noqa:
     return mapped
 
 
-def _value_of_block(z: Array, bias: Array, *, activation: str) -> Array:
+def _value_of_block(z: Array, bias: Array, *, activation: Activation) -> Array:
     return generic.bias_activation(z, bias, activation, grad=False)[0]
 
 
-def _value_and_slope_of_block(z: Array, bias: Array, *, activation: str) -> Array:
+def _value_and_slope_of_block(z: Array, bias: Array, *, activation: Activation) -> Array:
     """Both in one array, which is what a block gives."""
     xp = array_namespace(z)
     value, slope = generic.bias_activation(z, bias, activation, grad=True)

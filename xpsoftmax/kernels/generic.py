@@ -10,13 +10,14 @@ target). The other classes are summed without it, so nothing is ever subtracted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, DType, LossSpec, Namespace, dtype_name
-from xpsoftmax.kernels.activations import ACTIVATIONS
+from xpsoftmax.kernels.activations import Activation
+from xpsoftmax.kernels.rules import Rule
 
 NAN = float("nan")
 INF = float("inf")
@@ -196,29 +197,28 @@ def softmax_jacobian_rows(logits: Array) -> Array:
 def bias_activation(
     z: Array,
     bias: Array,
-    activation: str,
+    activation: Activation,
     *,
     grad: bool,
     out: Array | None = None,  # noqa: ARG001
 ) -> tuple[Array, Array | None]:
-    """Activation of z + bias (R, H) and, with `grad`, what `activation_backward` is to know of its derivative.
+    """Activation of z + bias (R, H) and, with `grad`, what `activation_backward` needs to know of its slope.
 
-    A kernel may overwrite z, which nobody else holds, and write the derivative into `out`.
+    A kernel may overwrite z, and write the slope into `out`.
     """
     xp = array_namespace(z)
     z = z + bias
-    f = ACTIVATIONS[activation]
-    return f.with_slope(xp, z) if grad else (f.function(xp, z), None)
+    return activation.with_slope(xp, z) if grad else (activation.function(xp, z), None)
 
 
-def activation_backward(delta: Array, slope: Array | None, activation: str) -> Array:
-    """Gradient with respect to z of what has the gradient `delta` with respect to its activation; (R, H).
+def activation_backward(delta: Array, slope: Array | None, activation: Activation) -> Array:
+    """Gradient (R, H) with respect to the pre-activation, from `delta`, the gradient with respect to the activation.
 
-    A kernel may overwrite `delta`.
+    `slope` is what `bias_activation` returned. A kernel may overwrite `delta`.
     """
     if slope is None:
         return delta
-    if activation == "relu":  # the value stands for its slope
+    if activation.kept == "value":
         slope = array_namespace(delta).astype(slope > 0.0, delta.dtype)
     return delta * slope
 
@@ -233,7 +233,7 @@ def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tup
 
 
 def parameter_update(
-    rule: Callable[..., tuple[Array, ...]],
+    rule: Rule,
     arrays: Sequence[Array],
     grad: Array,
     numbers: tuple[float, ...],
@@ -241,8 +241,9 @@ def parameter_update(
     ok: Array | None = None,
     in_place: bool = False,  # noqa: ARG001
 ) -> tuple[Array, ...]:
-    """A parameter and what is kept of it, after the rule of an optimiser; as before where `ok`, 0-d, is false.
+    """Apply an update rule to a parameter and the arrays that the optimiser keeps of it.
 
+    `arrays` are these, the parameter first. The result has their new values, or the old ones where `ok` (0-d) is false.
     With `in_place` a kernel may overwrite `arrays`.
     """
     after = rule(*arrays, grad, *numbers)

@@ -36,7 +36,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic
-from xpsoftmax.kernels.activations import ACTIVATIONS, GELU_CUBIC, GELU_SLOPE
+from xpsoftmax.kernels.activations import (
+    GELU,
+    GELU_CUBIC,
+    GELU_SLOPE,
+    IDENTITY,
+    LOGISTIC,
+    RELU,
+    SILU,
+    TANH,
+    Activation,
+)
 from xpsoftmax.kernels.generic import narrowed
 
 __all__ = [
@@ -105,7 +115,7 @@ def softmax_loss_rows(
 def bias_activation(
     z: Array,
     bias: Array,
-    activation: str,
+    activation: Activation,
     *,
     grad: bool,
     out: None = None,  # noqa: ARG001
@@ -468,64 +478,71 @@ def _times(x: Array, tangent: Array) -> Array:
 
 # --- activations ------------------------------------------------------------------------------------------------------
 
-# Arguments: what goes into the activation, of any shape, and the name of the activation.
+
+def _value(z: Array, activation: Activation) -> Array:
+    return activation.function(jnp, z)
 
 
-def _value(z: Array, activation: str) -> Array:
-    return ACTIVATIONS[activation].function(jnp, z)
+def _value_and_slope(z: Array, activation: Activation) -> tuple[Array, Array | None]:
+    return activation.with_slope(jnp, z)
 
 
-def _value_and_slope(z: Array, activation: str) -> tuple[Array, Array | None]:
-    return ACTIVATIONS[activation].with_slope(jnp, z)
-
-
-def _slope_text(z: Array, activation: str) -> Array:
+def _slope_text(z: Array, activation: Activation) -> Array:
     """Derivative of the activation; that of ReLU is 0 at 0."""
-    slope: Array = ACTIVATIONS[activation].with_slope(jnp, z)[1]
-    if slope is None:
+    kept: Array = activation.with_slope(jnp, z)[1]
+    if activation.kept == "nothing":
         return jnp.ones_like(z)
-    return (slope > 0.0).astype(z.dtype) if activation == "relu" else slope
+    return (kept > 0.0).astype(z.dtype) if activation.kept == "value" else kept
 
 
-def _activated_rule(activation: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _activated_rule(activation: Activation, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
     return _activated(z, activation), _slope(z, activation) * dz
 
 
-def _activated_with_slope_rule(activation: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+def _activated_with_slope_rule(
+    activation: Activation, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Any, Any]:
     (z,), (dz,) = primals, tangents
-    value, slope = _activated_with_slope(z, activation)
+    value, kept = _activated_with_slope(z, activation)
     dvalue = _slope(z, activation) * dz
-    if slope is None:
+    if activation.kept == "nothing":
         return (value, None), (dvalue, None)
-    # The value of ReLU stands for its slope, see `generic.activation_backward`.
-    return (value, slope), (dvalue, dvalue if activation == "relu" else _curvature(z, activation) * dz)
+    return (value, kept), (dvalue, dvalue if activation.kept == "value" else _curvature(z, activation) * dz)
 
 
-def _slope_rule(activation: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _slope_rule(activation: Activation, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (z,), (dz,) = primals, tangents
     return _slope(z, activation), _curvature(z, activation) * dz
 
 
-_named = {"nondiff_argnums": (1,)}
-_activated = _with_rule(jax.jit(_value, static_argnums=1), _activated_rule, **_named)
-_activated_with_slope = _with_rule(jax.jit(_value_and_slope, static_argnums=1), _activated_with_slope_rule, **_named)
-_slope = _with_rule(jax.jit(_slope_text, static_argnums=1), _slope_rule, **_named)
+_static_activation = {"nondiff_argnums": (1,)}
+_activated = _with_rule(jax.jit(_value, static_argnums=1), _activated_rule, **_static_activation)
+_activated_with_slope = _with_rule(
+    jax.jit(_value_and_slope, static_argnums=1), _activated_with_slope_rule, **_static_activation
+)
+_slope = _with_rule(jax.jit(_slope_text, static_argnums=1), _slope_rule, **_static_activation)
 
 
-def _curvature(z: Array, activation: str) -> Array:
+def _curvature(z: Array, activation: Activation) -> Array:
     """Second derivative of the activation, in terms of functions that have rules."""
-    if activation in ("identity", "relu"):
-        return jnp.zeros_like(z)
-    if activation == "tanh":
-        return -2.0 * _activated(z, "tanh") * _slope(z, "tanh")
-    if activation == "logistic":
-        return -_activated(0.5 * z, "tanh") * _slope(z, "logistic")
-    if activation == "silu":
-        return (2.0 - z * _activated(0.5 * z, "tanh")) * _slope(z, "logistic")
+    return _CURVATURES[activation](z)
+
+
+def _curvature_of_gelu(z: Array) -> Array:
     # GELU is z s(u), u a polynomial of z.
-    z = jnp.clip(z, -100.0, 100.0)  # beyond, the slope of s is 0, and z * z must not overflow
+    z = jnp.clip(z, -100.0, 100.0)  # beyond these, the slope of s is 0; z * z must not overflow
     u = GELU_SLOPE * (z + GELU_CUBIC * z * z * z)
     du = GELU_SLOPE * (1.0 + 3.0 * GELU_CUBIC * z * z)
     ddu = GELU_SLOPE * 6.0 * GELU_CUBIC * z
-    return (2.0 * du + z * ddu - z * du * du * _activated(0.5 * u, "tanh")) * _slope(u, "logistic")
+    return (2.0 * du + z * ddu - z * du * du * _activated(0.5 * u, TANH)) * _slope(u, LOGISTIC)
+
+
+_CURVATURES: dict[Activation, Callable[[Array], Array]] = {
+    IDENTITY: jnp.zeros_like,
+    RELU: jnp.zeros_like,
+    TANH: lambda z: -2.0 * _activated(z, TANH) * _slope(z, TANH),
+    LOGISTIC: lambda z: -_activated(0.5 * z, TANH) * _slope(z, LOGISTIC),
+    SILU: lambda z: (2.0 - z * _activated(0.5 * z, TANH)) * _slope(z, LOGISTIC),
+    GELU: _curvature_of_gelu,
+}

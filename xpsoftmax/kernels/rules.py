@@ -1,42 +1,60 @@
-"""The formulas of the optimisers: new parameters, and what is kept of them, from parameters and gradients."""
+"""Update rules of the optimisers: new parameters from parameters and gradients.
+
+A `Rule` is a formula for NumPy, CuPy and every other array library. Backends that compute a rule in another way (the
+NumPy kernels in place, the CUDA kernels in one launch) look it up by the `Rule` object; a rule that they do not know is
+computed by its formula.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
 from xpsoftmax._typing import Array
 
 
-def sgd_rule(p: Array, g: Array, rate: float) -> tuple[Array]:
-    """Plain gradient descent."""
+class Rule(NamedTuple):
+    """An update rule: its name, and its formula.
+
+    The formula is called with a parameter, the arrays that the optimiser keeps of it (velocity, means), the gradient
+    and the rule's numbers. It returns the new parameter and the new arrays.
+    """
+
+    name: str
+    formula: Callable[..., tuple[Array, ...]]
+
+    def __call__(self, *arguments: Array | float) -> tuple[Array, ...]:
+        """New parameter, and the new arrays that are kept of it."""
+        return self.formula(*arguments)
+
+
+def _sgd(p: Array, g: Array, rate: float) -> tuple[Array]:
     return (p - rate * g,)
 
 
-def momentum_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
-    """Gradient descent with momentum."""
+def _momentum(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
     v = momentum * v + g
     return p - rate * v, v
 
 
-def nesterov_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
-    """Gradient descent with Nesterov's momentum."""
+def _nesterov(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
     v = momentum * v + g
     return p - rate * (g + momentum * v), v
 
 
-def velocity_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
-    """Momentum in the form of scikit-learn: the rate is part of the velocity."""
+def _velocity(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
     v = momentum * v - rate * g
     return p + v, v
 
 
-def nesterov_velocity_rule(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
-    """Nesterov's momentum in the form of scikit-learn."""
+def _nesterov_velocity(p: Array, v: Array, g: Array, rate: float, momentum: float) -> tuple[Array, Array]:
     v = momentum * v - rate * g
     return p + (momentum * v - rate * g), v
 
 
-def adam_rule(
+def _adam(
     p: Array,
     m: Array,
     v: Array,
@@ -49,12 +67,22 @@ def adam_rule(
     rest2: float,
     eps: float,
 ) -> tuple[Array, Array, Array]:
-    """Adam; `rate` and `root` hold the corrections of the two means."""
+    # `rate` and `root` hold the bias corrections of the two means; rest1 = 1 - b1, rest2 = 1 - b2.
     m = b1 * m + rest1 * g
     v = b2 * v + rest2 * (g * g)
     return p - (rate * m) / (root * array_namespace(v).sqrt(v) + eps), m, v
 
 
-def adamw_rule(p: Array, m: Array, v: Array, g: Array, shrink: float, *numbers: float) -> tuple[Array, Array, Array]:
-    """Adam after the weights have been multiplied by `shrink`."""
-    return adam_rule(shrink * p, m, v, g, *numbers)
+def _adamw(p: Array, m: Array, v: Array, g: Array, shrink: float, *numbers: float) -> tuple[Array, Array, Array]:
+    return _adam(shrink * p, m, v, g, *numbers)
+
+
+SGD = Rule("sgd", _sgd)
+MOMENTUM = Rule("momentum", _momentum)
+NESTEROV = Rule("nesterov", _nesterov)
+ADAM = Rule("adam", _adam)
+ADAMW = Rule("adamw", _adamw)
+
+# scikit-learn's forms of momentum: the learning rate is part of the velocity, so a new rate takes effect gradually.
+VELOCITY = Rule("velocity", _velocity)
+NESTEROV_VELOCITY = Rule("nesterov_velocity", _nesterov_velocity)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpsoftmax.kernels import rules
 from xpsoftmax.kernels.cuda import texts
 from xpsoftmax.kernels.cuda.sizes import (
     ITEMSIZES,
@@ -162,8 +163,14 @@ def activation_backward_launch(delta: Matrix, slopes: Matrix, *, step: bool) -> 
     return _units_launch("activation_backward", delta, ("STEP", str(int(step))), _rows_of(slopes))
 
 
-RULES = ("sgd_rule", "momentum_rule", "nesterov_rule", "adam_rule", "adamw_rule")
-"""The functions of _optim.py that kernels/cuda/rules.cuh says again."""
+RULES = {
+    rules.SGD: "sgd_rule",
+    rules.MOMENTUM: "momentum_rule",
+    rules.NESTEROV: "nesterov_rule",
+    rules.ADAM: "adam_rule",
+    rules.ADAMW: "adamw_rule",
+}
+"""The function of kernels/cuda/rules.cuh for each update rule that it has."""
 RULE_NUMBERS = 8
 """How many numbers a rule takes at most."""
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._typing import Array, LossSpec
-from xpsoftmax.kernels.numpy.layers import activation_backward, bias_activation, parameter_update, weight_penalty
 from xpsoftmax.kernels.numpy.soft import WithLabels, loss_of_masses
 from xpsoftmax.kernels.numpy.tiles import (
     PART,
@@ -34,17 +33,6 @@ from xpsoftmax.kernels.numpy.tiles import (
     wide,
     working,
 )
-
-__all__ = [
-    "activation_backward",
-    "bias_activation",
-    "log_softmax_rows",
-    "logsumexp_rows",
-    "parameter_update",
-    "softmax_loss_rows",
-    "softmax_rows",
-    "weight_penalty",
-]
 
 NEAR, FAR = -4.0, 290.0
 """Largest logits between which a row needs no shift in float64; the least of `RANGES` is a little below."""
