@@ -432,11 +432,13 @@ def test_an_interrupt_while_the_result_is_made_does_not_lose_it():
         """
         interrupted, times = {}, 1
         whole = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
-        make = xs._training.Run.result
+        from xpsoftmax._train.loop import Run
+
+        make = Run.result
         def result(*args, **keywords):
             signal.raise_signal(signal.SIGINT)
             return make(*args, **keywords)
-        xs._training.Run.result = result
+        Run.result = result
         last = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
         print(np.array_equal(flat(last.params), flat(whole.params)))
         """
