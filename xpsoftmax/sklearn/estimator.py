@@ -422,7 +422,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self._begin(layers, targets.classes)
             else:
                 self._go_on()
-            with quiet(stepper.given.xp, stepper.given.frame.device), _blamed_on(X, stepper):
+            with quiet(stepper.given.xp, stepper.given.home.device), _blamed_on(X, stepper):
                 if self.solver == "lbfgs":
                     layers = self._minimised(stepper)
                 else:
@@ -604,7 +604,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, net: Network, X: Array, targets: Targets, weight: Array | None, rng: Any
     ) -> tuple[Any, Rows | None]:
         """What makes steps on the rows to learn from; and rows held out."""
-        xp, options = net.xp, {"dtype": net.dtype, "device": net.frame.device}
+        xp, options = net.xp, {"dtype": net.dtype, "device": net.home.device}
         if self.solver == "lbfgs" and type(_block_of(X)) is not np.ndarray:
             raise ValueError(
                 f'solver must be "adam" or "sgd" for {library(xp)} arrays, got "lbfgs": SciPy needs NumPy.'
@@ -615,7 +615,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if is_dask_array(X):
             return self._prepared_lazily(net, X, y, weight, class_weight, parts)
         if y.ndim == 1:
-            y = xp.asarray(y, device=net.frame.device)
+            y = xp.asarray(y, device=net.home.device)
         if parts is not None:
             (X, y, weight), held_out = (_taken(net, (X, y, weight), part) for part in parts)
         loss = LossOptions(
@@ -651,7 +651,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not (counts if class_weight is None else counts * class_weight[y]).any():
             self._refuse_weights(weight, "to learn from")
         if class_weight is not None:
-            class_weight = net.xp.asarray(class_weight, dtype=net.dtype, device=net.frame.device)
+            class_weight = net.xp.asarray(class_weight, dtype=net.dtype, device=net.home.device)
         steps = lazily.as_steps(
             net, X, y, weight, class_weight, self.label_smoothing, float(self.alpha), self.max_memory,
             all_blocks=self.solver == "lbfgs",
@@ -1015,7 +1015,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         finish: Any = getattr(net.kernels, operation) if operation else None
         result = np.empty((X.shape[0], len(self.classes_)), net.dtype) if type(X) is np.ndarray else None
         parts = []
-        with quiet(net.xp, net.frame.device):
+        with quiet(net.xp, net.home.device):
             for rows, logits in self._passes(net, X):
                 if result is None:
                     parts.append(finish(logits, out=logits if is_writable(logits) else None) if finish else logits)
@@ -1038,7 +1038,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             from xpsoftmax.sklearn import on_dask as lazily
 
             return lazily.outputs(net.layers, self.activation, X, "codes", self.classes_)
-        with quiet(net.xp, net.frame.device):
+        with quiet(net.xp, net.home.device):
             parts = [net.xp.argmax(logits, axis=1) for _, logits in self._passes(net, X)]
             return parts[0] if len(parts) == 1 else net.xp.concat(parts)
 
@@ -1277,7 +1277,7 @@ def _all_or_nothing(model: Any) -> Iterator[None]:
 
 
 def _taken(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
-    rows = net.xp.asarray(rows, device=net.frame.device)
+    rows = net.xp.asarray(rows, device=net.home.device)
     X, y, weight = (None if array is None else net.xp.take(array, rows, axis=0) for array in arrays)
     return X, y, weight
 
