@@ -44,7 +44,7 @@ def run(script, monkeypatch, tmp_path, capsys):
 
 def test_a_run_of_the_command_succeeds_and_writes_its_files(tmp_path):
     argv = [*QUICK, "--competitor", "xpsoftmax", "--competitor", "NumPy", "--json", "a/b.json", "--plot", "c.png"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports what lies beside it
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports harness
     process = subprocess.run(
         [sys.executable, str(SCRIPT), *argv],
         cwd=tmp_path,

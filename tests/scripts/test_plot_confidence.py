@@ -29,7 +29,7 @@ def run(tmp_path, *argv):
 
 def test_a_run_of_the_command_succeeds_and_writes_its_files(tmp_path):
     argv = [*QUICK, "--step", "40", "--dtype", "float32"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports what lies beside it
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports harness
     command = [sys.executable, str(Path(script.__file__)), *argv]
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
