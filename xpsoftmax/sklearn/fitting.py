@@ -50,7 +50,7 @@ def fit(model: Any, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, 
         net = as_network(carrying(layers, model.activation), None)
         record = Record() if first else Record.of(model)
         steps, held_out = prepare_steps(model, net, X, targets, weight, rng)
-        with quiet(net.xp, net.frame.device), _naming_bad_inputs(X, steps):
+        with quiet(net.xp, net.home.device), _naming_bad_inputs(X, steps):
             if model.solver == "lbfgs":
                 layers = minimise(model, steps, record)
             else:

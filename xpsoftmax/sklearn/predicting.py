@@ -191,7 +191,7 @@ def _outputs(model: Any, X: Any, method: str, operation: str | None) -> Array:
     finish: Any = getattr(net.kernels, operation) if operation else None
     result = np.empty((X.shape[0], net.layers[-1].bias.shape[0]), net.dtype) if type(X) is np.ndarray else None
     parts = []
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         for rows, logits in _passes(net, X, model.max_memory):
             if result is None:
                 parts.append(finish(logits, out=logits if is_writable(logits) else None) if finish else logits)
@@ -208,7 +208,7 @@ def codes_of(net: Network, X: Array, max_memory: int | None) -> Array:
     """Return the places of the largest logits (N,), which are codes of classes."""
     if is_dask_array(X):
         return _lazy_outputs(net, X, "codes", np.arange(net.layers[-1].bias.shape[0]))
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         parts = [net.xp.argmax(logits, axis=1) for _, logits in _passes(net, X, max_memory)]
         return parts[0] if len(parts) == 1 else net.xp.concat(parts)
 

@@ -48,10 +48,10 @@ def _steps_in_memory(
     model: Any, net: Network, rows: Rows, class_weight: np.ndarray | None, parts: Sequence[np.ndarray] | None
 ) -> tuple[Any, Rows | None]:
     """Return the steps over rows in memory, and rows held out."""
-    xp, options = net.xp, {"dtype": net.dtype, "device": net.frame.device}
+    xp, options = net.xp, {"dtype": net.dtype, "device": net.home.device}
     (X, y, weight), held_out = rows, None
     if y.ndim == 1:
-        y = xp.asarray(y, device=net.frame.device)
+        y = xp.asarray(y, device=net.home.device)
     if parts is not None:
         (X, y, weight), held_out = (_select(net, (X, y, weight), part) for part in parts)
     class_weight = None if class_weight is None else xp.asarray(class_weight, **options)
@@ -80,7 +80,7 @@ def _steps_over_blocks(
     if not (counts if class_weight is None else counts * class_weight[y]).any():
         _refuse_weights(model, weight, "to learn from")
     if class_weight is not None:
-        class_weight = net.xp.asarray(class_weight, dtype=net.dtype, device=net.frame.device)
+        class_weight = net.xp.asarray(class_weight, dtype=net.dtype, device=net.home.device)
     steps = on_dask.as_steps(
         net, X, y, weight, class_weight, model.label_smoothing, float(model.alpha), model.max_memory,
         all_blocks=model.solver == "lbfgs",
@@ -89,7 +89,7 @@ def _steps_over_blocks(
 
 
 def _select(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
-    rows = net.xp.asarray(rows, device=net.frame.device)
+    rows = net.xp.asarray(rows, device=net.home.device)
     X, y, weight = (None if array is None else net.xp.take(array, rows, axis=0) for array in arrays)
     return X, y, weight
 
