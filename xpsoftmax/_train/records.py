@@ -124,6 +124,8 @@ class DivergenceError(FloatingPointError):
     1 True
     """
 
+    __module__ = "xpsoftmax"  # tracebacks show the public name
+
     def __init__(self, step: int, loss: float | None, result: TrainResult, reason: str | None = None) -> None:
         super().__init__(reason or _diverged_by_steps(step, loss))
         self.step, self.loss, self.result = step, loss, result

@@ -1,4 +1,4 @@
-"""A text data set from Python's own standard library: how often each word occurs in a piece of source, and its module."""
+"""A text data set from Python's standard library: how often each word occurs in a piece of source, and its module."""
 
 from __future__ import annotations
 
