@@ -5,8 +5,9 @@
     python benchmarks/compare_sklearn.py --only gpu
 
 Accuracy: on digits, iris, wine and breast_cancer, standardised, a stratified quarter held out, for each seed of the
-split and of the model. Time: fits of the same epochs, batches and solver on float64 NumPy arrays, and on sparse counts of
-words, in turn; the ratio of the medians. Peak memory: of a fit in a process of its own, beyond what the process held before it.
+split and of the model. Time: fits of the same epochs, batches and solver on float64 NumPy arrays, and on sparse counts
+of words (source_counts.py), in turn; the ratio of the medians. Peak memory: of a fit in a process of its own, beyond
+what the process held before it.
 
 With --only gpu: fits of float32 CuPy arrays, beside NumPy arrays, scikit-learn, and the same network, optimiser, epochs
 and batches in a loop of PyTorch on the GPU.
