@@ -40,6 +40,7 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     Without an explicit activation the network has the one that its layers carry.
     """
     if not isinstance(params, (tuple, list)) or not params:
+        _refuse_whole(params)
         raise TypeError(f"params must be a non-empty sequence of (weight, bias) pairs, got {params!r:.60}.")
     if _plain_layers(params):
         activation = chosen(params, activation)
@@ -49,6 +50,7 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            _refuse_whole(params)
             raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
         pairs.append(kind_of(layer)(*layer))
     activation = chosen(pairs, activation)
@@ -61,6 +63,14 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
         layers.append(type(layer)(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
     kernels = operations(layers[0].weight, impl)
     return Network(xp, tuple(layers), activation, dtype, working, where, kernels)
+
+
+def _refuse_whole(params: object) -> None:
+    """Raise TypeError for a result, a state or a classifier, of which the parameters are an attribute."""
+    for name in ("params", "params_", "grads"):
+        if hasattr(params, name):
+            kind = type(params).__name__
+            raise TypeError(f"params must be a sequence of (weight, bias) pairs, got a {kind}. Pass its `{name}`.")
 
 
 @cache
