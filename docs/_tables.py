@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 FILES = ("--json", "--plot")
 BESIDE = "\N{NO-BREAK SPACE}/ "
 """Between the two numbers of a cell, which a narrow screen shows one over the other."""
@@ -29,9 +30,17 @@ def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def where_it_is_now(script: str) -> str:
+    """Return the path of a script; results name the folder that it was in when they were made."""
+    name = Path(script).name
+    found = (folder for folder in ("scripts", "benchmarks", "examples") if (ROOT / folder / name).exists())
+    return f"{next(found)}/{name}"
+
+
 def source(content: dict[str, Any], name: str) -> str:
     """Say where the numbers come from: file, date, commit, processor, versions, command."""
     words, kept = shlex.split(content["command"]), []
+    words[1] = where_it_is_now(words[1])
     for i, word in enumerate(words):  # where the files were written is of no interest
         if word not in FILES and (i == 0 or words[i - 1] not in FILES):
             kept.append(word)
@@ -46,7 +55,7 @@ def source(content: dict[str, Any], name: str) -> str:
     )
 
 
-# --- scripts/bench.py -------------------------------------------------------------------------------------------------
+# --- benchmarks/bench.py ----------------------------------------------------------------------------------------------
 
 
 def bench(content: dict[str, Any], operation: str, logits: str = "normal") -> str:
@@ -112,7 +121,7 @@ def _spelled(name: str) -> str:
     return SPELLED.get(name, name)
 
 
-# --- scripts/bench_training.py ----------------------------------------------------------------------------------------
+# --- benchmarks/bench_training.py -------------------------------------------------------------------------------------
 
 
 def training(content: dict[str, Any]) -> str:

@@ -181,7 +181,7 @@ def test_a_table_has_the_numbers_of_its_file():
 
 def test_where_a_table_comes_from():
     content = {
-        "command": "python scripts/x.py --step 2 --json a.json --plot b.png",
+        "command": "python scripts/bench.py --step 2 --json a.json --plot b.png",  # where it was once
         "commit": "0123456789-dirty",
         "date": "2026-01-01",
         "versions": {"numpy": "2.0"},
@@ -189,7 +189,7 @@ def test_where_a_table_comes_from():
     }
     assert _tables.source(content, "a.json") == (
         "`a.json`: 2026-01-01, commit 0123456 with changes, 2 cores of CPU; numpy 2.0. "
-        "Made by `python scripts/x.py --step 2`."
+        "Made by `python benchmarks/bench.py --step 2`."
     )
 
 

@@ -750,7 +750,7 @@ def test_a_row_of_nan_is_never_right(label, options, backend, problem):
     net = as_network(moved(backend, params), None)
     loss_options = LossOptions(validate=False, **options)
     data = as_data(net, "X", backend.asarray(X), backend.asarray(y), loss_options)
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         found = evaluation(net, data, "mean", None, None)
     counts = (y != options.get("ignore_index")) & np.isfinite(X).all(axis=1)
     assert float(found.right) == np.sum((xs.mlp_predict(params, X, validate=False) == y) & counts)
