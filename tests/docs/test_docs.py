@@ -452,3 +452,77 @@ def test_a_wrong_cell_would_be_seen(monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(_truth, "here", lambda case: (np.float64(0.5), np.zeros((4, 3))))
     assert _differences()
+
+
+# --- README -----------------------------------------------------------------------------------------------------------
+
+
+README = ROOT / "README.md"
+
+
+def anchors(page):
+    """What can be linked to in a page of Markdown, as GitHub and MyST make it of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_what_readme_links_to_exists():
+    links = re.findall(r"\]\(([^)\s]+)\)", README.read_text())
+    assert len(links) > 40
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        path, _, fragment = link.partition("#")
+        assert (ROOT / path).exists(), link
+        assert not fragment or fragment in anchors(ROOT / path), link
+
+
+def test_every_claim_of_readme_links_to_what_shows_it():
+    text = README.read_text()
+    claims = re.split(r"^- ", text[text.index("## What else") : text.index("## Ten lines")], flags=re.MULTILINE)[1:]
+    assert len(claims) == 10
+    for claim in claims:
+        assert re.search(r"\]\((tests|docs|benchmarks)/", claim), claim
+
+
+def test_the_code_of_readme_runs(capsys):
+    one, two = (block for _, block in blocks(README))
+    test = doctest.DocTestParser().get_doctest(one, {}, "README", str(README), 0)
+    assert doctest.DocTestRunner().run(test).failed == 0
+    exec(compile(two, "README.md", "exec"), {})
+    loss, accuracy = map(float, capsys.readouterr().out.split())
+    assert loss < 0.2
+    assert accuracy > 0.9
+
+
+def test_the_numbers_of_readme_are_true():
+    text = " ".join(README.read_text().split())
+    findings = json.loads((_tables.RESULTS / "2026-11-24-bench-2core-avx512.json").read_text())["findings"]
+    case = {"operation": "softmax_loss_and_grad", "rows": 8192, "classes": 1000, "dtype": "float32", "logits": "normal"}
+    (times,) = ({k: v["median"] for k, v in f["timings"].items()} for f in findings if f["case"] == case)
+    assert f"take {times['xpsoftmax'] / times['torch']:.2f} of the time of eager PyTorch" in text
+    assert f"and {times['xpsoftmax'] / times['torch.compile']:.2f} of that of compiled PyTorch" in text
+    said("vanishing.md", "by a factor of 74 or more")
+    assert "by a factor of 74 or more" in text
+    log = (_tables.RESULTS / "2026-11-26-gpu-tests-h200.txt").read_text()
+    found = re.search(r"tests (\d+), failures (\d+), errors 0, skipped (\d+)", log)
+    tests, failures, skipped = map(int, found.groups())
+    assert f"{tests - failures - skipped} of {tests - skipped} tests passed" in text
+    for name, words in (
+        ("xpsoftmax", "reached {} to {} % of the bandwidth of a copy"),
+        ("torch", "eager PyTorch {} to {} %"),
+        ("torch.compile", "compiled PyTorch {} to {} %"),
+        ("Liger", "Liger {} to {} %"),
+    ):
+        assert words.format(*gpu_shares(name)) in text
+
+
+def gpu_shares(name):
+    """The least and the greatest share of the bandwidth of a copy, in per cent, from 32000 classes on."""
+    cases = json.loads((_tables.RESULTS / "2026-11-26-gpu-check-h200.json").read_text())["parts"]["kernels"]["cases"]
+    shares = [
+        case["timings"]["copy"]["ms"][1] / case["timings"][name]["ms"][1]
+        for case in cases
+        if case["operation"] == "loss and gradient" and case["classes"] >= 32000
+    ]
+    return round(100 * min(shares)), round(100 * max(shares))
