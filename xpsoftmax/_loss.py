@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import quiet
-from xpsoftmax._arguments.layout import deliver, in_rows, reshaped, rows_out
-from xpsoftmax._arguments.options import check_impl
+from xpsoftmax._arguments.layout import Layout, deliver, in_rows, reshaped, rows_out
+from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
 from xpsoftmax._arguments.problem import PLAIN_SPEC, LossOptions, Problem, filled, mean_or_nan, plain_labels, prepare
 from xpsoftmax._arguments.tracing import check_unrecorded
@@ -110,7 +108,7 @@ def softmax_loss(
     >>> print(f"{xs.softmax_loss(np.array([50.0, 0.0]), np.array(0)):.9g}")
     1.92874985e-22
     """
-    loss, _ = _compute(
+    loss, _, _ = _compute(
         logits,
         targets,
         None,
@@ -137,7 +135,8 @@ def softmax_loss_and_grad(
     validate: bool = True,
     impl: Impl = "auto",
     out: Array | None = None,
-) -> tuple[Array, Array]:
+    aux: bool = False,
+) -> tuple[Array, ...]:
     r"""Softmax loss and its gradient with respect to the logits.
 
     .. math:: \frac{\partial L_i}{\partial z_{ij}} = p_{ij} - 1\{j = y_i\}, \qquad
@@ -151,6 +150,8 @@ def softmax_loss_and_grad(
         Where the gradient is written: `logits` itself, or an array that shares no memory with any argument; of the
         dtype of `logits`, or float32 for 16-bit logits (small gradients vanish in float16). After an error it is as
         it was. Not for JAX and dask arrays, which cannot be written to.
+    aux : bool
+        Return the logsumexp of each row as well.
 
     Returns
     -------
@@ -159,6 +160,8 @@ def softmax_loss_and_grad(
     dlogits : array, shape of `logits`
         Gradient of the loss ("none": of each row's own loss), in the dtype of `logits`, or `out`. Where the loss is a
         mean over no row it is zero: nothing depends on the logits then.
+    logsumexp : array, shape of `logits` without `axis`
+        With `aux` only: what `logsumexp` returns for these logits, in the dtype of the loss.
 
     Raises
     ------
@@ -187,8 +190,16 @@ def softmax_loss_and_grad(
     array([[ 0.2, -0.7,  0.5]])
     >>> xs.softmax_loss_and_grad(np.array([50.0, 0.0]), np.array(0))[1]
     array([-1.92874985e-22,  1.92874985e-22])
+
+    The logarithm of the sum, as for a z-loss of one's own or to compare rows:
+
+    >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
+    >>> loss, dlogits, sums = xs.softmax_loss_and_grad(z, np.array([1, 2]), aux=True)
+    >>> np.exp(sums).round(6)
+    array([10.,  4.])
     """
-    loss, dlogits = _compute(
+    check_flag("aux", aux)
+    loss, dlogits, sums = _compute(
         logits,
         targets,
         out,
@@ -196,39 +207,59 @@ def softmax_loss_and_grad(
         axis=axis,
         impl=impl,
         grad=True,
+        aux=aux,
     )
-    return loss, dlogits
+    return (loss, dlogits, sums) if aux else (loss, dlogits)
 
 
 def _compute(
-    logits: Array, targets: Array, out: Array | None, options: LossOptions, *, axis: int, impl: Impl, grad: bool
-) -> tuple[Array, Array]:
+    logits: Array,
+    targets: Array,
+    out: Array | None,
+    options: LossOptions,
+    *,
+    axis: int,
+    impl: Impl,
+    grad: bool,
+    aux: bool = False,
+) -> tuple[Array, Array, Array]:
+    """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
     check_impl(impl)
-    if _at_a_glance(logits, targets, out, options, axis):
-        return _plain_mean(logits, targets, out, impl, grad=grad)
-    result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
-    if result is not None:
-        return result
+    if not aux:
+        if _at_a_glance(logits, targets, out, options, axis):
+            return *_plain_mean(logits, targets, out, impl, grad=grad), None
+        result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
+        if result is not None:
+            return *result, None
     if not grad and type(logits) is not np.ndarray:
         weights = {"class_weight": options.class_weight, "sample_weight": options.sample_weight}
         check_unrecorded(logits=logits, targets=targets, **weights)
-    array, frame = check.as_logits(logits, axis)
+    array, layout = check.as_logits(logits, axis)
     others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
-    check_out(out, logits, frame, others)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        problem = prepare(targets, frame, options)
+    check_out(out, logits, layout, others)
+    xp = layout.home.xp
+    with layout.home.context():
+        problem = prepare(targets, layout, options)
         kernel = select("softmax_loss_rows", array, impl)
+        sums = _logsumexp(array, layout, impl) if aux else None  # before `out`, which may be the logits, is written
         losses, dlogits = kernel(
-            in_rows(array, frame, out),
+            in_rows(array, layout, out),
             problem.targets,
             problem.row_weight,
             problem.spec,
             grad=grad,
-            out=rows_out(frame, out),
+            out=rows_out(layout, out),
         )
-        loss = _reduced(losses, problem, frame, options.reduction, impl)
-        return loss, deliver(xp, dlogits, frame, out) if grad else None
+        loss = _reduced(losses, problem, layout, options.reduction, impl)
+        return loss, deliver(xp, dlogits, layout, out) if grad else None, sums
+
+
+def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
+    """Of each row, in the working precision."""
+    xp = layout.home.xp
+    rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
+    sums = select("logsumexp_rows", rows, impl)(rows)
+    return xp.asarray(sums) if len(layout.shape) == 2 else reshaped(xp, sums, layout.rows_shape)
 
 
 def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis: Any) -> bool:
@@ -281,9 +312,9 @@ def _spec(label_smoothing: float, z_loss: float) -> LossSpec:
     return LossSpec(None, label_smoothing, z_loss)
 
 
-def _reduced(losses: Array, problem: Problem, frame: Frame, reduction: Reduction, impl: Impl) -> Array:
-    xp = frame.xp
+def _reduced(losses: Array, problem: Problem, layout: Layout, reduction: Reduction, impl: Impl) -> Array:
+    xp = layout.home.xp
     if reduction == "none":
-        return losses if len(frame.shape) == 2 else reshaped(xp, losses, frame.rows_shape)
+        return losses if len(layout.shape) == 2 else reshaped(xp, losses, layout.rows_shape)
     loss = summed(xp, losses, impl)
     return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss

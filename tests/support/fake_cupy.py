@@ -117,6 +117,7 @@ class Recorder:
             def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int) -> None:
                 assert Device.current == 1, "launched while another device is current"
                 assert shared_mem <= getattr(launch, "max_dynamic_shared_size_bytes", 48 * 1024)
+                arguments = tuple(np.uint64(x.data.ptr) if isinstance(x, Array) else x for x in arguments)
                 cluster = int(dict(defines).get("BLOCKS", "1"))
                 self.launches.append(plan.Launch(name, defines, *grid, *block, arguments, cluster, False, shared_mem))
                 cpu.run(self.launches[-1], schedule=2)

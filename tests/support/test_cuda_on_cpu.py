@@ -6,6 +6,7 @@ wrong, a thread waits forever or memory is touched that must not be.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import cuda_on_cpu as cpu
@@ -234,6 +235,62 @@ def wrong_look_at_labels(change: tuple[str, str] | None) -> bool:
 def test_faults_around_the_rows_are_caught(wrong, change):
     assert not wrong(None)
     assert wrong(change)
+
+
+def wrong_masses(change: tuple[str, str] | None) -> bool:
+    """Whether a loss or gradient of masses is wrong, of rows that threads hold and of rows that they read twice."""
+    for classes in (7, 300, 8193):
+        rng = np.random.default_rng(classes)
+        for order, scale in itertools.product(kernels.ORDERS.values(), (10, 0.1)):  # a few classes matter, or all do
+            z, q = rng.normal(size=(2, classes)) * scale, rng.dirichlet(np.ones(classes), 2)
+            z, q = (kernels.ordered(x, by).astype("f4") for x, by in zip((z, q), order, strict=True))
+            exact = kernels.oracle.softmax_loss(z, q, reduction="none")
+            try:
+                losses, grad = kernels.loss_of_masses(z, "float32", q, change=change)
+                kernels.within(losses, exact.loss, 0, [])
+                kernels.within(grad, exact.grad, 0, [])
+            except (AssertionError, cpu.KernelError):
+                return True
+    return False
+
+
+def test_masses_without_a_fault():
+    assert not wrong_masses(None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("if (is_top) rise_by(top, hot);", ""),
+        ("        found.logit = row.logit;\n        rise_by(top, hot);\n", ""),
+        ("const Real all = mass.total() + hot.value;", "const Real all = mass.total();"),
+        (
+            "exists(top) && top.index != found.mass.index) add_exponential(top.value);",
+            "exists(top)) add_exponential(z);",
+        ),
+        ("if (hot.index != top.index) add_exponential(z_hot);  // else", "add_exponential(z_hot);  // else"),
+        ("if (is_hot) z_hot = z;\n        else mass.add(q);", "if (is_hot) z_hot = z;\n        mass.add(q);"),
+        ("if (is_hot) z_hot = z;", "if (is_hot) z_hot = 0;"),
+        ("if (!is_top && !is_hot) add_exponential(z);", "add_exponential(z);"),
+        ("exists(top) && top.index != row.logit.index && ", "exists(top) && "),
+        ("top.index != row.logit.index && top.index != row.mass.index", "top.index != row.logit.index"),
+        (
+            "mass.add(hot.value);\n            if (hot.index != top.index) add_exponential(z_hot);\n        }",
+            "if (hot.index != top.index) add_exponential(z_hot);\n        }",
+        ),
+        ("if (hot.index != top.index) add_exponential(z_hot);\n        }\n        return", "}\n        return"),
+        (
+            "if (hot.index != top.index) add_exponential(z_hot);\n        }\n        return",
+            "add_exponential(z_hot);\n        }\n        return",
+        ),
+        ("others.scale(exponential(shift - z));", ""),
+        ("threadIdx.x + (classes - 1) / STEP * STEP; j >= 0", "threadIdx.x + (classes - 1) / STEP * STEP; j > 0"),
+        ("threadIdx.x + (classes - 1) / STEP * STEP; j >= 0", "threadIdx.x + classes / STEP * STEP - STEP; j >= 0"),
+        ("j < classes; j += STEP) Classes", "j + STEP < classes; j += STEP) Classes"),
+    ],
+)
+def test_faults_of_masses_are_caught(change):
+    assert wrong_masses(change)
 
 
 @pytest.mark.parametrize("carried", [True, False])

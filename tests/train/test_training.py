@@ -432,11 +432,13 @@ def test_an_interrupt_while_the_result_is_made_does_not_lose_it():
         """
         interrupted, times = {}, 1
         whole = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
-        make = xs._training.Run.result
+        from xpsoftmax._train.loop import Run
+
+        make = Run.result
         def result(*args, **keywords):
             signal.raise_signal(signal.SIGINT)
             return make(*args, **keywords)
-        xs._training.Run.result = result
+        Run.result = result
         last = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
         print(np.array_equal(flat(last.params), flat(whole.params)))
         """
@@ -748,7 +750,7 @@ def test_a_row_of_nan_is_never_right(label, options, backend, problem):
     net = as_network(moved(backend, params), None)
     loss_options = LossOptions(validate=False, **options)
     data = as_data(net, "X", backend.asarray(X), backend.asarray(y), loss_options)
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         found = evaluation(net, data, "mean", None, None)
     counts = (y != options.get("ignore_index")) & np.isfinite(X).all(axis=1)
     assert float(found.right) == np.sum((xs.mlp_predict(params, X, validate=False) == y) & counts)

@@ -27,7 +27,8 @@ class TrainResult(NamedTuple):
     >>> import numpy as np
     >>> import xpsoftmax as xs
     >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
-    >>> result = xs.train(xs.init_params((4, 3), rng=0), X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
+    >>> params = xs.init_params((4, 3), rng=0)
+    >>> result = xs.train(params, X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
     >>> len(result.history["loss"])  # two batches an epoch
     10
     >>> params, history, state = result
@@ -123,6 +124,8 @@ class DivergenceError(FloatingPointError):
     ...     print(error.step, bool(np.isfinite(error.result.params[0].weight).all()))
     1 True
     """
+
+    __module__ = "xpsoftmax"  # tracebacks show the public name
 
     def __init__(self, step: int, loss: float | None, result: TrainResult, reason: str | None = None) -> None:
         super().__init__(reason or _diverged_by_steps(step, loss))

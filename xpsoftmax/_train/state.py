@@ -206,7 +206,7 @@ def _checked_layers(name: str, layers: Any, net: Network) -> Params:
         arrays = []
         for part, value in zip(Layer._fields, layer, strict=True):
             where = f"{name}[{i}].{part}"
-            check.as_companion(where, value, net.frame)
+            check.as_companion(where, value, net.home)
             _, array = check.as_floating(where, value)
             if array.dtype != net.working:
                 raise TypeError(f"resume must be of a training in {net.working}, got one in {array.dtype}.")
@@ -249,8 +249,8 @@ def _check_numbers(
 
         return Suspect(name, rule, "index", bad, array)
 
-    with quiet(net.xp, net.frame.device):
-        check_values(net.frame, [suspect(*entry) for entry in named()])
+    with quiet(net.xp, net.home.device):
+        check_values(net.xp, [suspect(*entry) for entry in named()])
 
 
 def _checked_history(history: Any, epoch: int, *, validated: bool) -> History:

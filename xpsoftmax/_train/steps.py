@@ -148,7 +148,7 @@ class Stepper:
         """Numbers of rows, where the data is."""
         if order is None or self.on_host:
             return order
-        return self.given.xp.asarray(order, device=self.given.frame.device)
+        return self.given.xp.asarray(order, device=self.given.home.device)
 
     def counts(self, order: np.ndarray | None, rows: slice) -> bool:
         """Whether a batch, a slice of this order of the rows, has a row that counts."""

@@ -159,7 +159,7 @@ def train(
         validated, patient = validation is not None, patience is not None
         resume = checked_state(resume, stepper, optimizer, generator, batch_size, validated=validated, patient=patient)
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         run = Run(stepper, optimizer, generator, batch_size, resume)
         return trained(run, epochs, held_out, patience, callback, progress=progress)
 

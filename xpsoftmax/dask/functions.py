@@ -355,7 +355,7 @@ def train(
         validated, patient = validation is not None, patience is not None
         resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
-    with quiet(steps.given.xp, steps.given.frame.device):
+    with quiet(steps.given.xp, steps.given.home.device):
         run = Run(steps, optimizer, generator, batch_size, resume)
         try:
             return trained(run, epochs, held_out, patience, callback, progress=progress)

@@ -343,7 +343,7 @@ def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reducti
     if sizes == (0,):
         return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
     net = replace(model.network, dtype=X.dtype)
-    with one_thread(), quiet(net.xp, net.frame.device):
+    with one_thread(), quiet(net.xp, net.home.device):
         data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
         loss, total, right, counted = evaluation(net, data, reduction, model.max_memory, None)
         return Block(sizes, None, Evaluation(float(loss), float(total), float(right), counted))

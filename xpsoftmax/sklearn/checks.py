@@ -10,9 +10,16 @@ from array_api_compat import array_namespace
 
 from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.values import first_marked
+from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, dtype_name
 from xpsoftmax.sklearn.labels import missing_in
+
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights, {}. The input data may contain large values and need to be "
+    "preprocessed; a smaller learning_rate_init may help, too. The model is as it was before."
+)
+INTERRUPTED = "Training interrupted by user."
 
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
@@ -101,3 +108,16 @@ def as_overflow(error: ValueError) -> ValueError:
 def is_overflow(error: BaseException) -> bool:
     """Whether an error is marked: it is not about an argument alone, and `fit` may say more of its cause."""
     return bool(getattr(error, "overflow", False))
+
+
+def diverged(what: str) -> ValueError:
+    """Return the error of a solver that came to numbers that are not finite."""
+    return overflow_error(NOT_FINITE.format(what))
+
+
+def finite_layers(layers: Params) -> Params:
+    """Return the layers, if all their numbers are finite; raise ValueError if not."""
+    xp = array_namespace(layers[0].weight)
+    if not all(bool(xp.all(xp.isfinite(array))) for layer in layers for array in layer):
+        raise diverged("by the last step")
+    return layers

@@ -1,6 +1,6 @@
 """What the CUDA backend launches: specialisation, grid, arguments. Pure functions, no CuPy.
 
-`launches.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/_cuda_on_cpu.py).
+`launches.py` hands a `Launch` to CuPy; the tests hand the same `Launch` to a CPU (tests/support/cuda_on_cpu.py).
 """
 
 from __future__ import annotations
