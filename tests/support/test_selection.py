@@ -49,5 +49,5 @@ def test_a_backend_that_was_asked_for_and_is_absent_runs_nothing(tmp_path):
 
 
 def test_a_backend_that_is_required_and_absent_is_an_error(tmp_path):
-    status, text = collected(tmp_path, "--require-backend=array_api_strict", "--backend=numpy")
+    status, _ = collected(tmp_path, "--require-backend=array_api_strict", "--backend=numpy")
     assert status == pytest.ExitCode.USAGE_ERROR
