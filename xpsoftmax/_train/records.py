@@ -27,7 +27,8 @@ class TrainResult(NamedTuple):
     >>> import numpy as np
     >>> import xpsoftmax as xs
     >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
-    >>> result = xs.train(xs.init_params((4, 3), rng=0), X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
+    >>> params = xs.init_params((4, 3), rng=0)
+    >>> result = xs.train(params, X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
     >>> len(result.history["loss"])  # two batches an epoch
     10
     >>> params, history, state = result
