@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import quiet
-from xpsoftmax._arguments.layout import deliver, in_rows, reshaped, rows_out
+from xpsoftmax._arguments.layout import Layout, deliver, in_rows, reshaped, rows_out
 from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
 from xpsoftmax._arguments.problem import PLAIN_SPEC, LossOptions, Problem, filled, mean_or_nan, plain_labels, prepare
@@ -236,32 +234,32 @@ def _compute(
     if not grad and type(logits) is not np.ndarray:
         weights = {"class_weight": options.class_weight, "sample_weight": options.sample_weight}
         check_unrecorded(logits=logits, targets=targets, **weights)
-    array, frame = check.as_logits(logits, axis)
+    array, layout = check.as_logits(logits, axis)
     others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
-    check_out(out, logits, frame, others)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        problem = prepare(targets, frame, options)
+    check_out(out, logits, layout, others)
+    xp = layout.home.xp
+    with layout.home.context():
+        problem = prepare(targets, layout, options)
         kernel = select("softmax_loss_rows", array, impl)
-        sums = _logsumexp(array, frame, impl) if aux else None  # before `out`, which may be the logits, is written
+        sums = _logsumexp(array, layout, impl) if aux else None  # before `out`, which may be the logits, is written
         losses, dlogits = kernel(
-            in_rows(array, frame, out),
+            in_rows(array, layout, out),
             problem.targets,
             problem.row_weight,
             problem.spec,
             grad=grad,
-            out=rows_out(frame, out),
+            out=rows_out(layout, out),
         )
-        loss = _reduced(losses, problem, frame, options.reduction, impl)
-        return loss, deliver(xp, dlogits, frame, out) if grad else None, sums
+        loss = _reduced(losses, problem, layout, options.reduction, impl)
+        return loss, deliver(xp, dlogits, layout, out) if grad else None, sums
 
 
-def _logsumexp(array: Array, frame: Frame, impl: Impl) -> Array:
+def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
     """Of each row, in the working precision."""
-    xp = frame.xp
-    rows = xp.astype(in_rows(array, frame, None), frame.working, copy=False)
+    xp = layout.home.xp
+    rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
     sums = select("logsumexp_rows", rows, impl)(rows)
-    return xp.asarray(sums) if len(frame.shape) == 2 else reshaped(xp, sums, frame.rows_shape)
+    return xp.asarray(sums) if len(layout.shape) == 2 else reshaped(xp, sums, layout.rows_shape)
 
 
 def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis: Any) -> bool:
@@ -314,9 +312,9 @@ def _spec(label_smoothing: float, z_loss: float) -> LossSpec:
     return LossSpec(None, label_smoothing, z_loss)
 
 
-def _reduced(losses: Array, problem: Problem, frame: Frame, reduction: Reduction, impl: Impl) -> Array:
-    xp = frame.xp
+def _reduced(losses: Array, problem: Problem, layout: Layout, reduction: Reduction, impl: Impl) -> Array:
+    xp = layout.home.xp
     if reduction == "none":
-        return losses if len(frame.shape) == 2 else reshaped(xp, losses, frame.rows_shape)
+        return losses if len(layout.shape) == 2 else reshaped(xp, losses, layout.rows_shape)
     loss = summed(xp, losses, impl)
     return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss

@@ -6,7 +6,6 @@ import numpy as np
 
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import INF, Axes, as_logits, as_mask, masked
-from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.layout import copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
 from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
@@ -184,18 +183,18 @@ def logsumexp(
     check_impl(impl)
     check_flag("keepdims", keepdims)
     check_unrecorded(logits=logits)
-    array, frame = as_logits(logits, axis)
-    mask = as_mask(where, frame)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        sums = select("logsumexp_rows", array, impl)(in_rows(masked(array, mask, frame), frame, None))
-        shape = frame.rows_shape
+    array, layout = as_logits(logits, axis)
+    mask = as_mask(where, layout)
+    xp = layout.home.xp
+    with layout.home.context():
+        sums = select("logsumexp_rows", array, impl)(in_rows(masked(array, mask, layout), layout, None))
+        shape = layout.rows_shape
         if len(shape) != 1:
             sums = reshaped(xp, sums, shape)
         if not keepdims:
             return xp.asarray(sums)
         # Not expand_dims: dask's fails where the number of rows is unknown.
-        return sums[tuple(slice(None) if i in frame.row_axes else None for i in range(array.ndim))]
+        return sums[tuple(slice(None) if i in layout.row_axes else None for i in range(array.ndim))]
 
 
 def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
@@ -238,18 +237,20 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     array([ 0.16, -0.06, -0.1 ])
     """
     check_unrecorded(logits=logits, tangent=tangent)
-    array, frame = check.as_logits(logits, axis)
-    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, frame))
+    array, layout = check.as_logits(logits, axis)
+    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, layout.home))
     if v.dtype != array.dtype:
         raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
-    if not same_shape(v.shape, frame.shape):
-        hint = size_hint(v.shape, frame.shape)
-        raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.{hint}")
-    check.check_blocks("tangent", v, frame)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        rows = (xp.astype(to_rows(xp, x, frame.axis), frame.working, copy=False) for x in (array, v))
-        return from_rows(xp, generic.narrowed(xp, select("softmax_jvp_rows", array, "auto")(*rows), array.dtype), frame)
+    if not same_shape(v.shape, layout.shape):
+        hint = size_hint(v.shape, layout.shape)
+        raise ValueError(f"tangent must have the shape of logits, {layout.shape}, got {tuple(v.shape)}.{hint}")
+    check.check_blocks("tangent", v, layout)
+    xp = layout.home.xp
+    with layout.home.context():
+        rows = (xp.astype(to_rows(xp, x, layout.axis), layout.working, copy=False) for x in (array, v))
+        return from_rows(
+            xp, generic.narrowed(xp, select("softmax_jvp_rows", array, "auto")(*rows), array.dtype), layout
+        )
 
 
 def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
@@ -291,14 +292,14 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
            [-0.1 , -0.15,  0.25]])
     """
     check_unrecorded(logits=logits)
-    array, frame = check.as_logits(logits, axis)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        rows = xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False)
+    array, layout = check.as_logits(logits, axis)
+    xp = layout.home.xp
+    with layout.home.context():
+        rows = xp.astype(to_rows(xp, array, layout.axis), layout.working, copy=False)
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return reshaped(xp, jacobian, (*frame.rows_shape, frame.classes, frame.classes))
+        return reshaped(xp, jacobian, (*layout.rows_shape, layout.classes, layout.classes))
 
 
 def _map_rows(
@@ -313,19 +314,19 @@ def _map_rows(
         if kernel is not None:
             return kernel(logits, out=out)
     check_unrecorded(logits=logits)
-    array, frame = as_logits(logits, axis)
-    mask = as_mask(where, frame)
-    check_out(out, logits, frame, {"where": where})
-    xp = frame.xp
-    with quiet(xp, frame.device):
+    array, layout = as_logits(logits, axis)
+    mask = as_mask(where, layout)
+    check_out(out, logits, layout, {"where": where})
+    xp = layout.home.xp
+    with layout.home.context():
         kernel = select(operation, array, impl)
         if mask is None:
-            rows = kernel(in_rows(array, frame, out), out=rows_out(frame, out))
-            return deliver(xp, rows, frame, out)
-        array = masked(array, mask, frame)
+            rows = kernel(in_rows(array, layout, out), out=rows_out(layout, out))
+            return deliver(xp, rows, layout, out)
+        array = masked(array, mask, layout)
         if out is not None:
-            array = xp.astype(array, frame.working, copy=False)  # it is rounded once, into `out`
-        result = xp.where(mask, from_rows(xp, kernel(in_rows(array, frame, None)), frame), left_out)
+            array = xp.astype(array, layout.working, copy=False)  # it is rounded once, into `out`
+        result = xp.where(mask, from_rows(xp, kernel(in_rows(array, layout, None)), layout), left_out)
         if out is None:
             return result
         copied(xp, result, out)

@@ -75,7 +75,9 @@ def public():
 
 
 def methods(thing):
-    for name, value in vars(thing).items() if inspect.isclass(thing) else ():
+    classes = inspect.getmro(thing) if inspect.isclass(thing) else ()
+    own = [vars(each) for each in classes if each.__module__.startswith("xpsoftmax")]
+    for name, value in (item for each in own for item in each.items()):
         function = value.__func__ if isinstance(value, classmethod) else value
         if not name.startswith("_") and inspect.isfunction(function) and "Parameters\n" in (function.__doc__ or ""):
             yield function

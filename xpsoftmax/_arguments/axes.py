@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.shapes import same_shape, size_hint
 from xpsoftmax._typing import Array
 
@@ -15,7 +15,7 @@ Axes: TypeAlias = int | tuple[int, ...] | None
 """The axes that are summed over; None for all."""
 
 
-def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
+def as_logits(logits: object, axis: object) -> tuple[Array, Layout]:
     """Check the logits and the class axes."""
     if axis is not None and not isinstance(axis, tuple):
         return check.as_logits(logits, axis)
@@ -26,29 +26,29 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis must name each axis once, got {axis}.")
     for each in axes or (-1,):  # no axis of them may be empty, or of unknown size; a number has none
-        array, frame = check.as_logits(array, each)
-    return array, frame._replace(axis=axes[-1], axes=tuple(axes) if len(axes) > 1 else ())
+        array, layout = check.as_logits(array, each)
+    return array, layout._replace(axis=axes[-1], axes=tuple(axes) if len(axes) > 1 else ())
 
 
-def as_mask(where: object, frame: Frame) -> Array | None:
+def as_mask(where: object, layout: Layout) -> Array | None:
     """Check a mask of classes, which broadcasts to the logits; True keeps a class."""
     if where is None:
         return None
-    mask = check.as_companion("where", where, frame)
-    if not frame.xp.isdtype(mask.dtype, "bool"):
+    mask = check.as_companion("where", where, layout.home)
+    if not layout.home.xp.isdtype(mask.dtype, "bool"):
         raise TypeError(f"where must be of dtype bool, got {mask.dtype}.")
-    last = frame.shape[len(frame.shape) - mask.ndim :]
+    last = layout.shape[len(layout.shape) - mask.ndim :]
     wanted = tuple(1 if own == 1 else size for own, size in zip(mask.shape, last, strict=False))
-    if mask.ndim > len(frame.shape) or not same_shape(mask.shape, wanted):
-        hint = size_hint(mask.shape, frame.shape)
+    if mask.ndim > len(layout.shape) or not same_shape(mask.shape, wanted):
+        hint = size_hint(mask.shape, layout.shape)
         raise ValueError(
-            f"where must have a shape that broadcasts to that of logits, {frame.shape}, got {tuple(mask.shape)}.{hint}"
+            f"where must have a shape that broadcasts to that of logits, {layout.shape}, got {tuple(mask.shape)}.{hint}"
         )
-    if mask.ndim == len(frame.shape):
-        check.check_blocks("where", mask, frame)
+    if mask.ndim == len(layout.shape):
+        check.check_blocks("where", mask, layout)
     return mask
 
 
-def masked(array: Array, mask: Array | None, frame: Frame) -> Array:
+def masked(array: Array, mask: Array | None, layout: Layout) -> Array:
     """The logits, where classes that are left out are impossible."""
-    return array if mask is None else frame.xp.where(mask, array, -INF)
+    return array if mask is None else layout.home.xp.where(mask, array, -INF)

@@ -17,8 +17,8 @@ from array_api_compat import (
     is_torch_array,
 )
 
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home, library, numpy_namespace, same_devices
+from xpsoftmax._arguments.home import Home, home_of, library, numpy_namespace, same_devices
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.shapes import same_shape, size_hint, unknown
 from xpsoftmax._arguments.tracing import check_untransformed
@@ -131,7 +131,7 @@ def _is_native(dtype: DType, names: tuple[str, ...]) -> bool:
     return dtype_name(dtype) in names and dtype.isnative
 
 
-def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
+def as_logits(logits: object, axis: object) -> tuple[Array, Layout]:
     """Check the logits and the class axis."""
     xp, array = as_floating("logits", logits)
     if array.ndim == 0:
@@ -144,8 +144,8 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Frame]:
             f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
             "For a dask array, call compute_chunk_sizes() first."
         )
-    frame = Frame(xp, home(array), tuple(array.shape), position, working_dtype(xp, array), blocks=blocks_of(array))
-    return array, frame
+    where = Home(xp, home_of(array))
+    return array, Layout(where, tuple(array.shape), position, working_dtype(xp, array), blocks_of(array))
 
 
 def working_dtype(xp: Namespace, array: Array) -> DType:
@@ -161,20 +161,20 @@ def as_axis(axis: object, ndim: int) -> int:
     return position % ndim
 
 
-def as_companion(name: str, value: object, frame: Frame) -> Array:
-    """Check that an array is of the library and on the device of the frame."""
+def as_companion(name: str, value: object, home: Home) -> Array:
+    """Check that an array is of the library and on the device of others."""
     xp, array = as_array(name, value)
-    if xp is frame.xp and type(array) is np.ndarray:
+    if xp is home.xp and type(array) is np.ndarray:
         return array
-    if xp is not frame.xp:
+    if xp is not home.xp:
         raise TypeError(
-            f"{name} must be an array of the same library as {frame.owner} ({library(frame.xp)}), "
+            f"{name} must be an array of the same library as {home.owner} ({library(home.xp)}), "
             f"got one of {library(xp)}."
         )
-    where = home(array)
+    where = home_of(array)
     # Arrays being traced by jax.jit have no device.
-    if where is not None and frame.device is not None and not same_devices(where, frame.device):
-        raise ValueError(f"{name} must be on the device of {frame.owner} ({frame.device}), got {where}.")
+    if where is not None and home.device is not None and not same_devices(where, home.device):
+        raise ValueError(f"{name} must be on the device of {home.owner} ({home.device}), got {where}.")
     return array
 
 
@@ -183,16 +183,16 @@ def blocks_of(array: Array) -> tuple[int, ...]:
     return tuple(array.numblocks) if is_dask_array(array) else ()
 
 
-def check_blocks(name: str, array: Array, frame: Frame) -> None:
+def check_blocks(name: str, array: Array, layout: Layout) -> None:
     """Check that a dask array of unknown length has as many blocks of rows as the logits."""
-    for axis, size in enumerate(array.shape if frame.blocks else ()):
+    for axis, size in enumerate(array.shape if layout.blocks else ()):
         if not unknown(size):
             continue
-        rows = next(i for i, length in enumerate(frame.shape) if unknown(length))
-        if array.numblocks[axis] != frame.blocks[rows]:
+        rows = next(i for i, length in enumerate(layout.shape) if unknown(length))
+        if array.numblocks[axis] != layout.blocks[rows]:
             raise ValueError(
-                f"{name} must have as many blocks of rows as {frame.owner} where their sizes are not known, "
-                f"{frame.blocks[rows]}, got {array.numblocks[axis]}. Call compute_chunk_sizes() on both first."
+                f"{name} must have as many blocks of rows as {layout.home.owner} where their sizes are not known, "
+                f"{layout.blocks[rows]}, got {array.numblocks[axis]}. Call compute_chunk_sizes() on both first."
             )
 
 
@@ -200,26 +200,26 @@ def _kind(value: object) -> str:
     return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}".removeprefix("builtins.")
 
 
-def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array:
+def as_targets(targets: object, layout: Layout, ignore_index: int | None) -> Array:
     """Check targets; return labels in the library's index dtype, or soft targets in their own."""
-    array = as_companion("targets", targets, frame)
+    array = as_companion("targets", targets, layout.home)
     if dtype_name(array.dtype) in INTEGRAL:
-        if not same_shape(array.shape, frame.rows_shape):
+        if not same_shape(array.shape, layout.rows_shape):
             raise ValueError(
-                f"targets must have shape {frame.rows_shape} if they are integer labels for logits of shape "
-                f"{frame.shape} with classes along axis {frame.axis}, got {tuple(array.shape)}. "
-                f"One-hot rows must be of a floating dtype.{size_hint(array.shape, frame.shape)}"
+                f"targets must have shape {layout.rows_shape} if they are integer labels for logits of shape "
+                f"{layout.shape} with classes along axis {layout.axis}, got {tuple(array.shape)}. "
+                f"One-hot rows must be of a floating dtype.{size_hint(array.shape, layout.shape)}"
             )
-        check_blocks("targets", array, frame)
-        return _as_index(array, frame, ignore_index)
+        check_blocks("targets", array, layout)
+        return _as_index(array, layout, ignore_index)
     if not _is_floating(array):
         raise TypeError(f"targets must be integer labels or floating soft targets, got dtype {array.dtype}.")
-    if not same_shape(array.shape, frame.shape):
+    if not same_shape(array.shape, layout.shape):
         raise ValueError(
-            f"targets must have the shape of logits, {frame.shape}, if they are floating soft targets, "
-            f"got {tuple(array.shape)}. Labels must be of an integer dtype.{size_hint(array.shape, frame.shape)}"
+            f"targets must have the shape of logits, {layout.shape}, if they are floating soft targets, "
+            f"got {tuple(array.shape)}. Labels must be of an integer dtype.{size_hint(array.shape, layout.shape)}"
         )
-    check_blocks("targets", array, frame)
+    check_blocks("targets", array, layout)
     if ignore_index is not None:
         raise ValueError(
             f"ignore_index must be None for soft targets, got {ignore_index}. Use sample_weight to leave rows out."
@@ -227,32 +227,32 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
     return array
 
 
-def _as_index(labels: Array, frame: Frame, ignore_index: int | None) -> Array:
+def _as_index(labels: Array, layout: Layout, ignore_index: int | None) -> Array:
     """Labels in the index dtype; unsigned values beyond it become a label that is bad and not ignored."""
-    xp = frame.xp
+    xp = layout.home.xp
     index = xp.__array_namespace_info__().default_dtypes()["indexing"] if is_jax_array(labels) else xp.int64
     if labels.dtype == index:
         return labels
     wraps = xp.isdtype(labels.dtype, "unsigned integer") and xp.iinfo(labels.dtype).max > xp.iinfo(index).max
     labels = xp.astype(labels, index, copy=False)
     if wraps:
-        bad = frame.classes + (frame.classes == ignore_index)
+        bad = layout.classes + (layout.classes == ignore_index)
         labels = xp.where(labels < 0, bad, labels)
     return labels
 
 
-def as_weight(name: str, value: object, frame: Frame, shape: tuple[Any, ...], meaning: str) -> Array | None:
+def as_weight(name: str, value: object, layout: Layout, shape: tuple[Any, ...], meaning: str) -> Array | None:
     """Check an optional array of weights; return it in the working precision."""
     if value is None:
         return None
-    array = as_companion(name, value, frame)
+    array = as_companion(name, value, layout.home)
     if not _is_floating(array) and dtype_name(array.dtype) not in INTEGRAL:
         raise TypeError(f"{name} must be of a real floating or integer dtype, got {array.dtype}.")
     if not same_shape(array.shape, shape):
         hint = size_hint(array.shape, shape)
         raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.{hint}")
-    check_blocks(name, array, frame)
-    return as_dtype(frame.xp, array, frame.working)
+    check_blocks(name, array, layout)
+    return as_dtype(layout.home.xp, array, layout.working)
 
 
 def as_dtype(xp: Namespace, array: Array, dtype: DType) -> Array:

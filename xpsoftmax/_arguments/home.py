@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import (
@@ -20,12 +20,24 @@ from xpsoftmax._arguments.tracing import is_traced
 from xpsoftmax._typing import Array, Device, Namespace
 
 
+class Home(NamedTuple):
+    """Where arrays live: other arrays of a call must be of the same library and on the same device."""
+
+    xp: Namespace
+    device: Device
+    owner: str = "logits"  # the argument that brought them, for messages
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Surroundings of a computation; see `quiet`."""
+        return quiet(self.xp, self.device)
+
+
 @cache
 def numpy_namespace() -> Namespace:
     return array_namespace(np.empty(0))
 
 
-def home(array: Array) -> Device | None:
+def home_of(array: Array) -> Device | None:
     """Return the device of an array, or the devices that JAX has spread it over; None if the library may move it."""
     if not is_jax_array(array) or is_traced(array):
         return device(array)
@@ -37,7 +49,7 @@ def placement(array: Array) -> Device | None:
 
     JAX binds an array that is made on a device to that device, and then all that is computed from it.
     """
-    where = home(array)
+    where = home_of(array)
     return None if hasattr(where, "device_set") else where
 
 

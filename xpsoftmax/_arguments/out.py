@@ -15,22 +15,24 @@ from array_api_compat import (
 )
 
 from xpsoftmax._arguments.checks import as_companion
-from xpsoftmax._arguments.frame import Frame
 from xpsoftmax._arguments.home import library
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.tracing import is_batched
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
-from xpsoftmax.kernels.numpy.tiles import apart
+from xpsoftmax.kernels.numpy.tiles import disjoint
 
 
-def check_out(out: object, logits: object, frame: Frame, others: dict[str, object]) -> None:
+def check_out(out: object, logits: object, layout: Layout, others: dict[str, object]) -> None:
     """Check an output array against the logits (as the user gave them) and the other arguments."""
     if out is None or fits_plainly(out, logits, *others.values()):
         return
-    array = as_companion("out", out, frame)
+    array = as_companion("out", out, layout.home)
     if is_jax_array(array) or is_dask_array(array):
-        raise TypeError(f"out must be an array that can be written to, got one of {library(frame.xp)}. Leave it out.")
-    if tuple(array.shape) != frame.shape:
-        raise ValueError(f"out must have the shape of logits, {frame.shape}, got {tuple(array.shape)}.")
+        raise TypeError(
+            f"out must be an array that can be written to, got one of {library(layout.home.xp)}. Leave it out."
+        )
+    if tuple(array.shape) != layout.shape:
+        raise ValueError(f"out must have the shape of logits, {layout.shape}, got {tuple(array.shape)}.")
     dtype = logits.dtype  # type: ignore[attr-defined]
     wide = ("float32",) if dtype_name(dtype) in SIXTEEN_BIT else ()
     if dtype_name(array.dtype) not in (dtype_name(dtype), *wide):  # by name: in either byte order
@@ -63,11 +65,11 @@ def fits_plainly(out: object, logits: object, *others: object) -> bool:
         or out.dtype != logits.dtype
         or out.shape != logits.shape
         or not out.flags.carray
-        or not (out is logits or apart(out, logits))
+        or not (out is logits or disjoint(out, logits))
     ):
         return False
     for other in others:  # noqa: SIM110 - a generator takes longer than all the rest
-        if other is not None and not (type(other) is np.ndarray and apart(out, other)):
+        if other is not None and not (type(other) is np.ndarray and disjoint(out, other)):
             return False
     return True
 

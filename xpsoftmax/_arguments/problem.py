@@ -10,9 +10,8 @@ import numpy as np
 from array_api_compat import is_dask_array, is_jax_array
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
 from xpsoftmax._arguments.home import numpy_namespace
-from xpsoftmax._arguments.layout import reshaped, to_rows
+from xpsoftmax._arguments.layout import Layout, reshaped, to_rows
 from xpsoftmax._arguments.options import as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.values import Rows, Suspect, bad_labels, bad_masses, check_values, rows_of
 from xpsoftmax._typing import Array, LossSpec, Namespace, Reduction, dtype_name
@@ -93,41 +92,43 @@ def filled(rows: int, value: float, dtype: Any) -> Array:
     return array
 
 
-def prepare(targets: Array, frame: Frame, options: LossOptions, max_memory: int | None = None) -> Problem:
+def prepare(targets: Array, layout: Layout, options: LossOptions, max_memory: int | None = None) -> Problem:
     """Check targets, weights and options; lay the targets out as rows and weigh each row.
 
     With `max_memory` soft targets are looked at some rows at a time, and stay in their dtype: a chunk of them is cast.
     """
-    xp = frame.xp
+    xp = layout.home.xp
     # Labels of another library are seen first: under torch.compile the other question cannot be asked.
-    if frame.axis == 1 and plain_labels(targets, frame.shape, options) and xp is numpy_namespace():
-        rows = frame.shape[0]
-        return Problem(targets, filled(rows, 1.0 / rows, frame.working), float(rows), PLAIN_SPEC)
+    if layout.axis == 1 and plain_labels(targets, layout.shape, options) and xp is numpy_namespace():
+        rows = layout.shape[0]
+        return Problem(targets, filled(rows, 1.0 / rows, layout.working), float(rows), PLAIN_SPEC)
     check_choice("reduction", options.reduction, ("mean", "sum", "none"))
     check_flag("validate", options.validate)
     smoothing = as_number("label_smoothing", options.label_smoothing, high=1.0)
     z_loss = as_number("z_loss", options.z_loss)
     ignore_index = None if options.ignore_index is None else as_integer("ignore_index", options.ignore_index)
-    array = check.as_targets(targets, frame, ignore_index)
+    array = check.as_targets(targets, layout, ignore_index)
     sample_weight = check.as_weight(
-        "sample_weight", options.sample_weight, frame, frame.rows_shape, "that of logits without the class axis"
+        "sample_weight", options.sample_weight, layout, layout.rows_shape, "that of logits without the class axis"
     )
-    class_weight = check.as_weight("class_weight", options.class_weight, frame, (frame.classes,), "one weight a class")
-    soft = array.ndim == len(frame.shape)
+    class_weight = check.as_weight(
+        "class_weight", options.class_weight, layout, (layout.classes,), "one weight a class"
+    )
+    soft = array.ndim == len(layout.shape)
     ignored = None if soft or ignore_index is None else _equal(xp, array, ignore_index)
     if options.validate:
         weights = {"sample_weight": sample_weight, "class_weight": class_weight}
         given = {"targets": targets, "sample_weight": options.sample_weight, "class_weight": options.class_weight}
-        _check_values(array, ignored, ignore_index, weights, given, frame, max_memory)
+        _check_values(array, ignored, ignore_index, weights, given, layout, max_memory)
     if soft and max_memory is None:
-        array = check.as_dtype(xp, array, frame.working)
+        array = check.as_dtype(xp, array, layout.working)
 
     alike = sample_weight is None and ignored is None and (class_weight is None or soft)
-    rows = to_rows(xp, array, frame.axis) if soft else _flat(xp, array)
-    counting = _ones(xp, rows, frame.working)
+    rows = to_rows(xp, array, layout.axis) if soft else _flat(xp, array)
+    counting = _ones(xp, rows, layout.working)
     if sample_weight is not None:
         counting = _flat(xp, sample_weight)
-        if frame.lengthless:
+        if layout.lengthless:
             from xpsoftmax.kernels.dask import beside  # imports dask: not before the caller has
 
             counting = beside("sample_weight", counting, "targets", rows)
@@ -135,7 +136,7 @@ def prepare(targets: Array, frame: Frame, options: LossOptions, max_memory: int 
         counting = xp.where(_flat(xp, ignored), 0.0, counting)
     row_weight = counting
     if class_weight is not None and not soft:
-        inside = (rows >= 0) & (rows < frame.classes)
+        inside = (rows >= 0) & (rows < layout.classes)
         of_label = select("class_weight_at", class_weight, "generic")(class_weight, xp.where(inside, rows, 0))
         counting = counting * xp.where(inside, of_label, 1.0)
         if smoothing == 0.0:  # the class weight is a factor of the whole row
@@ -189,21 +190,21 @@ def _check_values(
     ignore_index: int | None,
     weights: dict[str, Array | None],
     given: dict[str, Array | None],
-    frame: Frame,
+    layout: Layout,
     max_memory: int | None,
 ) -> None:
     """Look at the values of the checked arrays; a message shows them as they were given."""
-    if targets.ndim == len(frame.shape):
+    if targets.ndim == len(layout.shape):
         parts = _parts_to_look_at(targets, max_memory)
-        suspects = [_suspected_masses("targets", "index", targets, given, frame, parts)]
+        suspects = [_suspected_masses("targets", "index", targets, given, layout, parts)]
     else:
-        rule = f"be labels from 0 to {frame.classes - 1} ({frame.classes} classes, ignore_index={ignore_index})"
-        bad = bad_labels(targets, frame, ignored)
+        rule = f"be labels from 0 to {layout.classes - 1} ({layout.classes} classes, ignore_index={ignore_index})"
+        bad = bad_labels(targets, layout, ignored)
         suspects = [Suspect("targets", rule, "row", lambda _: bad, given["targets"])]
     for (name, weight), unit in zip(weights.items(), ("row", "class"), strict=True):
         if weight is not None:
-            suspects.append(_suspected_masses(name, unit, weight, given, frame))
-    check_values(frame, suspects)
+            suspects.append(_suspected_masses(name, unit, weight, given, layout))
+    check_values(layout.home.xp, suspects)
 
 
 def _parts_to_look_at(masses: Array, max_memory: int | None) -> Sequence[Rows]:
@@ -228,15 +229,15 @@ def _suspected_masses(
     unit: str,
     masses: Array,
     given: dict[str, Array | None],
-    frame: Frame,
+    layout: Layout,
     parts: Sequence[Rows] = (None,),
 ) -> Suspect:
     _, values = check.as_array(name, given[name])
     rule = "be finite and not negative"
-    if values.dtype != frame.working:  # a value may be finite only where it comes from
-        rule += f" in {dtype_name(frame.working)}"
+    if values.dtype != layout.working:  # a value may be finite only where it comes from
+        rule += f" in {dtype_name(layout.working)}"
 
     def bad(rows: Rows) -> Array:
-        return bad_masses(frame, check.as_dtype(frame.xp, rows_of(masses, rows), frame.working))
+        return bad_masses(layout.home.xp, check.as_dtype(layout.home.xp, rows_of(masses, rows), layout.working))
 
     return Suspect(name, rule, unit, bad, values, parts)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._arguments.tracing import check_unrecorded, layers_by_name
@@ -73,7 +72,7 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     check_impl(impl)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
-    with quiet(net.xp, net.frame.device):
+    with net.home.context():
         logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
         return narrowed(net.xp, logits, net.dtype)
 
@@ -202,7 +201,7 @@ def mlp_loss(
         weights = {"class_weight": class_weight, "sample_weight": sample_weight}
         check_unrecorded(X=X, targets=targets, **weights, **layers_by_name(params))
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
-    with quiet(net.xp, net.frame.device):
+    with net.home.context():
         return penalised(net, total.loss, reg)
 
 
@@ -277,7 +276,7 @@ def mlp_loss_and_grad(
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
     if reg == 0.0 and net.dtype == net.working:
         return total.loss, total.grads
-    with quiet(net.xp, net.frame.device):
+    with net.home.context():
         return finished(net, total.loss, total.grads, reg)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home, numpy_namespace
+from xpsoftmax._arguments.home import Home, home_of, numpy_namespace
 from xpsoftmax._arguments.shapes import same_shape
 from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of
 from xpsoftmax._network.vectors import parts_of
@@ -26,7 +25,7 @@ class Network:
     activation: str
     dtype: DType  # of the parameters
     working: DType  # of everything that is computed
-    frame: Frame  # of the first weight: library and device
+    home: Home  # of the first weight: library and device
     kernels: Operations
 
     @property
@@ -44,8 +43,8 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     if _plain_layers(params):
         activation = chosen(params, activation)
         dtype = params[0].weight.dtype
-        frame = _plain_frame(dtype)
-        return Network(frame.xp, tuple(params), activation, dtype, dtype, frame, operations(params[0].weight, impl))
+        where = _plain_home()
+        return Network(where.xp, tuple(params), activation, dtype, dtype, where, operations(params[0].weight, impl))
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
@@ -54,18 +53,18 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     activation = chosen(pairs, activation)
     xp, first = check.as_floating("params[0].weight", pairs[0].weight)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    frame = Frame(xp, home(first), (), 0, working, "params[0].weight")
+    where = Home(xp, home_of(first), "params[0].weight")
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
-        weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
+        weight, bias = _layer(i, layer, where, dtype, layers[-1].bias.shape[0] if layers else None)
         layers.append(type(layer)(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
     kernels = operations(layers[0].weight, impl)
-    return Network(xp, tuple(layers), activation, dtype, working, frame, kernels)
+    return Network(xp, tuple(layers), activation, dtype, working, where, kernels)
 
 
 @cache
-def _plain_frame(dtype: DType) -> Frame:
-    return Frame(numpy_namespace(), "cpu", (), 0, dtype, "params[0].weight")
+def _plain_home() -> Home:
+    return Home(numpy_namespace(), "cpu", "params[0].weight")
 
 
 def _plain_layers(params: Sequence[Any]) -> bool:
@@ -94,11 +93,11 @@ def _plain_layers(params: Sequence[Any]) -> bool:
     return True
 
 
-def _layer(i: int, layer: Sequence[Array], frame: Frame, dtype: DType, fan_in: int | None) -> tuple[Array, Array]:
+def _layer(i: int, layer: Sequence[Array], home: Home, dtype: DType, fan_in: int | None) -> tuple[Array, Array]:
     arrays = []
     for name, ndim, value in (("weight", 2, layer[0]), ("bias", 1, layer[1])):
         name = f"params[{i}].{name}"
-        check.as_companion(name, value, frame)
+        check.as_companion(name, value, home)
         _, array = check.as_floating(name, value)
         if array.dtype != dtype:
             raise TypeError(f"{name} must have the dtype of params[0].weight, {dtype}, got {array.dtype}.")
@@ -124,7 +123,7 @@ def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
     seen = type(X) is np.ndarray and type(net.layers[0].weight) is np.ndarray  # at a glance
     if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
         return X
-    check.as_companion(name, X, net.frame)
+    check.as_companion(name, X, net.home)
     _, array = check.as_floating(name, X)
     if array.dtype != net.dtype:
         raise TypeError(
@@ -139,5 +138,5 @@ def copied(net: Network, layers: Params, dtype: DType) -> Params:
     """Copy layers of the shapes of a network; the copies carry the activation of its layers."""
     if type(layers[0].weight) is np.ndarray:
         return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), net.layers)
-    asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
+    asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.home.device, "copy": True}
     return alike([Layer(*(asarray(array, **options) for array in layer)) for layer in layers], net.layers)

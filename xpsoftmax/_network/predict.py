@@ -9,7 +9,6 @@ import numpy as np
 from array_api_compat import is_dask_array
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer, check_flag, check_impl
 from xpsoftmax._arguments.tracing import check_has_values, check_not_batched
 from xpsoftmax._arguments.values import Bad, first_marked, in_block, starts_of
@@ -44,7 +43,7 @@ def predict(
     check_flag("validate", validate)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
-    with quiet(net.xp, net.frame.device):
+    with net.home.context():
         chunks = plan_prediction(net, X, max_memory)
         if is_dask_array(X):
             return _predict_blocks(net, X, validate=validate)

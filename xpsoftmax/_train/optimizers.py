@@ -67,7 +67,7 @@ class Optimizer(ABC):
         if type(net.layers[0].weight) is np.ndarray:
             size = sum(array.size for layer in net.layers for array in layer)
             return (0, *(parts_of(np.zeros(size, net.working), net.layers) for _ in range(self.kept)))
-        with on_device(net.xp, net.frame.device):
+        with on_device(net.xp, net.home.device):
             zeros = [
                 tuple(type(layer)(*map(net.xp.zeros_like, layer)) for layer in net.layers) for _ in range(self.kept)
             ]
@@ -115,7 +115,7 @@ class Optimizer(ABC):
             check_alike("state", kept, net.layers, "params")
             if any(array.dtype != net.working for layer in kept for array in layer):
                 raise TypeError(f"state must be of {net.working}, as params are computed, got {kept[0].weight.dtype}.")
-        with quiet(net.xp, net.frame.device):
+        with quiet(net.xp, net.home.device):
             layers, state = self.step(net.layers, slopes, state)
             if net.dtype != net.working:
                 layers = tuple(type(layer)(*(net.xp.astype(array, net.dtype) for array in layer)) for layer in layers)
