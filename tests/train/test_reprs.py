@@ -127,7 +127,5 @@ def test_what_has_the_state_of_an_optimiser_is_not_it(problem):
 
 
 def test_what_has_a_state_is_not_it(problem):
-    with pytest.raises(
-        TypeError, match=r"^resume must be the state of an earlier call, got a TrainResult\. Pass"
-    ):
+    with pytest.raises(TypeError, match=r"^resume must be the state of an earlier call, got a TrainResult\. Pass"):
         trained(problem, resume=trained(problem))

@@ -155,7 +155,8 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
     >>> from xpsoftmax.sklearn import MLPClassifier
     >>> X, y = load_digits(return_X_y=True)
     >>> X_train, X_test, y_train, y_test = train_test_split(X / 16.0, y, random_state=0)
-    >>> model = MLPClassifier(early_stopping=True, learning_rate_init=0.01, random_state=0).fit(X_train, y_train)
+    >>> model = MLPClassifier(early_stopping=True, learning_rate_init=0.01, random_state=0)
+    >>> model = model.fit(X_train, y_train)
     >>> model.score(X_test, y_test) > 0.95
     True
     """
