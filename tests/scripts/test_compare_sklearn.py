@@ -77,7 +77,7 @@ def no_gpu(monkeypatch):
     return name
 
 
-def test_fits_on_a_gpu(no_gpu, monkeypatch, tmp_path):
+def test_fits_on_a_gpu_beside_pytorch(no_gpu, monkeypatch, tmp_path):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(compare_sklearn, "in_pytorch", torch.from_numpy)
     monkeypatch.setattr(
