@@ -85,6 +85,11 @@ def from_rows(xp: Namespace, rows: Array, layout: Layout) -> Array:
     return moved(xp, reshaped(xp, rows, (*layout.rows_shape, layout.classes)), len(layout.shape) - 1, layout.axis)
 
 
+def rowwise(xp: Namespace, values: Array, layout: Layout) -> Array:
+    """One value a row, in the shape of the logits without the class axes."""
+    return values if len(layout.shape) == 2 and not layout.axes else reshaped(xp, values, layout.rows_shape)
+
+
 def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
     """Put an axis elsewhere. PyTorch's moveaxis does not run under torch.func.vmap."""
     if axis == to:

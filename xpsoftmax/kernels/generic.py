@@ -61,6 +61,7 @@ def softmax_loss_rows(
     logits : (R, C)
     targets : (R,) labels in the library's index dtype, or (R, C) soft targets in the working precision
     row_weight : (R,) in the working precision; a row of weight 0 adds exactly 0, whatever it holds
+        Kernels also take a float, which is the weight of every row, and labels of any integer dtype.
     spec : LossSpec
     grad : whether the gradient is wanted
     out : (R, C), where the gradient is written
@@ -127,6 +128,12 @@ def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
 def are_classes(labels: Array, classes: int) -> bool:
     """Whether all labels are from 0 to classes - 1. It waits for the answer."""
     return not bool(array_namespace(labels).any((labels < 0) | (labels >= classes)))
+
+
+def are_weights(weights: Array) -> bool:
+    """Whether all weights, or soft targets, are finite and not negative. It waits for the answer."""
+    xp = array_namespace(weights)
+    return bool(xp.all(xp.isfinite(weights) & (weights >= 0.0)))
 
 
 def total(x: Array) -> Array:

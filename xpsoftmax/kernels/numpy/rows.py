@@ -258,11 +258,14 @@ def _logsumexp_from_largest(z: Array, e: Array) -> Array:
 
 
 def softmax_loss_rows(
-    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, *, grad: bool, out: Array | None = None
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
     """See `xpsoftmax.kernels.generic.softmax_loss_rows`."""
-    losses = np.empty(logits.shape[0], row_weight.dtype)
+    losses = np.empty(logits.shape[0], logits.dtype if logits.itemsize >= 4 else np.float32)
     result = (np.empty(logits.shape, logits.dtype) if out is None else out) if grad else None
+    if type(row_weight) is float:
+        weight, row_weight = row_weight, np.empty_like(losses)
+        row_weight.fill(weight)
     if targets.ndim == 1:
         targets, row_weight = _only_classes(targets, row_weight, logits.shape[1])
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
@@ -272,6 +275,14 @@ def softmax_loss_rows(
     else:
         loss_of_masses(logits, targets, row_weight, spec, losses, result)
     return losses, result
+
+
+def softmax_loss_total(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_total`."""
+    losses, dlogits = softmax_loss_rows(logits, targets, row_weight, spec, grad=grad, out=out)
+    return np.asarray(np.add.reduce(losses)), dlogits
 
 
 def _loss(z: Array, e: Array, labels: Array, weight: Array, losses: Array, *, z_loss: float, grad: bool) -> None:
@@ -407,7 +418,9 @@ def _loss_against(z: Array, e: Array, labels: Array, weight: Array, *, grad: boo
 
 def _only_classes(labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:
     """Labels that are classes: a row with another one gets the label 0, and the weight nan if it counts."""
-    unsigned = labels.view("u8")  # negative ones are huge
+    if labels.dtype != np.int64:
+        labels = labels.astype(np.int64)
+    unsigned = labels.view(np.uint64)  # negative ones are huge
     if labels.size == 0 or unsigned[unsigned.argmax()] < classes:
         return labels, weight
     bad = unsigned >= classes

@@ -1,0 +1,34 @@
+"""Looks at the values of NumPy arrays in one or two passes, without masks: whether labels and weights are good."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from xpsoftmax._typing import Array
+
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+
+
+def are_classes(labels: Array, classes: int) -> bool:
+    """See `xpsoftmax.kernels.generic.are_classes`. As unsigned numbers, negative labels are large."""
+    if labels.size == 0:
+        return True
+    dtype = labels.dtype
+    if not dtype.isnative:
+        return bool(labels.min() >= 0 and labels.max() < classes)
+    unsigned = labels.view(_UNSIGNED[dtype.itemsize])
+    limit = classes if dtype.kind == "u" else min(classes, 1 << (8 * dtype.itemsize - 1))
+    return bool(unsigned.item(unsigned.argmax()) < limit)
+
+
+def are_weights(weights: Array) -> bool:
+    """See `xpsoftmax.kernels.generic.are_weights`. The least of numbers and nan is nan."""
+    if weights.size == 0:
+        return True
+    if weights.ndim == 1:  # argmin and argmax stop at the first nan, and are faster than the reductions for few numbers
+        least, largest = weights.item(weights.argmin()), weights.item(weights.argmax())
+    else:
+        least, largest = np.minimum.reduce(weights, axis=None), np.maximum.reduce(weights, axis=None)
+    return bool(least >= 0.0 and largest < math.inf)
