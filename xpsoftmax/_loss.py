@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from xpsoftmax._arguments.door import enter_loss
 from xpsoftmax._arguments.layout import Layout, deliver, in_rows, rows_out, rowwise
-from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
 from xpsoftmax._typing import Array, Impl, Reduction
 from xpsoftmax.kernels import select, summed
@@ -191,7 +190,6 @@ def softmax_loss_and_grad(
     >>> np.exp(sums).round(6)
     array([10.,  4.])
     """
-    check_flag("aux", aux)
     loss, dlogits, sums = _compute(
         logits,
         targets,
@@ -217,7 +215,7 @@ def _compute(
     aux: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
-    array, targets, options, layout, way = enter_loss(logits, targets, out, options, axis, impl, grad=grad)
+    array, targets, options, layout, way = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     xp = layout.home.xp
     with way.context():
         problem = weigh(targets, options, way.terms, layout, for_kernel=way.by_kernel)

@@ -25,7 +25,7 @@ from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import as_logits, as_mask
 from xpsoftmax._arguments.home import Home, surroundings
 from xpsoftmax._arguments.layout import Layout, rows_out
-from xpsoftmax._arguments.options import check_impl
+from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_memory, check_out
 from xpsoftmax._arguments.problem import LossOptions, Problem, check_terms, weigh
 from xpsoftmax._arguments.tracing import check_unrecorded
@@ -183,13 +183,21 @@ def _key_of_rows(operation: str, logits: Array, axis: Any, impl: Impl, out: Arra
 
 
 def enter_loss(
-    logits: Array, targets: Array, out: Array | None, options: LossOptions, axis: int, impl: Impl, *, grad: bool
+    logits: Array,
+    targets: Array,
+    out: Array | None,
+    options: LossOptions,
+    axis: int,
+    impl: Impl,
+    *,
+    grad: bool,
+    aux: bool,
 ) -> tuple[Array, Array, LossOptions, Layout, Way]:
     """Check the arguments of a loss, except values; return logits, targets, options, and what is known of them."""
-    key = _key_of_loss(logits, targets, out, options, axis, impl, grad=grad)
+    key = _key_of_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     way = recall(key)
     if way is None:
-        return _check_loss(key, logits, targets, out, options, axis, impl, grad=grad)
+        return _check_loss(key, logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     if out is not None:
         check_memory(out, logits, _others(targets, options))
     return logits, targets, options, Layout(way.home, logits.shape, way.axis, way.working), way
@@ -205,7 +213,9 @@ def _check_loss(
     impl: Impl,
     *,
     grad: bool,
+    aux: bool,
 ) -> tuple[Array, Array, LossOptions, Layout, Way]:
+    check_flag("aux", aux)
     check_impl(impl)
     others = _others(targets, options)
     if not grad:
@@ -215,22 +225,31 @@ def _check_loss(
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
     kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none")
     direct = _is_direct(layout, out)
-    switches = direct and by_kernel and not terms.soft and terms.are_classes is not None
-    context = _context(layout.home, array, switches=switches)
+    context = _context(layout.home, array, switches=direct and by_kernel and terms.labels_alone)
     way = Way(layout.home, layout.axis, layout.working, kernel, context, direct, terms, adds_up, by_kernel)
     if array is logits and plain_targets is targets and _same_arrays(plain_options, options):
         learn(array)
-        remember(key, way, axis, impl, options.ignore_index, options.reduction, options.validate)
+        remember(key, way, aux, axis, impl, options.ignore_index, options.reduction, options.validate)
     return array, plain_targets, plain_options, layout, way
 
 
 def _key_of_loss(
-    logits: Array, targets: Array, out: Array | None, options: LossOptions, axis: Any, impl: Impl, *, grad: bool
+    logits: Array,
+    targets: Array,
+    out: Array | None,
+    options: LossOptions,
+    axis: Any,
+    impl: Impl,
+    *,
+    grad: bool,
+    aux: bool,
 ) -> Key | None:
     try:
         kind, shape = type(logits), logits.shape
         return (
             grad,
+            aux,
+            type(aux),
             kind,
             SEEN[kind](logits),
             len(shape),

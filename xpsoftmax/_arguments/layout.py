@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     @property
     def classes(self) -> int:
         """C."""
-        return math.prod(int(self.shape[axis]) for axis in self.axes or (self.axis,))
+        return math.prod(int(self.shape[axis]) for axis in self.axes) if self.axes else int(self.shape[self.axis])
 
     @property
     def rows_shape(self) -> tuple[Any, ...]:

@@ -37,8 +37,9 @@ class Terms(NamedTuple):
     """What is known of targets and options before any value is looked at. It holds no arrays."""
 
     soft: bool  # soft targets, not labels
+    labels_alone: bool  # labels without weights and ignore_index
     ignore_index: int | None
-    index_dtype: DType | None  # the index dtype of the library; None for soft targets
+    index_dtype: DType | None  # of the library; None for soft targets
     wraps: bool  # whether labels may be too large for it
     are_classes: Callable[[Array, int], bool] | None  # kernels that look at the values of one array; None where all
     are_weights: Callable[[Array], bool] | None  # arrays share one wait for the device
@@ -55,7 +56,7 @@ class Problem(NamedTuple):
     weighted: bool = False  # whether some rows may not count
 
 
-_PLAIN_SPEC = LossSpec()
+_PLAIN_SPEC, _KNOWN_SPEC = LossSpec(), LossSpec(labels_known=True)
 
 
 def prepare(targets: Array, layout: Layout, options: LossOptions, max_memory: int | None = None) -> Problem:
@@ -78,15 +79,13 @@ def check_terms(targets: Array, options: LossOptions, layout: Layout) -> tuple[A
     class_weight = check.as_weight("class_weight", options.class_weight, layout, of_classes, "one weight a class")
     options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
     soft = array.ndim == len(layout.shape)
-    index, wraps = (None, False) if soft else check.index_of(array, layout.home.xp)
-    return array, options, Terms(soft, ignore_index, index, wraps, *_kernels_of_values(array, options))
-
-
-def _kernels_of_values(targets: Array, options: LossOptions) -> tuple[Any, Any]:
-    are_classes, are_weights = (kernel_for(name, targets, "auto") for name in ("are_classes", "are_weights"))
-    labels_alone = options.class_weight is options.sample_weight is options.ignore_index is None
-    # Each of these kernels waits for the device. With more than labels to look at, one wait for everything is better.
-    return (are_classes, are_weights) if are_weights is not None or labels_alone else (None, None)
+    unweighted = class_weight is sample_weight is ignore_index is None
+    index_dtype, wraps = (None, False) if soft else check.index_of(array, layout.home.xp)
+    are_classes, are_weights = (kernel_for(name, array, "auto") for name in ("are_classes", "are_weights"))
+    if not unweighted and are_weights is None:  # each of these kernels waits: one wait for all arrays is better
+        are_classes = None
+    terms = Terms(soft, unweighted and not soft, ignore_index, index_dtype, wraps, are_classes, are_weights)
+    return array, options, terms
 
 
 def weigh(
@@ -104,29 +103,46 @@ def weigh(
     some rows at a time, and stay in their dtype: a chunk of them is cast. A kernel (`for_kernel`) takes labels of any
     integer dtype, and a number as the weight of all rows.
     """
-    xp, soft = layout.home.xp, terms.soft
     smoothing = as_number("label_smoothing", options.label_smoothing, high=1.0) if options.label_smoothing else 0.0
     z_loss = as_number("z_loss", options.z_loss) if options.z_loss else 0.0
-    class_weight, sample_weight = (
-        weight if weight is None else check.as_dtype(xp, weight, layout.working) for weight in options[:2]
-    )
-    sound = options.validate and _are_sound(targets, class_weight, sample_weight, terms, layout)
+    if for_kernel and terms.labels_alone and (not options.validate or _are_classes(targets, terms, layout)):
+        rows = _flat(layout.home.xp, targets)
+        total = float(rows.shape[0])
+        row_weight = 1.0 / (total or 1.0) if options.reduction == "mean" else 1.0
+        return Problem(rows, row_weight, total, _spec(None, smoothing, z_loss, known=bool(options.validate)))
+    with layout.home.context():
+        return _weigh_each(targets, options, terms, layout, smoothing, z_loss, max_memory)
+
+
+def _weigh_each(
+    targets: Array,
+    options: LossOptions,
+    terms: Terms,
+    layout: Layout,
+    smoothing: float,
+    z_loss: float,
+    max_memory: int | None,
+) -> Problem:
+    """The same, with an array for the weights of the rows."""
+    xp, soft, ignore_index = layout.home.xp, terms.soft, terms.ignore_index
+    class_weight, sample_weight = options.class_weight, options.sample_weight
+    if class_weight is not None:
+        class_weight = check.as_dtype(xp, class_weight, layout.working)
+    if sample_weight is not None:
+        sample_weight = check.as_dtype(xp, sample_weight, layout.working)
     array, ignored = targets, None
-    if not soft and not (for_kernel and (sound or not options.validate) and class_weight is terms.ignore_index is None):
-        array = check.as_index(targets, terms.index_dtype, layout, terms.ignore_index, wraps=terms.wraps)
-        ignored = None if terms.ignore_index is None else _equal(xp, array, terms.ignore_index)
+    if not soft:
+        array = check.as_index(targets, terms.index_dtype, layout, ignore_index, wraps=terms.wraps)
+        ignored = None if ignore_index is None else _equal(xp, array, ignore_index)
+    sound = options.validate and _are_sound(targets, class_weight, sample_weight, terms, layout)
     if options.validate and not sound:
         weights = {"sample_weight": sample_weight, "class_weight": class_weight}
-        _check_values(array, ignored, terms.ignore_index, weights, targets, options, layout, max_memory)
+        _check_values(array, ignored, ignore_index, weights, targets, options, layout, max_memory)
     if soft and max_memory is None:
         array = check.as_dtype(xp, array, layout.working)
     rows = to_rows(xp, array, layout.axis) if soft else _flat(xp, array)
 
     alike = sample_weight is None and ignored is None and (class_weight is None or soft)
-    if alike and for_kernel:
-        total = float(rows.shape[0])
-        row_weight: Any = 1.0 / (total or 1.0) if options.reduction == "mean" else 1.0
-        return Problem(rows, row_weight, total, _spec(class_weight, smoothing, z_loss), None, class_weight is not None)
     counting = _counting(xp, rows, sample_weight, ignored, layout)
     row_weight = counting
     if class_weight is not None and not soft:
@@ -142,28 +158,31 @@ def weigh(
     return Problem(rows, row_weight, total, spec, None if alike else counting, weighted)
 
 
+def _are_classes(targets: Array, terms: Terms, layout: Layout) -> bool:
+    """Whether a kernel finds all labels to be classes; if not, or if there is none, `_check_values` looks at them."""
+    return terms.are_classes is not None and terms.are_classes(targets, layout.classes)
+
+
+def _are_weights(weights: Array | None, terms: Terms) -> bool:
+    return weights is None or (terms.are_weights is not None and terms.are_weights(weights))
+
+
 def _are_sound(
     targets: Array, class_weight: Array | None, sample_weight: Array | None, terms: Terms, layout: Layout
 ) -> bool:
-    """Whether kernels have looked at all values and found them good. If not, `_check_values` looks again."""
+    """Whether kernels find all values good."""
     if terms.soft:
-        kernel = terms.are_weights
-        if kernel is None or targets.dtype != layout.working or not kernel(targets):
+        if targets.dtype != layout.working or not _are_weights(targets, terms):
             return False
-    elif terms.are_classes is None or not terms.are_classes(targets, layout.classes):
+    elif not _are_classes(targets, terms, layout):
         return False
-    return all(
-        weight is None or (terms.are_weights is not None and terms.are_weights(weight))
-        for weight in (class_weight, sample_weight)
-    )
+    return _are_weights(class_weight, terms) and _are_weights(sample_weight, terms)
 
 
-def _spec(class_weight: Array | None, smoothing: float, z_loss: float) -> LossSpec:
-    return (
-        _PLAIN_SPEC
-        if class_weight is None and smoothing == z_loss == 0.0
-        else LossSpec(class_weight, smoothing, z_loss)
-    )
+def _spec(class_weight: Array | None, smoothing: float, z_loss: float, *, known: bool = False) -> LossSpec:
+    if class_weight is None and smoothing == z_loss == 0.0:
+        return _KNOWN_SPEC if known else _PLAIN_SPEC
+    return LossSpec(class_weight, smoothing, z_loss, known)
 
 
 def _counting(xp: Namespace, rows: Array, sample_weight: Array | None, ignored: Array | None, layout: Layout) -> Array:

@@ -43,6 +43,7 @@ There, no probability is subnormal that such a slope makes a normal number of. S
 """
 FEW = 32
 """Classes up to which log_softmax looks at rows from their largest logit at once: to tell where not to takes longer."""
+_INT64 = np.dtype(np.int64)
 MANY = 2**14
 """Entries of a block from which it pays to look at its first row first."""
 
@@ -266,7 +267,9 @@ def softmax_loss_rows(
     if type(row_weight) is float:
         weight, row_weight = row_weight, np.empty_like(losses)
         row_weight.fill(weight)
-    if targets.ndim == 1:
+    if targets.ndim == 1 and targets.dtype is not _INT64:
+        targets = targets.astype(_INT64)
+    if targets.ndim == 1 and not spec.labels_known:
         targets, row_weight = _only_classes(targets, row_weight, logits.shape[1])
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         held = 4 if logits.shape[1] <= SHORT else 1  # it may be done in float64
@@ -418,8 +421,6 @@ def _loss_against(z: Array, e: Array, labels: Array, weight: Array, *, grad: boo
 
 def _only_classes(labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:
     """Labels that are classes: a row with another one gets the label 0, and the weight nan if it counts."""
-    if labels.dtype != np.int64:
-        labels = labels.astype(np.int64)
     unsigned = labels.view(np.uint64)  # negative ones are huge
     if labels.size == 0 or unsigned[unsigned.argmax()] < classes:
         return labels, weight

@@ -8,19 +8,23 @@ import numpy as np
 
 from xpsoftmax._typing import Array
 
-_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+_UNSIGNED = {
+    np.dtype(f"{kind}{size}"): (np.dtype(f"u{size}"), 1 << (8 * size - (kind == "i")))
+    for kind in "iu"
+    for size in (1, 2, 4, 8)
+}
+"""The unsigned dtype of each dtype of labels, and the number of labels from 0 that the latter can hold."""
 
 
 def are_classes(labels: Array, classes: int) -> bool:
     """See `xpsoftmax.kernels.generic.are_classes`. As unsigned numbers, negative labels are large."""
     if labels.size == 0:
         return True
-    dtype = labels.dtype
-    if not dtype.isnative:
+    unsigned, labels_from_0 = _UNSIGNED.get(labels.dtype, (None, 0))
+    if unsigned is None:  # of another byte order
         return bool(labels.min() >= 0 and labels.max() < classes)
-    unsigned = labels.view(_UNSIGNED[dtype.itemsize])
-    limit = classes if dtype.kind == "u" else min(classes, 1 << (8 * dtype.itemsize - 1))
-    return bool(unsigned.item(unsigned.argmax()) < limit)
+    labels = labels.view(unsigned)
+    return labels.item(labels.argmax()) < min(classes, labels_from_0)  # type: ignore[no-any-return]
 
 
 def are_weights(weights: Array) -> bool:
