@@ -28,13 +28,15 @@ class Device(AbstractContextManager):
     """The device 1, current only within `with`."""
 
     id, current = 1, 0
+    before: tuple[int, ...] = ()
 
     def __enter__(self) -> Device:
-        Device.current += 1
+        Device.before, Device.current = (*Device.before, Device.current), self.id
         return self
 
     def __exit__(self, *exception: object) -> None:
-        Device.current -= 1
+        *before, Device.current = Device.before
+        Device.before = tuple(before)
 
 
 class Array(np.ndarray):

@@ -105,11 +105,13 @@ def weigh(
     """
     smoothing = as_number("label_smoothing", options.label_smoothing, high=1.0) if options.label_smoothing else 0.0
     z_loss = as_number("z_loss", options.z_loss) if options.z_loss else 0.0
-    if for_kernel and terms.labels_alone and (not options.validate or _are_classes(targets, terms, layout)):
-        rows = _flat(layout.home.xp, targets)
-        total = float(rows.shape[0])
-        row_weight = 1.0 / (total or 1.0) if options.reduction == "mean" else 1.0
-        return Problem(rows, row_weight, total, _spec(None, smoothing, z_loss, known=bool(options.validate)))
+    if for_kernel and terms.labels_alone:
+        if not options.validate or _are_classes(targets, terms, layout):
+            rows = _flat(layout.home.xp, targets)
+            total = float(rows.shape[0])
+            row_weight = 1.0 / (total or 1.0) if options.reduction == "mean" else 1.0
+            return Problem(rows, row_weight, total, _spec(None, smoothing, z_loss, known=bool(options.validate)))
+        terms = terms._replace(are_classes=None)  # some are not; masks say which
     with layout.home.context():
         return _weigh_each(targets, options, terms, layout, smoothing, z_loss, max_memory)
 
