@@ -115,14 +115,14 @@ def compare(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the functions beside PyTorch, JAX, SciPy, scikit-learn and plain NumPy. Takes about half an hour."""
     install(session, "report", "peers")
-    session.run("python", "scripts/bench.py", *session.posargs)
+    session.run("python", "benchmarks/bench.py", *session.posargs)
 
 
 @nox.session
 def bench_training(session: nox.Session) -> None:
     """Time training steps beside PyTorch, JAX, scikit-learn and plain NumPy. Takes about ten minutes."""
     install(session, "report", "peers")
-    session.run("python", "scripts/bench_training.py", *session.posargs)
+    session.run("python", "benchmarks/bench_training.py", *session.posargs)
 
 
 @nox.session

@@ -23,7 +23,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "x
 NEEDED = {"xpsoftmax.kernels.jax": ("jax",)}
 NEEDED |= {
     f"xpsoftmax.kernels.cuda.{name}": ("cupy",)
-    for name in ("arrays", "launches", "rows", "losses", "layers", "launcher")
+    for name in ("arrays", "launches", "sums", "rows", "losses", "layers", "launcher")
 }
 NEEDED |= {name: ("sklearn",) for name in MODULES if name.startswith("xpsoftmax.sklearn")}
 NEEDED |= {name: ("dask",) for name in MODULES if name.startswith(("xpsoftmax.dask", "xpsoftmax.kernels.dask"))}
@@ -75,7 +75,9 @@ def public():
 
 
 def methods(thing):
-    for name, value in vars(thing).items() if inspect.isclass(thing) else ():
+    classes = inspect.getmro(thing) if inspect.isclass(thing) else ()
+    own = [vars(each) for each in classes if each.__module__.startswith("xpsoftmax")]
+    for name, value in (item for each in own for item in each.items()):
         function = value.__func__ if isinstance(value, classmethod) else value
         if not name.startswith("_") and inspect.isfunction(function) and "Parameters\n" in (function.__doc__ or ""):
             yield function

@@ -1,4 +1,4 @@
-"""scripts/compare_sklearn.py and scripts/plot_digits.py: that they run, and what they write."""
+"""benchmarks/compare_sklearn.py and examples/plot_digits.py: that they run, and what they write."""
 
 import json
 import sys

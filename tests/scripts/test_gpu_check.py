@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -257,21 +258,28 @@ def test_every_part_is_a_script_of_this_checkout(tmp_path):
     for name, found in gpu_check.PARTS.items():
         for command in found.commands(tmp_path):
             files = [word for word in command if word.endswith(".py")]
-            assert all((gpu_check.ROOT / "scripts" / word).exists() for word in files)
+            assert all(Path(word).is_relative_to(gpu_check.ROOT) and Path(word).exists() for word in files)
             assert files or name == "tests"
         assert f"- {name}, " in gpu_check.__doc__
 
 
-def test_the_scripts_of_the_parts_know_their_options(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "module", "expected"),
+    [
+        ("steps", "bench_training", {"device": "cuda", "seconds": 0.2, "competitor": list(gpu_check.STEPPERS)}),
+        ("compare", "compare_backends", {"backend": ["cupy"]}),
+        ("estimator", "compare_sklearn", {"only": "gpu", "rounds": 1}),
+    ],
+)
+def test_the_scripts_of_the_parts_know_their_options(part, module, expected, tmp_path):
     """The command lines that a GPU would see, parsed by the scripts themselves."""
-    for module in ("rich", "sklearn", "matplotlib"):
-        pytest.importorskip(module)
-    import bench_training
-    import compare_backends
-
-    for name, module in (("steps", bench_training), ("compare", compare_backends)):
-        (command,) = gpu_check.PARTS[name].commands(tmp_path)
-        module.parser().parse_args(command[2:])
+    for needed in ("rich", "sklearn", "matplotlib"):
+        pytest.importorskip(needed)
+    (command,) = gpu_check.PARTS[part].commands(tmp_path)
+    given = vars(importlib.import_module(module).parser().parse_args(command[2:]))
+    assert expected.items() <= given.items()
+    assert given["json"] == tmp_path / f"{part}.json"
+    assert part != "steps" or [str(case) for case in given["case"]] == list(gpu_check.STEPS)
 
 
 # --- the kernel benchmark ---------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class TrainState(NamedTuple):
 class Counted(Protocol):
     """What a training goes over, as far as a state has to fit it."""
 
-    given: Network
+    network: Network
     rows: int
     blocks: tuple[tuple[int, ...], int] | None
 
@@ -105,12 +105,12 @@ def checked_state(
     _check_sizes(resume, steps, batch_size)
     rng = _checked_rng(resume.rng, generator)
     epoch, step = _checked_place(resume, rng, steps, generator, batch_size)
-    params = _checked_layers("resume.params", resume.params, steps.given)
-    updates, *kept = _checked_optimizer(resume.optimizer, optimizer, steps.given)
+    params = _checked_layers("resume.params", resume.params, steps.network)
+    updates, *kept = _checked_optimizer(resume.optimizer, optimizer, steps.network)
     history = _checked_history(resume.history, epoch, validated=validated)
     _check_counts(history, epoch, step, updates, steps.span(batch_size))
-    best = _checked_best(resume.best, epoch, history, steps.given, patient=patient)
-    _check_numbers(steps.given, params, kept, optimizer.squares, best)
+    best = _checked_best(resume.best, epoch, history, steps.network, patient=patient)
+    _check_numbers(steps.network, params, kept, optimizer.squares, best)
     return resume._replace(
         params=params, optimizer=(updates, *kept), rng=rng, epoch=epoch, step=step, best=best, history=history
     )

@@ -25,6 +25,7 @@ OPERATIONS = (
     "are_classes",
     "are_weights",
     "total",
+    "sum_of_rows",
     "bias_activation",
     "activation_backward",
     "weight_penalty",

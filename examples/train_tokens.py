@@ -1,7 +1,7 @@
 """Train a network to name the next token of Python source: many classes, bounded memory.
 
-    python scripts/train_tokens.py
-    python scripts/train_tokens.py --classes 50000 --tests --minutes 20
+    python examples/train_tokens.py
+    python examples/train_tokens.py --classes 50000 --tests --minutes 20
 
 Every machine with Python has these megabytes of text, its standard library, and their tokens are distributed as those
 of a language are: a few are everywhere, most are rare (Zipf's law). The task is to name the next token, given the ones
@@ -39,10 +39,8 @@ rich and matplotlib: pip install rich matplotlib.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shlex
 import sys
 import sysconfig
 import tempfile
@@ -51,12 +49,14 @@ import tokenize
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import Parser, described, finite, surroundings
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
+
+from _report import Parser, described, drawn, json_text, parser_of, run_record
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -600,47 +600,34 @@ def show_outcome(known: Facts, done: Outcome, settings: Settings, console: Conso
 
 def draw(known: Facts, done: Outcome, path: Path) -> None:
     """Draw the loss over the tokens seen, and the validation accuracy."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    million = 1e-6
-    epochs = million * known.train_tokens * np.arange(1, len(done.epoch_losses) + 1)
-    left.plot(million * np.array(done.curve["tokens"]), done.curve["loss"], color="C0", label="training batches")
-    left.axhline(known.unigram_cross_entropy, color="0.3", linestyle="--", label="unigram, validation files")
-    right.axhline(100.0 * known.unigram_accuracy, color="0.3", linestyle="--", label="unigram")
-    for axes, found, at_the_end in (
-        (left, done.epoch_losses, done.validation_loss),
-        (right, [100.0 * share for share in done.epoch_accuracies], 100.0 * done.validation_accuracy),
-    ):
-        places, values = list(epochs), list(found)
-        if not places or done.tokens_seen * million > places[-1]:  # it ended within an epoch
-            places, values = [*places, million * done.tokens_seen], [*values, at_the_end]
-        axes.plot(places, values, "o-", color="C1", label="validation files")
-        axes.set_xlabel("million tokens seen")
-        axes.set_xlim(left=0.0)
-        axes.grid(visible=True, alpha=0.3)
-    left.set(ylabel="nats a token", title=f"Loss, {known.classes:,} classes")
-    right.set(ylabel="%", title="Top-1 accuracy", ylim=(0.0, None))
-    for axes in (left, right):
-        axes.legend()
-    figure.savefig(path, format="png", dpi=120)
-    plt.close(figure)
+    with drawn(path, 1, 2, (11, 4.2), dpi=120) as (_, ((left, right),)):
+        million = 1e-6
+        epochs = million * known.train_tokens * np.arange(1, len(done.epoch_losses) + 1)
+        left.plot(million * np.array(done.curve["tokens"]), done.curve["loss"], color="C0", label="training batches")
+        left.axhline(known.unigram_cross_entropy, color="0.3", linestyle="--", label="unigram, validation files")
+        right.axhline(100.0 * known.unigram_accuracy, color="0.3", linestyle="--", label="unigram")
+        for axes, found, at_the_end in (
+            (left, done.epoch_losses, done.validation_loss),
+            (right, [100.0 * share for share in done.epoch_accuracies], 100.0 * done.validation_accuracy),
+        ):
+            places, values = list(epochs), list(found)
+            if not places or done.tokens_seen * million > places[-1]:  # it ended within an epoch
+                places, values = [*places, million * done.tokens_seen], [*values, at_the_end]
+            axes.plot(places, values, "o-", color="C1", label="validation files")
+            axes.set_xlabel("million tokens seen")
+            axes.set_xlim(left=0.0)
+            axes.grid(visible=True, alpha=0.3)
+        left.set(ylabel="nats a token", title=f"Loss, {known.classes:,} classes")
+        right.set(ylabel="%", title="Top-1 accuracy", ylim=(0.0, None))
+        for axes in (left, right):
+            axes.legend()
 
 
 def as_json(known: Facts, done: Outcome, settings: Settings, argv: Sequence[str]) -> str:
     """Everything as JSON; numbers that are not finite become null."""
-    content = {
-        "command": shlex.join(["python", "scripts/train_tokens.py", *argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        **surroundings(("array-api-compat", "numpy", "matplotlib", "rich")),
-        "options": asdict(settings),
-        "data": asdict(known),
-        "training": asdict(done),
-    }
-    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+    packages = ("array-api-compat", "numpy", "matplotlib", "rich")
+    found = {"options": asdict(settings), "data": asdict(known), "training": asdict(done)}
+    return json_text(run_record("examples/train_tokens.py", argv, packages, **found))
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -648,7 +635,7 @@ def as_json(known: Facts, done: Outcome, settings: Settings, argv: Sequence[str]
 
 def parser(defaults: Settings) -> Parser:
     """Name the options."""
-    options = Parser(prog="train_tokens.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    options = parser_of(__file__, __doc__)
     options.add_argument("--tiny", action="store_true", help="a few seconds, for a look or a test")
     for setting in fields(Settings):
         name, default = setting.name, getattr(defaults, setting.name)
@@ -657,9 +644,7 @@ def parser(defaults: Settings) -> Parser:
             continue
         text = "; ".join(filter(None, (HELP.get(name), "default: %(default)s")))
         options.add_argument(flag(name), type=type(default), choices=CHOICES.get(name), default=default, help=text)
-    for kind in ("json", "plot"):
-        path = Path("report", f"train_tokens.{'png' if kind == 'plot' else kind}")
-        options.add_argument(f"--{kind}", type=Path, default=path, metavar="PATH", help="default: %(default)s")
+    options.add_files("train_tokens", json="json", plot="png")
     return options
 
 
@@ -685,9 +670,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings(**{setting.name: getattr(given, setting.name) for setting in fields(Settings)})
         lib = library(settings.backend)
-        for path in (given.json, given.plot):  # a path that cannot be written is found now, not after the training
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()
+        options.check_files(given.json, given.plot)
         found = corpus(sources(Path(sysconfig.get_path("stdlib")), tests=settings.tests), settings)
         known = fitting(found, settings, lib)
     except (OSError, ValueError) as error:

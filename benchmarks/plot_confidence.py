@@ -1,7 +1,7 @@
 """Plot how many digits of the softmax loss and of its gradient are left when a row is sure of its label.
 
-    python scripts/plot_confidence.py
-    python scripts/plot_confidence.py --library torch --step 4 --rows 4
+    python benchmarks/plot_confidence.py
+    python benchmarks/plot_confidence.py --library torch --step 4 --rows 4
 
 For each gap from 0 to where the exact loss is no longer a normal number, rows of ten logits are drawn in which that of
 the label leads the largest of the others by the gap. Each library computes the loss of a row and the gradient of that
@@ -22,20 +22,19 @@ Needs matplotlib; libraries that cannot be used are listed with the reason.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import json
 import math
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from decimal import Context, Decimal, localcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from _report import Parser, described, finite, surroundings
+from competitors import jax_in_float64, jax_losses, plain, sklearn_loss
+from competitors import torch_eager as torch_loss_and_grad
+from harness import Parser, described, json_text, parser_of, run_record
+from harness import drawn as drawn_figure
 
 import xpsoftmax as xs
 
@@ -79,36 +78,20 @@ def package(z: np.ndarray, y: np.ndarray) -> Results:
     return xs.softmax_loss_and_grad(z, y, reduction="none")
 
 
-def plain_numpy(z: np.ndarray, y: np.ndarray) -> Results:
-    """Write the usual lines."""
-    rows = np.arange(len(y))
-    t = z - z.max(axis=1, keepdims=True)
-    log_p = t - np.log(np.exp(t).sum(axis=1, keepdims=True))
-    dz = np.exp(log_p)
-    dz[rows, y] -= 1
-    return -log_p[rows, y], dz
-
-
 def torch_eager(z: np.ndarray, y: np.ndarray) -> Results:
-    """Write cross_entropy and call autograd."""
+    """Call PyTorch's cross_entropy and autograd."""
     import torch
 
-    logits = torch.from_numpy(z).requires_grad_()
-    losses = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y), reduction="none")
-    losses.sum().backward()
-    return losses.detach().numpy(), logits.grad.numpy()
+    leaf, labels = torch.from_numpy(z), torch.from_numpy(y)
+    losses, grad = torch_loss_and_grad(leaf, labels, reduction="none")()
+    return losses.numpy(), grad.numpy()
 
 
 def jax_grad(z: np.ndarray, y: np.ndarray) -> Results:
     """Take grad of log_softmax."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)  # noqa: FBT003 - its signature
-
-    def losses(z: Array) -> Array:
-        return -jax.numpy.take_along_axis(jax.nn.log_softmax(z, axis=1), y[:, None], axis=1)[:, 0]
-
-    return np.asarray(losses(z)), np.asarray(jax.grad(lambda z: losses(z).sum())(jax.numpy.asarray(z)))
+    jax = jax_in_float64()
+    z = jax.numpy.asarray(z)
+    return np.asarray(jax_losses(z, y)), np.asarray(jax.grad(lambda z: jax_losses(z, y).sum())(z))
 
 
 def scipy(z: np.ndarray, y: np.ndarray) -> Results:
@@ -122,8 +105,8 @@ def scipy(z: np.ndarray, y: np.ndarray) -> Results:
 
 def sklearn(z: np.ndarray, y: np.ndarray) -> Results:
     """Scikit-learn's private multinomial loss."""
-    loss = importlib.import_module("sklearn._loss.loss").HalfMultinomialLoss(n_classes=z.shape[1])
-    return loss.loss_gradient(y_true=y.astype(z.dtype), raw_prediction=z)  # type: ignore[no-any-return]
+    found: Results = sklearn_loss(z.shape[1]).loss_gradient(y_true=y.astype(z.dtype), raw_prediction=z)
+    return found
 
 
 LIBRARIES: dict[str, Callable[[np.ndarray, np.ndarray], Results]] = {
@@ -131,7 +114,7 @@ LIBRARIES: dict[str, Callable[[np.ndarray, np.ndarray], Results]] = {
     "jax": jax_grad,
     "scikit-learn": sklearn,
     "SciPy": scipy,
-    "NumPy": plain_numpy,
+    "NumPy": plain,
     "xpsoftmax": package,
 }
 
@@ -243,21 +226,13 @@ LOOK: dict[str, dict[str, Any]] = {
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
     """Draw one panel for each precision and quantity."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, grid = plt.subplots(
-        len(QUANTITIES), len(panels), figsize=(5.6 * len(panels), 6.6), layout="constrained", squeeze=False
-    )
-    for i, quantity in enumerate(QUANTITIES):
-        for axes, panel in zip(grid[i], panels, strict=True):
-            _draw_panel(axes, panel, quantity)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.savefig(path, format="png", dpi=110)
-    plt.close(figure)
+    size = (5.6 * len(panels), 6.6)
+    with drawn_figure(path, len(QUANTITIES), len(panels), size) as (figure, grid):
+        for i, quantity in enumerate(QUANTITIES):
+            for axes, panel in zip(grid[i], panels, strict=True):
+                _draw_panel(axes, panel, quantity)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
 
 def _draw_panel(axes: Any, panel: Panel, quantity: str) -> None:
@@ -280,16 +255,11 @@ def _draw_panel(axes: Any, panel: Panel, quantity: str) -> None:
 
 def as_json(panels: Sequence[Panel], absent: dict[str, str], problems: list[str], argv: Sequence[str]) -> str:
     """Everything as JSON; numbers that are not finite become null."""
-    content = {
-        "command": shlex.join(["python", "scripts/plot_confidence.py", *argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        **surroundings([name for name in PACKAGES if _installed(name)]),
-        "classes": CLASSES,
-        "absent": absent,
-        "problems": problems,
-        "panels": [_rounded(asdict(panel)) for panel in panels],
-    }
-    return json.dumps(finite(content), allow_nan=False) + "\n"
+    found = {"classes": CLASSES, "absent": absent, "problems": problems}
+    content = run_record(
+        "benchmarks/plot_confidence.py", argv, PACKAGES, **found, panels=[_rounded(asdict(panel)) for panel in panels]
+    )
+    return json_text(content, indent=None)
 
 
 def _rounded(value: Any) -> Any:
@@ -299,14 +269,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return float(f"{value:.3g}") if isinstance(value, float) and math.isfinite(value) else value
-
-
-def _installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def table(panels: Sequence[Panel]) -> str:
@@ -329,14 +291,12 @@ def table(panels: Sequence[Panel]) -> str:
 
 def parser() -> Parser:
     """Name the options."""
-    options = Parser(prog="plot_confidence.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    options = parser_of(__file__, __doc__)
     options.add_argument("--library", action="append", choices=LIBRARIES, help="this one only (repeatable)")
     options.add_argument("--dtype", action="append", choices=DTYPES, help="this precision only (repeatable)")
     options.add_argument("--step", type=float, default=1.0, help="between gaps; default: %(default)s")
     options.add_argument("--rows", type=int, default=16, help="for each gap; default: %(default)s")
-    for kind, end in (("json", "json"), ("plot", "png")):
-        path = Path("report", f"confidence.{end}")
-        options.add_argument(f"--{kind}", type=Path, default=path, metavar="PATH", help="default: %(default)s")
+    options.add_files("confidence", json="json", plot="png")
     return options
 
 
@@ -349,12 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.error(f"--step must be a positive number, got {given.step}")
     if given.rows < 1:
         options.error(f"--rows must be at least 1, got {given.rows}")
-    try:
-        for path in (given.json, given.plot):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()
-    except OSError as error:
-        options.error(str(error))
+    options.check_files(given.json, given.plot)
     absent: dict[str, str] = {}
     libraries = [name for name in LIBRARIES if given.library is None or name in given.library]
     panels = [measured(dtype, given.step, given.rows, libraries, absent) for dtype in given.dtype or DTYPES]

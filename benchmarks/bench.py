@@ -1,7 +1,7 @@
 """Time the softmax functions beside those of other libraries, in one process, and write what was found.
 
-    python scripts/bench.py
-    python scripts/bench.py --operation softmax_loss_and_grad --shape 8192x1000 --dtype float32 --competitor torch
+    python benchmarks/bench.py
+    python benchmarks/bench.py --operation softmax_loss_and_grad --shape 8192x1000 --dtype float32 --competitor torch
 
 A case is an operation, a shape, a dtype and a kind of logits: "normal" ones are drawn from N(0, 1); "shifted" ones have
 scale 30 and mean 100, so that exp(z) would leave the range of float32. For every case each competitor
@@ -27,35 +27,46 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import itertools
-import json
 import os
-import shlex
 import sys
-import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from _report import Parser, described, finite, surroundings
+from competitors import jax_in_float64, jax_losses, log_softmax, plain, sklearn_loss
+from competitors import torch_eager as torch_loss_and_grad
+from harness import (
+    Call,
+    Made,
+    Parser,
+    Timing,
+    described,
+    difference,
+    drawn,
+    json_text,
+    parser_of,
+    run_record,
+    simd,
+    sizes,
+    timings,
+    verified,
+)
 from rich.console import Console
 from rich.table import Table
 
 import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
-from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels import numpy as kernels
+from xpsoftmax.kernels.numpy.ranges import RANGES
 
 # Otherwise a pool of processes that compile for PyTorch starts up while the first cases are timed.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 Array: TypeAlias = Any
-Call: TypeAlias = Callable[[], Any]
 
 OPERATIONS = ("softmax", "log_softmax", "logsumexp", "softmax_loss", "softmax_loss_and_grad")
 SHAPES = ("64x10", "256x10", "256x1000", "8192x1000", "65536x10", "1024x32000", "256x128256")
@@ -65,12 +76,6 @@ PACKAGES = ("numpy", "array-api-compat", "torch", "jax", "scipy", "scikit-learn"
 FLOORS = ("np.exp", "copy", "kernel")
 ALLOWED = {"float32": 1e-4, "float64": 1e-10}
 """Largest difference over largest entry: what tells a wrong formula from rounding. The tests hold the real bounds."""
-PAUSE = 0.01
-"""Seconds; OpenMP threads spin for some milliseconds after their work, on the cores that the next one needs."""
-WARM = 0.03
-"""Seconds of calls that are not counted, before each sample."""
-SAMPLE = 0.004
-"""Seconds that a sample lasts at least: short calls are repeated within it."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +112,6 @@ class Case:
         """Bytes that must be read and written at least."""
         arrays = 1 if self.operation in ("logsumexp", "softmax_loss") else 2
         return arrays * self.rows * self.classes * np.dtype(self.dtype).itemsize
-
-
-@dataclass
-class Timing:
-    """Seconds of a call: quartiles of the samples."""
-
-    low: float
-    median: float
-    high: float
-    samples: int
-    error: float  # largest difference from plain NumPy in float64 over its largest entry
 
 
 @dataclass
@@ -172,27 +166,22 @@ def plain_numpy(case: Case, xp: Any = np) -> Call:
         e = xp.exp(z - z.max(axis=1, keepdims=True))
         return e / e.sum(axis=1, keepdims=True)
 
-    def log_softmax() -> Array:
-        t = z - z.max(axis=1, keepdims=True)
-        return t - xp.log(xp.exp(t).sum(axis=1, keepdims=True))
-
     def logsumexp() -> Array:
         top = z.max(axis=1)
         return top + xp.log(xp.exp(z - top[:, None]).sum(axis=1))
 
-    def softmax_loss() -> Array:
-        return -log_softmax()[rows, y].mean()
-
     def softmax_loss_and_grad() -> Array:
-        log_p = log_softmax()
-        dz = xp.exp(log_p)
-        dz[rows, y] -= 1.0
+        losses, dz = plain(z, y, xp)
         dz /= len(y)
-        return -log_p[rows, y].mean(), dz
+        return losses.mean(), dz
 
-    return dict(zip(OPERATIONS, (softmax, log_softmax, logsumexp, softmax_loss, softmax_loss_and_grad), strict=True))[
-        case.operation
-    ]
+    return {
+        "softmax": softmax,
+        "log_softmax": lambda: log_softmax(z, xp),
+        "logsumexp": logsumexp,
+        "softmax_loss": lambda: -log_softmax(z, xp)[rows, y].mean(),
+        "softmax_loss_and_grad": softmax_loss_and_grad,
+    }[case.operation]
 
 
 def package(case: Case, *, new: bool = False, **options: Any) -> Call:
@@ -250,15 +239,7 @@ def torch_eager(case: Case, device: str = "cpu") -> Call:
     z, y = torch.from_numpy(case.z).to(device), torch.from_numpy(case.y).to(device)
     functions = torch.nn.functional
     if case.operation == "softmax_loss_and_grad":
-        z.requires_grad_()
-
-        def call() -> Any:
-            z.grad = None
-            loss = functions.cross_entropy(z, y)
-            loss.backward()
-            return loss.detach(), z.grad
-
-        return call
+        return torch_loss_and_grad(z, y)
     return {
         "softmax": lambda: functions.softmax(z, 1),
         "log_softmax": lambda: functions.log_softmax(z, 1),
@@ -287,14 +268,11 @@ def torch_compiled(case: Case, device: str = "cpu") -> Call:
 
 def jax_jit(case: Case) -> Call:
     """JAX compiled for the shape."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)  # noqa: FBT003 - its signature
+    jax = jax_in_float64()
     z, y = jax.numpy.asarray(case.z), jax.numpy.asarray(case.y)
 
     def loss(z: Array, y: Array) -> Array:
-        log_p = jax.nn.log_softmax(z, axis=1)
-        return -jax.numpy.take_along_axis(log_p, y[:, None], axis=1).mean()
+        return jax_losses(z, y).mean()
 
     function = {
         "softmax": lambda z, _: jax.nn.softmax(z, axis=1),
@@ -316,7 +294,7 @@ def scipy(case: Case) -> Call | None:
 
 def sklearn(case: Case) -> Call | None:
     """Scikit-learn's private multinomial loss."""
-    loss = importlib.import_module("sklearn._loss.loss").HalfMultinomialLoss(n_classes=case.classes)
+    loss = sklearn_loss(case.classes)
     losses, out = np.empty(case.rows, case.dtype), np.empty_like(case.z)
     options = {
         "y_true": case.y.astype(case.dtype),
@@ -438,44 +416,27 @@ def missing(names: Sequence[str]) -> dict[str, str]:
 # --- verify, then time ------------------------------------------------------------------------------------------------
 
 
+def made(name: str, case: Case, truth: Any) -> Made:
+    """Return a competitor's call, and what compares its result with the truth; None where it lacks the operation."""
+    call = (COMPETITORS | ON_GPU)[name](case)
+    if call is None:
+        return None
+    return call, None if name in ("np.exp", "copy") else lambda: difference(call(), truth)
+
+
 def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
     """Verify the competitors and time those that are right, in turn, for about so many seconds each."""
     finding = Finding(case)
     truth = exact(case)
-    calls, errors = {}, {}
-    for name in names:
-        try:
-            call = (COMPETITORS | ON_GPU)[name](case)
-            if call is None:
-                continue
-            result = call()
-        except Exception as error:  # noqa: BLE001
-            finding.problems.append(f"{name} failed: {described(error)}")
-            continue
-        errors[name] = 0.0 if name in ("np.exp", "copy") else difference(result, truth)
-        if errors[name] <= ALLOWED[case.dtype]:
-            calls[name] = call
-        else:
-            finding.problems.append(f"{name} is off by {errors[name]:.2g} of the largest entry: not timed")
-    del truth
+    makers = {name: functools.partial(made, name, case, truth) for name in names}
+    calls, errors = verified(makers, ALLOWED[case.dtype], finding.problems)
+    del truth, makers
     if "xpsoftmax" in calls and case.operation == "softmax_loss_and_grad":
         finding.shifted_rows = share_of_shifted_rows(case)
-    samples = sampled(calls, seconds)
-    for name, found in samples.items():
-        low, median, high = np.quantile(found, (0.25, 0.5, 0.75)).tolist()
-        finding.timings[name] = Timing(low, median, high, len(found), errors[name])
+    finding.timings = timings(calls, errors, seconds)
     for name in ("z", "y"):  # made again if they are wanted again
         case.__dict__.pop(name, None)
     return finding
-
-
-def difference(result: Any, truth: Any) -> float:
-    """Largest difference over the largest entry of each array."""
-    if isinstance(truth, tuple):
-        return max(difference(a, b) for a, b in zip(result, truth, strict=True))
-    found = np.asarray(result.get() if hasattr(result, "get") else result.cpu() if hasattr(result, "cpu") else result)
-    worst = float(np.abs(found - truth).max() / np.abs(truth).max())
-    return worst if np.isfinite(worst) else np.inf
 
 
 def share_of_shifted_rows(case: Case) -> float:
@@ -484,33 +445,8 @@ def share_of_shifted_rows(case: Case) -> float:
     A few more have a label that leads, or is behind, by very much.
     """
     lse = xs.logsumexp(case.z)
-    limits = kernels.RANGES[case.z.itemsize]
-    return float(np.mean((lse < np.log(limits.least)) | (lse > np.log(limits.largest))))
-
-
-def sampled(calls: dict[str, Call], seconds: float) -> dict[str, list[float]]:
-    """Seconds of a call, sample by sample: at least 5 each, at most 40."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    repeats = {name: max(1, int(SAMPLE / timed(call, 1))) for name, call in calls.items()}
-    order, start = list(calls), time.perf_counter()
-    for turn in range(40):
-        if turn >= 5 and time.perf_counter() - start > seconds * len(calls):
-            break
-        for name in order[turn % len(order) :] + order[: turn % len(order)] if order else []:
-            time.sleep(PAUSE)
-            start_of_turn = time.perf_counter()
-            while time.perf_counter() - start_of_turn < WARM:
-                calls[name]()
-            samples[name].append(timed(calls[name], repeats[name]))
-    return samples
-
-
-def timed(call: Call, repeats: int) -> float:
-    """Seconds of one of several calls."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+    limits = RANGES[case.z.itemsize]
+    return float(np.mean((lse < np.log(limits.least_total)) | (lse > np.log(limits.most_total))))
 
 
 # --- what is printed, drawn and written -------------------------------------------------------------------------------
@@ -558,11 +494,6 @@ def show(findings: Sequence[Finding], absent: dict[str, str], console: Console) 
 
 def draw(findings: Sequence[Finding], path: Path) -> None:
     """Draw the ratios to PyTorch, a panel for each operation and dtype."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     groups: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.case.logits == "normal":
@@ -570,13 +501,11 @@ def draw(findings: Sequence[Finding], path: Path) -> None:
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     size = (6.5 * columns, 3.6 * rows + 1.0)
-    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axes, (title, group) in itertools.zip_longest(panels.flat, groups.items(), fillvalue=("", [])):
-        _draw_ratios(axes, title, group, names_in(findings))
-    handles = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
-    figure.savefig(path, format="png", dpi=100)
-    plt.close(figure)
+    with drawn(path, rows, columns, size, dpi=100) as (figure, panels):
+        for axes, (title, group) in itertools.zip_longest(panels.flat, groups.items(), fillvalue=("", [])):
+            _draw_ratios(axes, title, group, names_in(findings))
+        handles = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
 
 
 def _draw_ratios(axes: Any, title: str, findings: Sequence[Finding], names: Sequence[str]) -> None:
@@ -596,40 +525,17 @@ def _draw_ratios(axes: Any, title: str, findings: Sequence[Finding], names: Sequ
 
 
 def as_json(findings: Sequence[Finding], absent: dict[str, str], argv: Sequence[str]) -> str:
-    """Everything as JSON; numbers that are not finite become null."""
-    content = {
-        "command": shlex.join(["python", "scripts/bench.py", *argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        **surroundings([name for name in PACKAGES if installed(name)]),
-        "simd": simd(),
-        "absent": absent,
-        "findings": [
-            {
-                **asdict(finding),
-                "ratios": {name: finding.ratio(name) for name in finding.timings},
-                "gigabytes_per_second": finding.speed(),
-                "overhead": finding.overhead(),
-            }
-            for finding in findings
-        ],
-    }
-    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
-
-
-def installed(package: str) -> bool:
-    """Whether a distribution is there."""
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def simd() -> list[str]:
-    """Vector instructions that NumPy found: on x86 its float64 exp is vectorised with AVX-512 only."""
-    config: Any = np.show_config(mode="dicts")
-    found = config.get("SIMD Extensions", {})
-    return sorted(found.get("baseline", []) + found.get("found", []))
+    """Everything as JSON."""
+    content = [
+        {
+            **asdict(finding),
+            "ratios": {name: finding.ratio(name) for name in finding.timings},
+            "gigabytes_per_second": finding.speed(),
+            "overhead": finding.overhead(),
+        }
+        for finding in findings
+    ]
+    return json_text(run_record("benchmarks/bench.py", argv, PACKAGES, simd=simd(), absent=absent, findings=content))
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -646,9 +552,9 @@ def cases(operations: Sequence[str], shapes: Sequence[str], dtypes: Sequence[str
 
 def parser() -> Parser:
     """Name the options."""
-    options = Parser(prog="bench.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    options = parser_of(__file__, __doc__)
     options.add_argument("--operation", action="append", choices=OPERATIONS, help="only this one (repeatable)")
-    options.add_argument("--shape", action="append", type=_shape, metavar="NxC", help="only this one (repeatable)")
+    options.add_argument("--shape", action="append", type=as_shape, metavar="NxC", help="only this one (repeatable)")
     options.add_argument("--dtype", action="append", choices=DTYPES, help="only this one (repeatable)")
     options.add_argument(
         "--competitor", action="append", choices=[*COMPETITORS, *ON_GPU], help="only this one (repeatable)"
@@ -656,17 +562,13 @@ def parser() -> Parser:
     options.add_argument(
         "--seconds", type=float, default=1.0, help="for each competitor and case; default: %(default)s"
     )
-    for kind in ("json", "plot"):
-        path = Path("report", f"bench.{'png' if kind == 'plot' else kind}")
-        options.add_argument(f"--{kind}", type=Path, default=path, metavar="PATH", help="default: %(default)s")
+    options.add_files("bench", json="json", plot="png")
     return options
 
 
-def _shape(text: str) -> str:
-    rows, x, classes = text.partition("x")
-    if not (x and rows.isdecimal() and classes.isdecimal() and int(rows) and int(classes)):
-        raise ArgumentTypeError(f"must be like 256x1000, got {text!r}")
-    return f"{int(rows)}x{int(classes)}"
+def as_shape(text: str) -> str:
+    """Return a shape as it is listed."""
+    return "x".join(map(str, sizes(text, 2, example="256x1000")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -674,12 +576,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = parser()
     given = options.parse_args(argv)
-    try:
-        for path in (given.json, given.plot):  # a path that cannot be written is found now
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()
-    except OSError as error:
-        options.error(str(error))
+    options.check_files(given.json, given.plot)
     console = Console()
     if not console.is_terminal:
         console.width = 240  # a table in a file need not fit a window

@@ -1,7 +1,7 @@
 """Train one network with two formulas for the gradient of the softmax loss, and see where training stalls.
 
-    python scripts/train_modular.py
-    python scripts/train_modular.py --modulus 7 --steps 200 --seeds 1
+    python examples/train_modular.py
+    python examples/train_modular.py --modulus 7 --steps 200 --seeds 1
 
 The task is addition modulo a prime, as in L. Prieto et al., "Grokking at the edge of numerical stability" (ICLR 2025,
 arXiv:2501.04697): two numbers come in as one-hot vectors, their sum is the class. A network with one hidden layer is
@@ -30,18 +30,19 @@ Needs matplotlib.
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from _report import Parser, finite, surroundings
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
+
+from _report import Parser, json_text, parser_of, run_record
+from _report import drawn as drawn_figure
 
 import xpsoftmax as xs
 
@@ -216,41 +217,32 @@ COLOURS = {"standard": "#D55E00", "xpsoftmax": "#0000A0", "standard, then xpsoft
 
 def draw(settings: Settings, runs: dict[str, list[Trace]], path: Path) -> None:
     """Draw a line for each seed and formula."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, grid = plt.subplots(3, 2, figsize=(11, 10), layout="constrained")
-    for axes, (name, title, scale) in zip(grid.flat, PANELS, strict=True):
-        for formula, traces in reversed(runs.items()):  # the mixed one below the two that it is made of
-            for i, trace in enumerate(traces):
-                values = np.array(getattr(trace, name), float)
-                if scale == "log":
-                    values = np.where(values > 0.0, values, np.nan)
-                label = f"{formula}, seeds 0 to {settings.seeds - 1}" if i == 0 else None
-                axes.plot(trace.step, values, color=COLOURS[formula], alpha=0.75, linewidth=1.2, label=label)
-        axes.set(yscale=scale, xlabel="step", title=title)
-        if name in ("zero_share", "test_accuracy"):
-            axes.set_ylim(-0.03, 1.03)
-        axes.grid(visible=True, alpha=0.25)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=len(runs))
-    figure.savefig(path, format="png", dpi=110)
-    plt.close(figure)
+    with drawn_figure(path, 3, 2, (11, 10)) as (figure, grid):
+        for axes, (name, title, scale) in zip(grid.flat, PANELS, strict=True):
+            for formula, traces in reversed(runs.items()):  # the mixed one below the two that it is made of
+                for i, trace in enumerate(traces):
+                    values = np.array(getattr(trace, name), float)
+                    if scale == "log":
+                        values = np.where(values > 0.0, values, np.nan)
+                    label = f"{formula}, seeds 0 to {settings.seeds - 1}" if i == 0 else None
+                    axes.plot(trace.step, values, color=COLOURS[formula], alpha=0.75, linewidth=1.2, label=label)
+            axes.set(yscale=scale, xlabel="step", title=title)
+            if name in ("zero_share", "test_accuracy"):
+                axes.set_ylim(-0.03, 1.03)
+            axes.grid(visible=True, alpha=0.25)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=len(runs))
 
 
 def as_json(settings: Settings, runs: dict[str, list[Trace]], argv: Sequence[str]) -> str:
     """Everything as JSON; four digits are enough."""
     content = {
-        "command": shlex.join(["python", "scripts/train_modular.py", *argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        **surroundings(("array-api-compat", "numpy", "matplotlib")),
         "options": asdict(settings),
         "summaries": {formula: [_rounded(summary(trace)) for trace in traces] for formula, traces in runs.items()},
         "runs": {formula: [_rounded(asdict(trace)) for trace in traces] for formula, traces in runs.items()},
     }
-    return json.dumps(finite(content), allow_nan=False) + "\n"
+    packages = ("array-api-compat", "numpy", "matplotlib")
+    return json_text(run_record("examples/train_modular.py", argv, packages, **content), indent=None)
 
 
 def _rounded(value: Any) -> Any:
@@ -266,13 +258,11 @@ def _rounded(value: Any) -> Any:
 
 def parser() -> Parser:
     """Name the options."""
-    options = Parser(prog="train_modular.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    options = parser_of(__file__, __doc__)
     for setting in fields(Settings):
         name = "--" + setting.name.replace("_", "-")
         options.add_argument(name, type=type(setting.default), default=setting.default, help="default: %(default)s")
-    for kind, end in (("json", "json"), ("plot", "png")):
-        path = Path("report", f"modular.{end}")
-        options.add_argument(f"--{kind}", type=Path, default=path, metavar="PATH", help="default: %(default)s")
+    options.add_files("modular", json="json", plot="png")
     return options
 
 
@@ -283,11 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = options.parse_args(argv)
     try:
         settings = Settings(**{setting.name: getattr(given, setting.name) for setting in fields(Settings)})
-        for path in (given.json, given.plot):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         options.error(str(error))
+    options.check_files(given.json, given.plot)
     runs: dict[str, list[Trace]] = {formula: [] for formula in FORMULAS}
     for seed in range(settings.seeds):
         for formula, halves in FORMULAS.items():

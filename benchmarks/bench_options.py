@@ -1,27 +1,37 @@
 """Time loss and gradient with options beside PyTorch's, in one process, and write what was found.
 
-    python scripts/bench_options.py
-    python scripts/bench_options.py --shape 256x1000 --dtype float64
+    python benchmarks/bench_options.py
+    python benchmarks/bench_options.py --shape 256x1000 --dtype float64
 
-Every case is verified and timed as by scripts/bench.py: its result is compared with plain NumPy in float64 first. The
-ratio to plain targets says what an option costs; that to PyTorch (eager, forward and backward) is there
-where PyTorch has the option. Needs rich.
+Every case is verified and timed as by bench.py: its result is compared with plain NumPy in float64 first. The ratio to
+plain targets says what an option costs; that to PyTorch (eager, forward and backward) is there where PyTorch has the
+option. Needs rich.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import shlex
+import importlib.util
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from _report import Parser, described, finite, surroundings
-from bench import ALLOWED, DTYPES, PACKAGES, Call, _shape, difference, installed, sampled, simd
+from bench import ALLOWED, DTYPES, PACKAGES, as_shape
+from competitors import torch_eager
+from harness import (
+    Call,
+    Made,
+    Parser,
+    difference,
+    json_text,
+    parser_of,
+    run_record,
+    simd,
+    timings,
+    verified,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -99,53 +109,36 @@ class Problem:
 
         if "z_loss" in self.options or np.isneginf(self.z).any():  # 0 * inf is nan there
             return None
-        z, targets = torch.from_numpy(self.z).requires_grad_(), torch.from_numpy(self.targets)
         weight = self.options.get("class_weight")
-        options = {
-            "weight": None if weight is None else torch.from_numpy(weight),
-            "label_smoothing": self.options.get("label_smoothing", 0.0),
-            "reduction": "sum",
-        }
-
-        def call() -> Any:
-            z.grad = None
-            loss = torch.nn.functional.cross_entropy(z, targets, **options)
-            loss.backward()
-            return loss.detach(), z.grad
-
-        return call
+        return torch_eager(
+            torch.from_numpy(self.z),
+            torch.from_numpy(self.targets),
+            weight=None if weight is None else torch.from_numpy(weight),
+            label_smoothing=self.options.get("label_smoothing", 0.0),
+            reduction="sum",
+        )
 
 
-def measured(names: Sequence[str], shape: str, dtype: str, seconds: float) -> dict[str, Any]:
+def made(call: Call | None, truth: Any) -> Made:
+    """Return a call, and what compares its result with the truth."""
+    return None if call is None else (call, lambda: difference(call(), truth))
+
+
+def measured(names: Sequence[str], shape: str, dtype: str, seconds: float, absent: Mapping[str, str]) -> dict[str, Any]:
     """Verify and time one case."""
     problem = Problem(names, *map(int, shape.split("x")), dtype)
     losses, grad = problem.exact()
-    calls: dict[str, Call] = {}
-    problems: list[str] = []
     makers = {
-        "xpsoftmax": lambda: problem.ours("auto"),
-        "xpsoftmax generic": lambda: problem.ours("generic"),
-        "torch": problem.torch,
+        "xpsoftmax": lambda: made(problem.ours("auto"), (losses, grad)),
+        "xpsoftmax generic": lambda: made(problem.ours("generic"), (losses, grad)),
+        "torch": lambda: made(problem.torch(), (losses.sum(), grad)),
     }
-    for name, make in makers.items():
-        try:
-            call = make()
-            result = None if call is None else call()
-        except ImportError as error:
-            problems.append(f"not used: {name}: {described(error)}")
-            continue
-        if call is None:
-            continue
-        error = difference(result, (losses.sum() if name == "torch" else losses, grad))
-        if error <= ALLOWED[dtype]:
-            calls[name] = call
-        else:
-            problems.append(f"{name} is off by {error:.2g} of the largest entry: not timed")
-    timings = {}
-    for name, samples in sampled(calls, seconds).items():
-        low, median, high = np.quantile(samples, (0.25, 0.5, 0.75)).tolist()
-        timings[name] = {"low": low, "median": median, "high": high, "samples": len(samples)}
-    return {"case": ", ".join(names), "shape": shape, "dtype": dtype, "timings": timings, "problems": problems}
+    for name in absent:
+        del makers[name]
+    problems: list[str] = []
+    calls, errors = verified(makers, ALLOWED[dtype], problems)
+    found = {name: asdict(timing) for name, timing in timings(calls, errors, seconds).items()}
+    return {"case": ", ".join(names), "shape": shape, "dtype": dtype, "timings": found, "problems": problems}
 
 
 def compared(findings: Sequence[dict[str, Any]]) -> None:
@@ -163,17 +156,11 @@ def compared(findings: Sequence[dict[str, Any]]) -> None:
 
 def parser() -> Parser:
     """Name the options."""
-    options = Parser(prog="bench_options.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    options.add_argument("--shape", type=_shape, default="4000x1000", metavar="NxC", help="default: %(default)s")
+    options = parser_of(__file__, __doc__)
+    options.add_argument("--shape", type=as_shape, default="4000x1000", metavar="NxC", help="default: %(default)s")
     options.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     options.add_argument("--seconds", type=float, default=1.0, help="for each way and case; default: %(default)s")
-    options.add_argument(
-        "--json",
-        type=Path,
-        default=Path("report", "bench_options.json"),
-        metavar="PATH",
-        help="default: %(default)s",
-    )
+    options.add_files("bench_options", json="json")
     return options
 
 
@@ -182,24 +169,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = parser()
     given = options.parse_args(argv)
-    try:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.open("ab").close()
-    except OSError as error:
-        options.error(str(error))
+    options.check_files(given.json)
+    absent = {} if importlib.util.find_spec("torch") else {"torch": "not installed"}
     with np.errstate(all="ignore"):
-        findings = [measured(names, given.shape, given.dtype, given.seconds) for names in CASES]
+        findings = [measured(names, given.shape, given.dtype, given.seconds, absent) for names in CASES]
     compared(findings)
-    content = {
-        "command": shlex.join(["python", "scripts/bench_options.py", *argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        **surroundings([name for name in PACKAGES if installed(name)]),
-        "simd": simd(),
-        "findings": findings,
-    }
-    given.json.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-    show(findings, Console())
-    return 1 if any(" is off by " in problem for finding in findings for problem in finding["problems"]) else 0
+    content = run_record("benchmarks/bench_options.py", argv, PACKAGES, simd=simd(), absent=absent, findings=findings)
+    given.json.write_text(json_text(content))
+    console = Console()
+    show(findings, console)
+    for name, reason in absent.items():
+        console.print(f"not used: {name}: {reason}", markup=False, highlight=False)
+    return 1 if any(finding["problems"] for finding in findings) else 0
 
 
 def show(findings: Sequence[dict[str, Any]], console: Console) -> None:

@@ -1,8 +1,8 @@
 """Time passes of `xpsoftmax.dask` over blocks: the overhead over a plain loop, and worker processes.
 
-    python scripts/scale_dask.py
-    python scripts/scale_dask.py --rows 1000 --blocks 20 --seconds 1
-    python scripts/scale_dask.py --device cuda
+    python benchmarks/scale_dask.py
+    python benchmarks/scale_dask.py --rows 1000 --blocks 20 --seconds 1
+    python benchmarks/scale_dask.py --device cuda
 
 A pass is the loss and all gradients of a network (256 features, 64 hidden units, 10 classes; float32) over all blocks.
 
@@ -20,24 +20,21 @@ first part is measured, by one thread. Needs dask, distributed, matplotlib and r
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
-from _report import Parser, finite, surroundings
 from distributed import Client, LocalCluster, wait
+from harness import Parser, drawn, json_text, parser_of, run_record
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
@@ -316,77 +313,66 @@ def show(report: Report, console: Console) -> None:
 
 def as_json(report: Report, argv: Sequence[str]) -> str:
     """Everything as JSON."""
+    beyond = {
+        way: {time: report.share(way, time) for time in ("median", "least")} for way in report.overhead if "dask" in way
+    }
     content = {
-        "command": shlex.join(["python", "scripts/scale_dask.py", *argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        **surroundings(PACKAGES),
         "network": [FEATURES, HIDDEN, CLASSES],
         **asdict(report),
-        "beyond_the_loop": {
-            way: {time: report.share(way, time) for time in ("median", "least")}
-            for way in report.overhead
-            if "dask" in way
-        },
+        "beyond_the_loop": beyond,
         "assumed": GPU,
         "predictions": predictions(report.constants) if report.constants else [],
     }
-    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+    return json_text(run_record("benchmarks/scale_dask.py", argv, PACKAGES, **content))
 
 
 def plot(report: Report, path: Path) -> None:
     """Throughput by workers, and what a step of many GPUs takes."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for workers in (1, 2):
-        lines = [line for line in report.workers if line["workers"] == workers]
-        rows = [line["blocks"] * report.rows for line in lines]
-        left.plot(rows, [line["rows_per_second"] for line in lines], "o-", label=f"{workers} worker processes")
-    loop = report.blocks * report.rows / report.overhead["loop"]["median"]
-    left.axhline(loop, color="0.5", linestyle="--", label="plain loop")
-    left.set(xlabel="rows", ylabel="rows a second (measured)", ylim=(0, None))
-    left.legend()
-    gpus = [2**i for i in range(3, 10)]
-    for parameters in PARAMETERS:
-        shares = []
-        for count in gpus:
-            seconds = step_seconds(count, parameters, ROWS_OF_GPU, report.constants)
-            shares.append(seconds["compute"] / sum(seconds.values()))
-        right.semilogx(gpus, shares, "o-", base=2, label=f"{parameters:.0e} parameters")
-    right.set(xlabel="GPUs (predicted)", ylabel="share of a step that computes", ylim=(0, 1))
-    right.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with drawn(path, 1, 2, (10, 4), dpi=120) as (_, ((left, right),)):
+        for workers in (1, 2):
+            lines = [line for line in report.workers if line["workers"] == workers]
+            rows = [line["blocks"] * report.rows for line in lines]
+            left.plot(rows, [line["rows_per_second"] for line in lines], "o-", label=f"{workers} worker processes")
+        loop = report.blocks * report.rows / report.overhead["loop"]["median"]
+        left.axhline(loop, color="0.5", linestyle="--", label="plain loop")
+        left.set(xlabel="rows", ylabel="rows a second (measured)", ylim=(0, None))
+        left.legend()
+        gpus = [2**i for i in range(3, 10)]
+        for parameters in PARAMETERS:
+            shares = []
+            for count in gpus:
+                seconds = step_seconds(count, parameters, ROWS_OF_GPU, report.constants)
+                shares.append(seconds["compute"] / sum(seconds.values()))
+            right.semilogx(gpus, shares, "o-", base=2, label=f"{parameters:.0e} parameters")
+        right.set(xlabel="GPUs (predicted)", ylabel="share of a step that computes", ylim=(0, 1))
+        right.legend()
 
 
 def parser() -> Parser:
     """Name the options."""
-    options = Parser(prog="scale_dask.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    options = parser_of(__file__, __doc__)
     options.add_argument("--rows", type=int, default=10_000, help="of a block; default: %(default)s")
     options.add_argument("--blocks", type=int, default=100, help="default: %(default)s")
     options.add_argument(
         "--seconds", type=float, default=30.0, help="for each of the three parts; default: %(default)s"
     )
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    path = Path("report", "scale_dask.json")
-    options.add_argument("--json", type=Path, default=path, metavar="PATH", help="and a plot; default: %(default)s")
+    options.add_files("scale_dask", json="json", plot="png")
     return options
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print and write; 1 if a result is wrong."""
-    options = parser().parse_args(argv)
-    report = Report(options.rows, options.blocks)
-    measure_overhead(report, options.seconds, options.device)
-    if options.device == "cpu":
-        measure_workers(report, options.seconds)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(as_json(report, argv), encoding="utf-8")
+    options = parser()
+    given = options.parse_args(argv)
+    options.check_files(given.json, *([given.plot] if given.device == "cpu" else []))
+    report = Report(given.rows, given.blocks)
+    measure_overhead(report, given.seconds, given.device)
+    if given.device == "cpu":
+        measure_workers(report, given.seconds)
+    given.json.write_text(as_json(report, argv), encoding="utf-8")
     if report.constants:
-        plot(report, options.json.with_suffix(".png"))
+        plot(report, given.plot)
     show(report, Console())
     return 1 if report.problems else 0
 

@@ -1,8 +1,8 @@
 """Compare xpsoftmax.sklearn.MLPClassifier with scikit-learn's: accuracy, time and peak memory.
 
-    python scripts/compare_sklearn.py
-    python scripts/compare_sklearn.py --only accuracy --seeds 3
-    python scripts/compare_sklearn.py --only gpu
+    python benchmarks/compare_sklearn.py
+    python benchmarks/compare_sklearn.py --only accuracy --seeds 3
+    python benchmarks/compare_sklearn.py --only gpu
 
 Accuracy: on digits, iris, wine and breast_cancer, standardised, a stratified quarter held out, for each seed of the
 split and of the model. Time: fits of the same epochs, batches and solver on float64 NumPy arrays, in turn; the ratio of
@@ -17,19 +17,17 @@ Writes what it finds to benchmarks/results/DATE-compare-sklearn-Ncore.json, or t
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from _report import Parser, described, finite, output_of, surroundings
+from harness import Parser, described, json_text, output_of, parser_of, run_record
 from rich.console import Console
 from rich.table import Table
 from sklearn import datasets
@@ -255,34 +253,40 @@ def print_peak(kind: str, case: str) -> None:
     print(1024 * (_peak_kib() - before))
 
 
-def main() -> int:
+def parser() -> Parser:
+    """Name the options."""
+    options = parser_of(__file__, __doc__)
+    options.add_argument("--only", choices=("accuracy", "time", "gpu"), help="only this part")
+    options.add_argument("--seeds", type=int, default=10, help="of accuracy; default: %(default)s")
+    options.add_argument("--rounds", type=int, default=7, help="of times; default: %(default)s")
+    options.add_argument("--json", type=Path, metavar="PATH", help="default: a new file of benchmarks/results")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Compare what the options ask for."""
-    if sys.argv[1:2] == ["--peak"]:
-        print_peak(*sys.argv[2:])
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--peak"]:
+        print_peak(*argv[1:])
         return 0
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("accuracy", "time", "gpu"))
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser()
+    given = options.parse_args(argv)
+    name = f"{datetime.now(UTC):%Y-%m-%d}-compare-sklearn-{os.cpu_count()}core.json"
+    target = given.json or Path(__file__).resolve().parent / "results" / name
+    options.check_files(*([given.json] if given.json else []))
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
     console = Console(width=110)
-    day = f"{datetime.now(UTC):%Y-%m-%d}"
-    command = shlex.join(["python", "scripts/compare_sklearn.py", *sys.argv[1:]])
-    found: dict[str, Any] = {"command": command, "date": day, **surroundings(PACKAGES)}
-    if options.only in (None, "accuracy"):
-        found["accuracy"] = accuracy(options.seeds, console)
-    if options.only in (None, "time"):
-        found["time"] = timed(options.rounds, console)
-    name = f"{day}-compare-sklearn-{os.cpu_count()}core.json"
-    target = options.json or Path(__file__).resolve().parent.parent / "benchmarks" / "results" / name
+    found = run_record("benchmarks/compare_sklearn.py", argv, PACKAGES)
+    if given.only in (None, "accuracy"):
+        found["accuracy"] = accuracy(given.seeds, console)
+    if given.only in (None, "time"):
+        found["time"] = timed(given.rounds, console)
     try:
-        if options.only == "gpu":
-            on_gpu(options.rounds, console, found.setdefault("gpu", []))
+        if given.only == "gpu":
+            on_gpu(given.rounds, console, found.setdefault("gpu", []))
     finally:  # an interrupt leaves what was found
-        target.write_text(json.dumps(finite(found), indent=1) + "\n")
+        target.write_text(json_text(found))
     console.print(f"Wrote {target.name}.")
     return 1 if any("failed" in finding for finding in found.get("gpu", ())) else 0
 

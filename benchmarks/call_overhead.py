@@ -1,6 +1,6 @@
 """What the package itself adds to a call on small CuPy arrays: the time of its Python code, without CuPy and a GPU.
 
-    python scripts/call_overhead.py
+    python benchmarks/call_overhead.py
 
 The arrays are descriptions of arrays, and launches do nothing. What CuPy takes for a launch and for an output comes on
 top: scripts/gpu_check.py measures the whole on a GPU.

@@ -1,8 +1,8 @@
 """Time training steps, and a linear layer with many classes, beside PyTorch, JAX and scikit-learn, in one process.
 
-    python scripts/bench_training.py
-    python scripts/bench_training.py --case 5x4x10x3 --competitor torch --competitor "xpsoftmax train"
-    python scripts/bench_training.py --device cuda
+    python benchmarks/bench_training.py
+    python benchmarks/bench_training.py --case 5x4x10x3 --competitor torch --competitor "xpsoftmax train"
+    python benchmarks/bench_training.py --device cuda
 
 A step is the loss, all gradients and an update by gradient descent, of a two-layer network with ReLU: sizes are
 N x D x H x C (rows, features, hidden units, classes). NxDxC is a linear layer, of which loss and gradients are wanted
@@ -29,20 +29,31 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
-import json
-import shlex
 import sys
-from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import Parser, described, finite, output_of, surroundings
-from bench import Timing, difference, installed, sampled, simd
+from competitors import network
+from harness import (
+    Call,
+    Made,
+    Parser,
+    Timing,
+    described,
+    difference,
+    json_text,
+    output_of,
+    parser_of,
+    run_record,
+    simd,
+    sizes,
+    timings,
+    verified,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -50,10 +61,8 @@ import xpsoftmax as xs
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._network.network import as_network
 from xpsoftmax._train.data import as_data
-from xpsoftmax._train.loop import Run
-from xpsoftmax._train.steps import Stepper
-
-Call = Callable[[], Any]
+from xpsoftmax._train.loop import Loop
+from xpsoftmax._train.steps import RowBatch, Stepper
 
 CASES = ("5x4x10x3", "200x3072x50x10", "128x784x256x10", "1024x512x2048x1000", "256x512x512x32000", "4096x512x32000")
 REFERENCE = "torch"
@@ -133,19 +142,7 @@ def by_hand(case: Case) -> tuple[float, list[np.ndarray]]:
     """Plain NumPy in float64, by the formulas of every textbook."""
     case = case.on_host
     weights = [array.astype("f8") for layer in case.params for array in layer]
-    inputs = [case.X.astype("f8")]
-    for i in range(0, len(weights) - 2, 2):
-        inputs.append(np.maximum(inputs[-1] @ weights[i] + weights[i + 1], 0.0))
-    z = inputs[-1] @ weights[-2] + weights[-1]
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    rows = np.arange(len(case.y))
-    loss = -np.log(p[rows, case.y]).mean()
-    p[rows, case.y] -= 1.0
-    delta, grads = p / len(case.y), []
-    for i in range(len(weights) - 2, -1, -2):
-        grads = [inputs[i // 2].T @ delta, delta.sum(axis=0), *grads]
-        delta = (delta @ weights[i].T) * (inputs[i // 2] > 0)
+    loss, grads = network(weights, case.X.astype("f8"), case.y)
     return float(loss), grads
 
 
@@ -155,10 +152,10 @@ def package_train(case: Case) -> tuple[Call, Call]:
     net = as_network(case.params, "relu")
     data = as_data(net, "X", case.X, case.y, LossOptions())
     stepper = Stepper(net, data, 0.0, "mean", **options)
-    run = Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
+    loop, batch = Loop(stepper, xs.sgd(RATE)), RowBatch(None, len(case.y), counts=True)
 
     def step() -> Any:  # in surroundings that `train` enters once
-        return stepper.loss_and_grads(run.layers, None) if case.linear else run.one_step((None, True))
+        return stepper.loss_and_grads(loop.params, None) if case.linear else loop.step(batch)
 
     def verify() -> Any:
         loss, grads = stepper.loss_and_grads(net.layers, None)
@@ -189,27 +186,11 @@ def package_functions(case: Case) -> tuple[Call, Call]:
 
 
 def plain_numpy(case: Case) -> tuple[Call, Call]:
-    """What people write, also for CuPy: no array is used again but where += says so."""
-    xp = case.xp
+    """What people write, also for CuPy."""
     weights = [array.copy() for layer in case.params for array in layer]
-    rows = xp.arange(len(case.y))
 
     def loss_and_grads() -> Any:
-        inputs = [case.X]
-        for i in range(0, len(weights) - 2, 2):
-            inputs.append(xp.maximum(inputs[-1] @ weights[i] + weights[i + 1], 0.0))
-        z = inputs[-1] @ weights[-2] + weights[-1]
-        z -= z.max(axis=1, keepdims=True)
-        p = xp.exp(z)
-        p /= p.sum(axis=1, keepdims=True)
-        loss = -xp.log(p[rows, case.y]).mean()
-        p[rows, case.y] -= 1.0
-        delta, grads = p / len(case.y), []
-        for i in range(len(weights) - 2, -1, -2):
-            grads = [inputs[i // 2].T @ delta, delta.sum(axis=0), *grads]
-            if i > 0:
-                delta = (delta @ weights[i].T) * (inputs[i // 2] > 0)
-        return loss, grads
+        return network(weights, case.X, case.y, case.xp)
 
     def step() -> Any:
         loss, grads = loss_and_grads()
@@ -424,40 +405,32 @@ COMPETITORS: dict[str, Competitor] = {
 # --- verify, measure, time --------------------------------------------------------------------------------------------
 
 
-def verified(case: Case, names: Sequence[str], finding: Finding) -> tuple[dict[str, Call], dict[str, float]]:
-    """Return the calls of the competitors that are right, and the errors; what is wrong with others is noted."""
-    truth_loss, truth = by_hand(case)
-    calls: dict[str, Call] = {}
-    errors: dict[str, float] = {}
-    for name in names:
-        try:
-            made = COMPETITORS[name](case)
-            if made is None:
-                continue
-            call, verify = made
-            errors[name] = 0.0
-            if verify is not None:
-                loss, grads = verify()
-                errors[name] = difference((float(loss), *grads), (truth_loss, *truth))
-            call()
-        except Exception as error:  # noqa: BLE001 - whatever a competitor raises is the reason
-            finding.problems.append(f"{name} failed: {described(error)}")
-            continue
-        if errors[name] <= ALLOWED:
-            calls[name] = call
-        else:
-            finding.problems.append(f"{name} is off by {errors[name]:.2g} of the largest entry: not timed")
-    return calls, errors
+def made(name: str, case: Case, truth: tuple[Any, ...]) -> Made:
+    """Return a competitor's step, and what compares its loss and gradients with the truth."""
+    competitor = COMPETITORS[name](case)
+    if competitor is None:
+        return None
+    step, verify = competitor
+    if verify is None:
+        return step, None
+
+    def error() -> float:
+        loss, grads = verify()
+        return difference((float(loss), *grads), truth)
+
+    return step, error
 
 
 def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
     """Verify the competitors and time those that are right."""
     finding = Finding(str(case))
-    calls, errors = verified(case, names, finding)
-    steps, timed = (1, calls) if case.device == "cpu" else (GPU_STEPS, {n: many(c) for n, c in calls.items()})
-    for name, found in sampled(timed, seconds).items():
-        low, median, high = (np.quantile(found, (0.25, 0.5, 0.75)) / steps).tolist()
-        finding.timings[name] = Timing(low, median, high, len(found), errors[name])
+    loss, grads = by_hand(case)
+    makers = {name: functools.partial(made, name, case, (loss, *grads)) for name in names}
+    calls, errors = verified(makers, ALLOWED, finding.problems)
+    if case.device == "cpu":
+        finding.timings = timings(calls, errors, seconds)
+    else:
+        finding.timings = timings({n: many(c) for n, c in calls.items()}, errors, seconds, steps=GPU_STEPS)
     for name in calls if case.linear else ():
         if name not in FLOORS and case.device == "cpu":
             finding.extra_mib[name] = peak_mib(case, name)
@@ -592,19 +565,11 @@ def table(findings: Sequence[Finding]) -> Table:
 
 def as_json(findings: Sequence[Finding], absent: dict[str, str], argv: Sequence[str]) -> str:
     """Everything as JSON."""
-    content = {
-        "command": shlex.join(["python", "scripts/bench_training.py", *argv]),
-        "date": datetime.now(UTC).date().isoformat(),
-        **surroundings([name for name in PACKAGES if installed(name)]),
-        "simd": simd(),
-        "absent": absent,
-        "max_memory_of_linear": MEMORY,
-        "findings": [
-            {**asdict(finding), "ratios": {name: finding.ratio(name) for name in finding.timings}}
-            for finding in findings
-        ],
-    }
-    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+    content = [
+        {**asdict(finding), "ratios": {name: finding.ratio(name) for name in finding.timings}} for finding in findings
+    ]
+    about = {"simd": simd(), "absent": absent, "max_memory_of_linear": MEMORY}
+    return json_text(run_record("benchmarks/bench_training.py", argv, PACKAGES, **about, findings=content))
 
 
 def missing(names: Sequence[str], device: str = "cpu") -> dict[str, str]:
@@ -625,23 +590,19 @@ def missing(names: Sequence[str], device: str = "cpu") -> dict[str, str]:
 
 
 def _case(text: str) -> Case:
-    sizes = text.split("x")
-    if len(sizes) not in (3, 4) or not all(size.isdecimal() and int(size) for size in sizes):
-        raise ArgumentTypeError(f"must be like 128x784x256x10, or 4096x512x32000 for a linear layer, got {text!r}")
-    return Case(tuple(map(int, sizes)))
+    return Case(sizes(text, 3, 4, example="128x784x256x10, or 4096x512x32000 for a linear layer"))
 
 
 def parser() -> Parser:
     """Name the options."""
-    options = Parser(prog="bench_training.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    options = parser_of(__file__, __doc__)
     options.add_argument("--case", action="append", type=_case, metavar="NxDxHxC", help="only this one (repeatable)")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     options.add_argument("--competitor", action="append", choices=COMPETITORS, help="only this one (repeatable)")
     options.add_argument(
         "--seconds", type=float, default=2.0, help="for each competitor and case; default: %(default)s"
     )
-    path = Path("report", "bench_training.json")
-    options.add_argument("--json", type=Path, default=path, metavar="PATH", help="default: %(default)s")
+    options.add_files("bench_training", json="json")
     options.add_argument("--peak", nargs=2, metavar=("CASE", "COMPETITOR"), help="only print the peak of one call, MiB")
     return options
 
@@ -654,11 +615,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.peak:
         show_peak(_case(given.peak[0]), given.peak[1])
         return 0
-    try:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.open("ab").close()  # a path that cannot be written is found now
-    except OSError as error:
-        options.error(str(error))
+    options.check_files(given.json)
     console = Console()
     if not console.is_terminal:
         console.width = 200

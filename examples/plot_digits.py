@@ -1,16 +1,16 @@
 """Train xpsoftmax.sklearn.MLPClassifier on scikit-learn's digits; draw its learning curve and confusion matrix.
 
-    python scripts/plot_digits.py digits.png
+    python examples/plot_digits.py digits.png
 
 Needs scikit-learn and matplotlib.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
-from _report import Parser
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.metrics import ConfusionMatrixDisplay
@@ -23,8 +23,8 @@ from xpsoftmax.sklearn import MLPClassifier
 
 def main() -> int:
     """Train, draw, and print the accuracy on rows that were not trained with."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("picture", type=Path, help="where the figure is written")
     picture = parser.parse_args().picture
     X, y = load_digits(return_X_y=True)
     X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
