@@ -61,8 +61,8 @@ import xpsoftmax as xs
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._network.network import as_network
 from xpsoftmax._train.data import as_data
-from xpsoftmax._train.loop import Run
-from xpsoftmax._train.steps import Stepper
+from xpsoftmax._train.loop import Loop
+from xpsoftmax._train.steps import RowBatch, Stepper
 
 CASES = ("5x4x10x3", "200x3072x50x10", "128x784x256x10", "1024x512x2048x1000", "256x512x512x32000", "4096x512x32000")
 REFERENCE = "torch"
@@ -152,10 +152,10 @@ def package_train(case: Case) -> tuple[Call, Call]:
     net = as_network(case.params, "relu")
     data = as_data(net, "X", case.X, case.y, LossOptions())
     stepper = Stepper(net, data, 0.0, "mean", **options)
-    run = Run(stepper, xs.sgd(RATE), np.random.default_rng(0), len(case.y), None)
+    loop, batch = Loop(stepper, xs.sgd(RATE)), RowBatch(None, len(case.y), counts=True)
 
     def step() -> Any:  # in surroundings that `train` enters once
-        return stepper.loss_and_grads(run.layers, None) if case.linear else run.one_step((None, True))
+        return stepper.loss_and_grads(loop.params, None) if case.linear else loop.step(batch)
 
     def verify() -> Any:
         loss, grads = stepper.loss_and_grads(net.layers, None)

@@ -16,9 +16,9 @@ from xpsoftmax._arguments.tracing import check_concrete, layers_by_name
 from xpsoftmax._network.layers import PairsOfArrays
 from xpsoftmax._network.network import as_network
 from xpsoftmax._train.data import as_data, check_held_out
-from xpsoftmax._train.loop import Run, trained
 from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
+from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import Stepper, activation_to_train, trained_network
 from xpsoftmax._typing import Array, Impl, Reduction
@@ -167,14 +167,14 @@ def train(
             raise
     generator = as_generator("rng", rng)
     batch_size = min(batch_size, data.rows)
-    stepper = Stepper(net, data, reg, reduction, max_memory)
+    steps = Stepper(net, data, reg, reduction, max_memory)
     if resume is not None:
         validated, patient = validation is not None, patience is not None
-        resume = checked_state(resume, stepper, optimizer, generator, batch_size, validated=validated, patient=patient)
+        resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     with quiet(net.xp, net.home.device):
-        run = Run(stepper, optimizer, generator, batch_size, resume)
-        return trained(run, epochs, held_out, patience, callback, progress=progress)
+        run = Run(steps, optimizer, generator, batch_size, resume)
+        return run_epochs(run, epochs, held_out, patience, callback, progress=progress)
 
 
 def check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:

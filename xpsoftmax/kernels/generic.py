@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_jax_array, is_torch_array
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, DType, LossSpec, Namespace, dtype_name
 from xpsoftmax.kernels.activations import Activation
@@ -221,6 +221,21 @@ def activation_backward(delta: Array, slope: Array | None, activation: Activatio
     if activation.kept == "value":
         slope = array_namespace(delta).astype(slope > 0.0, delta.dtype)
     return delta * slope
+
+
+ROWS_OF_A_SUM = 256
+"""Rows that are added up one after the other: a million of them would leave two digits of float32."""
+
+
+def sum_of_rows(x: Array) -> Array:
+    """Sum over the rows of an array (R, H), to the last digits however many there are.
+
+    A library that may add one row after the other does it in float64. PyTorch and JAX add up in parts themselves.
+    """
+    xp = array_namespace(x)
+    if x.shape[0] <= ROWS_OF_A_SUM or is_torch_array(x) or is_jax_array(x):
+        return xp.sum(x, axis=0)
+    return xp.astype(xp.sum(x, axis=0, dtype=xp.float64), x.dtype)
 
 
 def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tuple[Array, Array | None]:

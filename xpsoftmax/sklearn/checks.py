@@ -12,7 +12,9 @@ from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.values import first_marked
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
+from xpsoftmax._train.loop import are_finite
 from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax.kernels import sparse
 from xpsoftmax.sklearn.labels import missing_in
 
 NOT_FINITE = (
@@ -24,6 +26,8 @@ INTERRUPTED = "Training interrupted by user."
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
     """Row, column and value of the first input that is not finite."""
+    if sparse.is_sparse(X):
+        return sparse.first_not_finite(array_namespace(X.data), X)
     if type(X) is np.ndarray and sum_is_finite(X):
         return None
     xp = array_namespace(X)
@@ -115,9 +119,8 @@ def diverged(what: str) -> ValueError:
     return overflow_error(NOT_FINITE.format(what))
 
 
-def finite_layers(layers: Params) -> Params:
+def finite_layers(net: Network, layers: Params) -> Params:
     """Return the layers, if all their numbers are finite; raise ValueError if not."""
-    xp = array_namespace(layers[0].weight)
-    if not all(bool(xp.all(xp.isfinite(array))) for layer in layers for array in layer):
+    if not are_finite(net, layers):
         raise diverged("by the last step")
     return layers

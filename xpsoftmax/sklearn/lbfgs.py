@@ -21,7 +21,7 @@ def minimise(model: Any, steps: Any, record: Record) -> Params:
     """Minimise the loss of all rows; return the weights of the last iteration."""
     from scipy.optimize import OptimizeResult, minimize
 
-    net = steps.given
+    net = steps.network
     found = OptimizeResult(x=_packed(net.layers), fun=math.nan)  # the last iteration: what an interrupt leaves
 
     def loss_and_grad(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -57,7 +57,7 @@ def minimise(model: Any, steps: Any, record: Record) -> Params:
     if not math.isnan(found.fun):  # there was an evaluation
         record.loss_ = float(found.fun)
         record.best_loss_ = min(record.best_loss_, record.loss_)
-    return finite_layers(_unpacked(found.x, net))
+    return finite_layers(net, _unpacked(found.x, net))
 
 
 def _packed(layers: Params) -> np.ndarray:
