@@ -16,7 +16,13 @@ from xpsoftmax.kernels.generic.jacobian import (
     softmax_jacobian_rows,
     softmax_jvp_rows,
 )
-from xpsoftmax.kernels.generic.layers import activation_backward, bias_activation, parameter_update, weight_penalty
+from xpsoftmax.kernels.generic.layers import (
+    activation_backward,
+    bias_activation,
+    parameter_update,
+    sum_of_rows,
+    weight_penalty,
+)
 from xpsoftmax.kernels.generic.loss import scratch_arrays, softmax_loss_rows, softmax_loss_total, undefined_rows
 from xpsoftmax.kernels.generic.softmax import log_softmax_rows, logsumexp_rows, softmax_rows
 from xpsoftmax.kernels.generic.targets import class_weight_at, class_weight_of, soft_targets
@@ -45,6 +51,7 @@ __all__ = [
     "softmax_loss_total",
     "softmax_rows",
     "some_rows",
+    "sum_of_rows",
     "total",
     "undefined_rows",
     "weight_penalty",

@@ -1,10 +1,10 @@
-"""Bias and activation of a layer, the L2 penalty, and updates of parameters."""
+"""Bias and activation of a layer, the gradient of the bias, the L2 penalty, and updates of parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.activations import Activation
@@ -47,6 +47,21 @@ def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tup
     """
     xp = array_namespace(weight)
     return 0.5 * reg * xp.sum(weight * weight), None if grad is None else grad + reg * weight
+
+
+ROWS_OF_A_SUM = 256
+"""Most rows that are added one after the other: a sum of a million rows would keep two digits in float32."""
+
+
+def sum_of_rows(x: Array) -> Array:
+    """Sum over the rows of an array (R, H), accurate for any number of rows.
+
+    Libraries that may add one row after the other add in float64. PyTorch and JAX add parts themselves.
+    """
+    xp = array_namespace(x)
+    if x.shape[0] <= ROWS_OF_A_SUM or is_torch_array(x) or is_jax_array(x):
+        return xp.sum(x, axis=0)
+    return xp.astype(xp.sum(x, axis=0, dtype=xp.float64), x.dtype)
 
 
 def parameter_update(
