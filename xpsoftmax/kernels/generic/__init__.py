@@ -17,6 +17,7 @@ from xpsoftmax.kernels.generic.jacobian import (
     softmax_jvp_rows,
 )
 from xpsoftmax.kernels.generic.layers import (
+    ROWS_OF_A_SUM,
     activation_backward,
     bias_activation,
     parameter_update,
@@ -28,6 +29,7 @@ from xpsoftmax.kernels.generic.softmax import log_softmax_rows, logsumexp_rows, 
 from xpsoftmax.kernels.generic.targets import class_weight_at, class_weight_of, soft_targets
 
 __all__ = [
+    "ROWS_OF_A_SUM",
     "activation_backward",
     "are_classes",
     "bias_activation",
