@@ -103,17 +103,43 @@ def weigh(
     some rows at a time, and stay in their dtype: a chunk of them is cast. A kernel (`for_kernel`) takes labels of any
     integer dtype, and a number as the weight of all rows.
     """
+    # 0, of any type that `check_terms` takes, is in range.
     smoothing = as_number("label_smoothing", options.label_smoothing, high=1.0) if options.label_smoothing else 0.0
     z_loss = as_number("z_loss", options.z_loss) if options.z_loss else 0.0
-    if for_kernel and terms.labels_alone:
+    if terms.labels_alone and (for_kernel or type(targets) is np.ndarray):
         if not options.validate or _are_classes(targets, terms, layout):
-            rows = _flat(layout.home.xp, targets)
-            total = float(rows.shape[0])
-            row_weight = 1.0 / (total or 1.0) if options.reduction == "mean" else 1.0
-            return Problem(rows, row_weight, total, _spec(None, smoothing, z_loss, known=bool(options.validate)))
-        terms = terms._replace(are_classes=None)  # some are not; masks say which
+            return _weigh_equally(targets, options, terms, layout, smoothing, z_loss, for_kernel=for_kernel)
+        terms = terms._replace(are_classes=None)  # some labels are bad; `_check_values` finds the first
     with layout.home.context():
         return _weigh_each(targets, options, terms, layout, smoothing, z_loss, max_memory)
+
+
+def _weigh_equally(
+    targets: Array,
+    options: LossOptions,
+    terms: Terms,
+    layout: Layout,
+    smoothing: float,
+    z_loss: float,
+    *,
+    for_kernel: bool,
+) -> Problem:
+    """All rows weigh the same: one number, or an array of NumPy."""
+    rows = targets if targets.ndim == 1 else targets.reshape(-1)
+    count = rows.shape[0]
+    row_weight: Any = 1.0 / count if count and options.reduction == "mean" else 1.0
+    known = for_kernel and bool(options.validate)  # where the labels are used at once
+    if not for_kernel:
+        rows = check.as_index(rows, terms.index_dtype, layout, None, wraps=terms.wraps)
+        row_weight = filled(count, row_weight, layout.working)
+    return Problem(rows, row_weight, float(count), _spec(None, smoothing, z_loss, known=known))
+
+
+def filled(count: int, value: float, dtype: Any) -> Array:
+    """An array of NumPy (count,) of one value."""
+    array = np.empty(count, dtype)
+    array.fill(value)
+    return array
 
 
 def _weigh_each(
@@ -211,8 +237,9 @@ def _weight_of_labels(xp: Namespace, class_weight: Array, labels: Array, *, know
 
 def _ones(xp: Namespace, rows: Array, dtype: Any) -> Array:
     """1 for each row of targets, (R,) or (R, C)."""
-    if type(rows) is np.ndarray or (rows.ndim == 2 and is_jax_array(rows)):
-        # In JAX the classes may be in parts, which cannot be cut.
+    if type(rows) is np.ndarray:
+        return filled(rows.shape[0], 1.0, dtype)
+    if rows.ndim == 2 and is_jax_array(rows):  # in JAX the classes may be in parts, which cannot be cut
         return xp.ones(rows.shape[0], dtype=dtype)
     return xp.ones_like(rows[:, 0] if rows.ndim == 2 else rows, dtype=dtype)
 
