@@ -17,8 +17,9 @@ from xpsoftmax._network.chunks import is_writable, itemsize_of, slices
 from xpsoftmax._network.layers import Layer, Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
-from xpsoftmax.kernels import generic, select
+from xpsoftmax.kernels import generic, select, sparse
 from xpsoftmax.kernels.activations import ACTIVATIONS, IDENTITY
+from xpsoftmax.kernels.sparse import is_sparse
 
 
 class Buffers:
@@ -42,6 +43,8 @@ class Buffers:
 
 
 def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
+    if is_sparse(left):
+        return sparse.product(left, right)
     if buffers is None:
         has_own = is_jax_array(left) or is_dask_array(left)
         return select("product", left, "generic")(left, right) if has_own else left @ right
@@ -109,6 +112,8 @@ def backward(
 
 def _first_sums(net: Network, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:
     kind = type(like)
+    if is_sparse(left):
+        return kind(sparse.transposed_product(left, delta), _sum_of_rows(net, delta))
     if type(delta) is np.ndarray:  # the same without the wrappers
         weight, bias = (None, None) if into is None else into
         return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(net, delta, bias))
@@ -151,9 +156,14 @@ def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: 
     rows, columns = total.shape
     step = max(1, spare // max(1, rows * itemsize_of(xp, total.dtype)))
     for part in slices(columns, step):
-        product = _product(left.T, right[:, part], buffers, ("product", columns - part.start >= step))
+        product = _product(left.T, _columns(right, part), buffers, ("product", columns - part.start >= step))
         total[:, part] += product
     return total
+
+
+def _columns(array: Array, part: slice) -> Array:
+    """Return columns, all of them as they are: sparse products would copy a view."""
+    return array if part == slice(0, array.shape[1]) else array[:, part]
 
 
 class DeadRows:

@@ -110,7 +110,9 @@ class Optimizer(ABC):
             or not all(isinstance(layer, Layer) for kept in state[1:] if type(kept) is tuple for layer in kept)
             or not all(type(kept) is tuple for kept in state[1:])
         ):
-            raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.")
+            hint = " Pass its `optimizer`." if hasattr(state, "optimizer") else ""
+            hint = hint or (" Pass its `state.optimizer`." if hasattr(state, "state") else "")
+            raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.{hint}")
         for kept in state[1:]:
             check_alike("state", kept, net.layers, "params")
             if any(array.dtype != net.working for layer in kept for array in layer):
