@@ -17,8 +17,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 FILES = ("--json", "--plot")
+BESIDE = "\N{NO-BREAK SPACE}/ "
+"""Between the two numbers of a cell, which a narrow screen shows one over the other."""
 
 
 def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -27,9 +30,17 @@ def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def where_it_is_now(script: str) -> str:
+    """Return the path of a script; results name the folder that it was in when they were made."""
+    name = Path(script).name
+    found = (folder for folder in ("scripts", "benchmarks", "examples") if (ROOT / folder / name).exists())
+    return f"{next(found)}/{name}"
+
+
 def source(content: dict[str, Any], name: str) -> str:
     """Say where the numbers come from: file, date, commit, processor, versions, command."""
     words, kept = shlex.split(content["command"]), []
+    words[1] = where_it_is_now(words[1])
     for i, word in enumerate(words):  # where the files were written is of no interest
         if word not in FILES and (i == 0 or words[i - 1] not in FILES):
             kept.append(word)
@@ -44,7 +55,7 @@ def source(content: dict[str, Any], name: str) -> str:
     )
 
 
-# --- scripts/bench.py -------------------------------------------------------------------------------------------------
+# --- benchmarks/bench.py ----------------------------------------------------------------------------------------------
 
 
 def bench(content: dict[str, Any], operation: str, logits: str = "normal") -> str:
@@ -54,9 +65,20 @@ def bench(content: dict[str, Any], operation: str, logits: str = "normal") -> st
         case = finding["case"]
         if case["operation"] == operation and case["logits"] == logits:
             findings.setdefault(f"{case['rows']}x{case['classes']}", {})[case["dtype"]] = finding
+    findings = by_classes(findings)
     names = [name for name in _names(content["findings"]) if _timed(findings.values(), name)]
     rows = [[_spelled(name), *(_pair(of_shape, name) for of_shape in findings.values())] for name in names]
-    return markdown(["", *findings], rows)
+    return markdown(["", *map(breakable, findings)], rows)
+
+
+def by_classes(of_shapes: dict[str, Any]) -> dict[str, Any]:
+    """Sort shapes "rows x classes": the most classes first, since a table may be wider than the screen."""
+    return dict(sorted(of_shapes.items(), key=lambda item: [-int(size) for size in reversed(item[0].split("x"))]))
+
+
+def breakable(shape: str) -> str:
+    """Let a browser break a shape after each "x", and nowhere else."""
+    return shape.replace("x", "x<wbr>")
 
 
 def _names(findings: list[dict[str, Any]]) -> list[str]:
@@ -69,8 +91,8 @@ def _timed(of_shapes: Iterable[dict[str, Any]], name: str) -> bool:
 
 def _pair(of_shape: dict[str, Any], name: str) -> str:
     if name == "torch":
-        return " / ".join(f"{1e3 * finding['timings'][name]['median']:.3g}" for finding in of_shape.values())
-    return " / ".join(_ratio(finding, name) for finding in of_shape.values())
+        return BESIDE.join(f"{1e3 * finding['timings'][name]['median']:.3g}" for finding in of_shape.values())
+    return BESIDE.join(_ratio(finding, name) for finding in of_shape.values())
 
 
 def _ratio(finding: dict[str, Any], name: str) -> str:
@@ -99,7 +121,7 @@ def _spelled(name: str) -> str:
     return SPELLED.get(name, name)
 
 
-# --- scripts/bench_training.py ----------------------------------------------------------------------------------------
+# --- benchmarks/bench_training.py -------------------------------------------------------------------------------------
 
 
 def training(content: dict[str, Any]) -> str:
@@ -114,7 +136,7 @@ def training(content: dict[str, Any]) -> str:
             for finding in findings
         ]
         rows.append([_spelled(name), *cells])
-    return markdown(["", *(finding["case"] for finding in findings)], rows)
+    return markdown(["", *(breakable(finding["case"]) for finding in findings)], rows)
 
 
 def options(content: dict[str, Any]) -> str:
@@ -149,12 +171,13 @@ def gpu_kernels(content: dict[str, Any], operation: str) -> str:
     for case in content["parts"]["kernels"]["cases"]:
         if case["operation"] == operation:
             cases.setdefault(f"{case['rows']}x{case['classes']}", {})[case["dtype"]] = case["timings"]
+    cases = by_classes(cases)
     names = dict.fromkeys(name for of_shape in cases.values() for timings in of_shape.values() for name in timings)
     rows = []
     for name in names:
-        cells = [" / ".join(_share(timings, name) for timings in of_shape.values()) for of_shape in cases.values()]
+        cells = [BESIDE.join(_share(timings, name) for timings in of_shape.values()) for of_shape in cases.values()]
         rows.append([GPU_NAMES.get(name, name), *cells])
-    return markdown(["", *cases], rows)
+    return markdown(["", *map(breakable, cases)], rows)
 
 
 def _share(timings: dict[str, Any], name: str) -> str:
@@ -198,7 +221,7 @@ def confidence(content: dict[str, Any]) -> str:
 
 def modular(content: dict[str, Any]) -> str:
     """What became of the runs with each formula: the least and the greatest over the seeds."""
-    columns = {
+    quantities = {
         "loss at the end": ("final_exact_loss", ".1e"),
         "largest of the last quarter": ("largest_exact_loss_of_last_quarter", ".1e"),
         "label gradients of 0 at the end": ("final_zero_share", ".1%"),
@@ -209,10 +232,10 @@ def modular(content: dict[str, Any]) -> str:
         "best on other rows": ("best_test_accuracy", ".1%"),
     }
     rows = [
-        [formula, *(between([found[name] for found in summaries], spec) for name, spec in columns.values())]
-        for formula, summaries in content["summaries"].items()
+        [title, *(between([found[name] for found in summaries], spec) for summaries in content["summaries"].values())]
+        for title, (name, spec) in quantities.items()
     ]
-    return markdown([f"{content['options']['seeds']} seeds", *columns], rows)
+    return markdown([f"{content['options']['seeds']} seeds", *content["summaries"]], rows)
 
 
 def between(values: list[float], spec: str) -> str:

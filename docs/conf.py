@@ -27,7 +27,7 @@ extensions = [
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
 
@@ -43,7 +43,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "xpsoftmax"
-ALONE = ("derivation", "vanishing", "numerics", "performance", "gpu-runs", "contributing", "changelog")
+ALONE = ("start", "performance", "gpu-runs", "changelog")
 html_sidebars: dict[str, list[str]] = {page: [] for page in ALONE}  # they have no pages below them
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -52,7 +52,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 4,
+    "header_links_before_dropdown": 6,
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
     "secondary_sidebar_items": ["page-toc"],

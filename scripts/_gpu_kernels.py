@@ -308,9 +308,9 @@ def launches_of(call: Callable[[], Any]) -> list[tuple[Any, ...]]:
         found.append(launch.arguments)
         run(launch)
 
-    def noted_ready(ready: Any, *addresses: Any) -> None:
-        found.append(ready.in_order(addresses + ready.others))
-        run_ready(ready, *addresses)
+    def noted_ready(ready: Any, *arrays: Any) -> None:
+        found.append(ready.in_order(arrays + ready.others))
+        run_ready(ready, *arrays)
 
     module.run, module.Ready.run = noted, noted_ready
     try:
@@ -332,7 +332,8 @@ C_TYPES = {
 def bare_launch(arguments: tuple[Any, ...]) -> Callable[[], Any]:
     """A launch of a kernel that takes these arguments and does nothing."""
     cupy = importlib.import_module("cupy")
-    parameters = ", ".join(f"{C_TYPES[value.dtype.name]} p{i}" for i, value in enumerate(arguments))
+    types = [C_TYPES[value.dtype.name] if isinstance(value, np.generic) else "void*" for value in arguments]
+    parameters = ", ".join(f"{name} p{i}" for i, name in enumerate(types))
     kernel = cupy.RawKernel(f'extern "C" __global__ void nothing({parameters}) {{}}', "nothing")
     return lambda: kernel((1,), (32,), arguments)
 

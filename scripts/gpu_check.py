@@ -103,8 +103,9 @@ def usable_gpu() -> dict[str, Any] | str:
 
 
 def script(name: str, *arguments: object) -> Command:
-    """Return the command that runs a script of this folder."""
-    return [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    """Return the command that runs a script of this folder, or a benchmark."""
+    (path,) = (path for folder in ("scripts", "benchmarks") if (path := ROOT / folder / name).exists())
+    return [sys.executable, str(path), *map(str, arguments)]
 
 
 def pytest_commands(folder: Path) -> list[Command]:

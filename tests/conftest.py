@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import zlib
+from collections import Counter
 
 # Before SciPy is imported: scikit-learn's checks of array libraries want it, and 1.6 does not even load without it.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -26,7 +27,7 @@ def pytest_addoption(parser):
         action="append",
         default=[],
         choices=NAMES,
-        help="fail, instead of skipping, if this backend cannot be used (may be repeated)",
+        help="fail, instead of leaving its tests out, if this backend cannot be used (may be repeated)",
     )
     parser.addoption("--stand-in", action="store_true", help="a module of the tests stands in for CuPy: no GPU")
     parser.addoption("--kernels", action="store_true", help="compile the CUDA kernels, and run them on the CPU")
@@ -46,21 +47,41 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    """Deselect what was not asked for, and what cannot run here; `pytest_terminal_summary` names it."""
+    compiles = config.getoption("--kernels")
+    # By markers: the keywords of an item hold the names of its folders, too, and tests/kernels is one.
+    marks = lambda item, name: item.get_closest_marker(name) is not None  # noqa: E731
+    others = [item for item in items if marks(item, "absent") or (marks(item, "kernels") and not compiles)]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say in a line what was left out, and in a line for each reason how many tests were skipped."""
+    asked = config.getoption("--backend") or NAMES
+    left_out = [f"{name} ({reason})" for name in asked if (reason := unusable(name)) is not None]
     if not config.getoption("--kernels"):
-        skip = pytest.mark.skip(reason="compiles CUDA kernels: nox -s kernels, or pytest --kernels")
-        for item in items:
-            if item.get_closest_marker("kernels"):
-                item.add_marker(skip)
+        left_out.append("CUDA kernels on the CPU (nox -s kernels)")
+    if left_out:
+        terminalreporter.write_line(f"Left out: {', '.join(left_out)}")
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"Skipped: {count} x {reason}")
 
 
 def pytest_generate_tests(metafunc):
     if "backend" not in metafunc.fixturenames:
         return
-    names = metafunc.config.getoption("--backend") or NAMES
-    wanted = metafunc.definition.get_closest_marker("backends")
-    names = [name for name in names if wanted is None or name in wanted.args]
+    marker = metafunc.definition.get_closest_marker("backends")
+    possible = marker.args if marker else NAMES
+    asked = metafunc.config.getoption("--backend") or NAMES
+    names = [name for name in NAMES if name in possible and name in asked and unusable(name) is None]
+    absent = () if names else pytest.mark.absent
+    names = names or possible[:1]
     if "impl" not in metafunc.fixturenames:
-        metafunc.parametrize("backend", [_parameter(name) for name in names], indirect=True, ids=names)
+        parameters = [pytest.param(name, marks=absent) for name in names]
+        metafunc.parametrize("backend", parameters, indirect=True, ids=names)
         return
     # Every backend has the generic text; those with kernels of their own run them too.
     kernel_names = {backend.name for backend in kernels.BACKENDS}
@@ -69,16 +90,10 @@ def pytest_generate_tests(metafunc):
     ]
     metafunc.parametrize(
         ("backend", "impl"),
-        [_parameter(name, impl) for name, impl in pairs],
+        [pytest.param(*pair, marks=absent) for pair in pairs],
         indirect=["backend"],
         ids=["-".join(pair) for pair in pairs],
     )
-
-
-def _parameter(name, *more):
-    reason = unusable(name)
-    marks = [] if reason is None else [pytest.mark.skip(reason=f"{name} cannot be used: {reason}")]
-    return pytest.param(name, *more, marks=marks)
 
 
 @pytest.fixture

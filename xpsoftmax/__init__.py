@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xpsoftmax._network.moving import to_namespace
     from xpsoftmax._train.clipping import clip_by_global_norm
     from xpsoftmax._train.files import checkpoint, load_state, save_state
-    from xpsoftmax._train.optimizers import adam, adamw, sgd
+    from xpsoftmax._train.optimizers import Optimizer, adam, adamw, sgd
     from xpsoftmax._train.records import DivergenceError, TrainResult, TrainStep
     from xpsoftmax._train.schedules import constant_schedule, cosine_schedule, step_schedule, warm_up_schedule
     from xpsoftmax._train.state import TrainState
@@ -29,6 +29,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "DivergenceError",
     "Layer",
+    "Optimizer",
     "PartialSums",
     "TrainResult",
     "TrainState",
@@ -74,7 +75,7 @@ _SELDOM_USED = {
     "_train.train": ("train",),
     "_train.clipping": ("clip_by_global_norm",),
     "_train.files": ("checkpoint", "load_state", "save_state"),
-    "_train.optimizers": ("adam", "adamw", "sgd"),
+    "_train.optimizers": ("Optimizer", "adam", "adamw", "sgd"),
     "_train.records": ("DivergenceError", "TrainResult", "TrainStep"),
     "_train.schedules": ("constant_schedule", "cosine_schedule", "step_schedule", "warm_up_schedule"),
     "_train.state": ("TrainState",),
@@ -87,6 +88,10 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"xpsoftmax.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 _moved.install()

@@ -14,8 +14,7 @@ import numpy as np
 from array_api_compat import device
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home, on_device, placement, quiet
+from xpsoftmax._arguments.home import Home, home_of, on_device, placement, quiet
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number
 from xpsoftmax._arguments.tracing import check_concrete
@@ -163,15 +162,15 @@ def check_grad(
     True
     """
     xp, array = _arguments(function, x, order, step)
-    frame = Frame(xp, home(array), tuple(array.shape), 0, array.dtype, "x")
-    _, claimed = check.as_floating("grad", check.as_companion("grad", grad, frame))
+    where = Home(xp, home_of(array), "x")
+    _, claimed = check.as_floating("grad", check.as_companion("grad", grad, where))
     check_concrete(grad=claimed)
     if tuple(claimed.shape) != tuple(array.shape):
         raise ValueError(f"grad must have the shape of x, {tuple(array.shape)}, got {tuple(claimed.shape)}.")
     numerical = numerical_grad(function, x, order=order, step=step, directions=directions, rng=rng)
     if directions is not None:
         numerical, vectors = numerical
-    with quiet(xp, frame.device):
+    with quiet(xp, where.device):
         if directions is not None:
             claimed = xp.stack([xp.sum(claimed * vectors[i, ...]) for i in range(vectors.shape[0])])
         difference, size = _norm(xp, claimed - numerical), max(_norm(xp, claimed), _norm(xp, numerical))

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-
-from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import quiet
-from xpsoftmax._arguments.layout import deliver, in_rows, reshaped, rows_out
-from xpsoftmax._arguments.options import check_impl
-from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
-from xpsoftmax._arguments.problem import PLAIN_SPEC, LossOptions, Problem, filled, mean_or_nan, plain_labels, prepare
-from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
-from xpsoftmax.kernels import kernel_for, select, summed
+from xpsoftmax._arguments.door import enter_loss
+from xpsoftmax._arguments.layout import Layout, deliver, in_rows, rows_out, rowwise
+from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
+from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax.kernels import generic, select, summed
 
 
 def softmax_loss(
@@ -108,7 +99,7 @@ def softmax_loss(
     >>> print(f"{xs.softmax_loss(np.array([50.0, 0.0]), np.array(0)):.9g}")
     1.92874985e-22
     """
-    loss, _ = _compute(
+    loss, _, _ = _compute(
         logits,
         targets,
         None,
@@ -135,7 +126,8 @@ def softmax_loss_and_grad(
     validate: bool = True,
     impl: Impl = "auto",
     out: Array | None = None,
-) -> tuple[Array, Array]:
+    aux: bool = False,
+) -> tuple[Array, ...]:
     r"""Softmax loss and its gradient with respect to the logits.
 
     .. math:: \frac{\partial L_i}{\partial z_{ij}} = p_{ij} - 1\{j = y_i\}, \qquad
@@ -149,6 +141,8 @@ def softmax_loss_and_grad(
         Where the gradient is written: `logits` itself, or an array that shares no memory with any argument; of the
         dtype of `logits`, or float32 for 16-bit logits (small gradients vanish in float16). After an error it is as
         it was. Not for JAX and dask arrays, which cannot be written to.
+    aux : bool
+        Return the logsumexp of each row as well.
 
     Returns
     -------
@@ -157,6 +151,8 @@ def softmax_loss_and_grad(
     dlogits : array, shape of `logits`
         Gradient of the loss ("none": of each row's own loss), in the dtype of `logits`, or `out`. Where the loss is a
         mean over no row it is zero: nothing depends on the logits then.
+    logsumexp : array, shape of `logits` without `axis`
+        With `aux` only: what `logsumexp` returns for these logits, in the dtype of the loss.
 
     Raises
     ------
@@ -185,8 +181,15 @@ def softmax_loss_and_grad(
     array([[ 0.2, -0.7,  0.5]])
     >>> xs.softmax_loss_and_grad(np.array([50.0, 0.0]), np.array(0))[1]
     array([-1.92874985e-22,  1.92874985e-22])
+
+    The logarithm of the sum, as for a z-loss of one's own or to compare rows:
+
+    >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
+    >>> loss, dlogits, sums = xs.softmax_loss_and_grad(z, np.array([1, 2]), aux=True)
+    >>> np.exp(sums).round(6)
+    array([10.,  4.])
     """
-    loss, dlogits = _compute(
+    loss, dlogits, sums = _compute(
         logits,
         targets,
         out,
@@ -194,91 +197,41 @@ def softmax_loss_and_grad(
         axis=axis,
         impl=impl,
         grad=True,
+        aux=aux,
     )
-    return loss, dlogits
+    return (loss, dlogits, sums) if aux else (loss, dlogits)
 
 
 def _compute(
-    logits: Array, targets: Array, out: Array | None, options: LossOptions, *, axis: int, impl: Impl, grad: bool
-) -> tuple[Array, Array]:
-    check_impl(impl)
-    if _at_a_glance(logits, targets, out, options, axis):
-        return _plain_mean(logits, targets, out, impl, grad=grad)
-    result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
-    if result is not None:
-        return result
-    array, frame = check.as_logits(logits, axis, differentiable=not grad)
-    others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
-    check_out(out, logits, frame, others)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        problem = prepare(targets, frame, options)
-        kernel = select("softmax_loss_rows", array, impl)
-        losses, dlogits = kernel(
-            in_rows(array, frame, out),
-            problem.targets,
-            problem.row_weight,
-            problem.spec,
-            grad=grad,
-            out=rows_out(frame, out),
-        )
-        loss = reduced(losses, problem, frame, options.reduction, impl)
-        return loss, deliver(xp, dlogits, frame, out) if grad else None
+    logits: Array,
+    targets: Array,
+    out: Array | None,
+    options: LossOptions,
+    *,
+    axis: int,
+    impl: Impl,
+    grad: bool,
+    aux: bool = False,
+) -> tuple[Array, Array, Array]:
+    """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
+    array, targets, options, layout, way = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
+    xp = layout.home.xp
+    with way.context():
+        problem = weigh(targets, options, way.terms, layout, for_kernel=way.by_kernel)
+        sums = _logsumexp(array, layout, impl) if aux else None  # before `out`, which may be the logits, is written
+        rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
+        loss, dlogits = way.kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
+        if options.reduction == "none":
+            loss = rowwise(xp, loss, layout)
+        elif not way.adds_up:
+            loss = summed(xp, loss, impl)
+        if options.reduction == "mean":
+            loss = mean_or_nan(xp, loss, problem.total)
+        return loss, dlogits if way.direct or not grad else deliver(xp, dlogits, layout, out), sums
 
 
-def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis: Any) -> bool:
-    """Whether the arguments are as plain as almost always, so that no check would find anything.
-
-    NumPy rows, labels that are classes, and no option: all checks together take longer than a small loss itself.
-    """
-    return bool(
-        check.is_plain(logits, axis)
-        and plain_labels(targets, logits.shape, options)
-        and (out is None or fits_plainly(out, logits, targets))
-    )
-
-
-def _plain_mean(logits: Array, labels: Array, out: Array | None, impl: Impl, *, grad: bool) -> tuple[Array, Array]:
-    row_weight = filled(labels.size, 1.0 / labels.size, logits.dtype)
-    kernel = select("softmax_loss_rows", logits, impl)
-    with np.errstate(all="ignore"):
-        losses, dlogits = kernel(logits, labels, row_weight, PLAIN_SPEC, grad=grad, out=out)
-        return summed(np, losses), dlogits
-
-
-def _plainly_on_gpu(
-    logits: Any, labels: Any, out: Any, options: LossOptions, axis: Any, impl: Impl, *, grad: bool
-) -> tuple[Array, Array] | None:
-    """The same for CuPy: a launch for the rows and one for the sum of their losses; None if it is not so plain.
-
-    Labels of any integer dtype are used as they are, and no array is made of a weight that all rows have.
-    """
-    if not (
-        check.is_plain_on_gpu(logits, axis)
-        and check.are_plain_labels_on_gpu(labels, logits)
-        and options.weigh_nothing()
-        and (out is None or fits_plainly_on_gpu(out, logits, labels))
-    ):
-        return None
-    kernel = kernel_for("softmax_loss_rows" if options.reduction == "none" else "softmax_loss_total", logits, impl)
-    if kernel is None:
-        return None
-    if options.validate and not select("are_classes", labels, "auto")(labels, logits.shape[1]):
-        return None
-    weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
-    spec = _spec(options.label_smoothing, options.z_loss)
-    loss, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
-    return loss, dlogits
-
-
-@lru_cache(maxsize=64)
-def _spec(label_smoothing: float, z_loss: float) -> LossSpec:
-    return LossSpec(None, label_smoothing, z_loss)
-
-
-def reduced(losses: Array, problem: Problem, frame: Frame, reduction: Reduction, impl: Impl) -> Array:
-    xp = frame.xp
-    if reduction == "none":
-        return losses if len(frame.shape) == 2 else reshaped(xp, losses, frame.rows_shape)
-    loss = summed(xp, losses, impl)
-    return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss
+def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
+    """Of each row, in the working precision."""
+    xp = layout.home.xp
+    rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
+    return generic.as_0d(rowwise(xp, select("logsumexp_rows", rows, impl)(rows), layout))

@@ -21,7 +21,8 @@ class _Moved(ModuleType):
     """A module that was here; its classes are looked up where they are now."""
 
     def __getattr__(self, name: str) -> Any:
-        for place in MOVED.get(self.__name__.removeprefix("xpsoftmax."), ()):
+        places = () if name.startswith("__") else MOVED[self.__name__.removeprefix("xpsoftmax.")]
+        for place in places:
             module = import_module(f"xpsoftmax.{place}")
             if name in vars(module):
                 return vars(module)[name]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import quiet
-from xpsoftmax._arguments.layout import deliver, from_rows, in_rows, reshaped, rows_out, to_rows
-from xpsoftmax._arguments.options import check_flag, check_impl
-from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
+from xpsoftmax._arguments.axes import INF, Axes, masked
+from xpsoftmax._arguments.door import enter_rows
+from xpsoftmax._arguments.layout import copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
+from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.shapes import same_shape, size_hint
 from xpsoftmax._typing import Array, Impl
-from xpsoftmax.kernels import generic, kernel_for, select
-from xpsoftmax.kernels.generic import as_0d
+from xpsoftmax.kernels import generic, select
 
 
-def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl: Impl = "auto") -> Array:
+def softmax(
+    logits: Array, /, *, axis: Axes = -1, where: Array | None = None, out: Array | None = None, impl: Impl = "auto"
+) -> Array:
     r"""Probabilities of the classes from their logits.
 
     .. math:: p_j = \frac{e^{z_j}}{\sum_k e^{z_k}}
@@ -24,8 +23,11 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     ----------
     logits : array, (..., C, ...)
         float16, bfloat16, float32 or float64; C at least 1.
-    axis : int
-        The axis of the classes.
+    axis : int, tuple of int or None
+        The axis of the classes; several axes are taken together as one, None takes all.
+    where : array of bool, optional
+        False leaves a class out, whatever its logit holds: its probability is 0, also where all classes are left out.
+        Of a shape that broadcasts to that of `logits`, and of its library.
     out : array, shape of `logits`, optional
         Where the result is written: `logits` itself, or an array that shares no memory with it; of the dtype of
         `logits`, or float32 for 16-bit logits.
@@ -42,7 +44,7 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     TypeError
         If an array is of an unsupported kind or dtype.
     ValueError
-        If `axis`, `out` or `impl` does not fit; if `out` is given where PyTorch differentiates the result.
+        If `axis`, `where`, `out` or `impl` does not fit; if `out` is given where PyTorch differentiates the result.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -65,11 +67,18 @@ def softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl:
     >>> import xpsoftmax as xs
     >>> xs.softmax(np.log([2.0, 3.0, 5.0])).round(6)
     array([0.2, 0.3, 0.5])
+    >>> xs.softmax(np.log([2.0, 3.0, 5.0]), where=np.array([True, True, False])).round(6)
+    array([0.4, 0.6, 0. ])
+    >>> xs.softmax(np.zeros((2, 2)), axis=None)
+    array([[0.25, 0.25],
+           [0.25, 0.25]])
     """
-    return _map_rows("softmax_rows", logits, axis, out, impl)
+    return _map_rows("softmax_rows", logits, axis, where, 0.0, out, impl)
 
 
-def log_softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, impl: Impl = "auto") -> Array:
+def log_softmax(
+    logits: Array, /, *, axis: Axes = -1, where: Array | None = None, out: Array | None = None, impl: Impl = "auto"
+) -> Array:
     r"""Logarithms of the probabilities of the classes.
 
     .. math:: \log p_j = z_j - \log \sum_k e^{z_k}
@@ -79,9 +88,15 @@ def log_softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, i
     Parameters
     ----------
     logits : array, (..., C, ...)
-    axis : int
+        float16, bfloat16, float32 or float64; C at least 1.
+    axis : int, tuple of int or None
+        The axis of the classes; several axes are taken together as one, None takes all.
+    where : array of bool, optional
+        False leaves a class out: its result is -inf. Of a shape that broadcasts to that of `logits`.
     out : array, shape of `logits`, optional
+        Where the result is written: `logits` itself, or an array that shares no memory with it.
     impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -110,10 +125,12 @@ def log_softmax(logits: Array, /, *, axis: int = -1, out: Array | None = None, i
     >>> xs.log_softmax(np.array([40.0, 0.0]))
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    return _map_rows("log_softmax_rows", logits, axis, out, impl)
+    return _map_rows("log_softmax_rows", logits, axis, where, -INF, out, impl)
 
 
-def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl: Impl = "auto") -> Array:
+def logsumexp(
+    logits: Array, /, *, axis: Axes = -1, where: Array | None = None, keepdims: bool = False, impl: Impl = "auto"
+) -> Array:
     r"""Logarithm of the sum of exponentials, without overflow.
 
     .. math:: \log \sum_k e^{z_k} = m + \log\Bigl(1 + \sum_{k \ne \hat k} e^{z_k - m}\Bigr),
@@ -122,17 +139,21 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
     Parameters
     ----------
     logits : array, (..., C, ...)
-    axis : int
-        The axis that is summed over.
+        float16, bfloat16, float32 or float64; C at least 1.
+    axis : int, tuple of int or None
+        The axis that is summed over; or several; None sums over all.
+    where : array of bool, optional
+        False leaves an entry out of the sum. Of a shape that broadcasts to that of `logits`.
     keepdims : bool
-        Keep that axis, with size 1.
+        Keep what is summed over as axes of size 1.
     impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
     array
-        Shape of `logits` without `axis`; its dtype, namespace and device. -inf where all logits are -inf, +inf where
-        one is +inf, nan where one is nan.
+        Shape of `logits` without `axis`; its dtype, namespace and device. -inf where all logits are -inf or left
+        out, +inf where one is +inf, nan where one is nan.
 
     Raises
     ------
@@ -155,17 +176,18 @@ def logsumexp(logits: Array, /, *, axis: int = -1, keepdims: bool = False, impl:
     >>> float(xs.logsumexp(np.array([1000.0, 1000.0])))
     1000.6931471805599
     """
-    check_impl(impl)
     check_flag("keepdims", keepdims)
-    array, frame = check.as_logits(logits, axis, differentiable=True)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        sums = select("logsumexp_rows", array, impl)(to_rows(xp, array, frame.axis))
-        shape = frame.rows_shape
+    array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
+    xp = layout.home.xp
+    with way.context():
+        sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
+        shape = layout.rows_shape
         if len(shape) != 1:
             sums = reshaped(xp, sums, shape)
+        if not keepdims:
+            return generic.as_0d(sums)
         # Not expand_dims: dask's fails where the number of rows is unknown.
-        return sums[(*(slice(None),) * frame.axis, None, ...)] if keepdims else as_0d(sums)
+        return sums[tuple(slice(None) if i in layout.row_axes else None for i in range(array.ndim))]
 
 
 def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
@@ -207,18 +229,20 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     >>> xs.softmax_jvp(np.log([2.0, 3.0, 5.0]), np.array([1.0, 0.0, 0.0])).round(6)
     array([ 0.16, -0.06, -0.1 ])
     """
-    array, frame = check.as_logits(logits, axis, differentiable=True)
-    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, frame), differentiable=True)
+    array, layout = check.as_logits(logits, axis, differentiable=True)
+    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, layout.home), differentiable=True)
     if v.dtype != array.dtype:
         raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
-    if not same_shape(v.shape, frame.shape):
-        hint = size_hint(v.shape, frame.shape)
-        raise ValueError(f"tangent must have the shape of logits, {frame.shape}, got {tuple(v.shape)}.{hint}")
-    check.check_blocks("tangent", v, frame)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        rows = (xp.astype(to_rows(xp, x, frame.axis), frame.working, copy=False) for x in (array, v))
-        return from_rows(xp, generic.narrowed(xp, select("softmax_jvp_rows", array, "auto")(*rows), array.dtype), frame)
+    if not same_shape(v.shape, layout.shape):
+        hint = size_hint(v.shape, layout.shape)
+        raise ValueError(f"tangent must have the shape of logits, {layout.shape}, got {tuple(v.shape)}.{hint}")
+    check.check_blocks("tangent", v, layout)
+    xp = layout.home.xp
+    with layout.home.context():
+        rows = (xp.astype(to_rows(xp, x, layout.axis), layout.working, copy=False) for x in (array, v))
+        return from_rows(
+            xp, generic.narrowed(xp, select("softmax_jvp_rows", array, "auto")(*rows), array.dtype), layout
+        )
 
 
 def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
@@ -259,29 +283,31 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
            [-0.06,  0.21, -0.15],
            [-0.1 , -0.15,  0.25]])
     """
-    array, frame = check.as_logits(logits, axis, differentiable=True)
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        rows = xp.astype(to_rows(xp, array, frame.axis), frame.working, copy=False)
+    array, layout = check.as_logits(logits, axis, differentiable=True)
+    xp = layout.home.xp
+    with layout.home.context():
+        rows = xp.astype(to_rows(xp, array, layout.axis), layout.working, copy=False)
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return reshaped(xp, jacobian, (*frame.rows_shape, frame.classes, frame.classes))
+        return reshaped(xp, jacobian, (*layout.rows_shape, layout.classes, layout.classes))
 
 
-def _map_rows(operation: str, logits: Array, axis: int, out: Array | None, impl: Impl) -> Array:
-    check_impl(impl)
-    if check.is_plain(logits, axis) and (out is None or fits_plainly(out, logits)):
-        with np.errstate(all="ignore"):
-            return select(operation, logits, impl)(logits, out=out)
-    if check.is_plain_on_gpu(logits, axis) and (out is None or fits_plainly_on_gpu(out, logits)):
-        kernel = kernel_for(operation, logits, impl)
-        if kernel is not None:
-            return kernel(logits, out=out)
-    array, frame = check.as_logits(logits, axis, differentiable=True)
-    check_out(out, logits, frame, {})
-    xp = frame.xp
-    with quiet(xp, frame.device):
-        kernel = select(operation, array, impl)
-        rows = kernel(in_rows(array, frame, out), out=rows_out(frame, out))
-        return deliver(xp, rows, frame, out)
+def _map_rows(
+    operation: str, logits: Array, axis: Axes, where: Array | None, left_out: float, out: Array | None, impl: Impl
+) -> Array:
+    array, mask, layout, way = enter_rows(operation, logits, axis, impl, out, where)
+    with way.context():
+        if way.direct and mask is None:
+            return way.kernel(array, out=out)
+        xp = layout.home.xp
+        if mask is None:
+            return deliver(xp, way.kernel(in_rows(array, layout, out), out=rows_out(layout, out)), layout, out)
+        array = masked(array, mask, layout)
+        if out is not None:
+            array = xp.astype(array, layout.working, copy=False)  # it is rounded once, into `out`
+        result = xp.where(mask, from_rows(xp, way.kernel(in_rows(array, layout, None)), layout), left_out)
+        if out is None:
+            return result
+        copied(xp, result, out)
+        return out

@@ -11,7 +11,7 @@ import _tables
 import _truth
 import numpy as np
 import pytest
-from paths import DOCS, TESTS
+from paths import DOCS, ROOT, TESTS
 
 import xpsoftmax as xs
 from xpsoftmax import kernels
@@ -29,10 +29,12 @@ def blocks(page):
 
 
 @pages
-def test_the_examples_of_a_page_run(page, monkeypatch):
-    pytest.importorskip("array_api_strict")
-    if "sklearn import" in page.read_text():
-        pytest.importorskip("sklearn")
+def test_the_examples_of_a_page_run(page, monkeypatch, tmp_path):
+    for module in ("array_api_strict", "sklearn", "matplotlib"):
+        if module == "array_api_strict" or f"{module} import" in page.read_text():
+            pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)  # some write files
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setattr(kernels, "BACKENDS", kernels.BACKENDS)  # one page adds to them; if it fails they are put back
     try:
         import cupy
@@ -53,6 +55,29 @@ def test_the_examples_of_a_page_run(page, monkeypatch):
             namespace.update(test.globs)
         else:
             exec(compile(text, f"{page.name}:{line}", "exec"), namespace)
+
+
+def lines_of_code(text):
+    """The lines of blocks of Python, without what they print."""
+    for block in re.findall(r"^ *```python\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE):
+        prompts = ">>> " in block
+        yield from (line for line in block.splitlines() if not prompts or line.startswith((">>> ", "... ")))
+
+
+@pages
+def test_code_fits_its_column(page):
+    """At 1400 pixels, between both sidebars."""
+    assert [line for line in lines_of_code(page.read_text()) if len(line) > 104] == []
+
+
+def test_code_of_docstrings_fits_its_column():
+    found = [
+        (path.name, line)
+        for path in (ROOT / "xpsoftmax").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r" *(>>>|\.\.\.) ", line) and len(line.strip()) > 100
+    ]
+    assert found == []
 
 
 def test_pages_have_examples():
@@ -78,6 +103,17 @@ def test_tests_that_a_page_names_exist(page):
     functions = defined_tests()
     for name in re.findall(r"\btest_\w+(?:\.py)?", page.read_text()):
         assert name in (files if name.endswith(".py") else functions), name
+
+
+def test_the_map_names_every_module():
+    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    words, files = set(re.findall(r"\w+", drawn)), re.findall(r"\b\w+\.py\b", drawn)
+    modules = {path.stem for path in (ROOT / "xpsoftmax").rglob("*.py") if path.stem != "__init__"}
+    assert modules <= words, "say in the map of CONTRIBUTING.md what they are"
+    there = {
+        path.name for folder in ("xpsoftmax", "scripts", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
+    }
+    assert set(files) <= there | {"noxfile.py"}
 
 
 @pages
@@ -118,7 +154,7 @@ def test_the_drawing_of_the_cases_has_the_numbers_of_the_text():
 
 def test_the_reference_has_every_public_name():
     listed = re.findall(r"^   (\w[\w.]*)$", (DOCS / "reference.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted([*xs.__all__, "_optim.Optimizer", "MLPClassifier"])
+    assert sorted(listed) == sorted([*xs.__all__, "MLPClassifier"])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -149,14 +185,14 @@ def test_a_table_has_the_numbers_of_its_file():
         for dtype in ("float32", "float64")
     ]
     header, _, *rows = text.splitlines()
-    column = header.split(" | ").index("8192x1000")
+    column = header.replace("<wbr>", "").split(" | ").index("8192x1000")
     row = next(row for row in rows if row.startswith("| **xpsoftmax**"))
-    assert row.split(" | ")[column] == " / ".join(f"{ratio:.2f}" for ratio in ratios)
+    assert row.split(" | ")[column] == _tables.BESIDE.join(f"{ratio:.2f}" for ratio in ratios)
 
 
 def test_where_a_table_comes_from():
     content = {
-        "command": "python scripts/x.py --step 2 --json a.json --plot b.png",
+        "command": "python scripts/bench.py --step 2 --json a.json --plot b.png",  # where it was once
         "commit": "0123456789-dirty",
         "date": "2026-01-01",
         "versions": {"numpy": "2.0"},
@@ -164,7 +200,7 @@ def test_where_a_table_comes_from():
     }
     assert _tables.source(content, "a.json") == (
         "`a.json`: 2026-01-01, commit 0123456 with changes, 2 cores of CPU; numpy 2.0. "
-        "Made by `python scripts/x.py --step 2`."
+        "Made by `python benchmarks/bench.py --step 2`."
     )
 
 
@@ -422,8 +458,82 @@ def _differences():
     return [(a, b) for a, b in zip(cells_of_the_page(), _truth.lines(peer=True), strict=True) if b[1] and a != b]
 
 
-def test_a_wrong_cell_would_be_seen(monkeypatch):
+def test_a_wrong_cell_beside_pytorch_would_be_seen(monkeypatch):
     """The test of the test."""
     pytest.importorskip("torch")
     monkeypatch.setattr(_truth, "here", lambda case: (np.float64(0.5), np.zeros((4, 3))))
     assert _differences()
+
+
+# --- README -----------------------------------------------------------------------------------------------------------
+
+
+README = ROOT / "README.md"
+
+
+def anchors(page):
+    """What can be linked to in a page of Markdown, as GitHub and MyST make it of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_what_readme_links_to_exists():
+    links = re.findall(r"\]\(([^)\s]+)\)", README.read_text())
+    assert len(links) > 40
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        path, _, fragment = link.partition("#")
+        assert (ROOT / path).exists(), link
+        assert not fragment or fragment in anchors(ROOT / path), link
+
+
+def test_every_claim_of_readme_links_to_what_shows_it():
+    text = README.read_text()
+    claims = re.split(r"^- ", text[text.index("## What else") : text.index("## Ten lines")], flags=re.MULTILINE)[1:]
+    assert len(claims) == 10
+    for claim in claims:
+        assert re.search(r"\]\((tests|docs|benchmarks)/", claim), claim
+
+
+def test_the_code_of_readme_runs(capsys):
+    one, two = (block for _, block in blocks(README))
+    test = doctest.DocTestParser().get_doctest(one, {}, "README", str(README), 0)
+    assert doctest.DocTestRunner().run(test).failed == 0
+    exec(compile(two, "README.md", "exec"), {})
+    loss, accuracy = map(float, capsys.readouterr().out.split())
+    assert loss < 0.2
+    assert accuracy > 0.9
+
+
+def test_the_numbers_of_readme_are_true():
+    text = " ".join(README.read_text().split())
+    findings = json.loads((_tables.RESULTS / "2026-11-24-bench-2core-avx512.json").read_text())["findings"]
+    case = {"operation": "softmax_loss_and_grad", "rows": 8192, "classes": 1000, "dtype": "float32", "logits": "normal"}
+    (times,) = ({k: v["median"] for k, v in f["timings"].items()} for f in findings if f["case"] == case)
+    assert f"take {times['xpsoftmax'] / times['torch']:.2f} of the time of eager PyTorch" in text
+    assert f"and {times['xpsoftmax'] / times['torch.compile']:.2f} of that of compiled PyTorch" in text
+    said("vanishing.md", "by a factor of 74 or more")
+    assert "by a factor of 74 or more" in text
+    log = (_tables.RESULTS / "2026-11-26-gpu-tests-h200.txt").read_text()
+    found = re.search(r"tests (\d+), failures (\d+), errors 0, skipped (\d+)", log)
+    tests, failures, skipped = map(int, found.groups())
+    assert f"{tests - failures - skipped} of {tests - skipped} tests passed" in text
+    for name, words in (
+        ("xpsoftmax", "reached {} to {} % of the bandwidth of a copy"),
+        ("torch", "eager PyTorch {} to {} %"),
+        ("torch.compile", "compiled PyTorch {} to {} %"),
+        ("Liger", "Liger {} to {} %"),
+    ):
+        assert words.format(*gpu_shares(name)) in text
+
+
+def gpu_shares(name):
+    """The least and the greatest share of the bandwidth of a copy, in per cent, from 32000 classes on."""
+    cases = json.loads((_tables.RESULTS / "2026-11-26-gpu-check-h200.json").read_text())["parts"]["kernels"]["cases"]
+    shares = [
+        case["timings"]["copy"]["ms"][1] / case["timings"][name]["ms"][1]
+        for case in cases
+        if case["operation"] == "loss and gradient" and case["classes"] >= 32000
+    ]
+    return round(100 * min(shares)), round(100 * max(shares))

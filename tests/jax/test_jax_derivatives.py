@@ -571,3 +571,23 @@ def test_jax_arrays_get_the_operations_with_rules(backend, operation, choice):
     assert kernels.select(operation, np.ones((1, 2)), "generic") is getattr(kernels.generic, operation)
     with pytest.raises(NotImplementedError, match=f"no kernel offers {operation} for them"):
         kernels.select(operation, array, "kernel")
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
+def test_a_class_that_is_left_out_has_no_derivative(backend, rng, function):
+    """And the others have that of the shorter row; also beside a row in which all are left out."""
+    z, tangent = rng.normal(size=(2, 5)), rng.normal(size=(2, 5))
+    mask = np.array([[True, False, True, True, False], [False] * 5])
+    compute = getattr(xs, function)
+
+    def total(row, weights, where=None):
+        result = compute(row, where=where)
+        kept = result if where is None or function == "logsumexp" else jax.numpy.where(where, result, 0.0)
+        return (weights * kept).sum() if function != "logsumexp" else kept[0]
+
+    x, v = backend.asarray(z, "float64"), backend.asarray(tangent, "float64")
+    found = backend.to_numpy(jax.grad(total)(x, v, backend.asarray(mask)))
+    kept = np.flatnonzero(mask[0])
+    short = backend.to_numpy(jax.grad(total)(x[:1, kept], v[:1, kept]))
+    assert (found[~mask] == 0.0).all()
+    np.testing.assert_allclose(found[0, kept], short[0], rtol=1e-13, atol=1e-16)

@@ -260,7 +260,17 @@ OPTIONS = {
 
 
 def loss_of_masses(
-    x, dtype, targets, weights=None, *, class_weight=None, label_smoothing=0.0, z_loss=0.0, setting=PLAIN, grad=True
+    x,
+    dtype,
+    targets,
+    weights=None,
+    *,
+    class_weight=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    setting=PLAIN,
+    grad=True,
+    change=None,
 ):
     real = cpu.working(dtype)
     weights = np.ones(len(x), real) if weights is None else np.asarray(weights, real)
@@ -280,7 +290,7 @@ def loss_of_masses(
         )
         arrays = given, out, soft, targets, weights, losses, class_weight
         memory = [array for array in arrays if array is not None]
-        cpu.run(launch, schedule=setting.schedule, memory=memory)
+        cpu.run(launch, schedule=setting.schedule, memory=memory, change=change)
 
     if not grad:
         launch_into(place(x, dtype, setting)[0], None)
@@ -315,6 +325,36 @@ def test_options(rng, dtype, classes, option, record_property):
             x, dtype, targets, weights, class_weight=class_weight, setting=setting, grad=False, **given
         )[0]
         assert_same_bits(without, losses)
+    record_property("compared", sum(entries))
+
+
+ORDERS = {  # of logits and masses along a row: each class takes the place of one that was set apart, or none does
+    "both rising": (1, 1),
+    "both falling": (-1, -1),
+    "masses against logits": (1, -1),
+    "logits against masses": (-1, 1),
+    "logits as they come": (0, 1),
+    "masses as they come": (1, 0),
+}
+
+
+def ordered(x: np.ndarray, order: int) -> np.ndarray:
+    return x if order == 0 else np.sort(x, axis=1)[:, ::order]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("classes", [7, 300, 2003, 8193, 12_301])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_masses_in_any_order(rng, dtype, classes, order, record_property):
+    """8193 classes are read in one piece by some threads and in two by others; 12301 in as many as three."""
+    of_logits, of_masses = ORDERS[order]
+    z = ordered(rng.normal(size=(ROWS, classes)) * 10, of_logits).astype(dtype)
+    q = ordered(rng.dirichlet(np.ones(classes), ROWS), of_masses).astype(dtype)
+    exact = oracle.softmax_loss(z, q, reduction="none")
+    losses, grad = loss_of_masses(z, dtype, q)
+    entries: list[int] = []
+    within(losses, exact.loss, 1, entries)
+    within(grad, exact.grad, near_the_top(z) // 2, entries)
     record_property("compared", sum(entries))
 
 

@@ -1,4 +1,4 @@
-"""The kernels for NumPy arrays: where they need no shift and where they do, layouts, memory, and the short way in."""
+"""The kernels for NumPy arrays: where they need no shift and where they do, layouts, and memory."""
 
 import functools
 import tracemalloc
@@ -11,12 +11,9 @@ from backends import backend_named
 from grid import assert_contract, near_the_top, sure_rows
 
 import xpsoftmax as xs
-from xpsoftmax import _loss
-from xpsoftmax._loss import _at_a_glance
 from xpsoftmax.kernels import generic
-from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels.numpy import label_loss, primitives, ranges, tiles
 from xpsoftmax.kernels.numpy import threads as _threads
-from xpsoftmax.kernels.numpy import tiles as blocks
 
 NUMPY = backend_named("numpy")
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp")
@@ -25,7 +22,7 @@ WIDTH = {"float32": 4, "float64": 8}
 
 
 def window(dtype):
-    return kernels.RANGES[WIDTH[dtype]]
+    return ranges.RANGES[WIDTH[dtype]]
 
 
 class Watch:
@@ -33,9 +30,9 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.rows = self.shifted = 0
-        monkeypatch.setattr(kernels, "MANY", 2**62)  # no short cut: each row's sums are looked at
-        for name in ("_outside", "_outside_of_loss"):
-            monkeypatch.setattr(kernels, name, self.watched(getattr(kernels, name)))
+        monkeypatch.setattr(ranges, "LARGE_TILE", 2**62)  # no short cut: each row's sums are looked at
+        for module, name in ((ranges, "rows_outside"), (label_loss, "_rows_out_of_range")):
+            monkeypatch.setattr(module, name, self.watched(getattr(module, name)))
 
     def watched(self, function):
         def outside(total, *args, **options):
@@ -59,7 +56,7 @@ def watch(monkeypatch):
 @pytest.fixture(params=[False, True], ids=["subnormal", "flushed"])
 def either_exp(request, monkeypatch):
     """What is done where NumPy's exp is fast for subnormal results, and where it is not: wherever this runs."""
-    monkeypatch.setattr(blocks, "_slow_where_subnormal", lambda: request.param)
+    monkeypatch.setattr(primitives, "_slow_where_subnormal", lambda: request.param)
 
 
 # --- the bound --------------------------------------------------------------------------------------------------------
@@ -141,7 +138,7 @@ def everywhere(dtype, count=30):
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("classes", CLASSES)
 def test_sums_at_the_edges_of_the_window_keep_the_bound(rng, watch, dtype, classes, function):
-    z = with_sums(rng, around(1.0, np.e, window(dtype).largest), classes, dtype)
+    z = with_sums(rng, around(1.0, np.e, window(dtype).most_total), classes, dtype)
     assert check(function, z, dtype=dtype) >= z.shape[0] // 2
     if function != "log_softmax":  # it always shifts
         watch.assert_both()
@@ -159,7 +156,7 @@ def test_sums_of_any_size_keep_the_bound(rng, watch, dtype, classes, function):
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("classes", CLASSES)
 def test_losses_with_sums_at_the_edges_of_the_window_keep_the_bound(rng, watch, dtype, classes, z_loss):
-    z = with_sums(rng, around(1.0, np.e, window(dtype).largest), classes, dtype)
+    z = with_sums(rng, around(1.0, np.e, window(dtype).most_total), classes, dtype)
     for y in (z.argmax(axis=1), z.argmin(axis=1), rng.integers(classes, size=z.shape[0])):
         check_loss(z, y, dtype=dtype, z_loss=z_loss)
     if classes > 1:  # else no other class has any sum, and all are shifted
@@ -186,7 +183,7 @@ def grid(first, second):
 @pytest.mark.parametrize("classes", CLASSES[1:])
 def test_little_in_the_other_classes_keeps_the_bound(rng, watch, dtype, classes, z_loss):
     """Their sum at the least that needs no shift, and down to where none of them is left."""
-    rest, hot = grid([*around(window(dtype).rest), *everywhere(dtype, 12)], [0.1, 3.0, 14.0])
+    rest, hot = grid([*around(window(dtype).least_rest), *everywhere(dtype, 12)], [0.1, 3.0, 14.0])
     z, y = against(rng, hot, rest, classes, dtype)
     assert check_loss(z, y, dtype=dtype, z_loss=z_loss) >= z.shape[0] // 2
     watch.assert_both()
@@ -199,8 +196,8 @@ def test_little_in_the_label_keeps_the_bound(rng, watch, dtype, classes, z_loss)
 
     The quotient of both is then as large as it can get, and beyond the window it would overflow.
     """
-    edge = float(np.log(window(dtype).largest))
-    hot, rest = grid([*around(window(dtype).hot), *everywhere(dtype, 12)], [0.1, 3.0, edge - 1.0, edge - 1e-3])
+    edge = float(np.log(window(dtype).most_total))
+    hot, rest = grid([*around(window(dtype).least_hot), *everywhere(dtype, 12)], [0.1, 3.0, edge - 1.0, edge - 1e-3])
     z, y = against(rng, hot, rest, classes, dtype)
     assert check_loss(z, y, dtype=dtype, z_loss=z_loss) >= z.shape[0] // 2
     watch.assert_both()
@@ -226,7 +223,7 @@ def test_smoothed_losses_of_any_sums_keep_the_bound(rng, dtype, classes, smoothi
 @pytest.mark.parametrize("classes", CLASSES[1:])
 def test_smoothed_losses_beside_little_or_much_keep_the_bound(rng, dtype, classes, smoothing):
     """The other classes from where they are nothing to where the label is nothing."""
-    rest = [*around(window(dtype).rest), *everywhere(dtype, 12)]
+    rest = [*around(window(dtype).least_rest), *everywhere(dtype, 12)]
     z, y = against(rng, [0.0] * len(rest), rest, classes, dtype)
     check_masses(z, y, dtype=dtype, label_smoothing=smoothing)
 
@@ -255,7 +252,7 @@ def test_losses_of_soft_targets_of_any_sums_keep_the_bound(rng, dtype, classes, 
 @pytest.mark.parametrize("classes", [2, 5, 65, 300])
 def test_losses_of_soft_targets_at_the_top_or_elsewhere_keep_the_bound(rng, dtype, classes, kind):
     """The class of the largest mass leads by far, or is far behind; a sum above 1 lifts what is subnormal."""
-    gaps = [*around(window(dtype).rest, window(dtype).hot), *everywhere(dtype, 8)]
+    gaps = [*around(window(dtype).least_rest, window(dtype).least_hot), *everywhere(dtype, 8)]
     z, y = against(rng, [0.0] * len(gaps), gaps, classes, dtype)
     q = kind(rng.random(z.shape)).astype(dtype)
     first = q.argmax(axis=1)[:, None]
@@ -514,8 +511,8 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_need_a_shift(rng, monkeypat
     outside[0] = True
     z[outside] += offset
     z[rng.random(shape[0]) < 0.05] *= 100
-    found, function = [], kernels._in_need_of_a_shift
-    monkeypatch.setattr(kernels, "_in_need_of_a_shift", lambda *args: found.append(function(*args)) or found[-1])
+    found, function = [], ranges.most_need_a_shift
+    monkeypatch.setattr(ranges, "most_need_a_shift", lambda *args: found.append(function(*args)) or found[-1])
     for call in (softmax, hard):
         whole = call(z, y)
         assert (found[-1] is None) == (share < 0.5)
@@ -720,8 +717,8 @@ FEW, MORE = 5, 70  # classes: there are two ways to find the largest
 @pytest.fixture
 def cut(monkeypatch):
     """Arrays as small as those below, cut into blocks that two threads share; test_bits.py has them in one."""
-    monkeypatch.setattr(blocks, "BLOCK", 2**12)
-    monkeypatch.setattr(blocks, "SHARE", 2**7)
+    monkeypatch.setattr(tiles, "TILE", 2**12)
+    monkeypatch.setattr(tiles, "SHARE", 2**7)
 
 
 def assert_all_same(results, desired):
@@ -934,253 +931,7 @@ def test_a_narrow_result_in_place_takes_little_memory(plenty, where, call):
     assert measured(call, z, out=z) < LIMIT
 
 
-# --- arguments that are seen at a glance ------------------------------------------------------------------------------
-
-
-class Spy:
-    """Whether `_at_a_glance` let the arguments through."""
-
-    def __init__(self, monkeypatch):
-        self.passed, function = [], _at_a_glance
-
-        def spied(*args):
-            self.passed.append(function(*args))
-            return self.passed[-1]
-
-        monkeypatch.setattr(_loss, "_at_a_glance", spied)
-
-
-@pytest.fixture
-def glance(monkeypatch):
-    return Spy(monkeypatch)
-
-
-@pytest.fixture
-def in_general(monkeypatch):
-    """Call a function without the glance."""
-
-    def called(function, *args, **options):
-        with monkeypatch.context() as context:
-            context.setattr(_loss, "_at_a_glance", lambda *args: False)
-            return function(*args, **options)
-
-    return called
-
-
-def kept(z):
-    return z
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
-
-
-PLAIN = {
-    "plain": (kept, kept, {}),
-    "axis 1": (kept, kept, {"axis": 1}),
-    "Fortran": (np.asfortranarray, kept, {}),
-    "strided": (strided, kept, {}),
-    "unaligned": (unaligned, kept, {}),
-    "read-only": (read_only, read_only, {}),
-    "one row": (lambda z: z[:1], lambda y: y[:1], {}),
-    "one class": (lambda z: z[:, :1], lambda y: 0 * y, {}),
-    "one of each": (lambda z: z[:1, :1], lambda y: 0 * y[:1], {}),
-    "every second label": (kept, lambda y: np.repeat(y, 2)[::2], {}),
-    "one label for all": (kept, lambda y: np.broadcast_to(y[:1], y.shape), {}),
-    "without a look at the labels": (kept, kept, {"validate": False}),
-    "long long labels": (kept, lambda y: y.astype(np.longlong), {}),
-    "defaults": (
-        kept,
-        kept,
-        {"class_weight": None, "label_smoothing": 0.0, "z_loss": 0.0, "reduction": "mean", "validate": True},
-    ),
-}
-every_plain_problem = pytest.mark.parametrize(("logits", "labels", "options"), PLAIN.values(), ids=PLAIN)
-every_impl = pytest.mark.parametrize("impl", ["auto", "generic", "kernel"])
-
-
-@every_plain_problem
-@every_impl
-def test_plain_arguments_give_the_bits_of_any(rng, glance, in_general, dtype, logits, labels, options, impl):
-    z, y = mixed(rng, (ROWS, 7), dtype)
-    z, y = logits(z), labels(y)
-    loss, grad = xs.softmax_loss_and_grad(z, y, impl=impl, **options)
-    alone = xs.softmax_loss(z, y, impl=impl, **options)
-    assert glance.passed == [True, True]
-    assert_all_same((loss, grad), in_general(xs.softmax_loss_and_grad, z, y, impl=impl, **options))
-    assert_all_same((alone,), (loss,))
-    assert (type(loss), type(grad), loss.shape) == (np.ndarray, np.ndarray, ())
-
-
-@every_impl
-@pytest.mark.parametrize("in_place", [True, False])
-def test_plain_arguments_with_out_give_the_bits_of_any(rng, glance, in_general, dtype, impl, in_place):
-    z, y = mixed(rng, (ROWS, 7), dtype)
-    desired = in_general(xs.softmax_loss_and_grad, z.copy(), y, impl=impl)
-    out = z if in_place else np.empty_like(z)
-    results = xs.softmax_loss_and_grad(z, y, out=out, impl=impl)
-    assert glance.passed == [True]
-    assert results[1] is out
-    assert_all_same(results, desired)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 10, 49, 1000, 4099])
-def test_the_weight_of_a_plain_mean_has_the_bits_of_any(rng, in_general, dtype, rows):
-    """One over the number of rows, in the dtype of the logits."""
-    z, y = rng.normal(size=(rows, 2)).astype(dtype), rng.integers(2, size=rows)
-    assert_all_same(xs.softmax_loss_and_grad(z, y), in_general(xs.softmax_loss_and_grad, z, y))
-
-
-class Subclass(np.ndarray):
-    pass
-
-
-def mapped(x, path):
-    result = np.memmap(path, x.dtype, "w+", shape=x.shape)
-    result[...] = x
-    return result
-
-
-NOT_PLAIN = {
-    "subclass of logits": lambda z, y, path: ((z.view(Subclass), y), {}),
-    "subclass of labels": lambda z, y, path: ((z, y.view(Subclass)), {}),
-    "mapped logits": lambda z, y, path: ((mapped(z, path), y), {}),
-    "mapped labels": lambda z, y, path: ((z, mapped(y, path)), {}),
-    "mapped out": lambda z, y, path: ((z, y), {"out": mapped(z, path)}),
-    "subclass of out": lambda z, y, path: ((z, y), {"out": z.copy().view(Subclass)}),
-    "int32": lambda z, y, path: ((z, y.astype(np.int32)), {}),
-    "uint64": lambda z, y, path: ((z, y.astype(np.uint64)), {}),
-    "labels in other byte order": lambda z, y, path: ((z, other_order(y)), {}),
-    "logits in other byte order": lambda z, y, path: ((other_order(z), y), {}),
-    "Fortran out": lambda z, y, path: ((z, y), {"out": np.asfortranarray(z)}),
-    "strided out": lambda z, y, path: ((z, y), {"out": strided(z)}),
-    "unaligned out": lambda z, y, path: ((z, y), {"out": unaligned(z)}),
-    "out in other byte order": lambda z, y, path: ((z, y), {"out": other_order(z)}),
-    "zero as an integer": lambda z, y, path: ((z, y), {"z_loss": 0}),
-    "zero of NumPy": lambda z, y, path: ((z, y), {"label_smoothing": np.float64(0)}),
-    "True of NumPy": lambda z, y, path: ((z, y), {"validate": np.True_}),
-    "no label ignored": lambda z, y, path: ((z, y), {"ignore_index": -1}),
-    "axis of NumPy": lambda z, y, path: ((z, y), {"axis": np.int64(1)}),
-    "negative zero": lambda z, y, path: ((z, y), {"z_loss": -0.0}),
-}
-
-
-@pytest.mark.parametrize("make", NOT_PLAIN.values(), ids=NOT_PLAIN)
-def test_other_arguments_give_the_bits_of_plain_ones(rng, glance, dtype, make, tmp_path):
-    z, y = mixed(rng, (ROWS, 7), dtype)
-    desired = xs.softmax_loss_and_grad(z, y)
-    args, options = make(z, y, tmp_path / "array")
-    results = xs.softmax_loss_and_grad(*args, **options)
-    assert glance.passed[0]
-    assert glance.passed[1] == ("z_loss" in options and type(options["z_loss"]) is float)  # -0.0 is as plain as 0.0
-    assert results[1] is options.get("out", results[1])
-    assert_all_same(results, desired)
-
-
-def table(z):
-    """A float table whose bytes are labels too."""
-    return np.zeros(z.shape, z.dtype), np.zeros(z.shape, z.dtype)
-
-
-INTEGERS = {"float32": np.int32, "float64": np.int64}
-BAD = {
-    "label beyond": (lambda z, y: ((z, np.where(y == y[3], 7, y)), {}), ValueError, r"got 7 at row \d+\.$"),
-    "label -1": (lambda z, y: ((z, np.append(y[1:], -1)), {}), ValueError, rf"got -1 at row {ROWS - 1}\.$"),
-    "least label": (
-        lambda z, y: ((z, np.append(y[1:], -(2**63))), {}),
-        ValueError,
-        rf"^targets must be labels from 0 to 6 \(7 classes, ignore_index=None\), got -{2**63} at row {ROWS - 1}\.$",
-    ),
-    "largest label": (lambda z, y: ((z, np.append(y[1:], 2**63 - 1)), {}), ValueError, rf"got {2**63 - 1} at row"),
-    "labels of another shape": (lambda z, y: ((z, y[1:]), {}), ValueError, rf"^targets must have shape \({ROWS},\) if"),
-    "column of labels": (lambda z, y: ((z, y[:, None]), {}), ValueError, rf"^targets must have shape \({ROWS},\) if"),
-    "bool labels": (lambda z, y: ((z, y > 0), {}), TypeError, r"^targets must be integer labels or floating soft tar"),
-    "list of labels": (lambda z, y: ((z, y.tolist()), {}), TypeError, r"^targets must be an array of an Array API"),
-    "masked labels": (lambda z, y: ((z, np.ma.array(y)), {}), TypeError, r"^targets must be a plain dense array"),
-    "masked logits": (lambda z, y: ((np.ma.array(z), y), {}), TypeError, r"^logits must be a plain dense array"),
-    "matrix": (lambda z, y: ((z.view(np.matrix), y), {}), TypeError, r"^logits must be a plain dense array"),
-    "integer logits": (lambda z, y: ((np.ones(z.shape, int), y), {}), TypeError, r"^logits must be of dtype float16,"),
-    "no class": (lambda z, y: ((z[:, :0], y), {}), ValueError, r"^logits must have at least one class along axis -1"),
-    "axis True": (lambda z, y: ((z, y), {"axis": True}), TypeError, r"^axis must be an integer, got True\.$"),
-    "axis 1.0": (lambda z, y: ((z, y), {"axis": 1.0}), TypeError, r"^axis must be an integer, got 1\.0\.$"),
-    "axis 2": (lambda z, y: ((z, y), {"axis": 2}), ValueError, r"^axis must be from -2 to 1 "),
-    "validate 1": (lambda z, y: ((z, y), {"validate": 1}), TypeError, r"^validate must be True or False, got 1\.$"),
-    "z_loss False": (lambda z, y: ((z, y), {"z_loss": False}), TypeError, r"^z_loss must be a real number, got False"),
-    "reduction": (lambda z, y: ((z, y), {"reduction": "Mean"}), ValueError, r"^reduction must be one of"),
-    "impl": (lambda z, y: ((z, y), {"impl": "fast"}), ValueError, r"^impl must be one of"),
-    "out read-only": (lambda z, y: ((z, y), {"out": read_only(z)}), ValueError, r"^out must be writable"),
-    "logits read-only and out": (
-        lambda z, y: (lambda x: ((x, y), {"out": x}))(read_only(z)),
-        ValueError,
-        r"^out must be writable",
-    ),
-    "out of another shape": (lambda z, y: ((z, y), {"out": z[1:].copy()}), ValueError, r"^out must have the shape of"),
-    "out of another dtype": (
-        lambda z, y: ((z, y), {"out": np.ones(z.shape, int)}),
-        TypeError,
-        r"^out must have the dt",
-    ),
-    "out a list": (lambda z, y: ((z, y), {"out": z.tolist()}), TypeError, r"^out must be an array of an Array API"),
-    "out overlaps the labels": (
-        lambda z, y: (lambda x: ((z, x.reshape(-1).view(np.int64)[:ROWS]), {"out": x}))(np.zeros_like(z)),
-        ValueError,
-        r"^out must share no memory with targets, got an overlapping array\.$",
-    ),
-    "labels are in the logits, which are out": (
-        lambda z, y: (lambda x: ((x, x.reshape(-1).view(np.int64)[:ROWS]), {"out": x}))(np.zeros_like(z)),
-        ValueError,
-        r"^out must share no memory with targets, got an overlapping array\.$",
-    ),
-    "out overlaps the logits": (
-        lambda z, y: (lambda x: ((x[:-1], y), {"out": x[1:]}))(np.zeros((ROWS + 1, 7), z.dtype)),
-        ValueError,
-        r"^out must be logits itself or share no memory with it, got an overlapping array\.$",
-    ),
-}
-
-
-@pytest.mark.parametrize(("make", "error", "message"), BAD.values(), ids=BAD)
-def test_bad_arguments_get_the_usual_error(rng, glance, in_general, dtype, make, error, message):
-    z, y = mixed(rng, (ROWS, 7), dtype)
-    args, options = make(z, y)
-    with pytest.raises(error, match=message) as found:
-        xs.softmax_loss_and_grad(*args, **options)
-    with pytest.raises(error, match=message) as desired:
-        in_general(xs.softmax_loss_and_grad, *args, **options)
-    assert str(found.value) == str(desired.value)
-    assert True not in glance.passed
-
-
-@pytest.mark.parametrize("label", [7, -1, 2**40])
-def test_a_bad_label_writes_nothing(rng, dtype, label):
-    z, y = mixed(rng, (ROWS, 7), dtype)
-    y[11] = label
-    kept, out = z.copy(), np.full_like(z, 7.0)
-    with pytest.raises(ValueError, match=rf"got {label} at row 11\.$"):
-        xs.softmax_loss_and_grad(z, y, out=out)
-    with pytest.raises(ValueError, match=rf"got {label} at row 11\.$"):
-        xs.softmax_loss_and_grad(z, y, out=z)
-    assert (out == 7.0).all()
-    assert_same_bits(z, kept)
-
-
-def test_no_rows_are_not_plain(glance, dtype):
-    loss, grad = xs.softmax_loss_and_grad(np.zeros((0, 7), dtype), np.zeros(0, int))
-    assert glance.passed == [False]
-    assert np.isnan(loss)
-    assert grad.shape == (0, 7)
-
-
-def test_arguments_of_other_dimensions_give_the_bits_of_plain_ones(rng, glance, dtype):
-    z, y = mixed(rng, (60, 7), dtype)
-    loss, grad = xs.softmax_loss_and_grad(z, y)
-    many = xs.softmax_loss_and_grad(z.reshape(5, 12, 7), y.reshape(5, 12))
-    across = xs.softmax_loss_and_grad(np.ascontiguousarray(z.T), y, axis=0)
-    assert glance.passed == [True, False, False]
-    assert_all_same(many, (loss, grad.reshape(5, 12, 7)))
-    assert_all_same(across, (loss, grad.T))
+# --- the tests themselves ---------------------------------------------------------------------------------------------
 
 
 def test_the_kernels_are_those_under_test(monkeypatch, rng):

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pickle
 import pkgutil
 import re
 import subprocess
@@ -19,10 +20,10 @@ import xpsoftmax as xs
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
-NEEDED = {"xpsoftmax.kernels.jax": ("jax",)}
+NEEDED = {name: ("jax",) for name in MODULES if name.startswith("xpsoftmax.kernels.jax")}
 NEEDED |= {
     f"xpsoftmax.kernels.cuda.{name}": ("cupy",)
-    for name in ("arrays", "launches", "rows", "losses", "layers", "launcher")
+    for name in ("arrays", "launches", "sums", "rows", "losses", "layers", "launcher")
 }
 NEEDED |= {name: ("sklearn",) for name in MODULES if name.startswith("xpsoftmax.sklearn")}
 NEEDED |= {name: ("dask",) for name in MODULES if name.startswith(("xpsoftmax.dask", "xpsoftmax.kernels.dask"))}
@@ -74,7 +75,9 @@ def public():
 
 
 def methods(thing):
-    for name, value in vars(thing).items() if inspect.isclass(thing) else ():
+    classes = inspect.getmro(thing) if inspect.isclass(thing) else ()
+    own = [vars(each) for each in classes if each.__module__.startswith("xpsoftmax")]
+    for name, value in (item for each in own for item in each.items()):
         function = value.__func__ if isinstance(value, classmethod) else value
         if not name.startswith("_") and inspect.isfunction(function) and "Parameters\n" in (function.__doc__ or ""):
             yield function
@@ -194,7 +197,7 @@ def test_the_overview_of_the_reference_names_every_public_function():
 
 
 def test_a_reader_finds_the_formula_in_two_steps():
-    """Public function -> kernels/generic.py: its operations are documented by the public names."""
+    """Public function -> kernels/generic: its operations are documented by the public names."""
     from xpsoftmax.kernels import OPERATIONS, generic
 
     for operation in OPERATIONS:
@@ -247,3 +250,24 @@ def test_labels_of_a_small_problem_are_learnt():
 
     assert accuracy((2, 3)) < 0.7
     assert accuracy((2, 64, 3)) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("_backprop", "PartialSums"),
+        ("_backprop", "Layer"),
+        ("_layers", "Layer"),
+        ("_state", "TrainState"),
+        ("_training", "DivergenceError"),
+        ("_training", "TrainResult"),
+        ("_training", "TrainState"),
+    ],
+)
+def test_pickles_of_earlier_versions_find_the_classes(module, name):
+    """They name the module that a class was in."""
+    assert pickle.loads(f"cxpsoftmax.{module}\n{name}\n.".encode()) is getattr(xs, name)
+    optimizer = pickle.loads(b"cxpsoftmax._optim\nUncorrectedAdam\n.")
+    assert issubclass(optimizer, type(xs.adam(0.1)))
+    with pytest.raises(AttributeError, match="attribute 'nothing'"):
+        pickle.loads(b"cxpsoftmax._training\nnothing\n.")

@@ -11,25 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paths import SCRIPTS
+from paths import BENCHMARKS
 
 for module in ("rich", "matplotlib"):
     pytest.importorskip(module)
 
-SCRIPT = SCRIPTS / "bench.py"
+SCRIPT = BENCHMARKS / "bench.py"
 QUICK = ["--shape", "6x4", "--dtype", "float32", "--seconds", "0.01"]
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(monkeypatch, short_samples):
     """The script as a module of its own, so that a test may break it."""
     spec = importlib.util.spec_from_file_location("bench", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bench", module)  # where dataclasses look up their annotations
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "SAMPLE", 1e-4)
-    monkeypatch.setattr(module, "PAUSE", 0.0)
-    monkeypatch.setattr(module, "WARM", 1e-4)
     return module
 
 
@@ -47,7 +44,7 @@ def run(script, monkeypatch, tmp_path, capsys):
 
 def test_a_run_of_the_command_succeeds_and_writes_its_files(tmp_path):
     argv = [*QUICK, "--competitor", "xpsoftmax", "--competitor", "NumPy", "--json", "a/b.json", "--plot", "c.png"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports _report
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports harness
     process = subprocess.run(
         [sys.executable, str(SCRIPT), *argv],
         cwd=tmp_path,
@@ -59,7 +56,7 @@ def test_a_run_of_the_command_succeeds_and_writes_its_files(tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     content = json.loads((tmp_path / "a" / "b.json").read_text())
-    assert content["command"] == "python scripts/bench.py " + " ".join(argv)
+    assert content["command"] == "python benchmarks/bench.py " + " ".join(argv)
     assert {"commit", "versions", "hardware", "simd", "absent", "findings"} <= content.keys()
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert "Written: a/b.json and c.png" in process.stdout

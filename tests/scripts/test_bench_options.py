@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from paths import SCRIPTS
+from paths import BENCHMARKS
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -17,16 +17,13 @@ QUICK = ["--shape", "6x4", "--seconds", "0.01"]
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(monkeypatch, short_samples):
     """The script as a module of its own, so that a test may break it."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     for name in ("bench", "bench_options"):
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
-    for name, value in (("SAMPLE", 1e-4), ("PAUSE", 0.0), ("WARM", 1e-4)):
-        monkeypatch.setattr(sys.modules["bench"], name, value)
     return module
 
 

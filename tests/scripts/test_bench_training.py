@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from backends import numpy_as_cupy
-from paths import SCRIPTS
+from paths import BENCHMARKS
 
 for module in ("rich", "sklearn"):
     pytest.importorskip(module)
@@ -21,17 +21,12 @@ OURS = [word for name in ("NumPy", "xpsoftmax functions", "xpsoftmax train") for
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(monkeypatch, short_samples):
     """The script as a module of its own, so that a test may break it."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("bench_training", SCRIPTS / "bench_training.py")
+    spec = importlib.util.spec_from_file_location("bench_training", BENCHMARKS / "bench_training.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bench_training", module)
     spec.loader.exec_module(module)
-    import bench
-
-    for name, value in (("SAMPLE", 1e-4), ("PAUSE", 0.0), ("WARM", 1e-4)):
-        monkeypatch.setattr(bench, name, value)
     return module
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -257,21 +258,28 @@ def test_every_part_is_a_script_of_this_checkout(tmp_path):
     for name, found in gpu_check.PARTS.items():
         for command in found.commands(tmp_path):
             files = [word for word in command if word.endswith(".py")]
-            assert all((gpu_check.ROOT / "scripts" / word).exists() for word in files)
+            assert all(Path(word).is_relative_to(gpu_check.ROOT) and Path(word).exists() for word in files)
             assert files or name == "tests"
         assert f"- {name}, " in gpu_check.__doc__
 
 
-def test_the_scripts_of_the_parts_know_their_options(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "module", "expected"),
+    [
+        ("steps", "bench_training", {"device": "cuda", "seconds": 0.2, "competitor": list(gpu_check.STEPPERS)}),
+        ("compare", "compare_backends", {"backend": ["cupy"]}),
+        ("estimator", "compare_sklearn", {"only": "gpu", "rounds": 1}),
+    ],
+)
+def test_the_scripts_of_the_parts_know_their_options(part, module, expected, tmp_path):
     """The command lines that a GPU would see, parsed by the scripts themselves."""
-    for module in ("rich", "sklearn", "matplotlib"):
-        pytest.importorskip(module)
-    import bench_training
-    import compare_backends
-
-    for name, module in (("steps", bench_training), ("compare", compare_backends)):
-        (command,) = gpu_check.PARTS[name].commands(tmp_path)
-        module.parser().parse_args(command[2:])
+    for needed in ("rich", "sklearn", "matplotlib"):
+        pytest.importorskip(needed)
+    (command,) = gpu_check.PARTS[part].commands(tmp_path)
+    given = vars(importlib.import_module(module).parser().parse_args(command[2:]))
+    assert expected.items() <= given.items()
+    assert given["json"] == tmp_path / f"{part}.json"
+    assert part != "steps" or [str(case) for case in given["case"]] == list(gpu_check.STEPS)
 
 
 # --- the kernel benchmark ---------------------------------------------------------------------------------------------
@@ -492,17 +500,24 @@ def test_pytorch_is_timed_on_its_own_stream(monkeypatch):
     assert asked == [8] * (1 + _gpu_kernels.SAMPLES)
 
 
-def test_soft_targets_are_right_on_numpy(inputs):
+@pytest.fixture
+def soft(inputs):
     q = np.random.default_rng(1).dirichlet(np.ones(4), 6).astype("f4")
-    soft = replace(inputs, masses=[q], host_masses=q, _exact={})
+    return replace(inputs, masses=[q], host_masses=q, _exact={})
+
+
+def test_soft_targets_are_right_on_numpy(inputs, soft):
     loss, grad = _gpu_kernels.ours(soft)(0)
     assert _gpu_kernels.off_by(_gpu_kernels.SOFT, (loss, OnGpu(grad)), soft) < 1e-6
     assert _gpu_kernels.off_by(_gpu_kernels.SOFT, (loss, OnGpu(grad)), replace(inputs, _exact={})) > 1e-2
+
+
+def test_soft_targets_are_right_in_pytorch(soft):
     pytest.importorskip("torch")
     assert _gpu_kernels.off_by(_gpu_kernels.SOFT, _gpu_kernels.in_torch(soft)(0), soft) < 1e-6
 
 
-def test_quack_gives_the_gradient_of_the_sum(inputs, monkeypatch):
+def test_quack_gives_pytorch_the_gradient_of_the_sum(inputs, monkeypatch):
     torch = pytest.importorskip("torch")
 
     def forward(z, y, *, return_dx):
@@ -527,9 +542,10 @@ def test_small_calls_are_compared_with_bare_launches_of_the_same_arguments(monke
     stream = SimpleNamespace(synchronize=lambda: None)
     cuda = SimpleNamespace(get_current_stream=lambda: stream)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, RawKernel=raw_kernel))
-    bare = _gpu_kernels.bare_launch((np.uint64(1), np.float32(2), np.int32(3), np.int64(4), np.float64(5)))
+    numbers = np.uint64(1), np.float32(2), np.int32(3), np.int64(4), np.float64(5)
+    bare = _gpu_kernels.bare_launch((*numbers, np.zeros(3)))
     bare()
-    parameters = "unsigned long long p0, float p1, int p2, long long p3, double p4"
+    parameters = "unsigned long long p0, float p1, int p2, long long p3, double p4, void* p5"
     assert kernels == [f'extern "C" __global__ void nothing({parameters}) {{}}']
     assert 0 < _gpu_kernels.of_host(bare) < 1000
 

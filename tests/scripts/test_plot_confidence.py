@@ -29,13 +29,13 @@ def run(tmp_path, *argv):
 
 def test_a_run_of_the_command_succeeds_and_writes_its_files(tmp_path):
     argv = [*QUICK, "--step", "40", "--dtype", "float32"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports _report
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # it imports harness
     command = [sys.executable, str(Path(script.__file__)), *argv]
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     content = json.loads((tmp_path / "report" / "confidence.json").read_text())
-    assert content["command"] == "python scripts/plot_confidence.py " + " ".join(argv)
+    assert content["command"] == "python benchmarks/plot_confidence.py " + " ".join(argv)
     assert {"commit", "versions", "hardware", "absent", "problems", "panels"} <= content.keys()
     assert (tmp_path / "report" / "confidence.png").read_bytes().startswith(b"\x89PNG")
     assert "Written: report/confidence.json and report/confidence.png" in process.stdout
@@ -82,7 +82,7 @@ def test_the_standard_formula_loses_everything_and_this_library_nothing(tmp_path
 
 
 def test_a_wrong_gradient_of_this_library_is_a_problem(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(script.LIBRARIES, "xpsoftmax", script.plain_numpy)
+    monkeypatch.setitem(script.LIBRARIES, "xpsoftmax", script.plain)
     status, content = run(tmp_path, "--dtype", "float32", "--step", "20")
     assert status == 1
     assert any(problem.startswith("xpsoftmax gradient float32: error 1 at gap 20") for problem in content["problems"])

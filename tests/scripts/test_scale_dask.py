@@ -1,4 +1,4 @@
-"""scripts/scale_dask.py: it verifies, measures and writes; and its model is what docs/scaling.md says."""
+"""benchmarks/scale_dask.py: it verifies, measures and writes; and its model is what docs/scaling.md says."""
 
 from __future__ import annotations
 

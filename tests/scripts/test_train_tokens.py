@@ -375,7 +375,7 @@ def test_a_tiny_run(monkeypatch, tmp_path, capsys):
         assert words in text
     assert Path("new/a.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads(Path("new/a.json").read_text())
-    assert content["command"] == "python scripts/train_tokens.py --tiny --json new/a.json --plot new/a.png"
+    assert content["command"] == "python examples/train_tokens.py --tiny --json new/a.json --plot new/a.png"
     assert "numpy" in content["versions"]
     assert str(tmp_path) not in json.dumps(content)
 

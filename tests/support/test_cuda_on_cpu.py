@@ -6,6 +6,7 @@ wrong, a thread waits forever or memory is touched that must not be.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import cuda_on_cpu as cpu
@@ -218,9 +219,56 @@ def wrong_look_at_labels(change: tuple[str, str] | None) -> bool:
     return False
 
 
+def wrong_sum_of_rows(change: tuple[str, str] | None) -> bool:
+    """Whether the sums of rows amid nan are wrong."""
+    x, sums = np.arange((plan.ROWS_OF_A_PART + 7) * 40).reshape(-1, 40) % 7.0, np.full((3, 40), np.nan, "f4")
+    placed = cpu.Placed(x.astype("f4"), "float32", offset=2, gap=5)
+    try:
+        launch = plan.sum_of_rows_launch(placed.matrix, cpu.address(sums))
+        cpu.run(launch, change=change, memory=(placed, sums), watch=True)
+    except cpu.KernelError:
+        return True
+    wanted = [x[: plan.ROWS_OF_A_PART].sum(axis=0), x[plan.ROWS_OF_A_PART :].sum(axis=0)]
+    return not (np.array_equal(sums[:2], wanted) and np.isnan(sums[2]).all())
+
+
+def wrong_penalty(change: tuple[str, str] | None) -> bool:
+    """Whether the penalty of a weight, or its gradient, is wrong; with a number and with an array for its strength."""
+    weight = (np.arange(plan.TOTAL_PART + 700) % 7).astype("f4")
+    of_parts = [0.25 * float((part**2).sum()) for part in (weight[: plan.TOTAL_PART], weight[plan.TOTAL_PART :])]
+    for strength in (None, np.array(0.5, "f4")):
+        # What a fault writes beyond the gradient is memory of the test.
+        grad, sums = np.ones(2 * plan.TOTAL_PART, "f4")[: weight.size], np.zeros(2, "f4")
+        at = 0 if strength is None else cpu.address(strength)
+        reg, length = 0.5 if strength is None else 0.0, weight.size
+        addresses = cpu.address(weight), cpu.address(grad), at
+        memory = [array for array in (weight, grad, sums, strength) if array is not None]
+        try:
+            launch = plan.penalty_launch(*addresses, reg, cpu.address(sums), length, "float32")
+            cpu.run(launch, change=change, memory=memory, watch=True)
+        except cpu.KernelError:
+            return True
+        if sums.tolist() != of_parts or not np.array_equal(grad, 1 + 0.5 * weight):
+            return True
+    return False
+
+
 @pytest.mark.parametrize(
     ("wrong", "change"),
     [
+        (wrong_sum_of_rows, ("first + PART < rows ? first + PART : rows", "first + PART")),
+        (wrong_sum_of_rows, ("const Long first = part * PART", "const Long first = 0")),
+        (wrong_sum_of_rows, ("if (j < units) {", "{")),
+        (wrong_sum_of_rows, ("lane == 0 && j < units", "lane == 0")),
+        (wrong_sum_of_rows, ("r += ROW_LANES", "r += ROW_LANES - 1")),
+        (wrong_sum_of_rows, ("        __syncthreads();\n        if (lane < step)", "        if (lane < step)")),
+        (wrong_sum_of_rows, ("x[r * stride + j]", "x[r * units + j]")),
+        (wrong_sum_of_rows, ("ROW_LANES / 2; step", "ROW_LANES / 4; step")),
+        (wrong_penalty, ("if (strength != nullptr) reg = *strength;", "")),
+        (wrong_penalty, ("first + PART < length ? first + PART : length", "first + PART")),
+        (wrong_penalty, ("Scalar(0.5) * reg * all.value", "reg * all.value")),
+        (wrong_penalty, ("g[i] = g[i] + reg * x", "g[i] = reg * x")),
+        (wrong_penalty, ("i += THREADS) {", "i += 2 * THREADS) {")),
         (wrong_total, ("first + PART < length ? first + PART : length", "first + PART")),
         (wrong_total, ("(Long)blockIdx.x * PART", "0")),
         (wrong_total, ("first + threadIdx.x", "first + threadIdx.x + 1")),
@@ -234,6 +282,62 @@ def wrong_look_at_labels(change: tuple[str, str] | None) -> bool:
 def test_faults_around_the_rows_are_caught(wrong, change):
     assert not wrong(None)
     assert wrong(change)
+
+
+def wrong_masses(change: tuple[str, str] | None) -> bool:
+    """Whether a loss or gradient of masses is wrong, of rows that threads hold and of rows that they read twice."""
+    for classes in (7, 300, 8193):
+        rng = np.random.default_rng(classes)
+        for order, scale in itertools.product(kernels.ORDERS.values(), (10, 0.1)):  # a few classes matter, or all do
+            z, q = rng.normal(size=(2, classes)) * scale, rng.dirichlet(np.ones(classes), 2)
+            z, q = (kernels.ordered(x, by).astype("f4") for x, by in zip((z, q), order, strict=True))
+            exact = kernels.oracle.softmax_loss(z, q, reduction="none")
+            try:
+                losses, grad = kernels.loss_of_masses(z, "float32", q, change=change)
+                kernels.within(losses, exact.loss, 0, [])
+                kernels.within(grad, exact.grad, 0, [])
+            except (AssertionError, cpu.KernelError):
+                return True
+    return False
+
+
+def test_masses_without_a_fault():
+    assert not wrong_masses(None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("if (is_top) rise_by(top, hot);", ""),
+        ("        found.logit = row.logit;\n        rise_by(top, hot);\n", ""),
+        ("const Real all = mass.total() + hot.value;", "const Real all = mass.total();"),
+        (
+            "exists(top) && top.index != found.mass.index) add_exponential(top.value);",
+            "exists(top)) add_exponential(z);",
+        ),
+        ("if (hot.index != top.index) add_exponential(z_hot);  // else", "add_exponential(z_hot);  // else"),
+        ("if (is_hot) z_hot = z;\n        else mass.add(q);", "if (is_hot) z_hot = z;\n        mass.add(q);"),
+        ("if (is_hot) z_hot = z;", "if (is_hot) z_hot = 0;"),
+        ("if (!is_top && !is_hot) add_exponential(z);", "add_exponential(z);"),
+        ("exists(top) && top.index != row.logit.index && ", "exists(top) && "),
+        ("top.index != row.logit.index && top.index != row.mass.index", "top.index != row.logit.index"),
+        (
+            "mass.add(hot.value);\n            if (hot.index != top.index) add_exponential(z_hot);\n        }",
+            "if (hot.index != top.index) add_exponential(z_hot);\n        }",
+        ),
+        ("if (hot.index != top.index) add_exponential(z_hot);\n        }\n        return", "}\n        return"),
+        (
+            "if (hot.index != top.index) add_exponential(z_hot);\n        }\n        return",
+            "add_exponential(z_hot);\n        }\n        return",
+        ),
+        ("others.scale(exponential(shift - z));", ""),
+        ("threadIdx.x + (classes - 1) / STEP * STEP; j >= 0", "threadIdx.x + (classes - 1) / STEP * STEP; j > 0"),
+        ("threadIdx.x + (classes - 1) / STEP * STEP; j >= 0", "threadIdx.x + classes / STEP * STEP - STEP; j >= 0"),
+        ("j < classes; j += STEP) Classes", "j + STEP < classes; j += STEP) Classes"),
+    ],
+)
+def test_faults_of_masses_are_caught(change):
+    assert wrong_masses(change)
 
 
 @pytest.mark.parametrize("carried", [True, False])

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from _assert import assert_like
+from assertions import assert_like
 
 import xpsoftmax as xs
 
@@ -76,7 +76,7 @@ def test_gradients_that_have_no_norm_or_none_to_speak_of(backend, rng, value):
 
 def test_the_numbers_of_pytorch(rng):
     torch = pytest.importorskip("torch")
-    from _backends import backend_named
+    from backends import backend_named
 
     _, host = drawn(backend_named("numpy"), "float64", rng)
     parameters = [torch.nn.Parameter(torch.zeros(array.shape, dtype=torch.float64)) for array in host]

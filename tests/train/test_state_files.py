@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from _assert import assert_same_bits
+from assertions import assert_same_bits
 
 import xpsoftmax as xs
 

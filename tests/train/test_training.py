@@ -20,7 +20,7 @@ from xpsoftmax._network.network import as_network
 from xpsoftmax._train import data as train_data
 from xpsoftmax._train.data import as_data
 from xpsoftmax._train.evaluation import evaluation
-from xpsoftmax._train.loop import Run
+from xpsoftmax._train.loop import Loop
 
 N, D, H, C = 47, 5, 7, 4
 BATCH = 10  # the last one has 7 rows
@@ -432,11 +432,13 @@ def test_an_interrupt_while_the_result_is_made_does_not_lose_it():
         """
         interrupted, times = {}, 1
         whole = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
-        make = xs._training.Run.result
+        from xpsoftmax._train.run import Run
+
+        make = Run.result
         def result(*args, **keywords):
             signal.raise_signal(signal.SIGINT)
             return make(*args, **keywords)
-        xs._training.Run.result = result
+        Run.result = result
         last = xs.train(params, X, y, optimizer=xs.sgd(rate), **options)
         print(np.array_equal(flat(last.params), flat(whole.params)))
         """
@@ -660,7 +662,7 @@ def test_nothing_waits_for_the_device_within_an_epoch(backend, problem, monkeypa
     y[batches(3, 1)[0][2]] = -1
     held = moved(backend, params), backend.asarray(X), backend.asarray(y)
     waiting = Waiting(backend, monkeypatch)
-    collect, steps_of_epoch = Run.collect, Run.steps_of_epoch
+    run, settle = Loop.run, Loop.settle
     raised = []
 
     def steps(self, *args):
@@ -669,14 +671,14 @@ def test_nothing_waits_for_the_device_within_an_epoch(backend, problem, monkeypa
                 float(held[1][0, 0])
             except waiting.error:
                 raised.append(True)
-            return steps_of_epoch(self, *args)
+            return run(self, *args)
 
-    def collected(self, *args):
+    def settled(self):
         with waiting.allowed(True):
-            collect(self, *args)
+            return settle(self)
 
-    monkeypatch.setattr(Run, "steps_of_epoch", steps)
-    monkeypatch.setattr(Run, "collect", collected)
+    monkeypatch.setattr(Loop, "run", steps)
+    monkeypatch.setattr(Loop, "settle", settled)
     seen = []
     result = xs.train(*held, optimizer=xs.adam(0.01), epochs=2, batch_size=BATCH, rng=3, ignore_index=-1, reg=0.1,
                       # In host memory PyTorch's kernels are NumPy's: their tensors are looked at.
@@ -750,7 +752,7 @@ def test_a_row_of_nan_is_never_right(label, options, backend, problem):
     net = as_network(moved(backend, params), None)
     loss_options = LossOptions(validate=False, **options)
     data = as_data(net, "X", backend.asarray(X), backend.asarray(y), loss_options)
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         found = evaluation(net, data, "mean", None, None)
     counts = (y != options.get("ignore_index")) & np.isfinite(X).all(axis=1)
     assert float(found.right) == np.sum((xs.mlp_predict(params, X, validate=False) == y) & counts)

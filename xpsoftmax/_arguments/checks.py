@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from array_api_compat import (
     array_namespace,
     is_array_api_obj,
-    is_cupy_array,
     is_dask_array,
     is_jax_array,
     is_numpy_array,
@@ -17,8 +15,8 @@ from array_api_compat import (
     is_torch_array,
 )
 
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home, library, numpy_namespace, same_devices
+from xpsoftmax._arguments.home import Home, home_of, library, numpy_namespace, same_devices
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.shapes import same_shape, size_hint, unknown
 from xpsoftmax._arguments.tracing import check_untransformed
@@ -37,7 +35,8 @@ def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple
     try:
         xp = array_namespace(value)
     except TypeError:
-        raise TypeError(f"{name} must be an array of an Array API library, got {_kind(value)}.") from None
+        hint = " Make one with numpy.asarray." if isinstance(value, (list, tuple, int, float)) else ""
+        raise TypeError(f"{name} must be an array of an Array API library, got {_kind(value)}.{hint}") from None
     if is_numpy_array(value):
         value = np.asarray(value)
     elif is_torch_array(value):
@@ -90,52 +89,7 @@ def as_floating(name: str, value: object, *, differentiable: bool = False) -> tu
     return xp, array
 
 
-_PLAIN = (np.dtype("f4"), np.dtype("f8"))
-
-
-def is_plain(logits: Any, axis: object) -> bool:
-    """Whether `as_logits` would find nothing: rows of a NumPy array, as almost always."""
-    return (
-        type(logits) is np.ndarray
-        and logits.dtype in _PLAIN
-        and logits.ndim == 2
-        and logits.size > 0
-        and type(axis) is int
-        and (axis == -1 or axis == 1)
-    )
-
-
-def is_plain_on_gpu(logits: Any, axis: object) -> bool:
-    """Whether `as_logits` would find nothing: rows of CuPy, contiguous."""
-    return (
-        type(logits) is not np.ndarray
-        and is_cupy_array(logits)
-        and logits.ndim == 2
-        and logits.size > 0
-        and type(axis) is int
-        and (axis == -1 or axis == 1)
-        and _is_native(logits.dtype, FLOATING)
-        and logits.flags.c_contiguous
-    )
-
-
-def are_plain_labels_on_gpu(labels: Any, logits: Any) -> bool:
-    """Whether `as_targets` would find nothing: labels of CuPy, contiguous, beside logits that are plain there."""
-    return (
-        type(labels) is type(logits)
-        and labels.shape == logits.shape[:1]
-        and logits.data.device_id == labels.data.device_id
-        and _is_native(labels.dtype, INTEGRAL)
-        and labels.flags.c_contiguous
-    )
-
-
-@cache
-def _is_native(dtype: DType, names: tuple[str, ...]) -> bool:
-    return dtype_name(dtype) in names and dtype.isnative
-
-
-def as_logits(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Frame]:
+def as_logits(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Layout]:
     """Check the logits and the class axis."""
     xp, array = as_floating("logits", logits, differentiable=differentiable)
     if array.ndim == 0:
@@ -148,10 +102,8 @@ def as_logits(logits: object, axis: object, *, differentiable: bool = False) -> 
             f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
             "For a dask array, call compute_chunk_sizes() first."
         )
-    where, working = home(array), working_dtype(xp, array)
-    return array, Frame(
-        xp, where, tuple(array.shape), position, working, blocks=blocks_of(array), differentiable=differentiable
-    )
+    where = Home(xp, home_of(array), differentiable=differentiable)
+    return array, Layout(where, tuple(array.shape), position, working_dtype(xp, array), blocks_of(array))
 
 
 def working_dtype(xp: Namespace, array: Array) -> DType:
@@ -167,20 +119,21 @@ def as_axis(axis: object, ndim: int) -> int:
     return position % ndim
 
 
-def as_companion(name: str, value: object, frame: Frame) -> Array:
-    """Check that an array is of the library and on the device of the frame."""
-    xp, array = as_array(name, value, differentiable=frame.differentiable)
-    if xp is frame.xp and type(array) is np.ndarray:
+def as_companion(name: str, value: object, home: Home) -> Array:
+    """Check that an array is of the library and on the device of others."""
+    xp, array = as_array(name, value, differentiable=home.differentiable)
+    if xp is home.xp and type(array) is np.ndarray:
         return array
-    if xp is not frame.xp:
+    if xp is not home.xp:
+        hint = " For rows in dask arrays see xpsoftmax.dask." if name == "X" and is_dask_array(array) else ""
         raise TypeError(
-            f"{name} must be an array of the same library as {frame.owner} ({library(frame.xp)}), "
-            f"got one of {library(xp)}."
+            f"{name} must be an array of the same library as {home.owner} ({library(home.xp)}), "
+            f"got one of {library(xp)}.{hint}"
         )
-    where = home(array)
+    where = home_of(array)
     # Arrays being traced by jax.jit have no device.
-    if where is not None and frame.device is not None and not same_devices(where, frame.device):
-        raise ValueError(f"{name} must be on the device of {frame.owner} ({frame.device}), got {where}.")
+    if where is not None and home.device is not None and not same_devices(where, home.device):
+        raise ValueError(f"{name} must be on the device of {home.owner} ({home.device}), got {where}.")
     return array
 
 
@@ -189,16 +142,16 @@ def blocks_of(array: Array) -> tuple[int, ...]:
     return tuple(array.numblocks) if is_dask_array(array) else ()
 
 
-def check_blocks(name: str, array: Array, frame: Frame) -> None:
+def check_blocks(name: str, array: Array, layout: Layout) -> None:
     """Check that a dask array of unknown length has as many blocks of rows as the logits."""
-    for axis, size in enumerate(array.shape if frame.blocks else ()):
+    for axis, size in enumerate(array.shape if layout.blocks else ()):
         if not unknown(size):
             continue
-        rows = next(i for i, length in enumerate(frame.shape) if unknown(length))
-        if array.numblocks[axis] != frame.blocks[rows]:
+        rows = next(i for i, length in enumerate(layout.shape) if unknown(length))
+        if array.numblocks[axis] != layout.blocks[rows]:
             raise ValueError(
-                f"{name} must have as many blocks of rows as {frame.owner} where their sizes are not known, "
-                f"{frame.blocks[rows]}, got {array.numblocks[axis]}. Call compute_chunk_sizes() on both first."
+                f"{name} must have as many blocks of rows as {layout.home.owner} where their sizes are not known, "
+                f"{layout.blocks[rows]}, got {array.numblocks[axis]}. Call compute_chunk_sizes() on both first."
             )
 
 
@@ -206,26 +159,26 @@ def _kind(value: object) -> str:
     return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}".removeprefix("builtins.")
 
 
-def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array:
-    """Check targets; return labels in the library's index dtype, or soft targets in their own."""
-    array = as_companion("targets", targets, frame)
+def as_targets(targets: object, layout: Layout, ignore_index: int | None) -> Array:
+    """Check targets: labels or soft targets."""
+    array = as_companion("targets", targets, layout.home)
     if dtype_name(array.dtype) in INTEGRAL:
-        if not same_shape(array.shape, frame.rows_shape):
+        if not same_shape(array.shape, layout.rows_shape):
             raise ValueError(
-                f"targets must have shape {frame.rows_shape} if they are integer labels for logits of shape "
-                f"{frame.shape} with classes along axis {frame.axis}, got {tuple(array.shape)}. "
-                f"One-hot rows must be of a floating dtype.{size_hint(array.shape, frame.shape)}"
+                f"targets must have shape {layout.rows_shape} if they are integer labels for logits of shape "
+                f"{layout.shape} with classes along axis {layout.axis}, got {tuple(array.shape)}. "
+                f"One-hot rows must be of a floating dtype.{size_hint(array.shape, layout.shape)}"
             )
-        check_blocks("targets", array, frame)
-        return _as_index(array, frame, ignore_index)
+        check_blocks("targets", array, layout)
+        return array
     if not _is_floating(array):
         raise TypeError(f"targets must be integer labels or floating soft targets, got dtype {array.dtype}.")
-    if not same_shape(array.shape, frame.shape):
+    if not same_shape(array.shape, layout.shape):
         raise ValueError(
-            f"targets must have the shape of logits, {frame.shape}, if they are floating soft targets, "
-            f"got {tuple(array.shape)}. Labels must be of an integer dtype.{size_hint(array.shape, frame.shape)}"
+            f"targets must have the shape of logits, {layout.shape}, if they are floating soft targets, "
+            f"got {tuple(array.shape)}. Labels must be of an integer dtype.{size_hint(array.shape, layout.shape)}"
         )
-    check_blocks("targets", array, frame)
+    check_blocks("targets", array, layout)
     if ignore_index is not None:
         raise ValueError(
             f"ignore_index must be None for soft targets, got {ignore_index}. Use sample_weight to leave rows out."
@@ -233,32 +186,40 @@ def as_targets(targets: object, frame: Frame, ignore_index: int | None) -> Array
     return array
 
 
-def _as_index(labels: Array, frame: Frame, ignore_index: int | None) -> Array:
-    """Labels in the index dtype; unsigned values beyond it become a label that is bad and not ignored."""
-    xp = frame.xp
+def index_of(labels: Array, xp: Namespace) -> tuple[DType, bool]:
+    """Return the index dtype of the library, and whether labels of this dtype may be too large for it."""
     index = xp.__array_namespace_info__().default_dtypes()["indexing"] if is_jax_array(labels) else xp.int64
     if labels.dtype == index:
+        return index, False
+    return index, xp.isdtype(labels.dtype, "unsigned integer") and xp.iinfo(labels.dtype).max > xp.iinfo(index).max
+
+
+def as_index(labels: Array, index: DType, layout: Layout, ignore_index: int | None, *, wraps: bool) -> Array:
+    """Labels in the index dtype; unsigned values beyond it become a label that is bad and not ignored."""
+    if labels.dtype == index:
         return labels
-    wraps = xp.isdtype(labels.dtype, "unsigned integer") and xp.iinfo(labels.dtype).max > xp.iinfo(index).max
+    if type(labels) is np.ndarray and not wraps:  # the same without the wrapper
+        return labels.astype(index)
+    xp = layout.home.xp
     labels = xp.astype(labels, index, copy=False)
     if wraps:
-        bad = frame.classes + (frame.classes == ignore_index)
+        bad = layout.classes + (layout.classes == ignore_index)
         labels = xp.where(labels < 0, bad, labels)
     return labels
 
 
-def as_weight(name: str, value: object, frame: Frame, shape: tuple[Any, ...], meaning: str) -> Array | None:
-    """Check an optional array of weights; return it in the working precision."""
+def as_weight(name: str, value: object, layout: Layout, shape: tuple[Any, ...], meaning: str) -> Array | None:
+    """Check an optional array of weights."""
     if value is None:
         return None
-    array = as_companion(name, value, frame)
+    array = as_companion(name, value, layout.home)
     if not _is_floating(array) and dtype_name(array.dtype) not in INTEGRAL:
         raise TypeError(f"{name} must be of a real floating or integer dtype, got {array.dtype}.")
     if not same_shape(array.shape, shape):
         hint = size_hint(array.shape, shape)
         raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.{hint}")
-    check_blocks(name, array, frame)
-    return as_dtype(frame.xp, array, frame.working)
+    check_blocks(name, array, layout)
+    return array
 
 
 def as_dtype(xp: Namespace, array: Array, dtype: DType) -> Array:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import (
@@ -20,12 +21,25 @@ from xpsoftmax._arguments.tracing import is_traced
 from xpsoftmax._typing import Array, Device, Namespace
 
 
+class Home(NamedTuple):
+    """Where arrays live: other arrays of a call must be of the same library and on the same device."""
+
+    xp: Namespace
+    device: Device
+    owner: str = "logits"  # the argument that brought them, for messages
+    differentiable: bool = False  # whether PyTorch may differentiate the result; if not, its tensors are detached
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Surroundings of a computation; see `quiet`."""
+        return quiet(self.xp, self.device)
+
+
 @cache
 def numpy_namespace() -> Namespace:
     return array_namespace(np.empty(0))
 
 
-def home(array: Array) -> Device | None:
+def home_of(array: Array) -> Device | None:
     """Return the device of an array, or the devices that JAX has spread it over; None if the library may move it."""
     if not is_jax_array(array) or is_traced(array):
         return device(array)
@@ -37,7 +51,7 @@ def placement(array: Array) -> Device | None:
 
     JAX binds an array that is made on a device to that device, and then all that is computed from it.
     """
-    where = home(array)
+    where = home_of(array)
     return None if hasattr(where, "device_set") else where
 
 
@@ -57,16 +71,21 @@ def library(xp: Namespace) -> str:
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
-    """Surroundings of a computation.
+    """Surroundings of a computation; see `surroundings`."""
+    return surroundings(xp, device)()
+
+
+def surroundings(xp: Namespace, device: Device) -> Callable[[], AbstractContextManager[Any]]:
+    """What makes the surroundings of a computation.
 
     NumPy must not warn of underflow, infinities and nan, which are meant, whatever the caller's errstate is; CuPy
     computes on its current device, which may be another than the one that holds the arrays, and has NumPy cast numbers.
     """
     if is_cupy_namespace(xp):
-        return _QuietOnDevice(device)
+        return partial(_QuietOnDevice, device)
     if is_torch_namespace(xp) or is_jax_namespace(xp):
-        return nullcontext()
-    return np.errstate(all="ignore")
+        return nullcontext
+    return partial(np.errstate, all="ignore")
 
 
 class _QuietOnDevice(AbstractContextManager[None]):

@@ -1,14 +1,49 @@
-"""The class axis moved last and the other axes flattened to rows, and back."""
+"""How logits are laid out: the class axis moved last and the other axes flattened to rows, and back."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 from array_api_compat import is_jax_namespace
 
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._typing import Array, Namespace
+from xpsoftmax._arguments.home import Home
+from xpsoftmax._arguments.shapes import unknown
+from xpsoftmax._typing import Array, DType, Namespace
 from xpsoftmax.kernels import generic, select
+
+
+class Layout(NamedTuple):
+    """Where the logits live and what they look like: the other arrays of a call must fit."""
+
+    home: Home
+    shape: tuple[Any, ...]  # of the logits; a size is nan where a dask array does not know it
+    axis: int  # of the classes, not negative
+    working: DType  # float32 or float64
+    blocks: tuple[int, ...] = ()  # of a dask array: how many along each axis
+    axes: tuple[int, ...] = ()  # of the classes where they have several, in order; `axis` is the last of them
+
+    @property
+    def lengthless(self) -> bool:
+        """Whether the rows are blocks of a dask array that does not know how many each block has."""
+        return bool(self.blocks) and any(unknown(size) for size in self.shape)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return math.prod(int(self.shape[axis]) for axis in self.axes) if self.axes else int(self.shape[self.axis])
+
+    @property
+    def rows_shape(self) -> tuple[Any, ...]:
+        """Shape of the logits without the class axes: one entry a row."""
+        if self.axes:
+            return tuple(self.shape[axis] for axis in self.row_axes)
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    @property
+    def row_axes(self) -> tuple[int, ...]:
+        """The axes that are not of the classes."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in (self.axes or (self.axis,)))
 
 
 def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
@@ -26,19 +61,33 @@ def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
     return select("reshaped", array, "generic")(array, shape) if is_jax_namespace(xp) else xp.reshape(array, shape)
 
 
-def in_rows(array: Array, frame: Frame, out: Array | None) -> Array:
+def in_rows(array: Array, layout: Layout, out: Array | None) -> Array:
     """Return the logits as rows; widened if the result goes to `out` by way of a copy, which must round only once."""
-    rows = to_rows(frame.xp, array, frame.axis)
-    if out is not None and rows_out(frame, out) is None:
-        return frame.xp.astype(rows, frame.working, copy=False)
+    xp = layout.home.xp
+    if layout.axes:
+        array = xp.permute_dims(array, (*layout.row_axes, *layout.axes))
+        rows = reshaped(xp, array, (math.prod(layout.rows_shape), layout.classes))
+    else:
+        rows = to_rows(xp, array, layout.axis)
+    if out is not None and rows_out(layout, out) is None:
+        return xp.astype(rows, layout.working, copy=False)
     return rows
 
 
-def from_rows(xp: Namespace, rows: Array, frame: Frame) -> Array:
-    """Undo `to_rows`."""
-    if len(frame.shape) == 2:
-        return rows if frame.axis == 1 else xp.permute_dims(rows, (1, 0))
-    return moved(xp, reshaped(xp, rows, (*frame.rows_shape, frame.classes)), len(frame.shape) - 1, frame.axis)
+def from_rows(xp: Namespace, rows: Array, layout: Layout) -> Array:
+    """Undo `in_rows`."""
+    if layout.axes:
+        order = (*layout.row_axes, *layout.axes)
+        array = reshaped(xp, rows, tuple(layout.shape[axis] for axis in order))
+        return xp.permute_dims(array, tuple(order.index(axis) for axis in range(len(order))))
+    if len(layout.shape) == 2:
+        return rows if layout.axis == 1 else xp.permute_dims(rows, (1, 0))
+    return moved(xp, reshaped(xp, rows, (*layout.rows_shape, layout.classes)), len(layout.shape) - 1, layout.axis)
+
+
+def rowwise(xp: Namespace, values: Array, layout: Layout) -> Array:
+    """One value a row, in the shape of the logits without the class axes."""
+    return values if len(layout.shape) == 2 and not layout.axes else reshaped(xp, values, layout.rows_shape)
 
 
 def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
@@ -50,18 +99,29 @@ def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
     return xp.permute_dims(array, tuple(order))
 
 
-def deliver(xp: Namespace, rows: Array, frame: Frame, out: Array | None) -> Array:
+def deliver(xp: Namespace, rows: Array, layout: Layout, out: Array | None) -> Array:
     """Bring rows into the caller's shape; copy them to `out` unless a kernel has written there already."""
     if out is None:
-        return from_rows(xp, rows, frame)
-    if rows_out(frame, out) is None:
-        target = out.detach() if hasattr(out, "detach") else out
-        target[...] = generic.narrowed(xp, from_rows(xp, rows, frame), out.dtype)
+        return from_rows(xp, rows, layout)
+    if rows_out(layout, out) is None:
+        copied(xp, from_rows(xp, rows, layout), out)
     return out
 
 
-def rows_out(frame: Frame, out: Array | None) -> Array | None:
+def copied(xp: Namespace, result: Array, out: Array) -> None:
+    """Copy a result to `out`, rounded to its dtype."""
+    target = out.detach() if hasattr(out, "detach") else out
+    target[...] = generic.narrowed(xp, result, out.dtype)
+
+
+def rows_out(layout: Layout, out: Array | None) -> Array | None:
     """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
-    if out is None or len(frame.shape) != 2 or frame.axis != 1 or not getattr(out.dtype, "isnative", True):
+    if (
+        out is None
+        or len(layout.shape) != 2
+        or layout.axis != 1
+        or layout.axes
+        or not getattr(out.dtype, "isnative", True)
+    ):
         return None
     return out.detach() if hasattr(out, "detach") else out

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace, is_dask_array
 
-from xpsoftmax._arguments.frame import Frame
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.shapes import unknown
 from xpsoftmax._arguments.tracing import check_has_values, unbatched
 from xpsoftmax._typing import INTEGRAL, Array, Namespace, dtype_name
@@ -22,15 +22,15 @@ def first_marked(xp: Namespace, marks: Array) -> int:
     return int(xp.argmax(xp.astype(marks, xp.int32)))
 
 
-def bad_labels(labels: Array, frame: Frame, ignored: Array | None) -> Array:
+def bad_labels(labels: Array, layout: Layout, ignored: Array | None) -> Array:
     """Mark the labels that are neither a class nor ignored."""
-    bad = (labels < 0) | (labels >= frame.classes)
+    bad = (labels < 0) | (labels >= layout.classes)
     return bad if ignored is None else bad & ~ignored
 
 
-def bad_masses(frame: Frame, values: Array) -> Array:
+def bad_masses(xp: Namespace, values: Array) -> Array:
     """Mark the weights or soft targets that are negative or not finite."""
-    return ~(frame.xp.isfinite(values) & (values >= 0.0))
+    return ~(xp.isfinite(values) & (values >= 0.0))
 
 
 class Suspect(NamedTuple):
@@ -49,14 +49,14 @@ def rows_of(array: Array, rows: Rows) -> Array:
     return array if rows is None else array[rows, ...]
 
 
-def check_values(frame: Frame, suspects: Sequence[Suspect]) -> None:
+def check_values(xp: Namespace, suspects: Sequence[Suspect]) -> None:
     """Raise ValueError for the first bad value; all suspects share one synchronisation."""
     flag = None
     for suspect in suspects:
         for rows in suspect.parts:
             bad = suspect.bad(rows)
             check_has_values("labels", bad)
-            found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else frame.xp.any(unbatched(bad))
+            found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else xp.any(unbatched(bad))
             flag = found if flag is None else flag | found
     if flag is not None and bool(flag):
         for suspect in suspects:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home
+from xpsoftmax._arguments.home import Home, home_of
 from xpsoftmax._network.layers import KINDS, Params, recorded
 
 
@@ -28,8 +27,8 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
             raise ValueError(f"{name} must have {part} of the shapes of {owner}, {wanted}, got {shapes}.")
     for layer, like in zip(layers, own, strict=True):
         xp, weight = check.as_array(owner, like.weight)
-        frame = Frame(xp, home(weight), tuple(weight.shape), 0, weight.dtype, owner)
-        check.as_companion(name, layer.weight, frame)
+        where = Home(xp, home_of(weight), owner)
+        check.as_companion(name, layer.weight, where)
     theirs, ours = recorded(layers, name), recorded(own, owner)
     if theirs is not None and ours is not None and theirs != ours:
         raise ValueError(f"{name} must carry the activation of {owner}, {ours!r}, got {theirs!r}.")

@@ -8,7 +8,6 @@ activations of all rows are ever held at once.
 
 from __future__ import annotations
 
-from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._network.backprop import forward
@@ -30,8 +29,9 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     ----------
     params : sequence of Layer
         (weight (fan_in, fan_out), bias (fan_out,)) of each layer; one layer is the softmax classifier.
-    X : array, (N, D)
-        Of the library, device and dtype of the parameters.
+    X : array or sparse matrix, (N, D)
+        Of the library, device and dtype of the parameters. Sparse matrices and arrays of SciPy go with NumPy, those of
+        cupyx with CuPy; they are never made dense, and formats other than CSR are converted to it in each call.
     activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
         Of the hidden layers; gelu is its tanh form. Default: the one that the layers carry (see `Layer`), or "relu" for
         plain pairs. It must be that one.
@@ -67,8 +67,8 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     check_impl(impl)
     net = as_network(params, activation, impl, differentiable=True)
     X = as_inputs(net, X)
-    with quiet(net.xp, net.frame.device):
-        logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
+    with net.home.context():
+        logits = forward(net, X if X.dtype == net.working else net.xp.astype(X, net.working))[2]
         return narrowed(net.xp, logits, net.dtype)
 
 
@@ -192,7 +192,7 @@ def mlp_loss(
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
-    with quiet(net.xp, net.frame.device):
+    with net.home.context():
         return penalised(net, total.loss, reg)
 
 
@@ -267,7 +267,7 @@ def mlp_loss_and_grad(
     net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
     if reg == 0.0 and net.dtype == net.working:
         return total.loss, total.grads
-    with quiet(net.xp, net.frame.device):
+    with net.home.context():
         return finished(net, total.loss, total.grads, reg)
 
 

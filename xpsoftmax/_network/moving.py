@@ -46,7 +46,7 @@ def to_namespace(params: PairsOfArrays, xp: Namespace, device: Device | None = N
     >>> import numpy as np
     >>> import xpsoftmax as xs
     >>> params = xs.init_params((4, 10, 3), rng=0, activation="tanh")
-    >>> [layer.activation for layer in xs.to_namespace(params, np)]  # or cupy, or torch with device="cuda"
+    >>> [layer.activation for layer in xs.to_namespace(params, np)]  # or cupy, torch, ...
     ['tanh', None]
     """
     net = as_network(params, None)

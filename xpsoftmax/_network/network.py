@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home, numpy_namespace
+from xpsoftmax._arguments.door import NO_KEY, SEEN, learn, recall, remember
+from xpsoftmax._arguments.home import Home, home_of, library
 from xpsoftmax._arguments.shapes import same_shape
 from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import Operations, operations
+from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class Network:
     activation: str
     dtype: DType  # of the parameters
     working: DType  # of everything that is computed
-    frame: Frame  # of the first weight: library and device
+    home: Home  # of the first weight: library and device
     kernels: Operations
 
     @property
@@ -42,66 +42,66 @@ def as_network(
     Without an explicit activation the network has the one that its layers carry.
     """
     if not isinstance(params, (tuple, list)) or not params:
+        _refuse_whole(params)
         raise TypeError(f"params must be a non-empty sequence of (weight, bias) pairs, got {params!r:.60}.")
-    if _plain_layers(params):
-        activation = chosen(params, activation)
-        dtype = params[0].weight.dtype
-        frame = _plain_frame(dtype)
-        return Network(frame.xp, tuple(params), activation, dtype, dtype, frame, operations(params[0].weight, impl))
+    key = _key_of_network(params, activation)
+    found = recall(key)
+    if found is not None:
+        home, chosen_activation, dtype = found
+        layers: Any = tuple(params)  # only layers have a key
+        return Network(home.xp, layers, chosen_activation, dtype, dtype, home, operations(layers[0].weight, impl))
+    net = _checked(params, activation, impl, differentiable=differentiable)
+    if all(a is b for layer, given in zip(net.layers, params, strict=True) for a, b in zip(layer, given, strict=True)):
+        learn(net.layers[0].weight)
+        remember(key, (net.home, net.activation, net.dtype), activation)
+    return net
+
+
+def _key_of_network(params: Sequence[Any], activation: str | None) -> Any:
+    try:
+        layers = [
+            (type(layer), type(weight), SEEN[type(weight)](weight), weight.shape, SEEN[type(bias)](bias), bias.shape)
+            for layer in params
+            if type(layer) in KINDS
+            for weight, bias in (layer,)
+        ]
+    except NO_KEY:
+        return None
+    return ("network", activation, *layers) if len(layers) == len(params) else None
+
+
+def _checked(params: PairsOfArrays, activation: str | None, impl: Impl, *, differentiable: bool) -> Network:
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            _refuse_whole(params)
             raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
         pairs.append(kind_of(layer)(*layer))
     activation = chosen(pairs, activation)
     xp, first = check.as_floating("params[0].weight", pairs[0].weight, differentiable=differentiable)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    frame = Frame(xp, home(first), (), 0, working, "params[0].weight", differentiable=differentiable)
+    home = Home(xp, home_of(first), "params[0].weight", differentiable)
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
-        weight, bias = _layer(i, layer, frame, dtype, layers[-1].bias.shape[0] if layers else None)
+        weight, bias = _layer(i, layer, home, dtype, layers[-1].bias.shape[0] if layers else None)
         layers.append(type(layer)(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
-    kernels = operations(layers[0].weight, impl)
-    return Network(xp, tuple(layers), activation, dtype, working, frame, kernels)
+    return Network(xp, tuple(layers), activation, dtype, working, home, operations(layers[0].weight, impl))
 
 
-@cache
-def _plain_frame(dtype: DType) -> Frame:
-    return Frame(numpy_namespace(), "cpu", (), 0, dtype, "params[0].weight")
+def _refuse_whole(params: object) -> None:
+    """Raise TypeError for a result, a state or a classifier, of which the parameters are an attribute."""
+    for name in ("params", "params_", "grads"):
+        if hasattr(params, name):
+            kind = type(params).__name__
+            raise TypeError(f"params must be a sequence of (weight, bias) pairs, got a {kind}. Pass its `{name}`.")
 
 
-def _plain_layers(params: Sequence[Any]) -> bool:
-    """Whether NumPy layers are seen at a glance to fit each other: all checks together take longer than a small net."""
-    dtype, before = None, None
-    for layer in params:
-        if type(layer) not in KINDS:
-            return False
-        weight, bias = layer
-        if type(weight) is not np.ndarray or type(bias) is not np.ndarray:
-            return False
-        if dtype is None:
-            dtype, before = weight.dtype, weight.shape[:1]
-            if not check.is_plain(weight, 1):
-                return False
-        if (
-            weight.dtype != dtype
-            or bias.dtype != dtype
-            or weight.ndim != 2
-            or weight.shape[:1] != before
-            or weight.shape[1:] != bias.shape
-            or bias.size == 0
-        ):
-            return False
-        before = bias.shape
-    return True
-
-
-def _layer(i: int, layer: Sequence[Array], frame: Frame, dtype: DType, fan_in: int | None) -> tuple[Array, Array]:
+def _layer(i: int, layer: Sequence[Array], home: Home, dtype: DType, fan_in: int | None) -> tuple[Array, Array]:
     arrays = []
     for name, ndim, value in (("weight", 2, layer[0]), ("bias", 1, layer[1])):
         name = f"params[{i}].{name}"
-        check.as_companion(name, value, frame)
-        _, array = check.as_floating(name, value, differentiable=frame.differentiable)
+        check.as_companion(name, value, home)
+        _, array = check.as_floating(name, value, differentiable=home.differentiable)
         if array.dtype != dtype:
             raise TypeError(f"{name} must have the dtype of params[0].weight, {dtype}, got {array.dtype}.")
         if array.ndim != ndim:
@@ -122,24 +122,51 @@ def _layer(i: int, layer: Sequence[Array], frame: Frame, dtype: DType, fan_in: i
 
 
 def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
+    """Check inputs (N, D) of a network."""
     fan_in = net.layers[0].weight.shape[0]
-    seen = type(X) is np.ndarray and type(net.layers[0].weight) is np.ndarray  # at a glance
-    if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
+    try:
+        seen = SEEN[type(X)](X), X.shape[1:]
+        key: Any = ("inputs", type(X), *seen, fan_in, net.dtype, net.home.xp, net.home.device)
+    except NO_KEY:
+        key = None
+    if recall(key):
         return X
-    check.as_companion(name, X, net.frame)
-    _, array = check.as_floating(name, X, differentiable=net.frame.differentiable)
+    array = _checked_inputs(net, X, name, fan_in)
+    if array is X:
+        remember(key, True)  # noqa: FBT003 - there is nothing else to know
+    return array
+
+
+def _checked_inputs(net: Network, X: Array, name: str, fan_in: int) -> Array:
+    if is_sparse(X):
+        array = _sparse_companion(name, X, net.home)
+    else:
+        check.as_companion(name, X, net.home)
+        _, array = check.as_floating(name, X, differentiable=net.home.differentiable)
     if array.dtype != net.dtype:
         raise TypeError(
             f"{name} must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them."
         )
     if array.ndim != 2 or not same_shape(array.shape[1:], (fan_in,)):
         raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
-    return array
+    return as_rows(array) if is_sparse(array) else array
+
+
+def _sparse_companion(name: str, X: Any, home: Home) -> Any:
+    """Check that a sparse matrix is multiplied with arrays of the library, and on the device, of others."""
+    if library_of(X) != library(home.xp):
+        raise TypeError(
+            f"{name} must be an array of the same library as {home.owner} ({library(home.xp)}), "
+            f"got a sparse matrix that is multiplied with {library_of(X)} arrays."
+        )
+    if library_of(X) == "cupy":
+        check.as_companion(name, X.data, home)  # on this device
+    return X
 
 
 def copied(net: Network, layers: Params, dtype: DType) -> Params:
     """Copy layers of the shapes of a network; the copies carry the activation of its layers."""
     if type(layers[0].weight) is np.ndarray:
         return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), net.layers)
-    asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.frame.device, "copy": True}
+    asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.home.device, "copy": True}
     return alike([Layer(*(asarray(array, **options) for array in layer)) for layer in layers], net.layers)

@@ -8,17 +8,17 @@ import numpy as np
 from array_api_compat import is_jax_array
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.door import enter_problem
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import as_number, check_choice, check_impl
-from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan, prepare
+from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan
 from xpsoftmax._network.backprop import Buffers, DeadRows, backward, forward
-from xpsoftmax._network.chunks import SMALL, Plan, budget, overwrites_logits, plan_chunks
+from xpsoftmax._network.chunks import SMALL, Plan, budget, features_of, overwrites_logits, plan_chunks
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.network import Network, as_inputs, as_network
 from xpsoftmax._network.sums import Sums
 from xpsoftmax._typing import Array, Impl
-from xpsoftmax.kernels import select, summed
+from xpsoftmax.kernels import select, sparse, summed
 
 
 def add_up(
@@ -40,14 +40,13 @@ def add_up(
     reg = as_number("reg", reg)
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
-    with quiet(xp, net.frame.device):
-        blocks = check.blocks_of(X)
-        shape, differentiable = (X.shape[0], classes), net.frame.differentiable
-        frame = Frame(xp, net.frame.device, shape, 1, net.working, "X", blocks, differentiable)
-        problem = prepare(targets, frame, options, budget(max_memory))
-        if frame.lengthless:
+    with net.home.context():
+        home = net.home._replace(owner="X")
+        layout = Layout(home, (X.shape[0], classes), 1, net.working, check.blocks_of(X))
+        problem = enter_problem(targets, layout, options, budget(max_memory))
+        if layout.lengthless:
             problem = _beside(problem, X)
-        plan = plan_chunks(net, X.shape[0], problem, max_memory)
+        plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))
         loss, grads = add_rows(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
@@ -110,6 +109,8 @@ def _chunk(
         if is_jax_array(X):
             dead = DeadRows(xp, row_weight)
             X = dead.finite(X)
+        elif sparse.is_sparse(X):
+            X = sparse.without_rows(xp, X, row_weight != 0.0)
         else:
             X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
     inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
@@ -125,4 +126,6 @@ def _chunk(
 
 
 def _some_rows(array: Array, rows: slice) -> Array:
-    return select("some_rows", array, "generic")(array, rows) if is_jax_array(array) else array[rows, ...]
+    if is_jax_array(array):
+        return select("some_rows", array, "generic")(array, rows)
+    return array[rows, :] if sparse.is_sparse(array) else array[rows, ...]

@@ -9,7 +9,6 @@ import numpy as np
 from array_api_compat import is_dask_array
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer, check_flag, check_impl
 from xpsoftmax._arguments.tracing import check_has_values, check_not_batched
 from xpsoftmax._arguments.values import Bad, first_marked, in_block, starts_of
@@ -19,6 +18,7 @@ from xpsoftmax._network.layers import PairsOfArrays
 from xpsoftmax._network.network import Network, as_inputs, as_network
 from xpsoftmax._typing import Array, Impl, Namespace
 from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.sparse import is_sparse
 
 NO_CLASS = -1
 """The label of a row whose logits hold nan."""
@@ -44,7 +44,7 @@ def predict(
     check_flag("validate", validate)
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
-    with quiet(net.xp, net.frame.device):
+    with net.home.context():
         chunks = plan_prediction(net, X, max_memory)
         if is_dask_array(X):
             return _predict_blocks(net, X, validate=validate)
@@ -60,7 +60,9 @@ def _predict_chunks(net: Network, X: Array, chunks: Sequence[slice | None]) -> A
     labels = np.empty(X.shape[0], np.intp) if on_host and len(chunks) > 1 else None
     parts = []
     for rows in chunks:
-        part = net.xp.astype(X if rows is None else X[rows, :], net.working, copy=False)
+        part = X if rows is None else X[rows, :]
+        if X.dtype != net.working:
+            part = net.xp.astype(part, net.working)
         found = labels_of(net.xp, forward(net, part, buffers=buffers)[2])
         del part  # before the next one is cast
         if labels is None:
@@ -133,7 +135,8 @@ def _check_labels(net: Network, X: Array, labels: Array) -> None:
     check_not_batched("logits", labels)
     row = _first_without_class(net.xp, labels)
     if row is not None:
-        finite = bool(net.xp.all(net.xp.isfinite(X[row, :])))
+        numbers = X[[row], :].data if is_sparse(X) else X[row, :]
+        finite = bool(net.xp.all(net.xp.isfinite(numbers)))
         raise no_class(row, finite=finite).error()
 
 

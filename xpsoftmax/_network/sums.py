@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from xpsoftmax._arguments.home import on_device, quiet
+from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_number
 from xpsoftmax._network.alike import check_alike
-from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, alike
+from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, alike, sizes_of
 from xpsoftmax._network.network import Network, as_network
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.kernels.generic import narrowed
@@ -42,6 +42,9 @@ class PartialSums(NamedTuple):
     loss: Array  # 0-d: sum of the weighted losses
     weight: Array  # 0-d: sum of the counting weights
     grads: Params  # sums of the weighted gradients, in float32 or wider
+
+    def __repr__(self) -> str:
+        return f"PartialSums({sizes_of(self.grads)}, loss {self.loss}, weight {self.weight})"
 
     def __add__(self, other: object) -> PartialSums:
         """Sums over the rows of both."""
@@ -84,7 +87,7 @@ class PartialSums(NamedTuple):
         if self.loss.dtype != net.working:
             raise TypeError(f"params must be of a dtype that is summed in {self.loss.dtype}, got {net.dtype}.")
         reg = as_number("reg", reg)
-        with quiet(net.xp, net.frame.device):
+        with net.home.context():
             loss, grads = self.mean(net.xp)
             return finished(net, loss, alike(grads, net.layers), reg)
 
@@ -113,7 +116,7 @@ class Sums(NamedTuple):
         """What is added to that of other rows."""
         weight = self.weight
         if type(weight) is float:
-            with on_device(net.xp, net.frame.device):
+            with on_device(net.xp, net.home.device):
                 weight = net.xp.full_like(self.loss, weight)
         return PartialSums(self.loss, weight, self.grads)
 

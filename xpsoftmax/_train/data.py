@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.finite import first_not_finite
 from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.problem import LossOptions, Problem, prepare
 from xpsoftmax._arguments.tracing import check_concrete
 from xpsoftmax._arguments.values import Bad
@@ -36,9 +38,10 @@ def as_data(
     check_concrete(**{name: X}, targets=targets, **weights)
     if X.shape[0] == 0:
         raise ValueError(f"{name} must have at least one row, got shape {tuple(X.shape)}.")
-    frame = net.frame._replace(shape=(X.shape[0], net.layers[-1].bias.shape[0]), axis=1, owner=name)
-    with quiet(net.xp, net.frame.device):
-        problem = prepare(targets, frame, options._replace(reduction="sum"), budget(max_memory))
+    shape = (X.shape[0], net.layers[-1].bias.shape[0])
+    layout = Layout(net.home._replace(owner=name), shape, 1, net.working, check.blocks_of(X))
+    with quiet(net.xp, net.home.device):
+        problem = prepare(targets, layout, options._replace(reduction="sum"), budget(max_memory))
         plan_chunks(net, 1, problem, max_memory)  # too small a budget shows at once
         # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
         counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
@@ -55,7 +58,7 @@ def check_held_out(net: Network, data: Data, max_memory: int | None) -> None:
 
 
 def _bad_inputs(net: Network, data: Data, max_memory: int | None, name: str) -> Bad | None:
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         return first_not_finite(net.xp, name, data.X, data.problem.row_weight, budget(max_memory))
 
 

@@ -77,7 +77,8 @@ def save_state(path: str | os.PathLike[str], state: TrainState) -> None:
     ...     path = pathlib.Path(folder, "run.safetensors")
     ...     xs.save_state(path, xs.train(params, X, y, epochs=3, **options).state)
     ...     result = xs.train(params, X, y, epochs=6, resume=xs.load_state(path), **options)
-    >>> bool((result.params[0].weight == xs.train(params, X, y, epochs=6, **options).params[0].weight).all())
+    >>> whole = xs.train(params, X, y, epochs=6, **options)
+    >>> bool((result.params[0].weight == whole.params[0].weight).all())
     True
     """
     if not isinstance(state, TrainState):
@@ -200,7 +201,8 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "run.safetensors")
     ...     state = xs.load_state(path) if path.exists() else None  # it was killed and starts again
-    ...     result = xs.train(params, X, y, **options, resume=state, callback=xs.checkpoint(path, every=3))
+    ...     keep = xs.checkpoint(path, every=3)
+    ...     result = xs.train(params, X, y, **options, resume=state, callback=keep)
     ...     xs.load_state(path).epoch, xs.load_state(path).step  # after 9 of 10 steps
     (4, 1)
     """

@@ -27,15 +27,23 @@ class TrainResult(NamedTuple):
     >>> import numpy as np
     >>> import xpsoftmax as xs
     >>> X, y = np.eye(4), np.array([0, 1, 2, 0])
-    >>> result = xs.train(xs.init_params((4, 3), rng=0), X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
+    >>> params = xs.init_params((4, 3), rng=0)
+    >>> result = xs.train(params, X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
     >>> len(result.history["loss"])  # two batches an epoch
     10
+    >>> result
+    TrainResult(4-3, 5 epochs, loss 0.458)
     >>> params, history, state = result
     """
 
     params: Params
     history: History
     state: TrainState
+
+    def __repr__(self) -> str:
+        """Sizes, epochs, last loss, and the validation accuracy of the parameters: the numbers would fill pages."""
+        epoch = 0 if self.state.best is None else self.state.best[1]
+        return f"TrainResult({', '.join([*self.state.progress(), *self.state.last(epoch)])})"
 
 
 class TrainStep:
@@ -70,7 +78,7 @@ class TrainStep:
     ) -> None:
         self.epoch, self.step, self.loss = epoch, step, loss
         self._params, self._state = params, state
-        self._passed = False
+        self._expired = False
 
     @property
     def params(self) -> Params:
@@ -85,12 +93,12 @@ class TrainStep:
         return self._state()
 
     def _check_present(self, name: str) -> None:
-        if self._passed:
+        if self._expired:
             raise RuntimeError(f"{name} must be asked for while the callback runs: training has gone on since.")
 
-    def pass_by(self) -> None:
-        """Training goes on: parameters and state will be others."""
-        self._passed = True
+    def _expire(self) -> None:
+        """Refuse parameters and state from now on: training goes on, and changes them."""
+        self._expired = True
 
     def __repr__(self) -> str:
         return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"
@@ -123,6 +131,8 @@ class DivergenceError(FloatingPointError):
     ...     print(error.step, bool(np.isfinite(error.result.params[0].weight).all()))
     1 True
     """
+
+    __module__ = "xpsoftmax"  # tracebacks show the public name
 
     def __init__(self, step: int, loss: float | None, result: TrainResult, reason: str | None = None) -> None:
         super().__init__(reason or _diverged_by_steps(step, loss))

@@ -15,7 +15,7 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.values import Rows, Suspect, check_values
 from xpsoftmax._network.alike import check_alike
-from xpsoftmax._network.layers import Layer, Params, alike, kind_of
+from xpsoftmax._network.layers import Layer, Params, alike, kind_of, sizes_of
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.optimizers import Optimizer, State
 
@@ -72,11 +72,31 @@ class TrainState(NamedTuple):
     batch_size: int
     blocks: tuple[tuple[int, ...], int] | None = None
 
+    def __repr__(self) -> str:
+        """Where the training is: the numbers would fill pages."""
+        return f"TrainState({', '.join([*self.progress(), *self.last()])})"
+
+    def progress(self) -> list[str]:
+        """Return the sizes of the network, and how far it is trained, in words."""
+        words = [sizes_of(self.params) or f"{len(self.params)} layers", _counted(self.epoch, "epoch")]
+        return words if self.step == 0 else [*words[:-1], f"{words[-1]} and {_counted(self.step, 'step')}"]
+
+    def last(self, epoch: int = 0) -> list[str]:
+        """Return the last loss in words, and the validation accuracy of an epoch, counted from 1; of the last for 0."""
+        names = {"loss": "loss", "validation_accuracy": "validation accuracy"}
+        places = {"loss": -1, "validation_accuracy": epoch - 1}
+        found = {name: self.history.get(name) for name in names}
+        return [f"{names[name]} {values[places[name]]:.3g}" for name, values in found.items() if values]
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
 
 class Counted(Protocol):
     """What a training goes over, as far as a state has to fit it."""
 
-    given: Network
+    network: Network
     rows: int
     blocks: tuple[tuple[int, ...], int] | None
 
@@ -105,12 +125,12 @@ def checked_state(
     _check_sizes(resume, steps, batch_size)
     rng = _checked_rng(resume.rng, generator)
     epoch, step = _checked_place(resume, rng, steps, generator, batch_size)
-    params = _checked_layers("resume.params", resume.params, steps.given)
-    updates, *kept = _checked_optimizer(resume.optimizer, optimizer, steps.given)
+    params = _checked_layers("resume.params", resume.params, steps.network)
+    updates, *kept = _checked_optimizer(resume.optimizer, optimizer, steps.network)
     history = _checked_history(resume.history, epoch, validated=validated)
     _check_counts(history, epoch, step, updates, steps.span(batch_size))
-    best = _checked_best(resume.best, epoch, history, steps.given, patient=patient)
-    _check_numbers(steps.given, params, kept, optimizer.squares, best)
+    best = _checked_best(resume.best, epoch, history, steps.network, patient=patient)
+    _check_numbers(steps.network, params, kept, optimizer.squares, best)
     return resume._replace(
         params=params, optimizer=(updates, *kept), rng=rng, epoch=epoch, step=step, best=best, history=history
     )
@@ -206,7 +226,7 @@ def _checked_layers(name: str, layers: Any, net: Network) -> Params:
         arrays = []
         for part, value in zip(Layer._fields, layer, strict=True):
             where = f"{name}[{i}].{part}"
-            check.as_companion(where, value, net.frame)
+            check.as_companion(where, value, net.home)
             _, array = check.as_floating(where, value)
             if array.dtype != net.working:
                 raise TypeError(f"resume must be of a training in {net.working}, got one in {array.dtype}.")
@@ -249,8 +269,8 @@ def _check_numbers(
 
         return Suspect(name, rule, "index", bad, array)
 
-    with quiet(net.xp, net.frame.device):
-        check_values(net.frame, [suspect(*entry) for entry in named()])
+    with quiet(net.xp, net.home.device):
+        check_values(net.xp, [suspect(*entry) for entry in named()])
 
 
 def _checked_history(history: Any, epoch: int, *, validated: bool) -> History:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from xpsoftmax._arguments.problem import Problem, divided
 from xpsoftmax._arguments.values import Bad
 from xpsoftmax._network.backprop import Buffers
-from xpsoftmax._network.chunks import Plan, plan_chunks
+from xpsoftmax._network.chunks import Plan, features_of, plan_chunks
 from xpsoftmax._network.layers import Params, carrying, recorded
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.passes import add_rows
@@ -21,6 +21,7 @@ from xpsoftmax._train.data import Data, first_flaw
 from xpsoftmax._train.evaluation import evaluation
 from xpsoftmax._train.state import TrainState
 from xpsoftmax._typing import Array, Reduction
+from xpsoftmax.kernels.sparse import is_sparse
 
 
 def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
@@ -36,54 +37,72 @@ def trained_network(net: Network, activation: str) -> Network:
     return replace(net, layers=carrying(net.layers, activation), activation=activation)
 
 
+class Batch(Protocol):
+    """The rows of a step; which, only the steps know that drew it."""
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+
+
 class Batches(Protocol):
-    """The batches of an epoch in their order; what one is, only the steps know that made it."""
+    """The batches of an epoch in their order."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
 
 
 class Steps(Protocol):
-    """What a training goes over: rows in memory (`Stepper`), or the blocks of dask arrays."""
+    """What a training goes over: rows in memory (`Stepper`), or the blocks of dask arrays (`PartitionSteps`)."""
 
-    given: Network
-    on_host: bool  # whether looking at a loss waits for nothing
+    network: Network  # with the parameters to start from
+    on_host: bool  # whether losses are on the host: to look at one waits for nothing
     rows: int
-    blocks: tuple[tuple[int, ...], int] | None
+    blocks: tuple[tuple[int, ...], int] | None  # rows of each block, and blocks of a step; None for rows in memory
 
     def expected(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
-        """How many batches the epoch has that the generator draws; without one about how many."""
+        """Return how many batches the epoch has that the generator draws; without one about how many."""
 
     def span(self, batch_size: int) -> tuple[int, int]:
-        """How many batches an epoch has at least and at most."""
+        """Return how many batches an epoch has at least and at most."""
 
-    def batches(self, generator: np.random.Generator, batch_size: int) -> Batches:
-        """Draw an epoch."""
+    def batches(self, generator: Any, batch_size: int) -> Batches:
+        """Draw an epoch; without a generator the rows keep their order."""
 
-    def of_batch(self, layers: Params, batch: Any) -> tuple[Array, Params] | None:
-        """Loss and gradients; None where no row counts."""
+    def of_batch(self, params: Params, batch: Any) -> tuple[Array, Params] | None:
+        """Return loss and gradients, which are valid until the next call; None if no row counts."""
 
-    def evaluated(self, layers: Params, data: Any) -> tuple[float, float]:
-        """Loss, without penalty, and accuracy of other data."""
+    def evaluated(self, params: Params, data: Any) -> tuple[float, float]:
+        """Return loss, without penalty, and accuracy of other data."""
 
     def flaw(self, data: Any = None) -> Bad | None:
-        """The first bad value of the data, or of other data: it is looked for where a loss is not finite."""
+        """Return the first bad value of the data, or of other data: the cause of a loss that is not finite."""
 
 
-class _Rows:
-    """Batches of rows in memory: for each which rows, None for all of them, and whether one of them counts."""
+class RowBatch(NamedTuple):
+    """A batch of rows in memory."""
+
+    rows: Array | slice | None  # their numbers, where the data is; None for all rows
+    size: int
+    counts: bool  # whether a row of it counts
+
+
+class RowBatches:
+    """The batches of an epoch over rows in memory, in an order of the rows; None is the order that they have."""
 
     def __init__(self, stepper: Stepper, order: np.ndarray | None, batch_size: int) -> None:
         self.stepper, self.order, self.batch_size = stepper, order, batch_size
-        self.there = stepper.there(order)
+        self.all_at_once = batch_size >= stepper.rows
+        self.numbers = order if order is None or self.all_at_once else stepper.to_device(order)
 
     def __len__(self) -> int:
         return self.stepper.expected(self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Array | None, bool]]:
+    def __iter__(self) -> Iterator[RowBatch]:
         for start in range(0, self.stepper.rows, self.batch_size):
-            rows = slice(start, min(start + self.batch_size, self.stepper.rows))
-            yield None if self.there is None else self.there[rows], self.stepper.counts(self.order, rows)
+            part = slice(start, min(start + self.batch_size, self.stepper.rows))
+            rows = None if self.all_at_once else part if self.numbers is None else self.numbers[part]
+            yield RowBatch(rows, part.stop - part.start, self.stepper.counts(self.order, part))
 
 
 class Stepper:
@@ -103,7 +122,7 @@ class Stepper:
         *,
         averaged: bool = False,
     ) -> None:
-        self.given = net
+        self.network = net
         self.net = replace(net, dtype=net.working)
         self.data, self.reg, self.reduction, self.max_memory = data, reg, reduction, max_memory
         self.averaged = averaged
@@ -119,13 +138,15 @@ class Stepper:
             self.grads = parts_of(np.empty(size, net.working), net.layers)
 
     def plan(self, rows: int) -> Plan:
+        """Return the chunks of a batch of so many rows."""
         if rows not in self.plans:
-            self.plans[rows] = plan_chunks(self.given, rows, self.data.problem, self.max_memory)
+            features = features_of(self.data.X)
+            self.plans[rows] = plan_chunks(self.network, rows, self.data.problem, self.max_memory, features)
         return self.plans[rows]
 
-    def loss_and_grads(self, layers: Params, rows: Array | slice | None) -> tuple[Array, Params]:
-        """Of these rows, or of all; NumPy gradients are valid until the next call."""
-        self.net.layers = layers
+    def loss_and_grads(self, params: Params, rows: Array | slice | None) -> tuple[Array, Params]:
+        """Return loss and gradients of these rows, or of all; NumPy gradients are valid until the next call."""
+        self.net.layers = params
         X, problem = self.batch(rows)
         plan = self.plan(X.shape[0])
         loss, grads = add_rows(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
@@ -137,47 +158,53 @@ class Stepper:
     def span(self, batch_size: int) -> tuple[int, int]:
         return self.expected(batch_size), self.expected(batch_size)
 
-    def batches(self, generator: np.random.Generator, batch_size: int) -> Batches:
-        return _Rows(self, generator.permutation(self.rows) if batch_size < self.rows else None, batch_size)
+    def batches(self, generator: Any, batch_size: int) -> RowBatches:
+        drawn = generator is not None and batch_size < self.rows
+        return RowBatches(self, generator.permutation(self.rows) if drawn else None, batch_size)
 
-    def of_batch(self, layers: Params, batch: tuple[Array | None, bool]) -> tuple[Array, Params] | None:
-        rows, counts = batch
-        return self.loss_and_grads(layers, rows) if counts else None
+    def in_order(self, order: np.ndarray, batch_size: int) -> RowBatches:
+        """Return the batches of an epoch in this order of the rows."""
+        return RowBatches(self, order, batch_size)
 
-    def there(self, order: np.ndarray | None) -> Array | None:
-        """Numbers of rows, where the data is."""
-        if order is None or self.on_host:
-            return order
-        return self.given.xp.asarray(order, device=self.given.frame.device)
+    def of_batch(self, params: Params, batch: RowBatch) -> tuple[Array, Params] | None:
+        return self.loss_and_grads(params, batch.rows) if batch.counts else None
+
+    def to_device(self, order: np.ndarray) -> Array:
+        """Return numbers of rows where the data is."""
+        return order if self.on_host else self.network.xp.asarray(order, device=self.network.home.device)
 
     def counts(self, order: np.ndarray | None, rows: slice) -> bool:
-        """Whether a batch, a slice of this order of the rows, has a row that counts."""
+        """Return whether a part of this order of the rows has a row that counts."""
         counts = self.data.counts
         return counts is None or bool((counts[rows] if order is None else counts[order[rows]]).any())
 
     def batch(self, rows: Array | slice | None) -> tuple[Array, Problem]:
+        """Return the inputs of a batch, and what its loss is computed of."""
         X, problem = self.data.X, self.data.problem
         targets, row_weight, counting = problem.targets, problem.row_weight, problem.counting
         if rows is not None:
-            X, targets = self.taken(X, rows), self.taken(targets, rows)
+            X, targets = self.select(X, rows), self.select(targets, rows)
             if counting is not None:
-                counting, row_weight = self.taken(counting, rows), self.taken(row_weight, rows)
+                counting, row_weight = self.select(counting, rows), self.select(row_weight, rows)
         size = X.shape[0]
-        total = float(size) if counting is None else self.given.xp.sum(counting)
+        total = float(size) if counting is None else self.network.xp.sum(counting)
         if counting is None:
             share = 1.0 / size if self.reduction == "mean" else 1.0
             if size not in self.evenly:
-                self.evenly[size] = self.given.xp.full_like(row_weight[:size], share)
+                self.evenly[size] = self.network.xp.full_like(row_weight[:size], share)
             row_weight = self.evenly[size]
         elif self.reduction == "mean":
-            row_weight = divided(self.given.xp, row_weight, total)
+            row_weight = divided(self.network.xp, row_weight, total)
         return X, problem._replace(targets=targets, row_weight=row_weight, total=total)
 
-    def taken(self, array: Array, rows: Array | slice) -> Array:
+    def select(self, array: Array, rows: Array | slice) -> Array:
+        """Return these rows of an array; NumPy rows are valid until the next call for this array."""
+        if is_sparse(array):
+            return array[rows, :]
         if type(rows) is slice:
             return array[rows, ...]
         if type(array) is not np.ndarray:
-            return self.given.xp.take(array, rows, axis=0)
+            return self.network.xp.take(array, rows, axis=0)
         if not array.flags.c_contiguous:  # `take` would copy all of it
             return array[rows]
         if array.ndim == 1 or self.buffers is None:
@@ -185,9 +212,9 @@ class Stepper:
         out = self.buffers.take(("rows", id(array)), (rows.shape[0], array.shape[1]), array.dtype)
         return array.take(rows, axis=0, out=out, mode="clip")  # in its default mode NumPy fills a copy of `out` first
 
-    def evaluated(self, layers: Params, data: Data) -> tuple[float, float]:
-        net = replace(self.given, layers=layers)
+    def evaluated(self, params: Params, data: Data) -> tuple[float, float]:
+        net = replace(self.network, layers=params)
         return evaluation(net, data, self.reduction, self.max_memory, self.buffers).finish(self.reduction)
 
     def flaw(self, data: Data | None = None) -> Bad | None:
-        return first_flaw(self.given, self.data if data is None else data, self.max_memory)
+        return first_flaw(self.network, self.data if data is None else data, self.max_memory)

@@ -16,8 +16,8 @@ import numpy as np
 from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax._arguments.finite import first_not_finite
-from xpsoftmax._arguments.frame import Frame
-from xpsoftmax._arguments.home import home, placement, quiet
+from xpsoftmax._arguments.home import Home, home_of, placement, quiet
+from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.problem import LossOptions, Problem, prepare
 from xpsoftmax._arguments.values import Bad
@@ -27,7 +27,7 @@ from xpsoftmax._network.network import Network, as_network, copied
 from xpsoftmax._network.passes import add_up
 from xpsoftmax._network.sums import PartialSums, finished, penalised
 from xpsoftmax._typing import Array, DType, Impl, Reduction
-from xpsoftmax.kernels.numpy.threads import alone
+from xpsoftmax.kernels.numpy.blas import single_threaded
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def one_thread() -> AbstractContextManager[None]:
         threads = distributed.get_worker().state.nthreads if distributed else None
     except ValueError:
         threads = None  # not a worker
-    return alone(blas=threads != 1)
+    return single_threaded(blas=threads != 1)
 
 
 def uneven(X: Array, targets: Array, weight: Array | None) -> Uneven | None:
@@ -223,7 +223,7 @@ def look_at_inputs(
     if isinstance(problem, Bad):
         return Block(sizes, problem)
     xp = array_namespace(X)
-    with one_thread(), quiet(xp, home(X)):
+    with one_thread(), quiet(xp, home_of(X)):
         return Block(sizes, first_not_finite(xp, called, X, problem.row_weight, budget(max_memory)))
 
 
@@ -231,10 +231,10 @@ def _looked_at(
     targets: Array, weight: Array | None, classes: int, options: LossOptions, working: DType
 ) -> Problem | Bad:
     xp = array_namespace(targets)
-    frame = Frame(xp, home(targets), (int(targets.shape[0]), classes), 1, working, "X")
-    with quiet(xp, frame.device):
+    layout = Layout(Home(xp, home_of(targets), "X"), (int(targets.shape[0]), classes), 1, working)
+    with layout.home.context():
         try:
-            return prepare(targets, frame, options._replace(sample_weight=weight), DEFAULT_MAX_MEMORY)
+            return prepare(targets, layout, options._replace(sample_weight=weight), DEFAULT_MAX_MEMORY)
         except ValueError as error:
             return bad_row(error)
 
@@ -254,6 +254,6 @@ def finish(model: Model, total: Block, reg: float, reduction: Reduction) -> list
 
 def finished_sums(net: Network, sums: PartialSums, reg: float | Array, reduction: Reduction) -> tuple[Array, Params]:
     """Loss and gradients of sums over all rows."""
-    with quiet(net.xp, net.frame.device):
+    with quiet(net.xp, net.home.device):
         loss, grads = sums.mean(net.xp) if reduction == "mean" else (sums.loss, sums.grads)
         return finished(net, loss, grads, reg) if grads else (penalised(net, loss, float(reg)), ())

@@ -14,11 +14,12 @@ from typing import Any
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import PairsOfArrays, Params, carrying
 from xpsoftmax._network.predict import predict
-from xpsoftmax._train.loop import Run, trained
 from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
+from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import activation_to_train
 from xpsoftmax._train.train import check_parts
@@ -229,6 +230,14 @@ def _labels(X: Array, *, model: Model) -> Array:
     return predict(model.params, X, model.activation, model.max_memory, model.impl, validate=model.options.validate)
 
 
+@suggesting(
+    lr="optimizer=xs.adam(learning_rate)",
+    learning_rate="optimizer=xs.adam(learning_rate)",
+    num_epochs="epochs=",
+    n_epochs="epochs=",
+    seed="rng=",
+    random_state="rng=",
+)
 def train(
     params: PairsOfArrays,
     X: Array,
@@ -355,9 +364,9 @@ def train(
         validated, patient = validation is not None, patience is not None
         resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
-    with quiet(steps.given.xp, steps.given.frame.device):
+    with quiet(steps.network.xp, steps.network.home.device):
         run = Run(steps, optimizer, generator, batch_size, resume)
         try:
-            return trained(run, epochs, held_out, patience, callback, progress=progress)
+            return run_epochs(run, epochs, held_out, patience, callback, progress=progress)
         except ClusterError as error:
             raise ClusterError(error.reason, run.rescued()) from error.__cause__

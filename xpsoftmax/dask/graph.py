@@ -76,7 +76,7 @@ def as_rows(net: Network, X: object) -> Array:
             "Call its to_dask_array()." if hasattr(X, "to_dask_array") else "xpsoftmax itself takes arrays in memory."
         )
         raise TypeError(f"X must be a dask array, got {_kind(X)}. {hint}")
-    check.as_companion("X", X._meta, net.frame)
+    check.as_companion("X", X._meta, net.home)
     fan_in = net.layers[0].weight.shape[0]
     if X.ndim != 2 or X.shape[1] != fan_in:
         raise ValueError(f"X must have shape (N, {fan_in}) to fit params[0].weight, got {X.shape}.")
@@ -134,11 +134,11 @@ def _like(meta: Array, shape: tuple[int, ...]) -> Array:
 def _as_companion(name: str, value: object, X: Array, net: Network) -> Array:
     """Check for a dask array of the library of the parameters, or make one of an array in memory."""
     if is_dask_array(value):
-        check.as_companion(name, value._meta, net.frame)
+        check.as_companion(name, value._meta, net.home)
         return value
     if hasattr(value, "to_dask_array"):
         raise TypeError(f"{name} must be a dask array, got {_kind(value)}. Call its to_dask_array().")
-    array = check.as_companion(name, value, net.frame)
+    array = check.as_companion(name, value, net.home)
     if array.ndim == 0 or array.shape[0] != X.shape[0]:
         more = " Make it a dask array with the blocks of X." if is_unknown(X) else ""
         raise ValueError(f"{name} must have as many rows as X, {X.shape[0]}, got shape {tuple(array.shape)}.{more}")

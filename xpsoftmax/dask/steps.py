@@ -196,7 +196,8 @@ def as_held_out(scheduler: Scheduler, model: Model, X: Any, targets: Any) -> Dat
 
 class _Batch(NamedTuple):
     blocks: list[int]
-    rows: np.ndarray | None  # numbers in the rows of these blocks together; None: all of them
+    rows: np.ndarray | None  # numbers in the rows of these blocks together; None for all of them
+    size: int
 
 
 class _Epoch:
@@ -211,10 +212,6 @@ class _Epoch:
         order: Any = range(count) if generator is None or most >= count else generator.permutation(count).tolist()
         self.groups = [sorted(order[start : start + most]) for start in range(0, count, most)]
 
-    def size(self, batch: _Batch) -> int:
-        """How many rows a batch has."""
-        return self.rows(batch.blocks) if batch.rows is None else len(batch.rows)
-
     def rows(self, group: list[int]) -> int:
         return sum(self.steps.sizes[block] for block in group)
 
@@ -225,11 +222,12 @@ class _Epoch:
         for group in self.groups:
             rows = self.rows(group)
             if 0 < rows <= self.batch_size:
-                yield _Batch(group, None)
+                yield _Batch(group, None, rows)
             elif rows:
                 order = np.arange(rows) if self.generator is None else self.generator.permutation(rows)
                 for start in range(0, rows, self.batch_size):
-                    yield _Batch(group, order[start : start + self.batch_size])
+                    part = order[start : start + self.batch_size]
+                    yield _Batch(group, part, len(part))
 
 
 class PartitionSteps:
@@ -249,7 +247,7 @@ class PartitionSteps:
     ) -> None:
         net = model.network
         model = replace(model.trusting(), widened=net.dtype != net.working)
-        self.given, self.model, self.data, self.sizes = net, model, data, sizes
+        self.network, self.model, self.data, self.sizes = net, model, data, sizes
         self.reg, self.reduction, self.blocks_per_step = reg, reduction, blocks_per_step
         self.scheduler, self.averaged = scheduler, averaged
         self.on_host = type(net.layers[0].weight) is np.ndarray
@@ -289,7 +287,7 @@ class PartitionSteps:
 
     def loss_and_grads(self, layers: Params, rows: None) -> tuple[Array, Params]:  # noqa: ARG002
         """Of all rows, of which one counts."""
-        found = self.of_batch(layers, _Batch(list(range(len(self.sizes))), None))
+        found = self.of_batch(layers, _Batch(list(range(len(self.sizes))), None, self.rows))
         if found is None:
             raise ValueError("sample_weight must let a row count, got none that does.")
         return found
@@ -314,7 +312,7 @@ class PartitionSteps:
     def evaluated(self, layers: Params, data: Data | Partitions) -> tuple[float, float]:
         """Loss, without penalty, and accuracy of other data."""
         if isinstance(data, Data):
-            net = replace(self.given, layers=layers)
+            net = replace(self.network, layers=layers)
             return evaluation(net, data, self.reduction, self.model.max_memory, None).finish(self.reduction)
         node = parts.as_node(replace(self.model, params=layers))
         column = parts.each_block(evaluate_block, data.pairs, model=node, reduction=self.reduction)
@@ -324,7 +322,7 @@ class PartitionSteps:
     def flaw(self, data: Data | Partitions | None = None) -> Bad | None:
         """See `xpsoftmax._train.steps.Steps`; None, too, where the cluster is lost while it is looked for."""
         if isinstance(data, Data):
-            return first_flaw(self.given, data, self.model.max_memory)
+            return first_flaw(self.network, data, self.model.max_memory)
         model = replace(self.model, options=self.model.options._replace(validate=True))
         try:
             found = look_at_all(self.scheduler, model, self.data if data is None else data, "X").flaw
@@ -343,7 +341,7 @@ def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reducti
     if sizes == (0,):
         return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
     net = replace(model.network, dtype=X.dtype)
-    with one_thread(), quiet(net.xp, net.frame.device):
+    with one_thread(), quiet(net.xp, net.home.device):
         data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
         loss, total, right, counted = evaluation(net, data, reduction, model.max_memory, None)
         return Block(sizes, None, Evaluation(float(loss), float(total), float(right), counted))

@@ -121,7 +121,7 @@ def softmax_loss_rows(
 ) -> tuple[Array, None]:
     """See `generic.softmax_loss_rows`; the losses alone, of target masses of either sign."""
     z = _working(logits)
-    poor = generic.without_number(z.detach(), targets.detach())
+    poor = generic.undefined_rows(z.detach(), targets.detach())
     counted = row_weight.detach() != 0.0
     # Rows that must not count are zeros before anything is computed from them, if they hold no number.
     empty = (poor & ~counted)[:, None]

@@ -105,14 +105,24 @@ def softmax_loss_rows(
     logits: Array, targets: Array, row_weight: Array, spec: LossSpec, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
     """See `generic.softmax_loss_rows`. The losses can be differentiated; with `grad` nothing can."""
-    arrays = logits, targets, row_weight, spec.class_weight
+    arrays = *_plain_rows(logits, targets, row_weight), spec.class_weight
     options = spec.label_smoothing, spec.z_loss
     if grad or not is_differentiated(*arrays):
         losses, dlogits = _loss(*arrays, *options, grad=grad, out=out)
         return losses, dlogits if grad else None
     if is_transformed() or (torch.compiler.is_compiling() and any(_requires_grad(x) for x in arrays[1:])):
-        return smooth.softmax_loss_rows(logits, targets, row_weight, spec)
+        return smooth.softmax_loss_rows(*arrays[:3], spec)
     return _Losses.apply(*arrays, *options, False), None  # noqa: FBT003
+
+
+def _plain_rows(logits: Array, targets: Array, row_weight: Array | float) -> tuple[Array, Array, Array]:
+    """Labels in the index dtype, and a weight for each row: kernels are given other dtypes, and numbers, too."""
+    if targets.ndim == 1 and targets.dtype != torch.int64:
+        targets = targets.to(torch.int64)
+    if isinstance(row_weight, float):
+        (z,) = _working(logits)
+        row_weight = z.new_full(targets.shape[:1], row_weight)
+    return logits, targets, row_weight
 
 
 def losses_in_place(logits: Array, targets: Array, row_weight: Array, spec: LossSpec) -> Array:

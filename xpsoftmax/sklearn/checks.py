@@ -10,13 +10,24 @@ from array_api_compat import array_namespace
 
 from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.values import first_marked
+from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
+from xpsoftmax._train.loop import are_finite
 from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax.kernels import sparse
 from xpsoftmax.sklearn.labels import missing_in
+
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights, {}. The input data may contain large values and need to be "
+    "preprocessed; a smaller learning_rate_init may help, too. The model is as it was before."
+)
+INTERRUPTED = "Training interrupted by user."
 
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
     """Row, column and value of the first input that is not finite."""
+    if sparse.is_sparse(X):
+        return sparse.first_not_finite(array_namespace(X.data), X)
     if type(X) is np.ndarray and sum_is_finite(X):
         return None
     xp = array_namespace(X)
@@ -101,3 +112,15 @@ def as_overflow(error: ValueError) -> ValueError:
 def is_overflow(error: BaseException) -> bool:
     """Whether an error is marked: it is not about an argument alone, and `fit` may say more of its cause."""
     return bool(getattr(error, "overflow", False))
+
+
+def diverged(what: str) -> ValueError:
+    """Return the error of a solver that came to numbers that are not finite."""
+    return overflow_error(NOT_FINITE.format(what))
+
+
+def finite_layers(net: Network, layers: Params) -> Params:
+    """Return the layers, if all their numbers are finite; raise ValueError if not."""
+    if not are_finite(net, layers):
+        raise diverged("by the last step")
+    return layers

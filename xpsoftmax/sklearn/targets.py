@@ -5,7 +5,6 @@ Labels are looked at on the host, where strings live; their codes go to where th
 
 from __future__ import annotations
 
-import warnings
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.options import as_number, check_choice
 from xpsoftmax._arguments.values import first_marked
 from xpsoftmax._typing import Array, Device, Namespace, dtype_name
+from xpsoftmax.sklearn.caller import warn
 from xpsoftmax.sklearn.labels import as_labels, as_raw_array, encode, is_elsewhere, missing_in, refuse_masked, shortened
 
 SUM_TO_ONE = 1e-3
@@ -44,11 +44,10 @@ def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hi
     if is_probabilities(y):
         return as_probabilities(y, X, known)
     if y.ndim == 2:
-        warnings.warn(
+        warn(
             "A column-vector y was passed when a 1d array was expected. Please change the shape of y to (n_samples, ), "
             "for example using ravel().",
             DataConversionWarning,
-            stacklevel=4,
         )
     labels = as_labels("y", y)
     if known is None:

@@ -115,9 +115,9 @@ def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:  # noqa: A0
 
 def _check_values(input: Tensor, target: Tensor, weight: Tensor | None, options: Options) -> None:  # noqa: A002
     """Look at labels, probabilities and weights. A weight may be negative, as it may be in PyTorch."""
-    _, frame = check.as_logits(input, options.axis, differentiable=True)
+    _, layout = check.as_logits(input, options.axis, differentiable=True)
     try:
-        prepare(target, frame, LossOptions(ignore_index=options.ignore_index, reduction="none", validate=True))
+        prepare(target, layout, LossOptions(ignore_index=options.ignore_index, reduction="none", validate=True))
     except ValueError as error:
         bad: Any = getattr(error, "bad", None)
         raise error if bad is None else bad._replace(name="target").error() from None

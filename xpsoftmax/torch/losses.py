@@ -10,10 +10,10 @@ from torch import Tensor
 
 import xpsoftmax
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.layout import to_rows
+from xpsoftmax._arguments.layout import in_rows, rowwise
 from xpsoftmax._arguments.options import as_integer, check_flag
-from xpsoftmax._arguments.problem import prepare
-from xpsoftmax._loss import reduced, softmax_loss, softmax_loss_and_grad
+from xpsoftmax._arguments.problem import mean_or_nan, prepare
+from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._typing import FLOATING, Reduction
 from xpsoftmax.kernels import select, smooth
 from xpsoftmax.kernels import torch as rules
@@ -219,16 +219,19 @@ def by_rows(
     inplace: bool = False,
 ) -> Tensor:
     """The loss by the row operations on tensors, which have derivative rules of their own."""
-    array, frame = check.as_logits(input, options.axis, differentiable=True)
-    problem = prepare(target, frame, options.of(weight))
-    rows = to_rows(frame.xp, array, frame.axis)
+    array, layout = check.as_logits(input, options.axis, differentiable=True)
+    problem = prepare(target, layout, options.of(weight))
+    rows, xp = in_rows(array, layout, None), layout.home.xp
     if options.signed:
         losses, _ = smooth.softmax_loss_rows(rows, *problem[:2], problem.spec)
     elif inplace:
         losses = rules.losses_in_place(rows, *problem[:2], problem.spec)
     else:
         losses, _ = select("softmax_loss_rows", array, "auto")(rows, *problem[:2], problem.spec, grad=False)
-    return reduced(losses, problem, frame, options.reduction, "auto")
+    if options.reduction == "none":
+        return rowwise(xp, losses, layout)
+    loss = losses.sum()
+    return mean_or_nan(xp, loss, problem.total) if options.reduction == "mean" else loss
 
 
 class _Held(torch.autograd.Function):

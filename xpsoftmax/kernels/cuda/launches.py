@@ -30,20 +30,24 @@ def _grid(launch: plan.Launch, device: int) -> int:
 
 
 class Ready(NamedTuple):
-    """A launch that only lacks its addresses. It is kept for the next call with arrays of the same layout."""
+    """A launch that only lacks its arrays. It is kept for the next call with arrays of the same layout."""
 
     function: Any
     grid: tuple[int]
     block: tuple[int]
     shared_bytes: int
     others: tuple[Any, ...]  # the arguments that are no addresses
-    in_order: Callable[[tuple[Any, ...]], tuple[Any, ...]]  # puts addresses and others, one after the other, in order
+    in_order: Callable[[tuple[Any, ...]], tuple[Any, ...]]  # puts arrays and others, one after the other, in order
     alignment: int  # of all addresses that are passed, in bytes
     real: Any  # dtype of the losses
 
-    def run(self, *addresses: np.uint64) -> None:
-        """Launch on the current device and stream with these addresses, in the order of the arguments."""
-        arguments = self.in_order(addresses + self.others)
+    def run(self, *arrays: Any) -> None:
+        """Launch on the current device and stream with these arrays, in the order of the arguments.
+
+        CuPy passes the address of an array by itself, faster than it takes a number of NumPy; such a number stands
+        for no array.
+        """
+        arguments = self.in_order(arrays + self.others)
         self.function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
 
 

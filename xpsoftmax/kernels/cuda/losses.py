@@ -1,4 +1,4 @@
-"""The loss of rows of CuPy arrays, and the sum of losses."""
+"""The loss of rows of CuPy arrays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from xpsoftmax._typing import Array, LossSpec, dtype_name
 from xpsoftmax.kernels.cuda import launches, plan
 from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, is_elsewhere, laid_out, matrix_of, result_for
 from xpsoftmax.kernels.cuda.launches import Ready, capability_of, made_ready
+from xpsoftmax.kernels.cuda.sums import total
 
-_uint64 = np.uint64
-_NOWHERE = _uint64(0)
-"""The address that stands for no array."""
+_NOWHERE = np.uint64(0)
+"""The argument that stands for no array."""
 
 
 def softmax_loss_rows(
@@ -62,12 +62,12 @@ def _softmax_loss(
         result = result_for(rows, out) if grad else None
         sum_of_losses = None
         if losses.size:
-            counter = 0
+            counter = None
             if add_up and losses.size <= plan.MOST_ROWS_IN_ONE_LAUNCH and _has_one_label_a_row(targets, spec):
-                counter = int(_counter(cupy.cuda.runtime.getDevice()))
-                sum_of_losses = cupy.empty((), losses.dtype) if counter else None
+                counter = _counter(cupy.cuda.runtime.getDevice())
+                sum_of_losses = None if counter is None else cupy.empty((), losses.dtype)
             weight_of_all = row_weight if weights is None else 0.0
-            sums = address_of(sum_of_losses), counter
+            sums = address_of(sum_of_losses), address_of(counter)
             launches.run(_loss_launch(rows, targets, weights, weight_of_all, class_weight, spec, losses, result, sums))
         return losses, None if result is None else delivered(result, out), sum_of_losses
 
@@ -89,7 +89,7 @@ def _plain_loss(
     device, shape, dtype = logits.data.device_id, logits.shape, logits.dtype
     result = None if not grad else cupy.empty(shape, dtype) if out is None else out
     adds_up = add_up and smoothing == 0.0 and shape[0] <= plan.MOST_ROWS_IN_ONE_LAUNCH
-    counter = _counter(device) if adds_up else _NOWHERE
+    counter = _counter(device) if adds_up else None
     ready = _ready_loss(
         shape,
         logits.strides,
@@ -100,17 +100,23 @@ def _plain_loss(
         None if result is None else result.dtype,
         weight,
         smoothing,
-        bool(counter),
+        counter is not None,
         device,
     )
-    first, second, third = address_of(logits), address_of(labels), address_of(result)
-    if ready is None or (first | second | third) % ready.alignment:
+    written = _NOWHERE if result is None else result
+    addresses = logits.data.ptr | labels.data.ptr | address_of(result)
+    if ready is None or addresses % ready.alignment:
         return None
     losses = cupy.empty(shape[0], ready.real)
-    total = cupy.empty((), ready.real) if counter else None
-    sums = (_uint64(address_of(total)), counter) if smoothing == 0.0 else ()
-    ready.run(_uint64(first), _uint64(second), _NOWHERE, _uint64(address_of(losses)), _uint64(third), *sums)
-    return losses, result, total
+    if smoothing != 0.0:
+        ready.run(logits, labels, _NOWHERE, losses, written)
+        return losses, result, None
+    if counter is None:
+        ready.run(logits, labels, _NOWHERE, losses, written, _NOWHERE, _NOWHERE)
+        return losses, result, None
+    sum_of_losses = cupy.empty((), ready.real)
+    ready.run(logits, labels, _NOWHERE, losses, written, sum_of_losses, counter)
+    return losses, result, sum_of_losses
 
 
 @lru_cache(maxsize=256)
@@ -153,14 +159,14 @@ def _has_one_label_a_row(targets: Array, spec: LossSpec) -> bool:
     return targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0 == spec.label_smoothing
 
 
-def _counter(device: int) -> np.uint64:
-    """Address of a counter that is 0 and that no launch of another stream uses; 0 where there is none.
+def _counter(device: int) -> Array | None:
+    """A counter that is 0 and that no launch of another stream uses; None where there is none.
 
     A launch that is being captured may be replayed beside others: it gets none.
     """
     stream = cupy.cuda.get_current_stream().ptr
     if cupy.cuda.runtime.streamIsCapturing(stream):
-        return _NOWHERE
+        return None
     return _counter_of(device, stream, threading.get_ident() if stream == PER_THREAD else 0)
 
 
@@ -169,13 +175,9 @@ PER_THREAD = 2
 
 
 @cache
-def _counter_of(device: int, stream: int, thread: int) -> np.uint64:  # noqa: ARG001 - one for each
-    _COUNTERS.append(cupy.zeros((), "u4"))
-    return _uint64(address_of(_COUNTERS[-1]))
-
-
-_COUNTERS: list[Array] = []
-"""All counters: their memory must not be given to others."""
+def _counter_of(device: int, stream: int, thread: int) -> Array:  # noqa: ARG001 - one for each
+    """It is kept for as long as the program runs: its memory must not be given to others."""
+    return cupy.zeros((), "u4")
 
 
 def _loss_launch(
@@ -230,17 +232,3 @@ def are_classes(labels: Array, classes: int) -> bool:
                 )
             )
         return not found.item()
-
-
-def total(x: Array) -> Array:
-    """Sum of all entries of float32 or float64, 0-d."""
-    with x.device:
-        sums = cupy.ascontiguousarray(x)
-        if not sums.size:
-            return cupy.zeros((), x.dtype)
-        while True:
-            parts = plan.total_parts(sums.size)
-            x, sums = sums, cupy.empty(parts if parts > 1 else (), x.dtype)
-            launches.run(plan.total_launch(address_of(x), address_of(sums), x.size, dtype_name(x.dtype)))
-            if parts == 1:
-                return sums

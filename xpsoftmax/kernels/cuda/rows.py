@@ -6,14 +6,11 @@ from functools import lru_cache
 from typing import Any
 
 import cupy
-import numpy as np
 
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.cuda import launches, plan
 from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, is_elsewhere, laid_out, matrix_of, result_for
 from xpsoftmax.kernels.cuda.launches import Ready, capability_of, made_ready
-
-_uint64 = np.uint64
 
 
 def softmax_rows(logits: Array, out: Array | None = None) -> Array:
@@ -65,10 +62,9 @@ def _plain_rows(operation: str, logits: Array, out: Array | None) -> Array | Non
         result.dtype,
         logits.data.device_id,
     )
-    first, second = address_of(logits), address_of(result)
-    if ready is None or (first | second) % ready.alignment:
+    if ready is None or (logits.data.ptr | result.data.ptr) % ready.alignment:
         return None
-    ready.run(_uint64(first), _uint64(second))
+    ready.run(logits, result)
     return result
 
 

@@ -205,7 +205,7 @@ _MASSES_OF_SINGLE = (
     MassClass(512, 4, 2),
     MassClass(512, 8, 2),
     MassClass(512, 16, 1),
-    MassClass(512, 0, 2),
+    MassClass(1024, 0, 1),  # the fewer rows at once, the more of each is still cached when it is read again
 )
 _MASSES_OF_DOUBLE = (
     MassClass(32, 4, 16),

@@ -5,14 +5,16 @@
 //   dlogits[r, j] = weight[r] * ((Q + slope) p[j] - q[j])
 //
 // Two classes are set apart: the largest logit, whose -log p is a log1p, and `hot`, which has the largest q and whose
-// gradient is (Q - q) p - q (1 - p), formed without a difference from 1. What the others need is one sum each.
+// gradient is (Q - q) p - q (1 - p), formed without a difference from 1. What the others need is one sum each. Which two
+// classes these are is known only at the end of a row: each thread sets its own two apart, and adds them to its sums when it
+// learns that they are not the row's.
 //
 // Layout   logits, dlogits as in softmax_loss.cu; targets: labels (R,), or masses (R, C) of the working precision.
 // Launch   one block of THREADS a row, as many blocks as rows. Each thread holds the logits and targets of CLASSES_HELD classes, every
-//          THREADS-th; with CLASSES_HELD 0 it has any number of them, and every step reads them again.
+//          THREADS-th; with CLASSES_HELD 0 it has any number of them, and the gradient reads them again.
 // Limits   held: C <= THREADS * CLASSES_HELD (the launcher checks); C < 2^31 - 16.
-// Traffic  held: one read, one write. Else three reads; while the rows that run at once fit the second-level cache, memory
-//          sees one.
+// Traffic  held: one read, one write. Else a second read, from the end of the row, which was read last: while the rows that
+//          run at once fit the second-level cache, memory sees one.
 #include "labels.cuh"
 #define LANES THREADS
 #define VECTORS 0
@@ -34,32 +36,30 @@ struct Masses {
     DEVICE Real operator()(Long j) const { return mass(j, target(j)); }
 };
 
-// The classes of a thread: their logits and targets, in registers or read anew.
-struct Classes {
-    const Scalar* z;
-    const Masses& masses;
-    Long count;
-    Real logits[CLASSES_HELD > 0 ? CLASSES_HELD : 1], targets[CLASSES_HELD > 0 ? CLASSES_HELD : 1];
+// Classes that a thread reads at once where it does not hold them.
+constexpr int READ_AT_ONCE = 4;
+constexpr int AT_ONCE = CLASSES_HELD > 0 ? CLASSES_HELD : READ_AT_ONCE;
 
-    DEVICE Classes(const Scalar* z, const Masses& masses, Long count) : z(z), masses(masses), count(count) {
+// Some classes of a thread: the first, and every THREADS-th after it. A class beyond the row has no logit.
+struct Classes {
+    Long first;
+    Real logits[AT_ONCE], targets[AT_ONCE];
+
+    DEVICE Classes(Long first, const Scalar* z, const Masses& masses, Long count) : first(first) {
 #pragma unroll
-        for (int n = 0; n < CLASSES_HELD; ++n) {
-            const Long j = threadIdx.x + n * THREADS;
+        for (int n = 0; n < AT_ONCE; ++n) {
+            const Long j = first + n * THREADS;
             logits[n] = j < count ? widened(z[j]) : 0;
             targets[n] = j < count ? masses.target(j) : 0;
         }
     }
     // visit(class, logit, target)
     template <class Visit>
-    DEVICE void for_each(Visit visit) const {
-        if constexpr (CLASSES_HELD > 0) {
+    DEVICE void for_each(Long count, Visit visit) const {
 #pragma unroll
-            for (int n = 0; n < CLASSES_HELD; ++n) {
-                const Long j = threadIdx.x + n * THREADS;
-                if (j < count) visit(j, logits[n], targets[n]);
-            }
-        } else {
-            for (Long j = threadIdx.x; j < count; j += THREADS) visit(j, widened(z[j]), masses.target(j));
+        for (int n = 0; n < AT_ONCE; ++n) {
+            const Long j = first + n * THREADS;
+            if (j < count) visit(j, logits[n], targets[n]);
         }
     }
 };
@@ -84,58 +84,88 @@ using SumOfClasses = SumOf<(CLASSES_HELD > 0)>::Type;
 // How far logits may rise above the shift of their sum before it is moved (as in rows.cuh).
 constexpr int SLACK = 4;
 
-// What the first reading finds.
+// What all threads of a row agree on first.
 struct Survey {
     Largest<Real> logit, mass;
     Real targets;  // their sum: not finite if one is not
     int negative;  // whether a target is
-    static DEVICE Survey none() { return {Largest<Real>::none(), Largest<Real>::none(), 0, 0}; }
     template <int WIDTH>
     DEVICE Survey over_lanes() const {
         return {logit.over_lanes<WIDTH>(), mass.over_lanes<WIDTH>(), sum_of_lanes<WIDTH>(targets),
                 sum_of_lanes<WIDTH>(negative)};
     }
+    static DEVICE Survey none() { return {Largest<Real>::none(), Largest<Real>::none(), 0, 0}; }
 };
 
-// What the second one sums: over all but the largest logit and the hot class, and over all.
-struct Readings {
+// What they sum then: over all but the largest logit and the hot class, and over all.
+struct Sums {
     Exponentials<Real> others;
     Real mass;  // of all but the hot class
     Real away;  // of q[j] * (top - z[j]), over all: no term is negative
-    static DEVICE Readings none() { return {Exponentials<Real>::none(), 0, 0}; }
+    static DEVICE Sums none() { return {Exponentials<Real>::none(), 0, 0}; }
     template <int WIDTH>
-    DEVICE Readings over_lanes() const {
+    DEVICE Sums over_lanes() const {
         return {others.over_lanes<WIDTH>(), sum_of_lanes<WIDTH>(mass), sum_of_lanes<WIDTH>(away)};
     }
 };
 
-DEVICE Survey survey(const Classes& classes) {
+// The same of the classes that one thread has read so far. Its own largest logit and hot class are set apart.
+struct Reading {
     Survey found = Survey::none();
-    classes.for_each([&](Long j, Real z, Real target) {
-        found.logit = found.logit.or_else({z, (int)j});
-        found.mass = found.mass.or_else({classes.masses.mass(j, target), (int)j});
+    Real z_hot = 0;
+    Real shift = -Limits<Real>::infinity();
+    SumOfClasses others, mass, away;
+
+    DEVICE void add(Long j, Real z, Real q, Real target) {
+        const Largest<Real> top = found.logit, hot = found.mass;
         found.targets += target;
         found.negative |= target < 0;
-    });
-    return RowTeam::over_all<0>(found);
-}
-
-DEVICE Readings sums(const Classes& classes, const Survey& found) {
-    Real top = -Limits<Real>::infinity();
-    SumOfClasses others, mass, away;
-    classes.for_each([&](Long j, Real z, Real target) {
-        const Real q = classes.masses.mass(j, target);
-        if (j != found.mass.index) mass.add(q);
-        if (q != 0) away.add(q * (found.logit.value - z));
-        if (j == found.logit.index || j == found.mass.index) return;
-        if (z > top + SLACK) {
-            others.scale(exponential(top - z));
-            top = z;
+        found.logit = top.or_else({z, (int)j});
+        found.mass = hot.or_else({q, (int)j});
+        const bool is_top = found.logit.index == j, is_hot = found.mass.index == j;
+        if (is_top) rise_by(top, hot);
+        if (q != 0) away.add(z == -Limits<Real>::infinity() ? -z : q * (found.logit.value - z));
+        if (is_top && exists(top) && top.index != found.mass.index) add_exponential(top.value);
+        if (is_hot && exists(hot)) {
+            mass.add(hot.value);
+            if (hot.index != top.index) add_exponential(z_hot);  // else it was added as the largest logit, or still is that
         }
-        others.add(exponential(z - shift_of(top)));
-    });
-    return RowTeam::over_all<1>(Readings{{top, others.total()}, mass.total(), away.total()});
-}
+        if (is_hot) z_hot = z;
+        else mass.add(q);
+        if (!is_top && !is_hot) add_exponential(z);
+    }
+
+    // The sums, once the largest logit and the hot class of the whole row are known.
+    DEVICE Sums beside(const Survey& row) {
+        const Largest<Real> top = found.logit, hot = found.mass;
+        found.logit = row.logit;
+        rise_by(top, hot);
+        if (exists(top) && top.index != row.logit.index && top.index != row.mass.index) add_exponential(top.value);
+        if (exists(hot) && hot.index != row.mass.index) {
+            mass.add(hot.value);
+            if (hot.index != top.index) add_exponential(z_hot);
+        }
+        return {{shift, others.total()}, mass.total(), away.total()};
+    }
+
+   private:
+    static DEVICE bool exists(const Largest<Real>& of) { return of.index != Largest<Real>::none().index; }
+
+    // The largest logit was `top` before, and the hot class `hot`: all masses are farther from it now.
+    DEVICE void rise_by(const Largest<Real>& top, const Largest<Real>& hot) {
+        if (!exists(top) || top.value == found.logit.value) return;
+        const Real all = mass.total() + hot.value;
+        if (all != 0) away.add(all * (found.logit.value - top.value));
+    }
+
+    DEVICE void add_exponential(Real z) {
+        if (z > shift + SLACK) {
+            others.scale(exponential(shift - z));
+            shift = z;
+        }
+        others.add(exponential(z - shift_of(shift)));
+    }
+};
 
 // x * exp(z - top) with all its digits also where the exponential is subnormal and the product is not.
 DEVICE Real times_exponential(Real x, Real z, Real top) {
@@ -165,13 +195,21 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
         return;
     }
 
-    const Classes own(z, masses, classes);
-    const Survey found = survey(own);
+    Reading reading;
+    const auto read = [&](Long j, Real z_j, Real target) { reading.add(j, z_j, masses.mass(j, target), target); };
+#if CLASSES_HELD > 0
+    const Classes own(threadIdx.x, z, masses, classes);
+    own.for_each(classes, read);
+#else
+    constexpr Long STEP = Long(THREADS) * READ_AT_ONCE;
+    for (Long j = threadIdx.x; j < classes; j += STEP) Classes(j, z, masses, classes).for_each(classes, read);
+#endif
+    const Survey found = RowTeam::over_all<0>(reading.found);
     const int top_index = found.logit.index, hot = found.mass.index;
     const bool one = hot == top_index;
     const Real top = found.logit.value;
     const Real z_hot = hot < classes ? widened(z[hot]) : Limits<Real>::nan();  // before any thread writes in its place
-    const Readings sum = sums(own, found);
+    const Sums sum = RowTeam::over_all<1>(reading.beside(found));
 
     // exp(z - top): of the others, of the hot class, and all of it. A product with one that is subnormal need not be.
     const Odds<Real> odds = against(sum.others, top);
@@ -193,8 +231,14 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     if (dlogits == nullptr) return;
     const Real pull = (q_all + slope) / total, push = q_hot / total;
     const Real of_hot = times_hot((sum.mass + slope) / total) - (times_rest(push) + (one ? 0 : push));
-    own.for_each([&](Long j, Real z_j, Real target) {
+    const auto write = [&](Long j, Real z_j, Real target) {
         const Real value = times_exponential(pull, z_j, top) - masses.mass(j, target);
         out[j] = narrowed<Result>((j == hot ? of_hot : value) * share);
-    });
+    };
+#if CLASSES_HELD > 0
+    own.for_each(classes, write);
+#else
+    for (Long j = threadIdx.x + (classes - 1) / STEP * STEP; j >= 0; j -= STEP)
+        Classes(j, z, masses, classes).for_each(classes, write);
+#endif
 }

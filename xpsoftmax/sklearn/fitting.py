@@ -1,0 +1,137 @@
+"""`fit` and `partial_fit`: everything is checked, then a solver learns, then the model takes over what was learnt."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_dask_array
+from sklearn.utils import check_consistent_length
+
+from xpsoftmax._arguments.home import quiet
+from xpsoftmax._network.layers import Layer, Params, carrying
+from xpsoftmax._network.network import as_network
+from xpsoftmax._typing import Array
+from xpsoftmax.sklearn.checks import is_overflow
+from xpsoftmax.sklearn.inputs import block_of, checked_inputs, current_device, labels_in_memory
+from xpsoftmax.sklearn.labels import are_sorted, encode, shortened
+from xpsoftmax.sklearn.lbfgs import minimise
+from xpsoftmax.sklearn.learnt import Record, all_or_nothing, keep, keep_classes, params_of
+from xpsoftmax.sklearn.parameters import as_random_state, check_dtype, check_parameters, check_sizes
+from xpsoftmax.sklearn.preparing import class_weights, prepare_steps
+from xpsoftmax.sklearn.stepping import learn
+from xpsoftmax.sklearn.targets import Targets, as_classes, as_sample_weight, as_targets
+from xpsoftmax.sklearn.validation import checked_validation, validation_data
+
+HINT = " Pass weights of the rows by name: sample_weight=..."
+
+
+def fit(
+    model: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    classes: Any = None,
+    *,
+    validation: tuple[Any, Any, Any] = (None, None, None),
+    incremental: bool = False,
+) -> None:
+    """Let a classifier learn, for one epoch if `incremental`; an error at any time leaves it as it was.
+
+    `validation` are X_val, y_val and sample_weight_val.
+    """
+    with all_or_nothing(model), current_device(X):
+        hidden = check_parameters(model)
+        first = not hasattr(model, "coefs_") or not (model.warm_start or incremental)
+        if y is None:
+            raise ValueError(f"{type(model).__name__} requires y to be passed, but the target y is None.")
+        X = checked_inputs(model, X, "partial_fit" if incremental else "fit", reset=first)
+        X, y, sample_weight = labels_in_memory(X, y, sample_weight)
+        known = None if first else model.classes_
+        targets = _checked_targets(X, y, classes, known, incremental=incremental)
+        weight = as_sample_weight(sample_weight, _stand_in(X))
+        sizes = (X.shape[1], *hidden, len(targets.classes))
+        if not first:
+            check_sizes(model, sizes)
+            check_dtype(model, block_of(X))
+        rng = as_random_state(model.random_state)
+        layers = initial_layers(rng, sizes, model.activation, block_of(X)) if first else params_of(model)
+        net = as_network(carrying(layers, model.activation), None)
+        record = Record() if first else Record.of(model)
+        rows = checked_validation(model, X, validation, targets.classes)
+        rows = None if rows is None else (rows[0], net.xp.asarray(rows[1], device=net.home.device), rows[2])
+        steps, held_out = prepare_steps(model, net, X, targets, weight, rng, rows)
+        watched = None if rows is None else validation_data(model, net, rows, class_weights(model, net, targets))
+        record.expect_validation(given=watched is not None)
+        with quiet(net.xp, net.home.device), _naming_bad_inputs(X, steps):
+            if model.solver == "lbfgs":
+                layers = minimise(model, steps, record, watched)
+            else:
+                layers = learn(model, steps, held_out, rng, record, watched, incremental=incremental)
+        if first:
+            keep_classes(model, layers, targets.classes)
+        model._activation = model.activation  # a parameter that was changed counts from this call on
+        keep(model, layers, record)
+
+
+def _checked_targets(X: Array, y: Any, classes: Any, known: np.ndarray | None, *, incremental: bool) -> Targets:
+    """Check labels or probabilities; `known` are the classes of the model, None in a first fit."""
+    given = None if classes is None else as_classes(classes, HINT)
+    known = _known_classes(given, known)
+    targets = as_targets(y, block_of(X), known, complete=not incremental, hint=HINT if classes is not None else "")
+    check_consistent_length(X, targets.values)
+    if targets.values.ndim == 2 and given is not None and not are_sorted(given):
+        raise ValueError(f"classes must be sorted, as the columns of probabilities are, got {classes!r:.60}.")
+    if known is None and incremental and targets.values.ndim == 1:
+        raise ValueError("classes must be passed on the first call to partial_fit, got None.")
+    return targets
+
+
+def _known_classes(given: np.ndarray | None, before: np.ndarray | None) -> np.ndarray | None:
+    """Return the classes that labels are looked up in; None if they are those that the labels have."""
+    if given is None:
+        return before
+    classes = np.sort(given)
+    if before is None:
+        return classes
+    if classes.shape != before.shape or not np.array_equal(encode(classes, before), np.arange(before.size)):
+        raise ValueError(
+            f"classes must be the same as on the first call to partial_fit, {before}, got {shortened(classes)}.{HINT}"
+        )
+    return before
+
+
+def _stand_in(X: Array) -> Array:
+    """Return a dense array in memory of the shape and dtype of a dask array or sparse matrix; others as they are."""
+    return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else block_of(X)
+
+
+def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) -> Params:
+    """Draw weights and biases uniformly, as scikit-learn does: the same seed gives the same numbers."""
+    xp, options = array_namespace(X), {"dtype": X.dtype, "device": device(X)}
+    layers = []
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        bound = math.sqrt((2.0 if activation == "logistic" else 6.0) / (fan_in + fan_out))
+        arrays = (rng.uniform(-bound, bound, shape) for shape in ((fan_in, fan_out), (fan_out,)))
+        layers.append(Layer(*(xp.asarray(array, **options) for array in arrays)))
+    return carrying(layers, activation)
+
+
+@contextmanager
+def _naming_bad_inputs(X: Array, steps: Any) -> Iterator[None]:
+    """Where training on dask arrays comes to numbers that are not finite, raise for inputs that are not finite.
+
+    Inputs in memory were checked before.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if is_dask_array(X) and is_overflow(error):
+            from xpsoftmax.sklearn import on_dask
+
+            on_dask.check_inputs(steps.scheduler, X)
+        raise
