@@ -48,10 +48,12 @@ _backends = kernels.BACKENDS
 
 def recall(key: Key | None) -> Any:
     """What is remembered under a key, or None."""
+    if key is None:  # seen first: torch.compile does not trace what follows
+        return None
     if kernels.BACKENDS is not _backends:
         forget()
     try:
-        return None if key is None else _memory.get(key)
+        return _memory.get(key)
     except TypeError:  # an option that is not hashable: the checks say what is wrong with it
         return None
 
