@@ -312,9 +312,11 @@ def _map_eagerly(operation: str, logits: Array, out: Array | None = None) -> Arr
         return getattr(generic, operation)(logits, **options)
     with surroundings(logits):
         z = as_view(logits)
-        where = {} if out is None or not _is_shared(out) else {"out": as_view(out)}
-        result = select(operation, z, "kernel")(z, **where)
-        return _delivered(result, logits.dtype, out, written=bool(where))
+        where = _where(out, logits, z)
+        result = (
+            select(operation, z, "kernel")(z, out=where) if where is not None else select(operation, z, "kernel")(z)
+        )
+        return _delivered(result, logits.dtype, out, written=where is not None)
 
 
 def _loss(
@@ -353,7 +355,7 @@ def _loss_eagerly(
     with surroundings(logits):
         spec = LossSpec(None if class_weight is None else as_view(class_weight), label_smoothing, z_loss)
         z = as_view(logits)
-        where = None if out is None or not _is_shared(out) else as_view(out)
+        where = _where(out, logits, z)
         kernel = select("softmax_loss_rows", z, "kernel")
         losses, dlogits = kernel(z, as_view(targets), as_view(row_weight), spec, grad=grad, out=where)
         if not grad:
@@ -368,6 +370,14 @@ def _delivered(result: Array, dtype: Any, out: Array | None, *, written: bool) -
 
 
 # --- tensors as arrays of NumPy and CuPy ------------------------------------------------------------------------------
+
+
+def _where(out: Array | None, logits: Array, view: Array) -> Array | None:
+    """Where a kernel writes straight into `out`: the view of the logits itself if they are the same memory."""
+    if out is None or not _is_shared(out):
+        return None
+    same = out is logits or (out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride())
+    return view if same and out.dtype == logits.dtype else as_view(out)
 
 
 def _is_shared(tensor: Array) -> bool:

@@ -95,7 +95,7 @@ def _check_target(input: Tensor, target: Tensor, axis: int) -> bool:  # noqa: A0
             f"target must have shape {rows} for labels of input of shape {shape}, got {tuple(target.shape)}. "
             "Class probabilities must be of a floating dtype."
         )
-    _check_device("target", target, input)
+    check_device("target", target, input)
     return bool(target.is_floating_point())
 
 
@@ -105,10 +105,11 @@ def _check_weight(input: Tensor, weight: Tensor, axis: int) -> None:  # noqa: A0
         raise ValueError(
             f"weight must have shape ({input.shape[axis]},), one weight a class, got {tuple(weight.shape)}."
         )
-    _check_device("weight", weight, input)
+    check_device("weight", weight, input)
 
 
-def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:  # noqa: A002
+def check_device(name: str, tensor: Tensor, input: Tensor) -> None:  # noqa: A002
+    """Check for a tensor on the device of the input."""
     if tensor.device != input.device:
         raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}.")
 
