@@ -305,7 +305,10 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
         the state of the optimiser stays.
         """
         if self.early_stopping:
-            raise ValueError("early_stopping must be False for partial_fit, got True: partial_fit sees no whole epoch.")
+            raise ValueError(
+                "early_stopping must be False for partial_fit, got True: partial_fit does not support "
+                "early_stopping=True, because it sees no whole epoch."
+            )
         if isinstance(self.class_weight, str):
             raise ValueError(
                 f"class_weight must be None or a dict for partial_fit, got {self.class_weight!r}. "
