@@ -23,9 +23,11 @@ from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._softmax import log_softmax, softmax
 from xpsoftmax._typing import Array, dtype_name
-from xpsoftmax.dask import graph as parts
+from xpsoftmax.dask import graph
 from xpsoftmax.dask.blocks import Block, Model, as_model
-from xpsoftmax.dask.steps import BLOCKS_PER_STEP, PartitionSteps, Scheduler
+from xpsoftmax.dask.cluster import Scheduler
+from xpsoftmax.dask.data import BLOCKS_PER_STEP
+from xpsoftmax.dask.steps import BlockSteps
 from xpsoftmax.sklearn.checks import as_overflow, bad_input, check_logits, input_error
 from xpsoftmax.sklearn.labels import is_elsewhere
 from xpsoftmax.sklearn.targets import labels_of
@@ -45,7 +47,7 @@ def as_inputs(X: Any) -> Array:
         raise ValueError(f"X must have shape (N, D), both at least 1, got {X.shape}.")
     if X.dtype.kind not in "biuf":
         raise ValueError(f"X must be of real numbers, got {X.dtype}.")
-    return parts.whole_rows("X", X, "features")
+    return graph.whole_rows("X", X, "features")
 
 
 def _is_number(kind: Any) -> bool:
@@ -62,7 +64,7 @@ def on_host(value: Any) -> Any:
 
 def of_known_sizes(X: Array, y: Any) -> Array:
     """The same inputs, which know how many rows each block has: as many as the labels, or as were counted."""
-    if not parts.is_unknown(X):
+    if not graph.is_unknown(X):
         return X
     if hasattr(y, "to_dask_array"):
         y = y.to_dask_array()
@@ -86,14 +88,14 @@ def as_steps(
     max_memory: int | None,
     *,
     all_blocks: bool,
-) -> PartitionSteps:
+) -> BlockSteps:
     """What makes the steps of the classifier, over blocks."""
     options = LossOptions(class_weight, None, None, label_smoothing, validate=False)
     model = as_model(net.layers, net.activation, max_memory, options, "auto")
-    data = parts.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
+    data = graph.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
     sizes = tuple(map(int, X.chunks[0]))
     blocks = len(sizes) if all_blocks else min(BLOCKS_PER_STEP, len(sizes))
-    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
+    return BlockSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
 
 
 def _beside(values: np.ndarray, X: Array) -> Array:
@@ -114,7 +116,7 @@ class BadInput(Bad):
         return input_error(f"at row {row}, column {column}", self.value, self.rule)
 
 
-def look_at_inputs(X: Array) -> Block:
+def check_inputs_of_block(X: Array) -> Block:
     """How many rows a block has, and the first input that is not finite."""
     sizes, found = (int(X.shape[0]),), bad_input(X)
     if found is None:
@@ -125,14 +127,14 @@ def look_at_inputs(X: Array) -> Block:
 
 def check_inputs(scheduler: Scheduler, X: Array) -> None:
     """Raise ValueError for the first input that is not finite."""
-    scheduler.computed(parts.added_up(parts.each_block(look_at_inputs, [X, "ij"]))).flawless()
+    scheduler.compute(graph.tree_sum(graph.each_block(check_inputs_of_block, [X, "ij"]))).without_flaw()
 
 
 def outputs(params: Params, activation: str, X: Array, method: str, classes: np.ndarray) -> Array:
     """Predictions of all blocks, lazily; by the name of the classifier's method."""
     model = as_model(params, activation, None, LossOptions(), "auto")
-    X = parts.as_rows(model.network, X)
-    return parts.by_rows(Predictor(method, classes), model, X, placed=True)
+    X = graph.as_rows(model.network, X)
+    return graph.by_rows(Predictor(method, classes), model, X, numbered=True)
 
 
 class Predictor:

@@ -15,11 +15,11 @@ from sklearn.utils import check_array, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.caller import warn
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.options import as_number, check_choice
 from xpsoftmax._arguments.values import first_marked
 from xpsoftmax._typing import Array, Device, Namespace, dtype_name
-from xpsoftmax.sklearn.caller import warn
 from xpsoftmax.sklearn.labels import as_labels, as_raw_array, encode, is_elsewhere, missing_in, refuse_masked, shortened
 
 SUM_TO_ONE = 1e-3
