@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -26,6 +27,8 @@ def at_hand(version: str) -> bool:
 
 
 FOUND = [version for version in SUPPORTED if at_hand(version)]
+# Folders of tests whose subject is the package itself.
+OF_THE_PACKAGE = ("dask", "kernels", "loss", "network", "package", "sklearn", "train")
 OLDEST_AND_NEWEST = sorted({FOUND[0], FOUND[-1]}) if FOUND else [None]
 
 
@@ -55,11 +58,28 @@ def typecheck(session: nox.Session) -> None:
     session.run("mypy", "tests/package/test_typing.py")
 
 
+def run_tests(session: nox.Session, *arguments: str, folders: Sequence[str] = (), **environment: str) -> None:
+    """Run the tests of some folders, or all, or those that the command line names, on all cores."""
+    named = any(Path(argument.partition("::")[0]).exists() for argument in session.posargs)
+    paths = () if named else [f"tests/{name}" for name in folders]
+    session.run("pytest", "-n", "auto", *arguments, *paths, *session.posargs, env={**TESTING, **environment})
+
+
 @nox.session(python=OLDEST_AND_NEWEST)
 def tests(session: nox.Session) -> None:
-    """All tests on NumPy, array-api-strict, dask (and CuPy with a GPU), on the oldest and the newest Python found."""
+    """The tests on NumPy, array-api-strict, dask (and CuPy with a GPU): all on the oldest Python found.
+
+    On the newest those of the package alone, not those of scripts, docs and tests (`tests_all` runs these, too).
+    """
     install(session, "test", "report")
-    session.run("pytest", "-n", "auto", *session.posargs, env=TESTING)
+    run_tests(session, folders=() if session.python == OLDEST_AND_NEWEST[0] else OF_THE_PACKAGE)
+
+
+@nox.session(python=FOUND or None)
+def tests_all(session: nox.Session) -> None:
+    """All tests on every Python found."""
+    install(session, "test", "report")
+    run_tests(session)
 
 
 @nox.session(python=OLDEST_AND_NEWEST[0])
@@ -67,8 +87,7 @@ def tests_lowest(session: nox.Session) -> None:
     """The tests on NumPy and array-api-strict, with the lowest supported versions of what the package needs."""
     install(session, "test")
     session.install("numpy==2.0.0", "array-api-compat==1.11", "array-api-strict==2.3.1")
-    backends = ("--backend=numpy", "--backend=array_api_strict")
-    session.run("pytest", "-n", "auto", *backends, *session.posargs, env=TESTING)
+    run_tests(session, "--backend=numpy", "--backend=array_api_strict", folders=OF_THE_PACKAGE)
 
 
 @nox.session
@@ -76,15 +95,14 @@ def tests_peers(session: nox.Session) -> None:
     """The tests on PyTorch and JAX, and those that compare with them. Installs more than a gigabyte."""
     install(session, "test", "report", "peers")
     backends = ("--require-backend=torch", "--require-backend=jax", "--backend=torch", "--backend=jax")
-    session.run("pytest", "-n", "auto", *backends, *session.posargs, env=TESTING)
+    run_tests(session, *backends, "-k", "torch or jax or competitor")
 
 
 @nox.session
 def stand_in(session: nox.Session) -> None:
     """The tests of CuPy's arrays, on a module that stands in for CuPy: no GPU is needed."""
     install(session, "test")
-    backends = ("--backend=cupy", "--backend=cupy:device1", "-k", "cupy")
-    session.run("pytest", "-n", "auto", "--stand-in", *backends, *session.posargs, env=TESTING)
+    run_tests(session, "--stand-in", "--backend=cupy", "--backend=cupy:device1", "-k", "cupy")
 
 
 @nox.session
@@ -92,16 +110,15 @@ def kernels(session: nox.Session) -> None:
     """Compile the CUDA kernels and run them on the CPU: no GPU is needed, but g++ and NVRTC."""
     install(session, "test", "kernels")
     session.run("python", "-c", "from cupy.cuda import nvrtc; nvrtc.getVersion()", env=SAFE_PATH)
-    files = sorted(str(path) for name in ("cuda", "cupy") for path in Path("tests").rglob(f"test_*{name}*.py"))
-    session.run("pytest", "-n", "auto", "--kernels", *files, *session.posargs, env=TESTING)
+    run_tests(session, "--kernels", "-k", "cuda or cupy", folders=("kernels", "support"))
 
 
 @nox.session
 def kernels_compile(session: nox.Session) -> None:
     """Compile every CUDA kernel and specialisation for every architecture: no spills. Takes about half an hour."""
     install(session, "test", "kernels")
-    arguments = ("--kernels", "--every-kernel", "tests/kernels/test_kernels_cuda_compiled.py")
-    session.run("pytest", "-n", "auto", *arguments, *session.posargs, env={**TESTING, "PYTEST_TIMEOUT": "3600"})
+    files = ("kernels/test_kernels_cuda_compiled.py",)
+    run_tests(session, "--kernels", "--every-kernel", folders=files, PYTEST_TIMEOUT="3600")
 
 
 @nox.session

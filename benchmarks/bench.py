@@ -60,7 +60,8 @@ from rich.table import Table
 
 import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
-from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels import numpy as kernels
+from xpsoftmax.kernels.numpy.ranges import RANGES
 
 # Otherwise a pool of processes that compile for PyTorch starts up while the first cases are timed.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
@@ -444,8 +445,8 @@ def share_of_shifted_rows(case: Case) -> float:
     A few more have a label that leads, or is behind, by very much.
     """
     lse = xs.logsumexp(case.z)
-    limits = kernels.RANGES[case.z.itemsize]
-    return float(np.mean((lse < np.log(limits.least)) | (lse > np.log(limits.largest))))
+    limits = RANGES[case.z.itemsize]
+    return float(np.mean((lse < np.log(limits.least_total)) | (lse > np.log(limits.most_total))))
 
 
 # --- what is printed, drawn and written -------------------------------------------------------------------------------

@@ -5,8 +5,9 @@
     python benchmarks/compare_sklearn.py --only gpu
 
 Accuracy: on digits, iris, wine and breast_cancer, standardised, a stratified quarter held out, for each seed of the
-split and of the model. Time: fits of the same epochs, batches and solver on float64 NumPy arrays, in turn; the ratio of
-the medians. Peak memory: of a fit in a process of its own, beyond what the process held before it.
+split and of the model. Time: fits of the same epochs, batches and solver on float64 NumPy arrays, and on sparse counts
+of words (source_counts.py), in turn; the ratio of the medians. Peak memory: of a fit in a process of its own, beyond
+what the process held before it.
 
 With --only gpu: fits of float32 CuPy arrays, beside NumPy arrays, scikit-learn, and the same network, optimiser, epochs
 and batches in a loop of PyTorch on the GPU.
@@ -35,10 +36,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier as Theirs
 from sklearn.preprocessing import StandardScaler
+from source_counts import counts
 
 from xpsoftmax.sklearn import MLPClassifier
 
-Problem: TypeAlias = tuple[np.ndarray, np.ndarray, dict[str, Any]]
+Problem: TypeAlias = tuple[Any, np.ndarray, dict[str, Any]]
 
 KINDS: dict[str, Any] = {"xpsoftmax": MLPClassifier, "scikit-learn": Theirs}
 DATA_SETS = ("digits", "iris", "wine", "breast_cancer")
@@ -85,8 +87,16 @@ def many_classes() -> Problem:
     return rng.standard_normal((5_000, 128)), np.arange(5_000), {"hidden_layer_sizes": 64, "max_iter": 2}
 
 
+def words(dtype: str) -> Problem:
+    """Return sparse counts of words, and whose source they are from."""
+    X, y = counts(dtype)
+    return X, y, {"max_iter": 3}
+
+
 CASES: dict[str, Callable[[], Problem]] = {
     "digits, 30 epochs": digits,
+    "words of the standard library, sparse float32, 3 epochs": lambda: words("float32"),
+    "words of the standard library, sparse float64, 3 epochs": lambda: words("float64"),
     "20000 x 784, hidden 256, 10 classes, 5 epochs": images,
     "5000 x 128, hidden 64, 20000 classes, 2 epochs": many_classes,
 }
@@ -116,7 +126,7 @@ def timed(rounds: int, console: Console) -> list[dict[str, Any]]:
             for kind in KINDS:
                 model, duration, X = fitted(kind, case)
                 start = time.perf_counter()
-                repeats = 50 if X.size + len(X) * len(model.classes_) < 10**6 else 1
+                repeats = 50 if X.size + X.shape[0] * len(model.classes_) < 10**6 else 1
                 for _ in range(repeats):
                     model.predict_proba(X)
                 if i > 0:  # the first is to warm up

@@ -447,7 +447,7 @@ def _differences():
     return [(a, b) for a, b in zip(cells_of_the_page(), _truth.lines(peer=True), strict=True) if b[1] and a != b]
 
 
-def test_a_wrong_cell_would_be_seen(monkeypatch):
+def test_a_wrong_cell_beside_pytorch_would_be_seen(monkeypatch):
     """The test of the test."""
     pytest.importorskip("torch")
     monkeypatch.setattr(_truth, "here", lambda case: (np.float64(0.5), np.zeros((4, 3))))

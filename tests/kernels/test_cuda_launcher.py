@@ -18,6 +18,7 @@ from assertions import assert_same_bits
 from fake_cupy import MULTIPROCESSORS, Recorder, array
 
 import xpsoftmax as xs
+from xpsoftmax._train.optimizers import VelocitySgd
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.activations import ACTIVATIONS
@@ -164,12 +165,14 @@ def test_without_a_gradient_no_slopes_are_written(cuda, recorder):
 
 @pytest.mark.parametrize("flag", [None, True, False])
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "velocity", "nesterov velocity", "adam", "adamw"])
 def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
     optimizer = {
         "sgd": xs.sgd(0.1),
         "momentum": xs.sgd(0.1, 0.9),
         "nesterov": xs.sgd(0.1, 0.9, nesterov=True),
+        "velocity": VelocitySgd(0.1, 0.9, nesterov=False),
+        "nesterov velocity": VelocitySgd(0.1, 0.9, nesterov=True),
         "adam": xs.adam(0.1),
         "adamw": xs.adamw(0.1),
     }[name]
@@ -188,6 +191,47 @@ def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
                 assert_same_bits(np.asarray(given), value)
         assert_same_bits(np.asarray(grad), values[-1])
     assert [launch.kernel for launch in recorder.launches] == ["parameter_update"] * 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", ["c-order", "fortran", "rows apart"])
+@pytest.mark.parametrize("rows", [1, 5, plan.ROWS_OF_A_PART, 2 * plan.ROWS_OF_A_PART + 3])
+def test_rows_are_summed_in_parts(cuda, recorder, rng, dtype, layout, rows):
+    x = array(LAYOUTS[layout](rng.normal(size=(rows, CLASSES)).astype(dtype)))
+    exact = np.asarray(x, np.longdouble)
+    error = np.abs(np.asarray(cuda.sum_of_rows(x)) - exact.sum(axis=0))
+    assert (error <= 12 * np.finfo(dtype).eps * np.abs(exact).sum(axis=0) / min(rows, 8)).all()
+    assert [launch.kernel for launch in recorder.launches] == ["sum_of_rows"] * (1 + (rows > plan.ROWS_OF_A_PART))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 41), (plan.TOTAL_PART + 3, 1)])
+@pytest.mark.parametrize("strength", ["number", "array"])
+def test_a_penalty_and_its_gradient(cuda, recorder, rng, dtype, shape, strength):
+    weight, grad = rng.normal(size=(2, *shape)).astype(dtype)
+    reg = 0.3 if strength == "number" else array(np.array(0.3, dtype))
+    exact, wanted = 0.15 * (weight.astype("f8") ** 2).sum(), grad + np.dtype(dtype).type(0.3) * weight
+    for order in "CF":
+        given = array(np.array(grad, order=order))
+        value, added = cuda.weight_penalty(array(np.array(weight, order=order)), given, reg)
+        assert value.shape == ()
+        assert abs(float(value) - exact) <= 8 * np.finfo(dtype).eps * exact
+        assert added is given
+        assert_same_bits(np.asarray(added), wanted)
+    value, added = cuda.weight_penalty(array(weight), None, reg)
+    assert added is None
+    assert abs(float(value) - exact) <= 8 * np.finfo(dtype).eps * exact
+    totals = 1 + (weight.size > plan.TOTAL_PART)
+    assert [launch.kernel for launch in recorder.launches] == ["weight_penalty", *["total"] * (totals - 1)] * 3
+
+
+def test_nothing_is_launched_for_nothing(cuda, recorder):
+    assert cuda.sum_of_rows(array(np.zeros((0, 3), "f4"))).tolist() == [0, 0, 0]
+    empty = array(np.zeros((0, 3), "f4"))
+    value, grad = cuda.weight_penalty(empty, empty, 0.5)
+    assert float(value) == 0
+    assert grad is empty
+    assert recorder.launches == []
 
 
 def test_numbers_beyond_the_dtype_warn_of_nothing(cuda, recorder):

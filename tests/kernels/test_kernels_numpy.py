@@ -14,9 +14,8 @@ import xpsoftmax as xs
 from xpsoftmax import _loss
 from xpsoftmax._loss import _at_a_glance
 from xpsoftmax.kernels import generic
-from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels.numpy import label_loss, primitives, ranges, tiles
 from xpsoftmax.kernels.numpy import threads as _threads
-from xpsoftmax.kernels.numpy import tiles as blocks
 
 NUMPY = backend_named("numpy")
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp")
@@ -25,7 +24,7 @@ WIDTH = {"float32": 4, "float64": 8}
 
 
 def window(dtype):
-    return kernels.RANGES[WIDTH[dtype]]
+    return ranges.RANGES[WIDTH[dtype]]
 
 
 class Watch:
@@ -33,9 +32,9 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.rows = self.shifted = 0
-        monkeypatch.setattr(kernels, "MANY", 2**62)  # no short cut: each row's sums are looked at
-        for name in ("_outside", "_outside_of_loss"):
-            monkeypatch.setattr(kernels, name, self.watched(getattr(kernels, name)))
+        monkeypatch.setattr(ranges, "LARGE_TILE", 2**62)  # no short cut: each row's sums are looked at
+        for module, name in ((ranges, "rows_outside"), (label_loss, "_rows_out_of_range")):
+            monkeypatch.setattr(module, name, self.watched(getattr(module, name)))
 
     def watched(self, function):
         def outside(total, *args, **options):
@@ -59,7 +58,7 @@ def watch(monkeypatch):
 @pytest.fixture(params=[False, True], ids=["subnormal", "flushed"])
 def either_exp(request, monkeypatch):
     """What is done where NumPy's exp is fast for subnormal results, and where it is not: wherever this runs."""
-    monkeypatch.setattr(blocks, "_slow_where_subnormal", lambda: request.param)
+    monkeypatch.setattr(primitives, "_slow_where_subnormal", lambda: request.param)
 
 
 # --- the bound --------------------------------------------------------------------------------------------------------
@@ -141,7 +140,7 @@ def everywhere(dtype, count=30):
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("classes", CLASSES)
 def test_sums_at_the_edges_of_the_window_keep_the_bound(rng, watch, dtype, classes, function):
-    z = with_sums(rng, around(1.0, np.e, window(dtype).largest), classes, dtype)
+    z = with_sums(rng, around(1.0, np.e, window(dtype).most_total), classes, dtype)
     assert check(function, z, dtype=dtype) >= z.shape[0] // 2
     if function != "log_softmax":  # it always shifts
         watch.assert_both()
@@ -159,7 +158,7 @@ def test_sums_of_any_size_keep_the_bound(rng, watch, dtype, classes, function):
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("classes", CLASSES)
 def test_losses_with_sums_at_the_edges_of_the_window_keep_the_bound(rng, watch, dtype, classes, z_loss):
-    z = with_sums(rng, around(1.0, np.e, window(dtype).largest), classes, dtype)
+    z = with_sums(rng, around(1.0, np.e, window(dtype).most_total), classes, dtype)
     for y in (z.argmax(axis=1), z.argmin(axis=1), rng.integers(classes, size=z.shape[0])):
         check_loss(z, y, dtype=dtype, z_loss=z_loss)
     if classes > 1:  # else no other class has any sum, and all are shifted
@@ -186,7 +185,7 @@ def grid(first, second):
 @pytest.mark.parametrize("classes", CLASSES[1:])
 def test_little_in_the_other_classes_keeps_the_bound(rng, watch, dtype, classes, z_loss):
     """Their sum at the least that needs no shift, and down to where none of them is left."""
-    rest, hot = grid([*around(window(dtype).rest), *everywhere(dtype, 12)], [0.1, 3.0, 14.0])
+    rest, hot = grid([*around(window(dtype).least_rest), *everywhere(dtype, 12)], [0.1, 3.0, 14.0])
     z, y = against(rng, hot, rest, classes, dtype)
     assert check_loss(z, y, dtype=dtype, z_loss=z_loss) >= z.shape[0] // 2
     watch.assert_both()
@@ -199,8 +198,8 @@ def test_little_in_the_label_keeps_the_bound(rng, watch, dtype, classes, z_loss)
 
     The quotient of both is then as large as it can get, and beyond the window it would overflow.
     """
-    edge = float(np.log(window(dtype).largest))
-    hot, rest = grid([*around(window(dtype).hot), *everywhere(dtype, 12)], [0.1, 3.0, edge - 1.0, edge - 1e-3])
+    edge = float(np.log(window(dtype).most_total))
+    hot, rest = grid([*around(window(dtype).least_hot), *everywhere(dtype, 12)], [0.1, 3.0, edge - 1.0, edge - 1e-3])
     z, y = against(rng, hot, rest, classes, dtype)
     assert check_loss(z, y, dtype=dtype, z_loss=z_loss) >= z.shape[0] // 2
     watch.assert_both()
@@ -226,7 +225,7 @@ def test_smoothed_losses_of_any_sums_keep_the_bound(rng, dtype, classes, smoothi
 @pytest.mark.parametrize("classes", CLASSES[1:])
 def test_smoothed_losses_beside_little_or_much_keep_the_bound(rng, dtype, classes, smoothing):
     """The other classes from where they are nothing to where the label is nothing."""
-    rest = [*around(window(dtype).rest), *everywhere(dtype, 12)]
+    rest = [*around(window(dtype).least_rest), *everywhere(dtype, 12)]
     z, y = against(rng, [0.0] * len(rest), rest, classes, dtype)
     check_masses(z, y, dtype=dtype, label_smoothing=smoothing)
 
@@ -255,7 +254,7 @@ def test_losses_of_soft_targets_of_any_sums_keep_the_bound(rng, dtype, classes, 
 @pytest.mark.parametrize("classes", [2, 5, 65, 300])
 def test_losses_of_soft_targets_at_the_top_or_elsewhere_keep_the_bound(rng, dtype, classes, kind):
     """The class of the largest mass leads by far, or is far behind; a sum above 1 lifts what is subnormal."""
-    gaps = [*around(window(dtype).rest, window(dtype).hot), *everywhere(dtype, 8)]
+    gaps = [*around(window(dtype).least_rest, window(dtype).least_hot), *everywhere(dtype, 8)]
     z, y = against(rng, [0.0] * len(gaps), gaps, classes, dtype)
     q = kind(rng.random(z.shape)).astype(dtype)
     first = q.argmax(axis=1)[:, None]
@@ -514,8 +513,8 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_need_a_shift(rng, monkeypat
     outside[0] = True
     z[outside] += offset
     z[rng.random(shape[0]) < 0.05] *= 100
-    found, function = [], kernels._in_need_of_a_shift
-    monkeypatch.setattr(kernels, "_in_need_of_a_shift", lambda *args: found.append(function(*args)) or found[-1])
+    found, function = [], ranges.most_need_a_shift
+    monkeypatch.setattr(ranges, "most_need_a_shift", lambda *args: found.append(function(*args)) or found[-1])
     for call in (softmax, hard):
         whole = call(z, y)
         assert (found[-1] is None) == (share < 0.5)
@@ -720,8 +719,8 @@ FEW, MORE = 5, 70  # classes: there are two ways to find the largest
 @pytest.fixture
 def cut(monkeypatch):
     """Arrays as small as those below, cut into blocks that two threads share; test_bits.py has them in one."""
-    monkeypatch.setattr(blocks, "BLOCK", 2**12)
-    monkeypatch.setattr(blocks, "SHARE", 2**7)
+    monkeypatch.setattr(tiles, "TILE", 2**12)
+    monkeypatch.setattr(tiles, "SHARE", 2**7)
 
 
 def assert_all_same(results, desired):

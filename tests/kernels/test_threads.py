@@ -19,19 +19,20 @@ from assertions import assert_same_bits
 
 import xpsoftmax as xs
 from xpsoftmax._typing import LossSpec
-from xpsoftmax.kernels.numpy import rows as kernels
+from xpsoftmax.kernels import numpy as kernels
+from xpsoftmax.kernels.numpy import softmax as softmax_kernels
 from xpsoftmax.kernels.numpy import threads as _threads
-from xpsoftmax.kernels.numpy import tiles as blocks
+from xpsoftmax.kernels.numpy import tiles
 
 CORES = 4
-BLOCK, SHARE = blocks.BLOCK, blocks.SHARE
+TILE, SHARE = tiles.TILE, tiles.SHARE
 LONG = 30  # seconds: nothing here takes that long unless it hangs
 
 
 class Crew:
     """Stands in for `share`: notes which threads work, and lets none go on before `least` of them have come."""
 
-    def __init__(self, least=1, share=blocks.share):
+    def __init__(self, least=1, share=tiles.share):
         self.least, self.share = least, share
         self.seen, self.busy, self.most, self.calls = set(), 0, 0, 0
         self.changed = threading.Condition()
@@ -66,8 +67,8 @@ def four_cores(monkeypatch):
 
     And work for them in small arrays: one test below has arrays of the true size.
     """
-    monkeypatch.setattr(blocks, "BLOCK", 2**18)
-    monkeypatch.setattr(blocks, "SHARE", 2**15)
+    monkeypatch.setattr(tiles, "TILE", 2**18)
+    monkeypatch.setattr(tiles, "SHARE", 2**15)
     monkeypatch.setattr(_threads, "_cores", lambda: CORES)
     monkeypatch.setattr(os, "cpu_count", lambda: CORES)
     state = _threads._State()
@@ -85,7 +86,7 @@ def hire(monkeypatch):
 
     def hired(least=1):
         crew = Crew(least)
-        monkeypatch.setattr(blocks, "share", crew)
+        monkeypatch.setattr(tiles, "share", crew)
         return crew
 
     return hired
@@ -161,8 +162,8 @@ def test_many_threads_give_the_bits_of_one(rng, hire, call, shape, dtype, plain)
 @every_call
 def test_many_threads_give_the_bits_of_one_where_the_work_pays(rng, hire, monkeypatch, call, dtype):
     """With blocks and shares as they are, and a few more than four shares."""
-    monkeypatch.setattr(blocks, "BLOCK", BLOCK)
-    monkeypatch.setattr(blocks, "SHARE", SHARE)
+    monkeypatch.setattr(tiles, "TILE", TILE)
+    monkeypatch.setattr(tiles, "SHARE", SHARE)
     z, y = problem(rng, LARGE, dtype)
     with xs.threads(1):
         desired = call(z, y)
@@ -194,8 +195,8 @@ def test_any_number_of_threads_gives_the_bits_of_one(rng, hire, call, n):
 
 
 def test_less_than_two_shares_use_no_other_thread(rng, hire, monkeypatch):
-    monkeypatch.setattr(blocks, "SHARE", SHARE)
-    z, y = problem(rng, (2 * SHARE // (333 * 4 + blocks.ROW) - 1, 333))
+    monkeypatch.setattr(tiles, "SHARE", SHARE)
+    z, y = problem(rng, (2 * SHARE // (333 * 4 + tiles.ROW) - 1, 333))
     crew = hire()
     for call in CALLS:
         call(z, y)
@@ -376,7 +377,7 @@ def test_callers_at_once_have_no_more_helpers_than_one(rng, monkeypatch):
     z, y = problem(rng, SHAPE, plain=True)
     desired = xs.softmax(z)
     share = _threads.share
-    monkeypatch.setattr(blocks, "share", lambda worker, items, most: share(counted(worker), items, most))
+    monkeypatch.setattr(tiles, "share", lambda worker, items, most: share(counted(worker), items, most))
     with ThreadPoolExecutor(8) as executor:
         for result in executor.map(call, [(z, y)] * 48):
             assert_same_bits(result, desired)
@@ -517,7 +518,7 @@ def test_an_error_in_a_kernel_reaches_the_caller(rng, hire, monkeypatch, error):
     """Whatever it is: an interrupt in a helper must not end the pool's thread silently either."""
     z, y = problem(rng, SHAPE)
     desired = softmax(z, y)
-    caller, working = threading.get_ident(), kernels.working
+    caller, working = threading.get_ident(), softmax_kernels.working
 
     def fails(z, e):
         if threading.get_ident() != caller:
@@ -526,7 +527,7 @@ def test_an_error_in_a_kernel_reaches_the_caller(rng, hire, monkeypatch, error):
 
     hire(least=2)
     with monkeypatch.context() as context:
-        context.setattr(kernels, "working", fails)
+        context.setattr(softmax_kernels, "working", fails)
         with pytest.raises(error, match=r"^in a helper$"):
             softmax(z, y)
     assert _threads._state.running == 0
@@ -683,7 +684,7 @@ def test_settings_are_left_as_they_were_after_an_error(rng, monkeypatch, limit):
 
     z, y = problem(rng, SHAPE)
     before = np.geterr(), np.getbufsize()
-    monkeypatch.setattr(kernels, "np", types.SimpleNamespace(**vars(np) | {"multiply": fails}))
+    monkeypatch.setattr(softmax_kernels, "np", types.SimpleNamespace(**vars(np) | {"multiply": fails}))
     with pytest.raises(BrokenError), xs.threads(limit):
         softmax(z, y)
     assert sizes
@@ -720,12 +721,12 @@ PRELUDE = f"""
 import atexit, os, sys, threading, time
 import numpy as np
 import xpsoftmax as xs
-from xpsoftmax import _threads
-from xpsoftmax.kernels.numpy import rows as kernels
-from xpsoftmax.kernels.numpy import tiles as blocks
+from xpsoftmax.kernels.numpy import softmax as softmax_kernels
+from xpsoftmax.kernels.numpy import threads as _threads
+from xpsoftmax.kernels.numpy import tiles
 
 _threads._cores = os.cpu_count = lambda: {CORES}
-blocks.BLOCK, blocks.SHARE = 2**18, 2**15
+tiles.TILE, tiles.SHARE = 2**18, 2**15
 
 {inspect.getsource(Crew)}
 
@@ -738,8 +739,8 @@ def is_right():
     return bool((xs.softmax(z) == desired).all())
 
 def is_right_with_threads():
-    blocks.share = Crew(least={CORES}, share=_threads.share)
-    return is_right() and len(blocks.share.seen) == {CORES}
+    tiles.share = Crew(least={CORES}, share=_threads.share)
+    return is_right() and len(tiles.share.seen) == {CORES}
 
 def status_of(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -908,11 +909,11 @@ PROGRAM = """
 import multiprocessing, os, sys, hashlib
 import numpy as np
 import xpsoftmax as xs
-from xpsoftmax import _threads
-from xpsoftmax.kernels.numpy import tiles as numpy_blocks
+from xpsoftmax.kernels.numpy import threads as _threads
+from xpsoftmax.kernels.numpy import tiles
 
 _threads._cores = os.cpu_count = lambda: 4
-numpy_blocks.SHARE = 2**18
+tiles.SHARE = 2**18
 
 def work(seed):
     z = np.random.default_rng(seed).standard_normal((1301, 333), dtype="f4")
@@ -964,12 +965,12 @@ def test_a_process_ends_after_an_error_in_a_kernel():
         """
         def fails(z, e):
             raise ValueError("in a kernel")
-        working, kernels.working = kernels.working, fails
+        working, softmax_kernels.working = softmax_kernels.working, fails
         try:
             xs.softmax(z)
         except ValueError as error:
             assert str(error) == "in a kernel"
-        kernels.working = working
+        softmax_kernels.working = working
         assert is_right_with_threads()
         sys.exit(3)
         """,
@@ -982,7 +983,7 @@ def test_a_process_may_compute_at_its_exit():
         """
         atexit.register(lambda: print(is_right()))
         assert is_right_with_threads()
-        blocks.share = _threads.share
+        tiles.share = _threads.share
         """
     )
     assert out == "True\n"
@@ -999,7 +1000,7 @@ def test_a_thread_that_outlives_the_main_thread_may_compute(used):
         f"""
         if {used}:
             assert is_right_with_threads()
-            blocks.share = _threads.share
+            tiles.share = _threads.share
         main = threading.main_thread()
         def later():
             main.join()

@@ -369,7 +369,7 @@ def test_pytrees_of_jax(params, data):
         jax.jit(lambda params: loss_of(params, X, y, activation="relu"))(there)
 
 
-def test_states_of_optax(params):
+def test_states_of_optax_on_jax(params):
     optax = pytest.importorskip("optax")
     there = xs.to_namespace(params, needs("jax").library)
     optimizer = optax.adam(0.1)
@@ -450,7 +450,7 @@ def test_moved_parameters_share_no_memory(given, wanted, rng):
     np.testing.assert_array_equal(given.to_numpy(params[0].weight), before)
 
 
-def test_parameters_that_require_grad_move(rng):
+def test_pytorch_parameters_that_require_grad_move(rng):
     torch = needs("torch").library
     pairs = [
         [torch.nn.Parameter(array) for array in layer]
@@ -462,7 +462,7 @@ def test_parameters_that_require_grad_move(rng):
         np.testing.assert_array_equal(np.asarray(moved.weight), pairs[0][0].detach().numpy())
 
 
-def test_big_endian_parameters_move(rng):
+def test_big_endian_parameters_move_to_pytorch(rng):
     torch = needs("torch").library
     params = xs.init_params((3, 2), rng=rng)
     swapped = tuple(xs.Layer(*(array.astype(">f8") for array in layer)) for layer in params)
@@ -505,7 +505,7 @@ def test_parameters_that_cannot_move(call, error, message, params):
         call(params)
 
 
-def test_parameters_of_a_dtype_that_a_library_lacks(rng):
+def test_pytorch_parameters_of_a_dtype_that_a_library_lacks(rng):
     torch = needs("torch")
     pairs = [(torch.asarray(np.ones((2, 2)), "bfloat16"), torch.asarray(np.ones(2), "bfloat16"))]
     with pytest.raises(TypeError, match=r"^xp must have the dtype of params, bfloat16, got numpy\.$"):
@@ -799,7 +799,7 @@ def test_parameters_of_a_model_carry_it(options, classifier, data):
     np.testing.assert_array_equal(model.predict(X), xs.mlp_predict(model.params_, X))
 
 
-def test_a_model_moves_with_it(classifier, data):
+def test_a_model_moves_to_pytorch_with_it(classifier, data):
     backend = needs("torch")
     model = classifier(early_stopping=True).fit(*data)
     moved = model.to(backend.library)

@@ -178,7 +178,7 @@ def test_linear_classifier_is_the_one_layer_network(rng, labels):
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "logistic", "silu", "gelu"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_gradients_equal_autograd(activation, depth, rng, labels):
+def test_gradients_equal_autograd_of_pytorch(activation, depth, rng, labels):
     torch = pytest.importorskip("torch")
     functions = {
         "identity": lambda z: z,

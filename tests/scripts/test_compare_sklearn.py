@@ -30,6 +30,21 @@ def test_accuracy(monkeypatch, tmp_path):
     assert "time" not in found
 
 
+def test_counts_of_words(monkeypatch):
+    """Of a few of the standard library's files: the tests do not read all of it."""
+    import source_counts
+
+    every = source_counts.Path.rglob
+    monkeypatch.setattr(source_counts.Path, "rglob", lambda folder, pattern: sorted(every(folder, "json/*.py")))
+    monkeypatch.setattr(source_counts, "LINES", 20)
+    X, y = source_counts.counts("float64")
+    assert X.format == "csr"
+    assert X.dtype == np.float64
+    assert len(y) == X.shape[0] > 10
+    assert 0.0 < X.nnz / np.prod(X.shape) < 0.5
+    assert set(y) == set(range(len(set(y))))
+
+
 def test_times_and_memory(monkeypatch, tmp_path):
     """Peaks are measured by the script itself, in another process: here of its smallest case."""
     name = "digits, 30 epochs"
@@ -62,7 +77,7 @@ def no_gpu(monkeypatch):
     return name
 
 
-def test_fits_on_a_gpu(no_gpu, monkeypatch, tmp_path):
+def test_fits_on_a_gpu_beside_pytorch(no_gpu, monkeypatch, tmp_path):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(compare_sklearn, "in_pytorch", torch.from_numpy)
     monkeypatch.setattr(

@@ -500,17 +500,24 @@ def test_pytorch_is_timed_on_its_own_stream(monkeypatch):
     assert asked == [8] * (1 + _gpu_kernels.SAMPLES)
 
 
-def test_soft_targets_are_right_on_numpy(inputs):
+@pytest.fixture
+def soft(inputs):
     q = np.random.default_rng(1).dirichlet(np.ones(4), 6).astype("f4")
-    soft = replace(inputs, masses=[q], host_masses=q, _exact={})
+    return replace(inputs, masses=[q], host_masses=q, _exact={})
+
+
+def test_soft_targets_are_right_on_numpy(inputs, soft):
     loss, grad = _gpu_kernels.ours(soft)(0)
     assert _gpu_kernels.off_by(_gpu_kernels.SOFT, (loss, OnGpu(grad)), soft) < 1e-6
     assert _gpu_kernels.off_by(_gpu_kernels.SOFT, (loss, OnGpu(grad)), replace(inputs, _exact={})) > 1e-2
+
+
+def test_soft_targets_are_right_in_pytorch(soft):
     pytest.importorskip("torch")
     assert _gpu_kernels.off_by(_gpu_kernels.SOFT, _gpu_kernels.in_torch(soft)(0), soft) < 1e-6
 
 
-def test_quack_gives_the_gradient_of_the_sum(inputs, monkeypatch):
+def test_quack_gives_pytorch_the_gradient_of_the_sum(inputs, monkeypatch):
     torch = pytest.importorskip("torch")
 
     def forward(z, y, *, return_dx):

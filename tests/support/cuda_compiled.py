@@ -87,6 +87,8 @@ def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
     yield Specialisation("bad_labels", "bad_labels", plan.LABEL_DEFINES, 256, 4)
     if dtype in ("float32", "float64"):  # the working precisions
         yield Specialisation("total", "total", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
+        yield Specialisation("weight_penalty", "weight_penalty", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
+        yield Specialisation("sum_of_rows", "sum_of_rows", plan.sum_defines(dtype), plan.SUM_THREADS, 2)
         units = [("bias_activation", "ACTIVATION", name) for name in ACTIVATIONS]
         units += [("parameter_update", "RULE", name) for name in plan.RULES.values()]
         units += [("activation_backward", "STEP", step) for step in "01"]

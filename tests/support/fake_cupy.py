@@ -20,7 +20,7 @@ import numpy as np
 from xpsoftmax.kernels.cuda import plan, texts
 
 MULTIPROCESSORS = 3
-IMPORT_CUPY = ("arrays", "launches", "rows", "losses", "layers", "launcher")
+IMPORT_CUPY = ("arrays", "launches", "sums", "rows", "losses", "layers", "launcher")
 """The modules of kernels/cuda/ that import CuPy, each after those that it imports."""
 
 
@@ -28,13 +28,15 @@ class Device(AbstractContextManager):
     """The device 1, current only within `with`."""
 
     id, current = 1, 0
+    before: list[int] = []  # noqa: RUF012 - the devices that were current outside of each `with`
 
     def __enter__(self) -> Device:
-        Device.current += 1
+        Device.before.append(Device.current)
+        Device.current = self.id
         return self
 
     def __exit__(self, *exception: object) -> None:
-        Device.current -= 1
+        Device.current = Device.before.pop()
 
 
 class Array(np.ndarray):

@@ -219,9 +219,56 @@ def wrong_look_at_labels(change: tuple[str, str] | None) -> bool:
     return False
 
 
+def wrong_sum_of_rows(change: tuple[str, str] | None) -> bool:
+    """Whether the sums of rows amid nan are wrong."""
+    x, sums = np.arange((plan.ROWS_OF_A_PART + 7) * 40).reshape(-1, 40) % 7.0, np.full((3, 40), np.nan, "f4")
+    placed = cpu.Placed(x.astype("f4"), "float32", offset=2, gap=5)
+    try:
+        launch = plan.sum_of_rows_launch(placed.matrix, cpu.address(sums))
+        cpu.run(launch, change=change, memory=(placed, sums), watch=True)
+    except cpu.KernelError:
+        return True
+    wanted = [x[: plan.ROWS_OF_A_PART].sum(axis=0), x[plan.ROWS_OF_A_PART :].sum(axis=0)]
+    return not (np.array_equal(sums[:2], wanted) and np.isnan(sums[2]).all())
+
+
+def wrong_penalty(change: tuple[str, str] | None) -> bool:
+    """Whether the penalty of a weight, or its gradient, is wrong; with a number and with an array for its strength."""
+    weight = (np.arange(plan.TOTAL_PART + 700) % 7).astype("f4")
+    of_parts = [0.25 * float((part**2).sum()) for part in (weight[: plan.TOTAL_PART], weight[plan.TOTAL_PART :])]
+    for strength in (None, np.array(0.5, "f4")):
+        # What a fault writes beyond the gradient is memory of the test.
+        grad, sums = np.ones(2 * plan.TOTAL_PART, "f4")[: weight.size], np.zeros(2, "f4")
+        at = 0 if strength is None else cpu.address(strength)
+        reg, length = 0.5 if strength is None else 0.0, weight.size
+        addresses = cpu.address(weight), cpu.address(grad), at
+        memory = [array for array in (weight, grad, sums, strength) if array is not None]
+        try:
+            launch = plan.penalty_launch(*addresses, reg, cpu.address(sums), length, "float32")
+            cpu.run(launch, change=change, memory=memory, watch=True)
+        except cpu.KernelError:
+            return True
+        if sums.tolist() != of_parts or not np.array_equal(grad, 1 + 0.5 * weight):
+            return True
+    return False
+
+
 @pytest.mark.parametrize(
     ("wrong", "change"),
     [
+        (wrong_sum_of_rows, ("first + PART < rows ? first + PART : rows", "first + PART")),
+        (wrong_sum_of_rows, ("const Long first = part * PART", "const Long first = 0")),
+        (wrong_sum_of_rows, ("if (j < units) {", "{")),
+        (wrong_sum_of_rows, ("lane == 0 && j < units", "lane == 0")),
+        (wrong_sum_of_rows, ("r += ROW_LANES", "r += ROW_LANES - 1")),
+        (wrong_sum_of_rows, ("        __syncthreads();\n        if (lane < step)", "        if (lane < step)")),
+        (wrong_sum_of_rows, ("x[r * stride + j]", "x[r * units + j]")),
+        (wrong_sum_of_rows, ("ROW_LANES / 2; step", "ROW_LANES / 4; step")),
+        (wrong_penalty, ("if (strength != nullptr) reg = *strength;", "")),
+        (wrong_penalty, ("first + PART < length ? first + PART : length", "first + PART")),
+        (wrong_penalty, ("Scalar(0.5) * reg * all.value", "reg * all.value")),
+        (wrong_penalty, ("g[i] = g[i] + reg * x", "g[i] = reg * x")),
+        (wrong_penalty, ("i += THREADS) {", "i += 2 * THREADS) {")),
         (wrong_total, ("first + PART < length ? first + PART : length", "first + PART")),
         (wrong_total, ("(Long)blockIdx.x * PART", "0")),
         (wrong_total, ("first + threadIdx.x", "first + threadIdx.x + 1")),

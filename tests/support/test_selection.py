@@ -1,12 +1,13 @@
 """Which tests run: those of absent backends are left out, and a line says so."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 
 import pytest
-from paths import ROOT
+from paths import ROOT, TESTS
 
 PLUGIN = """
 import backends
@@ -51,3 +52,17 @@ def test_a_backend_that_was_asked_for_and_is_absent_runs_nothing(tmp_path):
 def test_a_backend_that_is_required_and_absent_is_an_error(tmp_path):
     status, _ = collected(tmp_path, "--require-backend=array_api_strict", "--backend=numpy")
     assert status == pytest.ExitCode.USAGE_ERROR
+
+
+def test_what_needs_a_peer_is_found_by_its_name():
+    """`nox -s tests_peers` selects by the words torch and jax: in the name, its folder, or the id of a parameter."""
+    unnamed = []
+    for path in TESTS.rglob("test_*.py"):
+        if path.parent.name in ("torch", "jax"):
+            continue
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                needs = re.search(r"(importorskip|needs)\('(torch|jax)", ast.unparse(node))
+                if needs and not re.search("torch|jax", node.name):
+                    unnamed.append(node.name)
+    assert unnamed == []

@@ -339,7 +339,7 @@ def test_a_result_is_not_its_state(problem):
         xs.train(*problem, epochs=2, resume=result, **options(problem))
 
 
-def test_a_state_of_another_library(problem):
+def test_a_state_of_pytorch(problem):
     torch = pytest.importorskip("torch")
     state = state_of(problem)
     params = tuple(xs.Layer(*map(torch.asarray, layer)) for layer in state.params)

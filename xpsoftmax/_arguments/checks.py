@@ -34,7 +34,8 @@ def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     try:
         xp = array_namespace(value)
     except TypeError:
-        raise TypeError(f"{name} must be an array of an Array API library, got {_kind(value)}.") from None
+        hint = " Make one with numpy.asarray." if isinstance(value, (list, tuple, int, float)) else ""
+        raise TypeError(f"{name} must be an array of an Array API library, got {_kind(value)}.{hint}") from None
     if is_numpy_array(value):
         value = np.asarray(value)
     elif is_torch_array(value):
@@ -167,9 +168,10 @@ def as_companion(name: str, value: object, home: Home) -> Array:
     if xp is home.xp and type(array) is np.ndarray:
         return array
     if xp is not home.xp:
+        hint = " For rows in dask arrays see xpsoftmax.dask." if name == "X" and is_dask_array(array) else ""
         raise TypeError(
             f"{name} must be an array of the same library as {home.owner} ({library(home.xp)}), "
-            f"got one of {library(xp)}."
+            f"got one of {library(xp)}.{hint}"
         )
     where = home_of(array)
     # Arrays being traced by jax.jit have no device.

@@ -11,6 +11,7 @@ import numpy as np
 from xpsoftmax._arguments.checks import as_dtype
 from xpsoftmax._arguments.values import Bad, first_marked
 from xpsoftmax._typing import Array, Namespace
+from xpsoftmax.kernels import sparse
 
 BYTES_OF_A_NUMBER = 10
 """What is held at most for a number that is looked at: the number itself, which may be read from a file, and masks."""
@@ -21,6 +22,9 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
 
     It waits for a device once where there is none.
     """
+    if sparse.is_sparse(X):
+        entry = sparse.first_not_finite(xp, X, row_weight)
+        return None if entry is None else Bad(name, "be finite", entry.value, "row", (entry.row,))
     parts = list(_parts(X, budget))
     if type(X) is np.ndarray:
         if all(sum_is_finite(X[rows]) for rows in parts):

@@ -19,7 +19,7 @@ from xpsoftmax._arguments.home import library
 from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.tracing import is_batched
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
-from xpsoftmax.kernels.numpy.tiles import apart
+from xpsoftmax.kernels.numpy.tiles import disjoint
 
 
 def check_out(out: object, logits: object, layout: Layout, others: dict[str, object]) -> None:
@@ -65,11 +65,11 @@ def fits_plainly(out: object, logits: object, *others: object) -> bool:
         or out.dtype != logits.dtype
         or out.shape != logits.shape
         or not out.flags.carray
-        or not (out is logits or apart(out, logits))
+        or not (out is logits or disjoint(out, logits))
     ):
         return False
     for other in others:  # noqa: SIM110 - a generator takes longer than all the rest
-        if other is not None and not (type(other) is np.ndarray and apart(out, other)):
+        if other is not None and not (type(other) is np.ndarray and disjoint(out, other)):
             return False
     return True
 

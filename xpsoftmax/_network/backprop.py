@@ -11,14 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_dask_array, is_jax_array, is_torch_array
+from array_api_compat import is_dask_array, is_jax_array
 
 from xpsoftmax._network.chunks import is_writable, itemsize_of, slices
 from xpsoftmax._network.layers import Layer, Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
-from xpsoftmax.kernels import select
+from xpsoftmax.kernels import generic, select, sparse
 from xpsoftmax.kernels.activations import ACTIVATIONS, IDENTITY
+from xpsoftmax.kernels.sparse import is_sparse
 
 
 class Buffers:
@@ -42,6 +43,8 @@ class Buffers:
 
 
 def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str, int]) -> Array:
+    if is_sparse(left):
+        return sparse.product(left, right)
     if buffers is None:
         has_own = is_jax_array(left) or is_dask_array(left)
         return select("product", left, "generic")(left, right) if has_own else left @ right
@@ -98,21 +101,23 @@ def backward(
     for i in reversed(range(len(net.layers))):
         before, into, kind = sums[i], None if grads is None else grads[i], type(net.layers[i])
         if before is None:
-            sums[i] = _first_sums(xp, inputs[i], delta, into, net.layers[i])
+            sums[i] = _first_sums(net, inputs[i], delta, into, net.layers[i])
         else:
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
-            sums[i] = kind(weight, before.bias + _sum_of_rows(xp, delta))
+            sums[i] = kind(weight, before.bias + _sum_of_rows(net, delta))
         if i > 0:
             delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
             delta = net.kernels.activation_backward(delta, slopes[i - 1], ACTIVATIONS[net.activation])
 
 
-def _first_sums(xp: Namespace, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:
+def _first_sums(net: Network, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:
     kind = type(like)
+    if is_sparse(left):
+        return kind(sparse.transposed_product(left, delta), _sum_of_rows(net, delta))
     if type(delta) is np.ndarray:  # the same without the wrappers
         weight, bias = (None, None) if into is None else into
-        return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(xp, delta, bias))
-    return kind(_transposed_product(xp, left, delta, like.weight), _sum_of_rows(xp, delta))
+        return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(net, delta, bias))
+    return kind(_transposed_product(net.xp, left, delta, like.weight), _sum_of_rows(net, delta))
 
 
 def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -> Array:
@@ -123,30 +128,25 @@ def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -
     return xp.matmul(transposed, right)
 
 
-ROWS_OF_A_SUM = 256
-"""Rows that are added up one after the other: a million of them would leave two digits of float32."""
-
-
-def _sum_of_rows(xp: Namespace, delta: Array, out: Array | None = None) -> Array:
+def _sum_of_rows(net: Network, delta: Array, out: Array | None = None) -> Array:
     """Sum over the rows of an array (R, H), to the last digits however many there are; NumPy writes it to `out`.
 
-    Other libraries that may add one row after the other do it in float64: NumPy would take five times as long.
+    NumPy adds long sums up in parts: it would take five times as long in float64.
     """
-    few = delta.shape[0] <= ROWS_OF_A_SUM
-    if type(delta) is np.ndarray:
-        if few:
-            return np.add.reduce(delta, axis=0, out=out)
-        whole = delta.shape[0] - delta.shape[0] % ROWS_OF_A_SUM
-        parts = np.add.reduce(delta[:whole].reshape(-1, ROWS_OF_A_SUM, delta.shape[1]), axis=1)
-        total = np.add.reduce(parts, axis=0, dtype=np.float64)
-        total += np.add.reduce(delta[whole:], axis=0)
-        if out is None:
-            return total.astype(delta.dtype, copy=False)
-        out[...] = total
-        return out
-    if few or is_torch_array(delta) or is_jax_array(delta):  # they add up in parts themselves
-        return xp.sum(delta, axis=0)
-    return xp.astype(xp.sum(delta, axis=0, dtype=xp.float64), delta.dtype)
+    if is_dask_array(delta):
+        return generic.sum_of_rows(delta)
+    if type(delta) is not np.ndarray:
+        return net.kernels.sum_of_rows(delta)
+    if delta.shape[0] <= generic.ROWS_OF_A_SUM:
+        return np.add.reduce(delta, axis=0, out=out)
+    whole = delta.shape[0] - delta.shape[0] % generic.ROWS_OF_A_SUM
+    parts = np.add.reduce(delta[:whole].reshape(-1, generic.ROWS_OF_A_SUM, delta.shape[1]), axis=1)
+    total = np.add.reduce(parts, axis=0, dtype=np.float64)
+    total += np.add.reduce(delta[whole:], axis=0)
+    if out is None:
+        return total.astype(delta.dtype, copy=False)
+    out[...] = total
+    return out
 
 
 def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
@@ -156,9 +156,14 @@ def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: 
     rows, columns = total.shape
     step = max(1, spare // max(1, rows * itemsize_of(xp, total.dtype)))
     for part in slices(columns, step):
-        product = _product(left.T, right[:, part], buffers, ("product", columns - part.start >= step))
+        product = _product(left.T, _columns(right, part), buffers, ("product", columns - part.start >= step))
         total[:, part] += product
     return total
+
+
+def _columns(array: Array, part: slice) -> Array:
+    """Return columns, all of them as they are: sparse products would copy a view."""
+    return array if part == slice(0, array.shape[1]) else array[:, part]
 
 
 class DeadRows:

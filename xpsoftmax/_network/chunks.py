@@ -14,6 +14,7 @@ from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.generic import scratch_arrays
+from xpsoftmax.kernels.sparse import held_for_a_row, is_sparse
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
 """Bytes of temporary memory of an mlp call if `max_memory` is None (or as many as one row needs)."""
@@ -54,11 +55,23 @@ MOST_HELD = 16
 """Numbers that are held for a unit of a row at most, in any layer."""
 
 
-def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | None) -> Plan:
-    """Cut the rows so that the temporaries of a chunk stay within `max_memory`; small problems are seen at a glance."""
+def features_of(X: Array) -> int:
+    """Return how many numbers a copy of a row of the inputs takes."""
+    return held_for_a_row(X) if is_sparse(X) else int(X.shape[1])
+
+
+def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | None, features: int | None = None) -> Plan:
+    """Cut the rows so that the temporaries of a chunk stay within `max_memory`; small problems are seen at a glance.
+
+    `features` is `features_of` the inputs, where they are known.
+    """
     if max_memory is not None:
         max_memory = as_integer("max_memory", max_memory)
-    widths = net.layers[0].weight.shape[0] + sum(net.hidden) + net.layers[-1].bias.shape[0]
+    widths = (
+        (net.layers[0].weight.shape[0] if features is None else features)
+        + sum(net.hidden)
+        + net.layers[-1].bias.shape[0]
+    )
     if is_dask_array(net.layers[0].weight) or (
         max_memory is None and rows * widths * MOST_HELD * 8 <= DEFAULT_MAX_MEMORY
     ):
@@ -66,7 +79,10 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     itemsize = itemsize_of(net.xp, net.working)
     soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
     hidden, classes = net.hidden, net.layers[-1].bias.shape[0]
-    features = net.layers[0].weight.shape[0] if problem.weighted or net.dtype != net.working else 0
+    if not (problem.weighted or net.dtype != net.working):
+        features = 0  # the inputs are not copied
+    elif features is None:
+        features = net.layers[0].weight.shape[0]
     column = itemsize * max(layer.weight.shape[0] for layer in net.layers)
 
     cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0

@@ -115,9 +115,9 @@ def load_params(path: str | os.PathLike[str], *, xp: Namespace | None = None, de
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "zero.safetensors")
     ...     xs.save_params(path, [(np.zeros((2, 3)), np.ones(3))])
-    ...     xs.load_params(path)
-    (Layer(weight=array([[0., 0., 0.],
-           [0., 0., 0.]]), bias=array([1., 1., 1.])),)
+    ...     params = xs.load_params(path)
+    >>> params, params[0].bias
+    ((Layer(2-3, float64),), array([1., 1., 1.]))
     """
     xp = check.as_namespace("xp", np if xp is None else xp)
     arrays, metadata = load_arrays(path)

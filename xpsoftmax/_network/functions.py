@@ -32,8 +32,9 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     ----------
     params : sequence of Layer
         (weight (fan_in, fan_out), bias (fan_out,)) of each layer; one layer is the softmax classifier.
-    X : array, (N, D)
-        Of the library, device and dtype of the parameters.
+    X : array or sparse matrix, (N, D)
+        Of the library, device and dtype of the parameters. Sparse matrices and arrays of SciPy go with NumPy, those of
+        cupyx with CuPy; they are never made dense, and formats other than CSR are converted to it in each call.
     activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
         Of the hidden layers; gelu is its tanh form. Default: the one that the layers carry (see `Layer`), or "relu" for
         plain pairs. It must be that one.
@@ -73,7 +74,7 @@ def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = N
     net = as_network(params, activation, impl)
     X = as_inputs(net, X)
     with net.home.context():
-        logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
+        logits = forward(net, X if X.dtype == net.working else net.xp.astype(X, net.working))[2]
         return narrowed(net.xp, logits, net.dtype)
 
 

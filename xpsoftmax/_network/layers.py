@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from xpsoftmax._arguments.options import check_choice
-from xpsoftmax._typing import Array
+from xpsoftmax._typing import Array, dtype_name
 from xpsoftmax.kernels.activations import ACTIVATIONS
 
 
@@ -49,6 +49,22 @@ class Layer(NamedTuple):
     def activation(self) -> str | None:
         """Activation that the layer carries."""
         return None
+
+    def __repr__(self) -> str:
+        """Sizes, activation and dtype: the numbers would fill a page."""
+        sizes = sizes_of([self])
+        if sizes is None:
+            return f"{type(self).__name__}(weight={self.weight!r}, bias={self.bias!r})"
+        words = (sizes, self.activation, dtype_name(self.weight.dtype))
+        return f"Layer({', '.join(word for word in words if word)})"
+
+
+def sizes_of(layers: Sequence[Any]) -> str | None:
+    """Return the sizes of layers in a word, such as "64-32-10"; None for what are no arrays."""
+    shapes: list[Any] = [getattr(layer[0], "shape", ()) for layer in layers]
+    if not shapes or any(len(shape) != 2 for shape in shapes) or not hasattr(layers[0][0], "dtype"):
+        return None
+    return "-".join(str(size) for size in (shapes[0][0], *(shape[1] for shape in shapes)))
 
 
 class IdentityLayer(Layer):

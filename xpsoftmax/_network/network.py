@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import Home, home_of, numpy_namespace
+from xpsoftmax._arguments.home import Home, home_of, library, numpy_namespace
 from xpsoftmax._arguments.shapes import same_shape
 from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import Operations, operations
+from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     Without an explicit activation the network has the one that its layers carry.
     """
     if not isinstance(params, (tuple, list)) or not params:
+        _refuse_whole(params)
         raise TypeError(f"params must be a non-empty sequence of (weight, bias) pairs, got {params!r:.60}.")
     if _plain_layers(params):
         activation = chosen(params, activation)
@@ -48,6 +50,7 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            _refuse_whole(params)
             raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
         pairs.append(kind_of(layer)(*layer))
     activation = chosen(pairs, activation)
@@ -60,6 +63,14 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
         layers.append(type(layer)(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
     kernels = operations(layers[0].weight, impl)
     return Network(xp, tuple(layers), activation, dtype, working, where, kernels)
+
+
+def _refuse_whole(params: object) -> None:
+    """Raise TypeError for a result, a state or a classifier, of which the parameters are an attribute."""
+    for name in ("params", "params_", "grads"):
+        if hasattr(params, name):
+            kind = type(params).__name__
+            raise TypeError(f"params must be a sequence of (weight, bias) pairs, got a {kind}. Pass its `{name}`.")
 
 
 @cache
@@ -123,15 +134,30 @@ def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
     seen = type(X) is np.ndarray and type(net.layers[0].weight) is np.ndarray  # at a glance
     if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
         return X
-    check.as_companion(name, X, net.home)
-    _, array = check.as_floating(name, X)
+    if is_sparse(X):
+        array = _sparse_companion(name, X, net.home)
+    else:
+        check.as_companion(name, X, net.home)
+        _, array = check.as_floating(name, X)
     if array.dtype != net.dtype:
         raise TypeError(
             f"{name} must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them."
         )
     if array.ndim != 2 or not same_shape(array.shape[1:], (fan_in,)):
         raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
-    return array
+    return as_rows(array) if is_sparse(array) else array
+
+
+def _sparse_companion(name: str, X: Any, home: Home) -> Any:
+    """Check that a sparse matrix is multiplied with arrays of the library, and on the device, of others."""
+    if library_of(X) != library(home.xp):
+        raise TypeError(
+            f"{name} must be an array of the same library as {home.owner} ({library(home.xp)}), "
+            f"got a sparse matrix that is multiplied with {library_of(X)} arrays."
+        )
+    if library_of(X) == "cupy":
+        check.as_companion(name, X.data, home)  # on this device
+    return X
 
 
 def copied(net: Network, layers: Params, dtype: DType) -> Params:

@@ -13,12 +13,12 @@ from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import as_number, check_choice, check_impl
 from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan, prepare
 from xpsoftmax._network.backprop import Buffers, DeadRows, backward, forward
-from xpsoftmax._network.chunks import SMALL, Plan, budget, overwrites_logits, plan_chunks
+from xpsoftmax._network.chunks import SMALL, Plan, budget, features_of, overwrites_logits, plan_chunks
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.network import Network, as_inputs, as_network
 from xpsoftmax._network.sums import Sums
 from xpsoftmax._typing import Array, Impl
-from xpsoftmax.kernels import select, summed
+from xpsoftmax.kernels import select, sparse, summed
 
 
 def sum_over_rows(
@@ -46,7 +46,7 @@ def sum_over_rows(
         problem = prepare(targets, layout, options, budget(max_memory))
         if layout.lengthless:
             problem = _beside(problem, X)
-        plan = plan_chunks(net, X.shape[0], problem, max_memory)
+        plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))
         loss, grads = sum_over_chunks(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
@@ -109,6 +109,8 @@ def _chunk(
         if is_jax_array(X):
             dead = DeadRows(xp, row_weight)
             X = dead.finite(X)
+        elif sparse.is_sparse(X):
+            X = sparse.without_rows(xp, X, row_weight != 0.0)
         else:
             X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
     inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
@@ -124,4 +126,6 @@ def _chunk(
 
 
 def _some_rows(array: Array, rows: slice) -> Array:
-    return select("some_rows", array, "generic")(array, rows) if is_jax_array(array) else array[rows, ...]
+    if is_jax_array(array):
+        return select("some_rows", array, "generic")(array, rows)
+    return array[rows, :] if sparse.is_sparse(array) else array[rows, ...]

@@ -18,6 +18,7 @@ from xpsoftmax._network.layers import PairsOfArrays
 from xpsoftmax._network.network import Network, as_inputs, as_network
 from xpsoftmax._typing import Array, Impl, Namespace
 from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.sparse import is_sparse
 
 NO_CLASS = -1
 """The label of a row whose logits hold nan."""
@@ -59,7 +60,9 @@ def _predict_chunks(net: Network, X: Array, chunks: Sequence[slice | None]) -> A
     labels = np.empty(X.shape[0], np.intp) if on_host and len(chunks) > 1 else None
     parts = []
     for rows in chunks:
-        part = net.xp.astype(X if rows is None else X[rows, :], net.working, copy=False)
+        part = X if rows is None else X[rows, :]
+        if X.dtype != net.working:
+            part = net.xp.astype(part, net.working)
         found = labels_of(net.xp, forward(net, part, buffers=buffers)[2])
         del part  # before the next one is cast
         if labels is None:
@@ -132,7 +135,8 @@ def _check_labels(net: Network, X: Array, labels: Array) -> None:
     check_not_batched("logits", labels)
     row = _first_without_class(net.xp, labels)
     if row is not None:
-        finite = bool(net.xp.all(net.xp.isfinite(X[row, :])))
+        numbers = X[[row], :].data if is_sparse(X) else X[row, :]
+        finite = bool(net.xp.all(net.xp.isfinite(numbers)))
         raise no_class(row, finite=finite).error()
 
 

@@ -9,7 +9,7 @@ from array_api_compat import array_namespace, device
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_number
 from xpsoftmax._network.alike import check_alike
-from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, alike
+from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, alike, sizes_of
 from xpsoftmax._network.network import Network, as_network
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.kernels.generic import narrowed
@@ -42,6 +42,9 @@ class PartialSums(NamedTuple):
     loss: Array  # 0-d: sum of the weighted losses
     weight: Array  # 0-d: sum of the counting weights
     grads: Params  # sums of the weighted gradients, in float32 or wider
+
+    def __repr__(self) -> str:
+        return f"PartialSums({sizes_of(self.grads)}, loss {self.loss}, weight {self.weight})"
 
     def __add__(self, other: object) -> PartialSums:
         """Sums over the rows of both."""

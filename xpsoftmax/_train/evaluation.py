@@ -46,7 +46,9 @@ def evaluation(
     loss, correct = 0.0, 0.0
     for rows in plan_chunks(net, data.rows, problem, max_memory).chunks:
         rows = slice(0, data.rows) if rows is None else rows
-        X = xp.astype(data.X[rows, :], net.working, copy=False)
+        X = data.X[rows, :]
+        if X.dtype != net.working:
+            X = xp.astype(X, net.working)
         targets, row_weight = problem.targets[rows, ...], problem.row_weight[rows]
         if targets.ndim == 2:
             targets = check.as_dtype(xp, targets, net.working)

@@ -31,12 +31,19 @@ class TrainResult(NamedTuple):
     >>> result = xs.train(params, X, y, optimizer=xs.sgd(1.0), epochs=5, batch_size=2, rng=0)
     >>> len(result.history["loss"])  # two batches an epoch
     10
+    >>> result
+    TrainResult(4-3, 5 epochs, loss 0.458)
     >>> params, history, state = result
     """
 
     params: Params
     history: History
     state: TrainState
+
+    def __repr__(self) -> str:
+        """Sizes, epochs, last loss, and the validation accuracy of the parameters: the numbers would fill pages."""
+        epoch = 0 if self.state.best is None else self.state.best[1]
+        return f"TrainResult({', '.join([*self.state.progress(), *self.state.last(epoch)])})"
 
 
 class TrainStep:

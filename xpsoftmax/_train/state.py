@@ -15,7 +15,7 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.values import Rows, Suspect, check_values
 from xpsoftmax._network.alike import check_alike
-from xpsoftmax._network.layers import Layer, Params, alike, kind_of
+from xpsoftmax._network.layers import Layer, Params, alike, kind_of, sizes_of
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.optimizers import Optimizer, State
 
@@ -71,6 +71,26 @@ class TrainState(NamedTuple):
     rows: int
     batch_size: int
     blocks: tuple[tuple[int, ...], int] | None = None
+
+    def __repr__(self) -> str:
+        """Where the training is: the numbers would fill pages."""
+        return f"TrainState({', '.join([*self.progress(), *self.last()])})"
+
+    def progress(self) -> list[str]:
+        """Return the sizes of the network, and how far it is trained, in words."""
+        words = [sizes_of(self.params) or f"{len(self.params)} layers", _counted(self.epoch, "epoch")]
+        return words if self.step == 0 else [*words[:-1], f"{words[-1]} and {_counted(self.step, 'step')}"]
+
+    def last(self, epoch: int = 0) -> list[str]:
+        """Return the last loss in words, and the validation accuracy of an epoch, counted from 1; of the last for 0."""
+        names = {"loss": "loss", "validation_accuracy": "validation accuracy"}
+        places = {"loss": -1, "validation_accuracy": epoch - 1}
+        found = {name: self.history.get(name) for name in names}
+        return [f"{names[name]} {values[places[name]]:.3g}" for name, values in found.items() if values]
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 class Counted(Protocol):

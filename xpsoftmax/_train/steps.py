@@ -11,7 +11,7 @@ import numpy as np
 from xpsoftmax._arguments.problem import Problem, divided
 from xpsoftmax._arguments.values import Bad
 from xpsoftmax._network.backprop import Buffers
-from xpsoftmax._network.chunks import Plan, plan_chunks
+from xpsoftmax._network.chunks import Plan, features_of, plan_chunks
 from xpsoftmax._network.layers import Params, carrying, recorded
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.passes import sum_over_chunks
@@ -21,6 +21,7 @@ from xpsoftmax._train.data import Data, first_flaw
 from xpsoftmax._train.evaluation import evaluation
 from xpsoftmax._train.state import TrainState
 from xpsoftmax._typing import Array, Reduction
+from xpsoftmax.kernels.sparse import is_sparse
 
 
 def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
@@ -138,7 +139,8 @@ class RowSteps:
     def plan(self, rows: int) -> Plan:
         """Return the chunks of a batch of so many rows."""
         if rows not in self.plans:
-            self.plans[rows] = plan_chunks(self.network, rows, self.data.problem, self.max_memory)
+            features = features_of(self.data.X)
+            self.plans[rows] = plan_chunks(self.network, rows, self.data.problem, self.max_memory, features)
         return self.plans[rows]
 
     def loss_and_grads(self, params: Params, rows: Array | slice | None) -> tuple[Array, Params]:
@@ -196,6 +198,8 @@ class RowSteps:
 
     def select(self, array: Array, rows: Array | slice) -> Array:
         """Return these rows of an array; NumPy rows are valid until the next call for this array."""
+        if is_sparse(array):
+            return array[rows, :]
         if type(rows) is slice:
             return array[rows, ...]
         if type(array) is not np.ndarray:

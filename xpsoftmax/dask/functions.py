@@ -14,6 +14,7 @@ from typing import Any
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import PairsOfArrays, Params, carrying
 from xpsoftmax._network.predict import predict
 from xpsoftmax._train.optimizers import Optimizer
@@ -231,6 +232,14 @@ def _labels(X: Array, *, model: Model) -> Array:
     return predict(model.params, X, model.activation, model.max_memory, model.impl, validate=model.options.validate)
 
 
+@suggesting(
+    lr="optimizer=xs.adam(learning_rate)",
+    learning_rate="optimizer=xs.adam(learning_rate)",
+    num_epochs="epochs=",
+    n_epochs="epochs=",
+    seed="rng=",
+    random_state="rng=",
+)
 def train(
     params: PairsOfArrays,
     X: Array,

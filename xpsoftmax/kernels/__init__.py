@@ -24,6 +24,7 @@ OPERATIONS = (
     "softmax_loss_total",
     "are_classes",
     "total",
+    "sum_of_rows",
     "bias_activation",
     "activation_backward",
     "weight_penalty",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-from xpsoftmax._typing import Array, DType, Namespace
+from xpsoftmax._typing import Array, Namespace
 
 LIBRARIES = {"scipy.sparse": "numpy", "cupyx.scipy.sparse": "cupy"}
 """Modules with sparse matrices, and the library of arrays that each computes with."""
@@ -29,15 +29,14 @@ def library_of(value: object) -> str | None:
     return None
 
 
-def as_rows(X: Any, dtype: DType) -> Any:
-    """Return a sparse matrix (N, D) in CSR, the format in which rows are taken quickly, and of this dtype."""
-    X = X.tocsr()
-    return X if X.dtype == dtype else X.astype(dtype)
+def as_rows(X: Any) -> Any:
+    """Return a sparse matrix (N, D) in CSR: the format in which rows are taken quickly."""
+    return X.tocsr()
 
 
-def taken(X: Any, rows: Array | slice) -> Any:
-    """Return some rows of a CSR matrix, a slice or by their numbers."""
-    return X[rows]
+def stand_in(xp: Namespace, X: Any) -> Array:
+    """Return a dense array of the library, shape and dtype of a sparse matrix: a single zero, seen everywhere."""
+    return xp.broadcast_to(xp.zeros((), dtype=X.dtype), X.shape)
 
 
 def product(X: Any, weight: Array) -> Array:
@@ -48,6 +47,15 @@ def product(X: Any, weight: Array) -> Array:
 def transposed_product(X: Any, delta: Array) -> Array:
     """Return X^T delta, (D, H): the gradient of the first weight."""
     return _contiguous(X.T @ delta)
+
+
+ENTRY = 3
+"""Numbers that are held for an entry while rows are cleared: its number, its row, masks."""
+
+
+def held_for_a_row(X: Any) -> int:
+    """Return how many numbers a copy of a row takes, on average."""
+    return ENTRY * -(-int(X.nnz) // max(1, int(X.shape[0])))
 
 
 def _contiguous(array: Array) -> Array:

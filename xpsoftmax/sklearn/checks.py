@@ -14,6 +14,7 @@ from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.loop import are_finite
 from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax.kernels import sparse
 from xpsoftmax.sklearn.labels import missing_in
 
 NOT_FINITE = (
@@ -25,6 +26,8 @@ INTERRUPTED = "Training interrupted by user."
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
     """Row, column and value of the first input that is not finite."""
+    if sparse.is_sparse(X):
+        return sparse.first_not_finite(array_namespace(X.data), X)
     if type(X) is np.ndarray and sum_is_finite(X):
         return None
     xp = array_namespace(X)

@@ -15,9 +15,10 @@ except ImportError as error:
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import PairsOfArrays, Params
 from xpsoftmax._typing import Device
-from xpsoftmax.sklearn import fitting, transfer
+from xpsoftmax.sklearn import exchange, fitting, transfer
 from xpsoftmax.sklearn.learnt import params_of
 from xpsoftmax.sklearn.parameters import has_minibatches
 from xpsoftmax.sklearn.predicting import Prediction
@@ -161,6 +162,16 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
     True
     """
 
+    @suggesting(
+        hidden="hidden_layer_sizes=",
+        lr="learning_rate_init=",
+        epochs="max_iter=",
+        n_epochs="max_iter=",
+        optimizer="solver=",
+        reg="alpha=",
+        rng="random_state=",
+        seed="random_state=",
+    )
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100,),
@@ -223,6 +234,7 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.array_api_support = self.solver != "lbfgs"
+        tags.input_tags.sparse = True
         return tags
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -232,9 +244,10 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
         ----------
         X : array or array-like, (N, D)
             NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
-            are. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`): epochs go
-            through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client. Their
-            `y` must be labels; inputs that are not finite are looked for when the loss is not finite.
+            are. Sparse matrices and arrays of SciPy and cupyx are never made dense; formats other than CSR are
+            converted. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`):
+            epochs go through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client.
+            Their `y` must be labels; inputs that are not finite are looked for when the loss is not finite.
         y : array or array-like, (N,) or (N, C)
             Labels of one kind, none of them missing: integers, booleans, strings, dates, durations, or floats of
             integral value below 2**53 (float32: 2**24). Integers are compared as integers, whatever holds them.
@@ -340,6 +353,69 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
         ['right']
         """
         return transfer.model_of(cls, params, classes, parameters)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_sklearn(cls, model: Any) -> Self:
+        """Take over a fitted model of scikit-learn: parameters, weights, classes, losses and scores.
+
+        Parameters
+        ----------
+        model : sklearn.neural_network.MLPClassifier or sklearn.linear_model.LogisticRegression
+            Fitted. The one logistic output of two classes, with weight w and bias b, becomes the two columns
+            ``(-w / 2, w / 2)`` and ``(-b / 2, b / 2)``. A regression becomes a network without hidden layers, for
+            the solver "lbfgs", with the `alpha` that is its `C`; an L1 penalty has no like here.
+
+        Returns
+        -------
+        MLPClassifier
+            Fitted: the probabilities are those of `model`. A `fit` with ``warm_start=True``, and `partial_fit`, go on
+            from its weights, with a new optimiser.
+
+        Raises
+        ------
+        NotFittedError
+            If `model` is not fitted.
+        TypeError, ValueError
+            If it is something else, has independent labels (multilabel) or a single class, or is a regression by one
+            classifier for each class.
+
+        Examples
+        --------
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from xpsoftmax.sklearn import MLPClassifier
+        >>> theirs = LogisticRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["low", "low", "high", "high"])
+        >>> model = MLPClassifier.from_sklearn(theirs)
+        >>> bool(abs(model.predict_proba([[0.5]]) - theirs.predict_proba([[0.5]])).max() < 1e-12)
+        True
+        """
+        return exchange.from_theirs(cls, model)  # type: ignore[no-any-return]
+
+    def to_sklearn(self) -> Any:
+        """Make a fitted model of scikit-learn that predicts as this one does, for its tools and for ONNX.
+
+        Returns
+        -------
+        sklearn.neural_network.MLPClassifier or, without hidden layers, sklearn.linear_model.LogisticRegression
+            On the host, with the parameters that it shares with this model; those that are new here are left out. The
+            two columns of two classes become one logistic output, their difference.
+
+        Raises
+        ------
+        NotFittedError
+            If there is no model yet.
+        ValueError
+            If `activation` is one that scikit-learn does not have ("silu", "gelu"), or there is a single class.
+
+        Examples
+        --------
+        >>> from xpsoftmax.sklearn import MLPClassifier
+        >>> model = MLPClassifier((4,), solver="lbfgs", random_state=0).fit([[0.0], [1.0]], ["no", "yes"])
+        >>> theirs = model.to_sklearn()
+        >>> type(theirs).__module__.partition(".")[0], theirs.predict([[1.0]]).tolist()
+        ('sklearn', ['yes'])
+        """
+        check_is_fitted(self)
+        return exchange.to_theirs(self)
 
     def to(self, xp: ModuleType, *, device: Device | None = None) -> Self:
         """Copy the model to another library or device, with what it needs to go on learning there.

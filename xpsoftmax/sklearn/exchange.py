@@ -17,6 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._network.layers import Layer, Params
+from xpsoftmax.sklearn.learnt import params_of
+from xpsoftmax.sklearn.predicting import fitted_network
+from xpsoftmax.sklearn.transfer import model_of
 
 COUNTED = ("n_iter_", "t_", "loss_", "best_loss_", "best_validation_score_", "_no_improvement_count")
 THEIR_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
@@ -26,7 +29,20 @@ LISTED = ("loss_curve_", "validation_scores_")
 # --- from scikit-learn ------------------------------------------------------------------------------------------------
 
 
-def parts_of_model(model: Any) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+def from_theirs(kind: Any, model: Any) -> Any:
+    """Return a classifier of this class that takes over a fitted model of scikit-learn."""
+    params, parameters, found = _taken_apart(model)
+    fitted = model_of(kind, params, model.classes_, parameters)
+    for name, value in found.items():
+        setattr(fitted, name, value)
+    if fitted.validation_scores_ is not None:
+        fitted._best = params_of(fitted)
+    if hasattr(model, "feature_names_in_"):
+        fitted.feature_names_in_ = model.feature_names_in_.copy()
+    return fitted
+
+
+def _taken_apart(model: Any) -> tuple[Params, dict[str, Any], dict[str, Any]]:
     """Return the layers of a fitted model, the parameters of a classifier like it, and its counters and scores."""
     if not isinstance(model, (MLPClassifier, LogisticRegression)):
         raise TypeError(
@@ -72,7 +88,7 @@ def _parts_of_regression(model: LogisticRegression) -> tuple[Params, dict[str, A
         "max_iter": model.max_iter,
         "tol": model.tol,
         "random_state": model.random_state,
-        "warm_start": model.warm_start,
+        "warm_start": getattr(model, "warm_start", False),
         "class_weight": model.class_weight,
     }
     return (layer,), own, {"n_iter_": int(np.max(model.n_iter_))}
@@ -98,7 +114,7 @@ def _listed(values: Any) -> list[float] | None:
 # --- to scikit-learn --------------------------------------------------------------------------------------------------
 
 
-def network_of(model: Any, layers: Params) -> MLPClassifier:
+def _network_of(model: Any, layers: Params) -> MLPClassifier:
     """Return scikit-learn's classifier with these layers, the parameters it shares with `model`, and its scores."""
     if model.activation not in THEIR_ACTIVATIONS:
         raise ValueError(
@@ -120,7 +136,7 @@ def network_of(model: Any, layers: Params) -> MLPClassifier:
     return fitted
 
 
-def regression_of(model: Any, layer: Layer) -> LogisticRegression:
+def _regression_of(model: Any, layer: Layer) -> LogisticRegression:
     """Return scikit-learn's logistic regression with this layer and the penalty of `model`."""
     columns = layer.bias.shape[0]
     strength = (2.0 if columns == 1 else 1.0) / model.alpha if model.alpha > 0.0 else math.inf
@@ -131,14 +147,15 @@ def regression_of(model: Any, layer: Layer) -> LogisticRegression:
     return fitted
 
 
-def given_back(model: Any, params: Params) -> MLPClassifier | LogisticRegression:
-    """Return a fitted model of scikit-learn that predicts as `model` does, whose parameters these are."""
+def to_theirs(model: Any) -> MLPClassifier | LogisticRegression:
+    """Return a fitted model of scikit-learn that predicts as `model` does."""
+    params = fitted_network(model).layers
     if len(model.classes_) == 1:
         raise ValueError(f"classes_ must be two or more for a model of scikit-learn, got {model.classes_}.")
     layers = [Layer(*(to_host("params", array).copy() for array in layer)) for layer in params]
     if len(model.classes_) == 2:
         layers[-1] = _one_column(layers[-1])
-    fitted: Any = regression_of(model, layers[0]) if len(layers) == 1 else network_of(model, tuple(layers))
+    fitted: Any = _regression_of(model, layers[0]) if len(layers) == 1 else _network_of(model, tuple(layers))
     fitted.classes_, fitted.n_features_in_ = model.classes_.copy(), model.n_features_in_
     if hasattr(model, "feature_names_in_"):
         fitted.feature_names_in_ = model.feature_names_in_.copy()

@@ -44,7 +44,7 @@ def fit(model: Any, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, 
         sizes = (X.shape[1], *hidden, len(targets.classes))
         if not first:
             check_sizes(model, sizes)
-            check_dtype(model, X)
+            check_dtype(model, block_of(X))
         rng = as_random_state(model.random_state)
         layers = initial_layers(rng, sizes, model.activation, block_of(X)) if first else params_of(model)
         net = as_network(carrying(layers, model.activation), None)
@@ -89,8 +89,8 @@ def _known_classes(given: np.ndarray | None, before: np.ndarray | None) -> np.nd
 
 
 def _stand_in(X: Array) -> Array:
-    """Return an array in memory of the shape and dtype of a dask array; any other array as it is."""
-    return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else X
+    """Return a dense array in memory of the shape and dtype of a dask array or sparse matrix; others as they are."""
+    return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else block_of(X)
 
 
 def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) -> Params:

@@ -13,6 +13,7 @@ from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.home import library
 from xpsoftmax._typing import Array
+from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of, stand_in
 from xpsoftmax.sklearn.checks import check_inputs, check_no_missing
 from xpsoftmax.sklearn.labels import is_elsewhere, refuse_masked
 from xpsoftmax.sklearn.parameters import working_dtype
@@ -24,13 +25,16 @@ def is_lazy(X: Any) -> bool:
 
 
 def block_of(X: Array) -> Array:
-    """Return an array without rows that is like the blocks of a dask array; any other array as it is."""
+    """Return an array without rows like the blocks of a dask array, a dense array like a sparse matrix, or `X`."""
+    if is_sparse(X):
+        return stand_in(array_namespace(X.data), X)
     return X._meta if is_dask_array(X) else X
 
 
 def current_device(X: Any) -> AbstractContextManager[Any]:
     """Return a context in which CuPy makes its arrays on the device of `X`."""
-    return X.device if is_cupy_array(X) else nullcontext()
+    values = X.data if library_of(X) == "cupy" else X
+    return values.device if is_cupy_array(values) else nullcontext()
 
 
 def checked_inputs(model: Any, X: Any, method: str, *, reset: bool) -> Array:
@@ -40,6 +44,8 @@ def checked_inputs(model: Any, X: Any, method: str, *, reset: bool) -> Array:
         _check_library(model, X, method)
     if is_lazy(X):
         return _checked_lazily(model, X, reset=reset)
+    if library_of(X) == "cupy":
+        return _checked_sparsely(model, X, reset=reset)
     if not is_elsewhere(X):
         if not reset and _fits(model, X) and (method != "partial_fit" or sum_is_finite(X)):
             return X  # prediction looks for numbers that are not finite by itself
@@ -60,12 +66,25 @@ def _checked_on_host(model: Any, X: Any, dtype: Any, *, reset: bool) -> np.ndarr
     """Check inputs on the host as scikit-learn does, but name the row of a number that is not finite."""
     try:
         with np.errstate(over="ignore"):  # a number too large for float32 is found below
-            X = validate_data(model, X, dtype=dtype, reset=reset, ensure_all_finite=False)
+            X = validate_data(model, X, dtype=dtype, reset=reset, ensure_all_finite=False, accept_sparse="csr")
     except TypeError:
         check_no_missing(X)
         raise
     check_inputs(X)
     return X  # type: ignore[no-any-return]
+
+
+def _checked_sparsely(model: Any, X: Any, *, reset: bool) -> Any:
+    """Check a sparse matrix of cupyx."""
+    if 0 in X.shape:
+        raise ValueError(f"X must have shape (N, D), both at least 1, got {tuple(X.shape)}.")
+    xp = array_namespace(X.data)
+    if xp.isdtype(X.dtype, "complex floating"):
+        raise ValueError(f"X must be of real numbers, got {X.dtype}: complex data is not supported.")
+    X = as_rows(X).astype(working_dtype(model.dtype, xp, X.data) if reset else model.coefs_[0].dtype)
+    validate_data(model, X, skip_check_array=True, reset=reset)
+    check_inputs(X)
+    return X
 
 
 def _checked_lazily(model: Any, X: Any, *, reset: bool) -> Array:
@@ -95,7 +114,7 @@ def _fits(model: Any, X: Any) -> bool:
 def _check_library(model: Any, X: Any, method: str) -> None:
     """Raise ValueError unless `X` is of the model's library, on its device."""
     own, own_device = array_namespace(model.coefs_[0]), device(model.coefs_[0])
-    block = X._meta if is_lazy(X) else X
+    block = X._meta if is_lazy(X) else X.data if library_of(X) == "cupy" else X
     xp, place = (
         (array_namespace(block), device(block)) if is_elsewhere(block) else (array_namespace(np.empty(0)), "cpu")
     )

@@ -84,8 +84,8 @@ class Prediction:
         with current_device(X):
             X = checked_inputs(self, X, "predict", reset=False)
             if is_dask_array(X):
-                return _lazy_outputs(_fitted_network(self), X, "predict", self.classes_)
-            return labels_of(self.classes_, codes_of(_fitted_network(self), X, self.max_memory))
+                return _lazy_outputs(fitted_network(self), X, "predict", self.classes_)
+            return labels_of(self.classes_, codes_of(fitted_network(self), X, self.max_memory))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the classes.
@@ -168,7 +168,7 @@ class Prediction:
         return accuracy(array_namespace(predicted), labels == predicted, weight)
 
 
-def _fitted_network(model: Any) -> Network:
+def fitted_network(model: Any) -> Network:
     """Return the network of a fitted model; only another fit changes its activation."""
     layers = params_of(model)
     fitted = recorded(layers)
@@ -186,8 +186,8 @@ def _outputs(model: Any, X: Any, method: str, operation: str | None) -> Array:
     with current_device(X):
         X = checked_inputs(model, X, method, reset=False)
     if is_dask_array(X):
-        return _lazy_outputs(_fitted_network(model), X, method, model.classes_)
-    net = _fitted_network(model)
+        return _lazy_outputs(fitted_network(model), X, method, model.classes_)
+    net = fitted_network(model)
     finish: Any = getattr(net.kernels, operation) if operation else None
     result = np.empty((X.shape[0], net.layers[-1].bias.shape[0]), net.dtype) if type(X) is np.ndarray else None
     parts = []

@@ -17,6 +17,7 @@ from xpsoftmax._network.network import Network
 from xpsoftmax._train.data import as_data
 from xpsoftmax._train.steps import RowSteps
 from xpsoftmax._typing import Array
+from xpsoftmax.kernels.sparse import is_sparse
 from xpsoftmax.sklearn.inputs import block_of
 from xpsoftmax.sklearn.targets import Targets, as_class_weight
 
@@ -90,7 +91,7 @@ def _steps_over_blocks(
 
 def _select(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
     rows = net.xp.asarray(rows, device=net.home.device)
-    X, y, weight = (None if array is None else net.xp.take(array, rows, axis=0) for array in arrays)
+    X, y, weight = (None if a is None else a[rows] if is_sparse(a) else net.xp.take(a, rows, axis=0) for a in arrays)
     return X, y, weight
 
 

@@ -12,8 +12,9 @@ from xpsoftmax._typing import Array
 from xpsoftmax.kernels.cuda import plan
 from xpsoftmax.kernels.cuda.launches import capability_of
 from xpsoftmax.kernels.cuda.layers import activation_backward, bias_activation, parameter_update
-from xpsoftmax.kernels.cuda.losses import are_classes, softmax_loss_rows, softmax_loss_total, total
+from xpsoftmax.kernels.cuda.losses import are_classes, softmax_loss_rows, softmax_loss_total
 from xpsoftmax.kernels.cuda.rows import log_softmax_rows, logsumexp_rows, softmax_rows
+from xpsoftmax.kernels.cuda.sums import sum_of_rows, total, weight_penalty
 
 
 def refusal(logits: Array) -> str | None:
@@ -39,5 +40,7 @@ __all__ = [
     "softmax_loss_rows",
     "softmax_loss_total",
     "softmax_rows",
+    "sum_of_rows",
     "total",
+    "weight_penalty",
 ]

@@ -1,4 +1,4 @@
-"""The loss of rows of CuPy arrays, and the sum of losses."""
+"""The loss of rows of CuPy arrays."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from xpsoftmax._typing import Array, LossSpec, dtype_name
 from xpsoftmax.kernels.cuda import launches, plan
 from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, is_elsewhere, laid_out, matrix_of, result_for
 from xpsoftmax.kernels.cuda.launches import Ready, capability_of, made_ready
+from xpsoftmax.kernels.cuda.sums import total
 
 _NOWHERE = np.uint64(0)
 """The argument that stands for no array."""
@@ -113,9 +114,9 @@ def _plain_loss(
     if counter is None:
         ready.run(logits, labels, _NOWHERE, losses, written, _NOWHERE, _NOWHERE)
         return losses, result, None
-    total = cupy.empty((), ready.real)
-    ready.run(logits, labels, _NOWHERE, losses, written, total, counter)
-    return losses, result, total
+    sum_of_losses = cupy.empty((), ready.real)
+    ready.run(logits, labels, _NOWHERE, losses, written, sum_of_losses, counter)
+    return losses, result, sum_of_losses
 
 
 @lru_cache(maxsize=256)
@@ -231,17 +232,3 @@ def are_classes(labels: Array, classes: int) -> bool:
                 )
             )
         return not found.item()
-
-
-def total(x: Array) -> Array:
-    """Sum of all entries of float32 or float64, 0-d."""
-    with x.device:
-        sums = cupy.ascontiguousarray(x)
-        if not sums.size:
-            return cupy.zeros((), x.dtype)
-        while True:
-            parts = plan.total_parts(sums.size)
-            x, sums = sums, cupy.empty(parts if parts > 1 else (), x.dtype)
-            launches.run(plan.total_launch(address_of(x), address_of(sums), x.size, dtype_name(x.dtype)))
-            if parts == 1:
-                return sums

@@ -167,6 +167,8 @@ RULES = {
     rules.SGD: "sgd_rule",
     rules.MOMENTUM: "momentum_rule",
     rules.NESTEROV: "nesterov_rule",
+    rules.VELOCITY: "velocity_rule",
+    rules.NESTEROV_VELOCITY: "nesterov_velocity_rule",
     rules.ADAM: "adam_rule",
     rules.ADAMW: "adamw_rule",
 }
@@ -220,6 +222,57 @@ def total_parts(length: int) -> int:
 def total_defines(dtype: str) -> tuple[tuple[str, str], ...]:
     """The specialisation of the kernel for totals."""
     return (("SCALAR", SCALARS[dtype]), ("THREADS", str(TOTAL_THREADS)), ("PART", str(TOTAL_PART)))
+
+
+def penalty_launch(weight: int, grad: int, strength: int, reg: float, sums: int, length: int, dtype: str) -> Launch:
+    """Launch of reg/2 * sum(w^2) of the parts of a contiguous weight, and of grad += reg * w; all are addresses.
+
+    `strength` is the address of the strength, or 0 where it is `reg`. There are `total_parts` sums.
+    """
+    return Launch(
+        "weight_penalty",
+        total_defines(dtype),
+        _grid(total_parts(length)),
+        TOTAL_THREADS,
+        (
+            np.uint64(weight),
+            np.uint64(grad),
+            np.uint64(strength),
+            *_reals(dtype, (reg,)),
+            np.uint64(sums),
+            np.int64(length),
+        ),
+    )
+
+
+ROWS_OF_A_PART = 1024
+"""Rows that a block of `sum_of_rows` adds up."""
+SUM_LANES = 32
+SUM_THREADS = 512
+
+
+def sum_of_rows_launch(x: Matrix, sums: int) -> Launch:
+    """Launch of the sums of the rows of each part of a matrix; `sums` is the address of (sum_parts, H)."""
+    groups = -(-x.classes // SUM_LANES)
+    return Launch(
+        "sum_of_rows",
+        sum_defines(x.dtype),
+        _grid(groups * sum_parts(x.rows)),
+        SUM_THREADS,
+        (*_rows_of(x), np.uint64(sums), np.int64(x.rows), np.int64(x.classes), np.int64(groups)),
+    )
+
+
+def sum_parts(rows: int) -> int:
+    """How many parts the rows of a matrix are added up in."""
+    return -(-rows // ROWS_OF_A_PART)
+
+
+@cache
+def sum_defines(dtype: str) -> tuple[tuple[str, str], ...]:
+    """The specialisation of the kernel for sums of rows."""
+    sizes = {"THREADS": SUM_THREADS, "LANES": SUM_LANES, "PART": ROWS_OF_A_PART}
+    return (("SCALAR", texts.SCALARS[dtype]), *((name, str(size)) for name, size in sizes.items()))
 
 
 LABEL_DEFINES = (("THREADS", "256"),)

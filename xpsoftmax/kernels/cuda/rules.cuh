@@ -36,6 +36,20 @@ DEVICE void nesterov_rule(Entry<Real>& x, const Numbers<Real>& of) {
 }
 
 template <class Real>
+DEVICE void velocity_rule(Entry<Real>& x, const Numbers<Real>& of) {
+    const Real rate = of.n[0], momentum = of.n[1];
+    x.a = momentum * x.a - rate * x.g;
+    x.p = x.p + x.a;
+}
+
+template <class Real>
+DEVICE void nesterov_velocity_rule(Entry<Real>& x, const Numbers<Real>& of) {
+    const Real rate = of.n[0], momentum = of.n[1];
+    x.a = momentum * x.a - rate * x.g;
+    x.p = x.p + (momentum * x.a - rate * x.g);
+}
+
+template <class Real>
 DEVICE void adam(Entry<Real>& x, const Real* n) {
     const Real rate = n[0], root = n[1], b1 = n[2], rest1 = n[3], b2 = n[4], rest2 = n[5], eps = n[6];
     x.a = b1 * x.a + rest1 * x.g;

@@ -1,7 +1,9 @@
 """The row operations on NumPy arrays: tiles of rows that stay in the cache, shared by threads."""
 
 from xpsoftmax.kernels.numpy.layers import activation_backward, bias_activation
-from xpsoftmax.kernels.numpy.rows import log_softmax_rows, logsumexp_rows, softmax_loss_rows, softmax_rows
+from xpsoftmax.kernels.numpy.logsumexp import logsumexp_rows
+from xpsoftmax.kernels.numpy.loss import softmax_loss_rows
+from xpsoftmax.kernels.numpy.softmax import log_softmax_rows, softmax_rows
 from xpsoftmax.kernels.numpy.updates import parameter_update, weight_penalty
 
 __all__ = [

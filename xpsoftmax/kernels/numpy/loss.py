@@ -1,0 +1,72 @@
+"""The loss and its gradient on NumPy arrays: which method computes which targets and options.
+
+labels                                         label_loss
+labels, smoothing only                         smoothed_loss
+labels, class weights in the masses, z-loss    mass_loss, as for soft targets
+soft targets                                   mass_loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from xpsoftmax._typing import Array, LossSpec
+from xpsoftmax.kernels.numpy.label_loss import label_loss
+from xpsoftmax.kernels.numpy.mass_loss import label_loss_with_options, soft_target_loss
+from xpsoftmax.kernels.numpy.primitives import SHORT
+from xpsoftmax.kernels.numpy.smoothed_loss import LEAST_SMOOTHING, smoothed_loss
+from xpsoftmax.kernels.numpy.tiles import for_each_tile
+
+BYTES_OF_ROW = 200
+"""Bytes of the numbers that `mass_loss` computes once a row."""
+
+
+def softmax_loss_rows(
+    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_rows`."""
+    losses = np.empty(logits.shape[0], row_weight.dtype)
+    result = (np.empty(logits.shape, logits.dtype) if out is None else out) if grad else None
+    if targets.ndim == 1:
+        targets, row_weight = _valid_labels(targets, row_weight, logits.shape[1])
+    if targets.ndim == 1 and spec.label_smoothing == 0.0:
+        cached = 4 if logits.shape[1] <= SHORT else 1  # short rows may be computed in float64
+        compute = partial(label_loss, z_loss=spec.z_loss, grad=grad)
+        for_each_tile(compute, logits, result, targets, row_weight, losses, scratch=0 if grad else 1, cached=cached)
+    else:
+        _loss_with_options(logits, targets, row_weight, spec, losses, result)
+    return losses, result
+
+
+def _loss_with_options(
+    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, losses: Array, result: Array | None
+) -> None:
+    grad = result is not None
+    compute: Callable[..., Array]
+    if targets.ndim == 2:
+        compute = soft_target_loss(spec, logits, grad=grad)
+        cached = 4
+    elif spec.class_weight is None and spec.z_loss == 0.0 and spec.label_smoothing >= LEAST_SMOOTHING:
+        compute = partial(smoothed_loss, spec=spec, grad=grad)
+        cached = 1
+    else:
+        compute = label_loss_with_options(spec, logits, grad=grad)
+        cached = 1 + BYTES_OF_ROW // (logits.shape[1] * max(4, logits.itemsize))
+
+    def write(*arrays: Array) -> None:
+        arrays[-1][...] = compute(*arrays[:-1])
+
+    scratch = (targets.ndim == 2) + (not grad)
+    for_each_tile(write, logits, result, targets, row_weight, losses, scratch=scratch, cached=cached)
+
+
+def _valid_labels(labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:
+    """Replace labels that are no classes by 0, and the weights of their rows by nan, unless these are 0."""
+    unsigned = labels.view("u8")  # negative labels become huge
+    if labels.size == 0 or unsigned[unsigned.argmax()] < classes:
+        return labels, weight
+    bad = unsigned >= classes
+    return np.where(bad, 0, labels), np.where(bad & (weight != 0.0), np.nan, weight)
