@@ -24,7 +24,7 @@ def options(**more):
 
 
 def test_the_accuracy_after_each_epoch(problem):
-    params, X, y = problem
+    _, X, y = problem
     seen = []
 
     def look(step):
@@ -99,7 +99,7 @@ def test_whether_a_training_was_interrupted(problem):
     assert result.interrupted
     assert repr(result).endswith(", interrupted)")
     assert result.state.step + 4 * result.state.epoch == 6
-    params, history, state = result  # still three
+    _, _, state = result  # still three
     rest = xs.train(*problem, resume=state, **options())
     assert not rest.interrupted
     whole = xs.train(*problem, **options())

@@ -15,6 +15,7 @@ except ImportError as error:
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import PairsOfArrays, Params
 from xpsoftmax._typing import Device
 from xpsoftmax.sklearn import exchange, fitting, transfer
@@ -163,6 +164,16 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
     True
     """
 
+    @suggesting(
+        hidden="hidden_layer_sizes=",
+        lr="learning_rate_init=",
+        epochs="max_iter=",
+        n_epochs="max_iter=",
+        optimizer="solver=",
+        reg="alpha=",
+        rng="random_state=",
+        seed="random_state=",
+    )
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100,),
