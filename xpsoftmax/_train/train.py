@@ -21,7 +21,7 @@ from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_network
-from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax._typing import Activation, Array, Impl, Reduction
 
 
 @suggesting(
@@ -46,7 +46,7 @@ def train(
     epochs: int,
     batch_size: int,
     rng: Any,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,

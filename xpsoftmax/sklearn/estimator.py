@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import PairsOfArrays, Params
-from xpsoftmax._typing import Device
+from xpsoftmax._typing import Activation, Device
 from xpsoftmax.sklearn import exchange, fitting, transfer
 from xpsoftmax.sklearn.learnt import params_of
 from xpsoftmax.sklearn.parameters import has_minibatches
@@ -177,12 +177,12 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100,),
-        activation: str = "relu",
+        activation: Activation = "relu",
         *,
-        solver: str = "adam",
+        solver: Literal["adam", "sgd", "lbfgs"] = "adam",
         alpha: float = 0.0001,
-        batch_size: int | str = "auto",
-        learning_rate: str = "constant",
+        batch_size: int | Literal["auto"] = "auto",
+        learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
         learning_rate_init: float = 0.001,
         power_t: float = 0.5,
         max_iter: int = 200,
