@@ -129,9 +129,9 @@ def prepare(targets: Array, layout: Layout, options: LossOptions, max_memory: in
     if sample_weight is not None:
         counting = _flat(xp, sample_weight)
         if layout.lengthless:
-            from xpsoftmax.kernels.dask import beside  # imports dask: not before the caller has
+            from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
 
-            counting = beside("sample_weight", counting, "targets", rows)
+            counting = with_rows_of("sample_weight", counting, "targets", rows)
     if ignored is not None:
         counting = xp.where(_flat(xp, ignored), 0.0, counting)
     row_weight = counting
