@@ -89,7 +89,7 @@ class PartialSums(NamedTuple):
         reg = as_number("reg", reg)
         with net.home.context():
             loss, grads = self.mean(net.xp)
-            return finished(net, loss, alike(grads, net.layers), reg)
+            return with_penalty(net, loss, alike(grads, net.layers), reg)
 
     def mean(self, xp: Namespace) -> tuple[Array, Params]:
         """Loss and gradients divided by the weight; nan and 0 where the weight is 0."""
@@ -121,7 +121,7 @@ class Sums(NamedTuple):
         return PartialSums(self.loss, weight, self.grads)
 
 
-def penalised(net: Network, loss: Array, reg: float) -> Array:
+def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
     """Add the L2 penalty to a loss."""
     if reg == 0.0:
         return loss
@@ -130,7 +130,7 @@ def penalised(net: Network, loss: Array, reg: float) -> Array:
     return net.xp.asarray(loss)
 
 
-def finished(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
+def with_penalty(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
     """Add the L2 penalty and its gradient; return the gradients in the dtype of the parameters.
 
     The gradients that are given may be overwritten.
