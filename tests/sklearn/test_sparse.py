@@ -149,7 +149,7 @@ def test_a_number_too_large_for_float32(digits):
         made({}, dtype="float32").fit(sparse.csr_array(X), y)
 
 
-def test_shapes_and_models_elsewhere(digits):
+def test_shapes_and_models_in_pytorch(digits):
     X, y = digits
     model = made({}).fit(sparse.csr_array(X), y)
     with pytest.raises(ValueError, match=r"X has 63 features, but MLPClassifier is expecting 64 features"):
