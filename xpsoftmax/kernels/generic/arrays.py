@@ -27,6 +27,12 @@ def are_classes(labels: Array, classes: int) -> bool:
     return not bool(array_namespace(labels).any((labels < 0) | (labels >= classes)))
 
 
+def are_weights(weights: Array) -> bool:
+    """Whether all weights, or soft targets, are finite and not negative. It waits for the answer."""
+    xp = array_namespace(weights)
+    return bool(xp.all(xp.isfinite(weights) & (weights >= 0.0)))
+
+
 def total(x: Array) -> Array:
     """Sum of all entries, 0-d."""
     xp = array_namespace(x)

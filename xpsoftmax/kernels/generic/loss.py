@@ -28,6 +28,7 @@ def softmax_loss_rows(
     logits : (R, C)
     targets : (R,) labels in the library's index dtype, or (R, C) soft targets in the working precision
     row_weight : (R,) in the working precision; a row of weight 0 adds exactly 0, whatever it holds
+        Kernels also take a float, which is the weight of every row, and labels of any integer dtype.
     spec : LossSpec
     grad : whether to compute the gradient
     out : (R, C), where the gradient is written
