@@ -22,8 +22,10 @@ class TrainResult(NamedTuple):
         epoch: "accuracy", on the data that is trained with.
     state : TrainState
         To go on from, by ``train(..., resume=state)``.
-    interrupted : bool
-        Whether Ctrl-C has ended the training.
+
+    Notes
+    -----
+    ``result.interrupted`` says whether Ctrl-C has ended the training.
 
     Examples
     --------
