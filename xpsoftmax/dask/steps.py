@@ -22,6 +22,7 @@ from xpsoftmax._network.layers import Params
 from xpsoftmax._train.data import Data, as_data, check_held_out, first_flaw
 from xpsoftmax._train.evaluation import Evaluation, evaluation
 from xpsoftmax._train.interrupts import given_up
+from xpsoftmax._train.programmed import ProgrammedSteps
 from xpsoftmax._train.records import TrainResult
 from xpsoftmax._typing import Array, Reduction
 from xpsoftmax.dask import graph as parts
@@ -232,6 +233,8 @@ class _Epoch:
 
 class PartitionSteps:
     """The steps of a training over blocks (`xpsoftmax._train.steps.Steps`); `averaged` as for `Stepper`."""
+
+    programs: ProgrammedSteps | None = None  # of rows in memory only
 
     def __init__(
         self,
