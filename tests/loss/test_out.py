@@ -159,8 +159,16 @@ def _frozen():
 
 TWICE = r"^out must not hold an element twice, got a broadcast or self-overlapping array\.$"
 BAD_OUTS = {
-    "list": (lambda: [[0.0]], TypeError, r"^out must be an array of an Array API library, got list\.$"),
-    "True": (lambda: True, TypeError, r"^out must be an array of an Array API library, got bool\.$"),
+    "list": (
+        lambda: [[0.0]],
+        TypeError,
+        r"^out must be an array of an Array API library, got list\. Make one with numpy.asarray\.$",
+    ),
+    "True": (
+        lambda: True,
+        TypeError,
+        r"^out must be an array of an Array API library, got bool\. Make one with numpy.asarray\.$",
+    ),
     "masked": (lambda: np.ma.zeros(SHAPE), TypeError, r"^out must be a plain dense array, got numpy\.MaskedArray\."),
     "shape": (lambda: np.zeros((5, 3)), ValueError, r"^out must have the shape of logits, \(3, 5\), got \(5, 3\)\.$"),
     "more": (lambda: np.zeros((1, 3, 5)), ValueError, r"^out must have the shape of logits, \(3, 5\), got \(1, 3, 5\)"),

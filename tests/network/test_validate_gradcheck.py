@@ -15,7 +15,11 @@ def square(x):
 
 POINT = np.ones((2, 2))
 BAD_CHECKS = {
-    "list": ({"x": [1.0]}, TypeError, r"^x must be an array of an Array API library, got list\.$"),
+    "list": (
+        {"x": [1.0]},
+        TypeError,
+        r"^x must be an array of an Array API library, got list\. Make one with numpy.asarray\.$",
+    ),
     "integers": ({"x": np.ones(2, dtype=int)}, TypeError, r"^x must be of dtype float32 or float64, got int64\.$"),
     "float16": ({"x": np.ones(2, dtype="f2")}, TypeError, r"^x must be of dtype float32 or float64, got float16\.$"),
     "masked": ({"x": np.ma.array(POINT)}, TypeError, r"^x must be a plain dense array"),
@@ -58,7 +62,11 @@ def test_gradient_checks(function, options, error, message):
 
 
 BAD_GRADS = {
-    "list": ([1.0], TypeError, r"^grad must be an array of an Array API library, got list\.$"),
+    "list": (
+        [1.0],
+        TypeError,
+        r"^grad must be an array of an Array API library, got list\. Make one with numpy.asarray\.$",
+    ),
     "masked": (np.ma.array(POINT), TypeError, r"^grad must be a plain dense array"),
     "integers": (np.ones((2, 2), dtype=int), TypeError, r"^grad must be of dtype float16, .* got int64\.$"),
     "shape": (np.ones(2), ValueError, r"^grad must have the shape of x, \(2, 2\), got \(2,\)\.$"),

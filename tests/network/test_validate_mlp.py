@@ -137,7 +137,11 @@ def test_params_in_other_words(call, kind):
 X_DTYPE = r"^X must have the dtype of the parameters, float64, got {}\. Cast one of them\.$"
 X_SHAPE = r"^X must have shape \(N, 4\) to fit params\[0\]\.weight, got {}\.$"
 BAD_INPUTS = {
-    "list": (X.tolist(), TypeError, r"^X must be an array of an Array API library, got list\.$"),
+    "list": (
+        X.tolist(),
+        TypeError,
+        r"^X must be an array of an Array API library, got list\. Make one with numpy.asarray\.$",
+    ),
     "masked": (np.ma.array(X), TypeError, r"^X must be a plain dense array, got numpy\.MaskedArray\."),
     "integers": (X.astype(int), TypeError, "^X " + FLOATING.format("int64")),
     "bool": (X > 0, TypeError, "^X " + FLOATING.format("bool")),

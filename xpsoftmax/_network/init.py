@@ -12,10 +12,17 @@ import numpy as np
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import Layer, Params, carrying, check_activation
 from xpsoftmax._typing import Device, DType, Namespace
 
 
+@suggesting(
+    hidden="sizes=(inputs, hidden, classes)",
+    hidden_layer_sizes="sizes=(inputs, hidden, classes)",
+    seed="rng=",
+    random_state="rng=",
+)
 def init_params(
     sizes: Sequence[int],
     *,

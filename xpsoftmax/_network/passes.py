@@ -8,10 +8,10 @@ import numpy as np
 from array_api_compat import is_jax_array
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.door import enter_problem
 from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import as_number, check_choice, check_impl
-from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan, prepare
+from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan
 from xpsoftmax._network.backprop import Buffers, DeadRows, backward, forward
 from xpsoftmax._network.chunks import SMALL, Plan, budget, features_of, overwrites_logits, plan_chunks
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
@@ -21,7 +21,7 @@ from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import select, sparse, summed
 
 
-def add_up(
+def sum_over_rows(
     params: PairsOfArrays,
     X: Array,
     targets: Array,
@@ -40,14 +40,14 @@ def add_up(
     reg = as_number("reg", reg)
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
-    with quiet(xp, net.home.device):
+    with net.home.context():
         home = net.home._replace(owner="X")
         layout = Layout(home, (X.shape[0], classes), 1, net.working, check.blocks_of(X))
-        problem = prepare(targets, layout, options, budget(max_memory))
+        problem = enter_problem(targets, layout, options, budget(max_memory))
         if layout.lengthless:
             problem = _beside(problem, X)
         plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))
-        loss, grads = add_rows(net, X, problem, plan, grad=grad)
+        loss, grads = sum_over_chunks(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
     return net, Sums(loss, problem.total, grads, problem.row_weight), reg
@@ -61,7 +61,7 @@ def _beside(problem: Problem, X: Array) -> Problem:
     return problem._replace(targets=targets, row_weight=row_weight)
 
 
-def add_rows(
+def sum_over_chunks(
     net: Network,
     X: Array,
     problem: Problem,

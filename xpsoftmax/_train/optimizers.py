@@ -12,6 +12,7 @@ import numpy as np
 
 from xpsoftmax._arguments.home import on_device, quiet
 from xpsoftmax._arguments.options import as_number, check_flag
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.alike import check_alike
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.network import as_network
@@ -232,6 +233,7 @@ class UncorrectedAdam(Adam):
         return ADAM, (rate, 1.0, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
 
 
+@suggesting(lr="learning_rate=")
 def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:  # noqa: FBT001, FBT002
     r"""Gradient descent, with momentum if asked.
 
@@ -283,7 +285,8 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
     return Sgd(_as_rate(learning_rate), momentum, bool(nesterov))
 
 
-def adam(learning_rate: LearningRate, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
+@suggesting(lr="learning_rate=", beta_1="betas=", beta_2="betas=", b1="betas=", b2="betas=")
+def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     r"""Adam: steps of a size that does not depend on that of the gradients.
 
     .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
@@ -327,8 +330,9 @@ def adam(learning_rate: LearningRate, betas: tuple[float, float] = (0.9, 0.999),
     return _adam(learning_rate, betas, eps, 0.0)
 
 
+@suggesting(lr="learning_rate=", decay="weight_decay=")
 def adamw(
-    learning_rate: LearningRate,
+    learning_rate: LearningRate = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.01,

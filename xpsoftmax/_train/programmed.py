@@ -18,7 +18,7 @@ from xpsoftmax.kernels.rules import Rule
 
 if TYPE_CHECKING:
     from xpsoftmax._train.loop import Loop
-    from xpsoftmax._train.steps import RowBatch, Stepper
+    from xpsoftmax._train.steps import RowBatch, RowSteps
 
 NUMBERS = 1024
 """For how many updates the numbers of the rule are computed and sent ahead."""
@@ -30,15 +30,15 @@ class ProgrammedSteps:
 
     Parameters
     ----------
-    stepper : Stepper
+    steps : RowSteps
     runner : type
         Makes a runner of a program and its arrays: see xpsoftmax/kernels/cuda/capture.py.
     """
 
-    def __init__(self, stepper: Stepper, runner: Any) -> None:
-        self._stepper, self._runner = stepper, runner
-        self._xp, self._device = stepper.network.xp, stepper.network.home.device
-        self._dtype = dtype_name(stepper.data.problem.row_weight.dtype)  # the working precision
+    def __init__(self, steps: RowSteps, runner: Any) -> None:
+        self._steps, self._runner = steps, runner
+        self._xp, self._device = steps.network.xp, steps.network.home.device
+        self._dtype = dtype_name(steps.data.problem.row_weight.dtype)  # the working precision
         self._usable = self._are_rows_in_place()
         self._bound: list[Array] = []  # parameters, and what is kept of them, that the programs change
         self._arrays: dict[str, Array] = {}
@@ -54,7 +54,7 @@ class ProgrammedSteps:
         if not self._usable or not batch.counts or callable(rate):
             return None
         rule = loop.optimizer.rule(rate, 1)[0]
-        one_chunk = len(self._stepper.plan(batch.size).chunks) == 1
+        one_chunk = len(self._steps.plan(batch.size).chunks) == 1
         if not (one_chunk and self._runner.has_rule(rule) and self._bind(loop)):
             return None
         key = batch.size, rule
@@ -69,20 +69,17 @@ class ProgrammedSteps:
 
     def _are_rows_in_place(self) -> bool:
         """Whether kernels can read inputs and targets where they are."""
-        data, problem = self._stepper.data, self._stepper.data.problem
+        data, problem = self._steps.data, self._steps.data.problem
         vectors = [problem.row_weight, problem.counting, problem.spec.class_weight]
         vectors = [array for array in vectors if array is not None]
         labels = problem.targets.ndim == 2 or dtype_name(problem.targets.dtype) == "int64"
+        if min(self._sizes()) == 0 or not labels or not hasattr(data.X, "flags"):  # sparse inputs have none
+            return False
         in_place = all(array.flags.c_contiguous for array in (data.X, problem.targets, *vectors))
-        return (
-            min(self._sizes()) > 0
-            and labels
-            and in_place
-            and all(dtype_name(array.dtype) == self._dtype for array in vectors)
-        )
+        return in_place and all(dtype_name(array.dtype) == self._dtype for array in vectors)
 
     def _sizes(self) -> tuple[int, ...]:
-        layers = self._stepper.network.layers
+        layers = self._steps.network.layers
         return (int(layers[0].weight.shape[0]), *(int(layer.bias.shape[0]) for layer in layers))
 
     def _bind(self, loop: Loop) -> bool:
@@ -105,9 +102,9 @@ class ProgrammedSteps:
         return True
 
     def _shared(self) -> dict[str, Array]:
-        data, xp = self._stepper.data, self._xp
+        data, xp = self._steps.data, self._xp
         problem, options = data.problem, {"device": self._device}
-        working = self._stepper.network.working
+        working = self._steps.network.working
         shared = {
             "X": data.X,
             "targets": problem.targets,
@@ -124,18 +121,18 @@ class ProgrammedSteps:
         return shared
 
     def _described(self, loop: Loop, rows: int, rule: Rule) -> Step:
-        stepper, problem = self._stepper, self._stepper.data.problem
+        steps, problem = self._steps, self._steps.data.problem
         return Step(
             rows=rows,
             sizes=self._sizes(),
-            activation=ACTIVATIONS[stepper.network.activation],
+            activation=ACTIVATIONS[steps.network.activation],
             dtype=self._dtype,
             soft=problem.targets.ndim == 2,
             weighted=problem.counting is not None,
             class_weighted=problem.spec.class_weight is not None,
-            mean=stepper.reduction == "mean",
-            reg=stepper.reg,
-            averaged=stepper.averaged,
+            mean=steps.reduction == "mean",
+            reg=steps.reg,
+            averaged=steps.averaged,
             label_smoothing=problem.spec.label_smoothing,
             z_loss=problem.spec.z_loss,
             rule=rule,
@@ -146,7 +143,7 @@ class ProgrammedSteps:
         """Send what the arrays on the device do not say yet."""
         order = batch.order
         if order is not self._order:
-            self._arrays["order"][...] = self._on_device(np.arange(self._stepper.rows)) if order is None else order
+            self._arrays["order"][...] = self._on_device(np.arange(self._steps.rows)) if order is None else order
             self._order = order
         update = loop.state[0] - self._first
         if loop.optimizer is not self._optimizer or not 0 <= update < NUMBERS:

@@ -11,6 +11,7 @@ from array_api_compat import is_dask_array
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag, check_impl
 from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._arguments.tracing import check_concrete, layers_by_name
 from xpsoftmax._network.layers import PairsOfArrays
 from xpsoftmax._network.network import as_network
@@ -19,10 +20,22 @@ from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
-from xpsoftmax._train.steps import Stepper, activation_to_train, trained_network
+from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_network
 from xpsoftmax._typing import Array, Impl, Reduction
 
 
+@suggesting(
+    lr="optimizer=xs.adam(learning_rate)",
+    learning_rate="optimizer=xs.adam(learning_rate)",
+    num_epochs="epochs=",
+    n_epochs="epochs=",
+    max_iter="epochs=",
+    seed="rng=",
+    random_state="rng=",
+    weight_decay="reg=, or optimizer=xs.adamw(weight_decay=...)",
+    l2="reg=",
+    alpha="reg=",
+)
 def train(
     params: PairsOfArrays,
     X: Array,
@@ -154,7 +167,7 @@ def train(
             raise
     generator = as_generator("rng", rng)
     batch_size = min(batch_size, data.rows)
-    steps = Stepper(net, data, reg, reduction, max_memory)
+    steps = RowSteps(net, data, reg, reduction, max_memory)
     if resume is not None:
         validated, patient = validation is not None, patience is not None
         resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)

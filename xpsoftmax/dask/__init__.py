@@ -3,3 +3,7 @@
 from xpsoftmax.dask.functions import ClusterError, mlp_loss, mlp_loss_and_grad, mlp_predict, train
 
 __all__ = ["ClusterError", "mlp_loss", "mlp_loss_and_grad", "mlp_predict", "train"]
+
+
+def __dir__() -> list[str]:
+    return __all__

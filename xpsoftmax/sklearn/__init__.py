@@ -3,3 +3,7 @@
 from xpsoftmax.sklearn.estimator import MLPClassifier
 
 __all__ = ["MLPClassifier"]
+
+
+def __dir__() -> list[str]:
+    return __all__
