@@ -217,9 +217,9 @@ def _check_loss(
 ) -> tuple[Array, Array, LossOptions, Layout, Way]:
     check_flag("aux", aux)
     check_impl(impl)
-    others = _others(targets, options)
     array, layout = check.as_logits(logits, axis, differentiable=not grad)
-    check_out(out, logits, layout, others)
+    if out is not None:
+        check_out(out, logits, layout, _others(targets, options))
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
     kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none")
     direct = _is_direct(layout, out)

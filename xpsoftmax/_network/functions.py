@@ -13,14 +13,16 @@ from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._network.backprop import forward
 from xpsoftmax._network.layers import PairsOfArrays, Params
 from xpsoftmax._network.network import as_inputs, as_network
-from xpsoftmax._network.passes import add_up
+from xpsoftmax._network.passes import sum_over_rows
 from xpsoftmax._network.predict import predict
-from xpsoftmax._network.sums import PartialSums, finished, penalised
-from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax._network.sums import PartialSums, loss_with_penalty, with_penalty
+from xpsoftmax._typing import Activation, Array, Impl, Reduction
 from xpsoftmax.kernels.generic import narrowed
 
 
-def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = None, impl: Impl = "auto") -> Array:
+def mlp_logits(
+    params: PairsOfArrays, X: Array, /, *, activation: Activation | None = None, impl: Impl = "auto"
+) -> Array:
     r"""Logits (N, C) of a network for inputs (N, D).
 
     .. math:: a_0 = X, \quad z_l = a_{l-1} W_l + b_l, \quad a_l = f(z_l), \quad \text{logits} = z_L
@@ -77,7 +79,7 @@ def mlp_predict(
     X: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     max_memory: int | None = None,
     validate: bool = True,
     impl: Impl = "auto",
@@ -132,7 +134,7 @@ def mlp_loss(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -191,9 +193,9 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
+    net, total, reg = sum_over_rows(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with net.home.context():
-        return penalised(net, total.loss, reg)
+        return loss_with_penalty(net, total.loss, reg)
 
 
 def mlp_loss_and_grad(
@@ -202,7 +204,7 @@ def mlp_loss_and_grad(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -247,7 +249,8 @@ def mlp_loss_and_grad(
     Notes
     -----
     Rows of weight zero add nothing, whatever they hold, also where their inputs are nan. ReLU has derivative 0 at 0.
-    Checked against numerical gradients, the two-loop textbook forms and PyTorch's autograd (``tests/test_mlp.py``).
+    Checked against numerical gradients, the two-loop textbook forms and PyTorch's autograd
+    (``tests/network/test_mlp.py``).
 
     References
     ----------
@@ -264,11 +267,11 @@ def mlp_loss_and_grad(
     ((10, 3), (3,))
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
+    net, total, reg = sum_over_rows(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
     if reg == 0.0 and net.dtype == net.working:
         return total.loss, total.grads
     with net.home.context():
-        return finished(net, total.loss, total.grads, reg)
+        return with_penalty(net, total.loss, total.grads, reg)
 
 
 def mlp_partial_sums(
@@ -277,7 +280,7 @@ def mlp_partial_sums(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     max_memory: int | None = None,
     class_weight: Array | None = None,
     sample_weight: Array | None = None,
@@ -326,5 +329,5 @@ def mlp_partial_sums(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, "sum", validate)
-    net, total, _ = add_up(params, X, targets, activation, 0.0, max_memory, options, impl, grad=True)
+    net, total, _ = sum_over_rows(params, X, targets, activation, 0.0, max_memory, options, impl, grad=True)
     return total.partial(net)

@@ -1,4 +1,4 @@
-"""What a training returns, shows to callbacks and raises."""
+"""What `train` returns, what it passes to callbacks, and what it raises."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ class TrainResult(NamedTuple):
         With `patience` those of the epoch with the least validation loss, otherwise the last ones.
     history : dict of lists
         "loss": of each step, penalty included; nan for a batch without a row that counts. With validation data, for
-        each epoch: "validation_loss", without the penalty, and "validation_accuracy".
+        each epoch: "validation_loss", without the penalty, and "validation_accuracy". With ``accuracy=True``, for each
+        epoch: "accuracy", on the data that is trained with.
     state : TrainState
         To go on from, by ``train(..., resume=state)``.
+
+    Notes
+    -----
+    ``result.interrupted`` says whether Ctrl-C has ended the training.
 
     Examples
     --------
@@ -40,10 +45,16 @@ class TrainResult(NamedTuple):
     history: History
     state: TrainState
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C has ended the training."""
+        return self.state.interrupted
+
     def __repr__(self) -> str:
         """Sizes, epochs, last loss, and the validation accuracy of the parameters: the numbers would fill pages."""
         epoch = 0 if self.state.best is None else self.state.best[1]
-        return f"TrainResult({', '.join([*self.state.progress(), *self.state.last(epoch)])})"
+        words = [*self.state.progress(), *self.state.last(epoch), *(["interrupted"] if self.interrupted else [])]
+        return f"TrainResult({', '.join(words)})"
 
 
 class TrainStep:
@@ -54,7 +65,7 @@ class TrainStep:
     epoch, step : int
         Counted from 0; `step` goes on from epoch to epoch.
     loss : array, 0-d, or float
-        On a GPU it is still there: ``float(loss)`` waits for it.
+        On a GPU the loss is still on the device: ``float(loss)`` waits for it.
     params : tuple of Layer
         A copy, made when it is asked for: in the callback, not later.
     state : TrainState
@@ -135,7 +146,7 @@ class DivergenceError(FloatingPointError):
     __module__ = "xpsoftmax"  # tracebacks show the public name
 
     def __init__(self, step: int, loss: float | None, result: TrainResult, reason: str | None = None) -> None:
-        super().__init__(reason or _diverged_by_steps(step, loss))
+        super().__init__(reason or _message(step, loss))
         self.step, self.loss, self.result = step, loss, result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,8 +156,8 @@ class DivergenceError(FloatingPointError):
 BEFORE = "The error's `result` has the parameters from before it."
 
 
-def _diverged_by_steps(step: int, loss: float | None) -> str:
-    """Message where steps have led there that were too long."""
+def _message(step: int, loss: float | None) -> str:
+    """Return the message where the cause is likely a learning rate that is too large."""
     if loss is None:
         return f"params must stay finite in training, got nan or inf after step {step}. Try a smaller learning rate."
     return f"loss must be finite in training, got {loss} at step {step}. A smaller learning rate may help. {BEFORE}"
