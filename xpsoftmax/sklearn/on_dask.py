@@ -150,7 +150,7 @@ class Predictor:
         if found is not None:
             row, column, value = found
             place = f"row {row}, column {column} of a block" if first is None else f"row {first + row}, column {column}"
-            # In `fit` these are rows held out: it looks for the first bad row of all.
+            # Marked, because `fit` calls this for rows held out; it names the first bad row of all inputs instead.
             raise as_overflow(input_error(f"at {place}", value, dtype_name(X.dtype)))
         if self.method in ("predict", "codes"):
             codes = _codes(model, X, first)
@@ -161,7 +161,8 @@ class Predictor:
 
 
 def _logits(model: Model, X: Array, first: int | None) -> Array:
-    logits = mlp_logits(model.params, X, activation=model.activation, impl=model.impl)
+    activation: Any = model.activation
+    logits = mlp_logits(model.params, X, activation=activation, impl=model.impl)
     check_logits(model.network, logits, first)
     return logits
 
