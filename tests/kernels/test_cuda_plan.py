@@ -100,6 +100,13 @@ def test_where_rows_come_through_a_ring(operation, dtype, capability):
     assert all(kind.capacity * sizes.VECTOR > 2**17 for kind in rings)
 
 
+@pytest.mark.parametrize(("capability", "held"), [(80, True), (86, False), (89, False), (90, True)])
+def test_the_loss_of_long_rows_is_streamed_where_it_would_spill(capability, held):
+    kind = sizes.size_class("softmax_loss", 2**15 + 8, "float32", capability)
+    assert (kind.vectors > 0) == held
+    assert sizes.size_class("softmax", 2**15 + 8, "float32", capability).vectors > 0
+
+
 def test_a_launch_says_how_much_shared_memory_it_needs():
     logits = MATRIX._replace(classes=128_256, stride=128_256)
     launch = plan.rows_launch("softmax", logits, logits, 90)
