@@ -265,3 +265,15 @@ print(len(result.history["loss"]), bool(loss < 1.2), labels.shape)
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert process.returncode == 0, process.stderr[-1500:]
     assert process.stdout == "10 True (20000,)\n"
+
+
+def test_a_matrix_of_another_library_is_refused(problem, monkeypatch):
+    """One of cupyx beside NumPy parameters."""
+    from xpsoftmax.kernels import sparse as kernel
+
+    params, X, y = problem
+    S = sparse.csr_array(X)
+    monkeypatch.setattr(kernel, "LIBRARIES", {"scipy.sparse": "cupy"})
+    message = r"^X must be an array of the same library as params\[0\]\.weight \(numpy\), got a sparse matrix .* cupy"
+    with pytest.raises(TypeError, match=message):
+        xs.mlp_loss(params, S, y)
