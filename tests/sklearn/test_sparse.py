@@ -182,7 +182,7 @@ y = rng.integers(0, 3, rows)
 MLPClassifier((2,), max_iter=1).fit(X[:3, :9], y[:3])
 xs.threads(1).__enter__()
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20, resource.RLIM_INFINITY))
 model = MLPClassifier((4,), max_iter=1, batch_size=2000, random_state=0, early_stopping=True).fit(X, y)
 print(model.predict_proba(X).shape, model.predict(X).shape)
 """
