@@ -77,9 +77,9 @@ def softmax_loss(
     -----
     For hard labels the loss of each row has a relative error of at most ``B = (4 + T/2 + log2(C)) * eps``, however
     sure the row is: no digit is lost to ``log(p)`` near p = 1. Soft targets, smoothing and z-loss: at most B times the
-    sum of the absolute values of the terms (``tests/loss/test_loss.py``). ``-inf`` logits are classes that cannot be:
-    without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
-    its weight is zero: then it adds exactly 0.
+    sum of the absolute values of the terms (``tests/loss/test_loss.py``). A logit of ``-inf`` makes a class impossible:
+    without target mass it adds 0, with target mass the loss is inf. A row with nan or +inf, or with -inf only, is nan,
+    unless its weight is zero: then it adds exactly 0.
 
     JAX and PyTorch differentiate the result as `softmax_loss_and_grad` does, with respect to logits, soft targets and
     weights, to every order.
@@ -164,8 +164,8 @@ def softmax_loss_and_grad(
     The gradient at the label is formed from the other classes, never as p - 1: every entry keeps its relative
     precision down to underflow (the bound is that of `softmax_loss`, ``tests/loss/test_loss.py``).
 
-    PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD, which would take
-    their derivatives for zero, are an error.
+    PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD raise an error,
+    because they would treat the derivatives of both as zero.
 
     References
     ----------
@@ -182,7 +182,7 @@ def softmax_loss_and_grad(
     >>> xs.softmax_loss_and_grad(np.array([50.0, 0.0]), np.array(0))[1]
     array([-1.92874985e-22,  1.92874985e-22])
 
-    The logarithm of the sum, as for a z-loss of one's own or to compare rows:
+    The logsumexp of each row, for example for a custom z-loss:
 
     >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
     >>> loss, dlogits, sums = xs.softmax_loss_and_grad(z, np.array([1, 2]), aux=True)

@@ -32,7 +32,7 @@ def softmax(
         Where the result is written: `logits` itself, or an array that shares no memory with it; of the dtype of
         `logits`, or float32 for 16-bit logits.
     impl : {"auto", "generic", "kernel"}
-        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+        "auto": the fastest code for these arrays; "generic": the generic code; "kernel": a kernel, or an error.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def log_softmax(
     out : array, shape of `logits`, optional
         Where the result is written: `logits` itself, or an array that shares no memory with it.
     impl : {"auto", "generic", "kernel"}
-        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+        "auto": the fastest code for these arrays; "generic": the generic code; "kernel": a kernel, or an error.
 
     Returns
     -------
@@ -145,9 +145,9 @@ def logsumexp(
     where : array of bool, optional
         False leaves an entry out of the sum. Of a shape that broadcasts to that of `logits`.
     keepdims : bool
-        Keep what is summed over as axes of size 1.
+        Keep the summed axes, with size 1.
     impl : {"auto", "generic", "kernel"}
-        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+        "auto": the fastest code for these arrays; "generic": the generic code; "kernel": a kernel, or an error.
 
     Returns
     -------
@@ -214,9 +214,10 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
 
     Notes
     -----
-    The mean of v under p is taken off twice: first v's entry nearest to it, which is exact for a constant v and small
-    for a row that is nearly certain, then the mean of what remains. The error of entry k is at most
-    ``(4 + T/2 + log2(C)) * eps * p[k] * sum(p[j] * abs(v[k] - v[j]))`` (``tests/loss/test_softmax.py``).
+    The mean of v under p is subtracted in two steps. The first subtracts the entry of v that is nearest to the mean:
+    for a constant v this leaves exactly 0, for a nearly certain row only small numbers. The second subtracts the mean
+    of the rest. The error of entry k is at most ``(4 + T/2 + log2(C)) * eps * p[k] * sum(p[j] * abs(v[k] - v[j]))``
+    (``tests/loss/test_softmax.py``).
 
     References
     ----------

@@ -50,5 +50,5 @@ def as_mask(where: object, layout: Layout) -> Array | None:
 
 
 def masked(array: Array, mask: Array | None, layout: Layout) -> Array:
-    """The logits, where classes that are left out are impossible."""
+    """Return the logits with -inf for the classes that the mask leaves out."""
     return array if mask is None else layout.home.xp.where(mask, array, -INF)

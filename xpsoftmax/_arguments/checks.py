@@ -28,7 +28,7 @@ def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple
 
     It is freed of autograd, too, unless the result of the function is `differentiable`.
     """
-    if type(value) is np.ndarray:  # nothing to ask, and short calls are felt
+    if type(value) is np.ndarray:  # nothing to check; this saves time in small calls
         return numpy_namespace(), value
     if not _is_dense(value):
         raise TypeError(f"{name} must be a plain dense array, got {_kind(value)}. Convert it first.")
@@ -51,8 +51,8 @@ def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple
 def without_empty_blocks(array: Array) -> Array:
     """A dask array without the blocks that are known to have no entries; one block stays where there are no others.
 
-    Dask takes every dimension of size 1 for one that is repeated as often as others have blocks, and reshapes no empty
-    blocks: both of them give wrong results, or errors about its graph, where one row lies among empty blocks.
+    Dask repeats every dimension of size 1 for the blocks of other arrays, and does not reshape empty blocks. If a
+    single row lies among empty blocks, both lead to wrong results, or to errors about the graph of dask.
     """
     for axis, sizes in enumerate(array.chunks):
         kept = [block for block, size in enumerate(sizes) if size != 0] or [0]
@@ -75,7 +75,7 @@ def _is_floating(array: Array) -> bool:
     kind = dtype_name(array.dtype)
     if kind != "bfloat16":
         return kind in FLOATING
-    # NumPy knows bfloat16 only as a foreign type: comparisons and reductions on it are not what they seem.
+    # For NumPy, bfloat16 is a user-defined dtype: its comparisons and reductions are not reliable.
     return not (is_numpy_array(array) or is_dask_array(array))
 
 

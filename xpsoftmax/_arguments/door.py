@@ -1,4 +1,4 @@
-"""The door: what the checks of arguments find is remembered for all calls of one kind.
+"""The door: it checks arguments, and caches what the checks found for later calls of the same kind.
 
 Almost all that a check looks at is the same from call to call: types, dtypes, numbers of dimensions and classes, layout
 in memory, devices, options. These make a key. The full checks run once for a key, and what they found (a `Way`) is kept
@@ -48,7 +48,7 @@ _backends = kernels.BACKENDS
 
 def recall(key: Key | None) -> Any:
     """What is remembered under a key, or None."""
-    if key is None:  # seen first: torch.compile does not trace what follows
+    if key is None:  # checked first: torch.compile cannot trace the rest
         return None
     if kernels.BACKENDS is not _backends:
         forget()
@@ -140,7 +140,7 @@ class Way(NamedTuple):
     direct: bool  # whether the kernel takes the logits, and `out`, as they are
     terms: Any = None  # of a loss: `Terms`
     adds_up: bool = False  # whether the kernel of a loss returns the sum over the rows
-    by_kernel: bool = False  # whether the loss is not computed by the generic text
+    by_kernel: bool = False  # whether a kernel computes the loss, not the generic code
 
 
 def enter_rows(
@@ -293,7 +293,7 @@ def _is_direct(layout: Layout, out: Array | None) -> bool:
 
 
 def _context(home: Home, array: Array, *, switches: bool) -> Callable[[], AbstractContextManager[Any]]:
-    """Surroundings of a computation; none where it consists of CUDA kernels, which switch to the device themselves."""
+    """Return the context of a computation; an empty one for CUDA kernels, which switch to the device themselves."""
     if switches and is_cupy_array(array) and array.size > 0:
         return nullcontext
     return surroundings(home.xp, home.device)

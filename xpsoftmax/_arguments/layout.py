@@ -62,7 +62,7 @@ def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def in_rows(array: Array, layout: Layout, out: Array | None) -> Array:
-    """Return the logits as rows; widened if the result goes to `out` by way of a copy, which must round only once."""
+    """Return the logits as rows; in the working precision if the result is copied to `out`, to round only once."""
     xp = layout.home.xp
     if layout.axes:
         array = xp.permute_dims(array, (*layout.row_axes, *layout.axes))
@@ -115,7 +115,7 @@ def copied(xp: Namespace, result: Array, out: Array) -> None:
 
 
 def rows_out(layout: Layout, out: Array | None) -> Array | None:
-    """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
+    """Return `out` as rows if a kernel can write into it directly."""
     if (
         out is None
         or len(layout.shape) != 2

@@ -47,7 +47,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def as_generator(name: str, rng: Any) -> np.random.Generator:
-    """Make a random generator of anything that stands for one (SPEC 7)."""
+    """Make a random generator from a seed, a generator, or whatever numpy.random.default_rng takes (SPEC 7)."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:

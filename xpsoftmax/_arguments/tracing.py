@@ -13,7 +13,7 @@ from xpsoftmax._typing import Array
 
 
 def layers_by_name(params: object) -> dict[str, object]:
-    """The arrays of layers, by the names that messages give them; nothing of what are no layers."""
+    """Return the arrays of layers by their names in messages; anything that is not a layer is left out."""
     if not isinstance(params, (tuple, list)):
         return {}
     return {
@@ -25,7 +25,7 @@ def layers_by_name(params: object) -> dict[str, object]:
 
 
 def check_untransformed(name: str, tensor: Array) -> None:
-    """Refuse a tensor by which torch.func, or forward-mode AD, differentiates whatever is computed from it."""
+    """Refuse a tensor if torch.func or forward-mode AD differentiates what is computed from it."""
     if _is_transformed(tensor):
         raise ValueError(
             f"{name} must not be differentiated by torch.func or forward-mode AD, got a tensor that is: its derivative "
@@ -43,7 +43,7 @@ def _is_recorded(tensor: Array) -> bool:
     torch = sys.modules["torch"]
     if not torch.is_grad_enabled():
         return False
-    if torch.compiler.is_compiling():  # where torch.func.grad is compiled only what is made of its argument says so
+    if torch.compiler.is_compiling():  # in a compiled torch.func.grad, only a view of its argument requires grad
         return bool(tensor.requires_grad or tensor.view_as(tensor).requires_grad)
     return any(level.requires_grad for level in _levels(tensor))
 
@@ -86,7 +86,7 @@ def _levels(tensor: Array) -> list[_Level]:
             wraps = functorch.is_functorch_wrapped_tensor(tensor)
             now = functorch.maybe_current_level()
             if now is not None and not (wraps and functorch.maybe_get_level(tensor) == now):
-                # A tensor answers on its own level alone.
+                # A tensor can be queried only on its own level.
                 outside.enter_context(temporarily_pop_interpreter_stack())
                 continue
             has_tangent = not functorch.is_batchedtensor(tensor) and _has_tangent(tensor)

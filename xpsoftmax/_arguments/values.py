@@ -34,7 +34,7 @@ def bad_masses(xp: Namespace, values: Array) -> Array:
 
 
 class Suspect(NamedTuple):
-    """Values that can be looked at only by waiting for them."""
+    """Values to check; to look at them, the host waits for the device."""
 
     name: str
     rule: str
@@ -64,7 +64,7 @@ def check_values(xp: Namespace, suspects: Sequence[Suspect]) -> None:
 
 
 class Bad(NamedTuple):
-    """The first bad value. Those who look at one block of rows after the other put its row of all into it."""
+    """The first bad value. A check of one block after the other replaces its row by the row among all blocks."""
 
     name: str
     rule: str
@@ -80,7 +80,7 @@ class Bad(NamedTuple):
         return f"{text} {self.hint}" if self.hint else text
 
     def error(self) -> ValueError:
-        """What is raised for it, which knows it."""
+        """Return the ValueError for it; the error keeps this object."""
         error = ValueError(self.text())
         error.bad = self  # type: ignore[attr-defined]
         return error

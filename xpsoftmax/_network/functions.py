@@ -36,7 +36,7 @@ def mlp_logits(
         cupyx with CuPy; they are never made dense, and formats other than CSR are converted to it in each call.
     activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
         Of the hidden layers; gelu is its tanh form. Default: the one that the layers carry (see `Layer`), or "relu" for
-        plain pairs. It must be that one.
+        plain pairs. It must agree with the one that the layers carry.
     impl : {"auto", "generic", "kernel"}
         As for `softmax`.
 
@@ -159,7 +159,7 @@ def mlp_loss(
     activation
         As for `mlp_logits`.
     reg : float
-        Strength of the L2 penalty on the weight matrices; biases are free.
+        Strength of the L2 penalty on the weight matrices; biases are not penalised.
     max_memory : int, optional
         Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
         Dask arrays are not chunked here: their own chunks are.
@@ -290,7 +290,7 @@ def mlp_partial_sums(
     validate: bool = True,
     impl: Impl = "auto",
 ) -> PartialSums:
-    """Sums over some of the rows of what makes up the loss and its gradients.
+    """Sums over some of the rows, from which the loss and its gradients over all rows are made.
 
     Batches, memory-mapped files and workers each give partial sums; they are added with ``+``, and ``finish`` makes
     the mean of them.

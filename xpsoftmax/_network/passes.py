@@ -54,8 +54,8 @@ def sum_over_rows(
 
 
 def _with_rows_of(problem: Problem, X: Array) -> Problem:
-    """The same problem, in which a block that has not the rows of that of X is an error when it is computed."""
-    from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
+    """Return the problem with blocks that raise, when computed, unless they have as many rows as those of X."""
+    from xpsoftmax.kernels.dask import with_rows_of  # imports dask, as the caller has done already
 
     targets, row_weight = (with_rows_of("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
     return problem._replace(targets=targets, row_weight=row_weight)

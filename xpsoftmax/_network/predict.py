@@ -113,7 +113,7 @@ def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[
 
 
 def _predict_blocks(net: Network, X: Array, *, validate: bool) -> Array:
-    from xpsoftmax.kernels import dask as blocks  # imports dask: not before the caller has
+    from xpsoftmax.kernels import dask as blocks  # imports dask, as the caller has done already
 
     logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
     starts = starts_of(X.chunks[0])

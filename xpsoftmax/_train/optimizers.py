@@ -29,7 +29,7 @@ State: TypeAlias = tuple[Any, ...]
 
 
 class Optimizer(ABC):
-    """What `sgd`, `adam` and `adamw` return. It never changes: what does is in the parameters and the state.
+    """What `sgd`, `adam` and `adamw` return. It is immutable: all that changes is in the parameters and the state.
 
     Examples
     --------
@@ -130,7 +130,7 @@ class Optimizer(ABC):
         """`update` without checks; where `ok`, 0-d, is false nothing changes but the number of updates.
 
         With `in_place` parameters and state may be overwritten. Where they and the gradients are parts of vectors, all
-        are updated at once: with small layers the calls are what takes the time.
+        are updated at once: with small layers the calls take most of the time.
         """
         count, *kept = state
         rate = self.learning_rate
@@ -156,7 +156,7 @@ class Optimizer(ABC):
     @property
     @abstractmethod
     def kept(self) -> int:
-        """How many arrays are kept of each parameter."""
+        """How many arrays are kept for each parameter."""
 
     @property
     def squares(self) -> tuple[int, ...]:
@@ -167,8 +167,8 @@ class Optimizer(ABC):
     def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         """The rule of the `step`-th update, counted from 1, and its numbers.
 
-        It is called with a parameter, what is kept of it, its gradient and the numbers, and returns all but the
-        latter two anew.
+        The rule is called with a parameter, the arrays that are kept for it, its gradient and the numbers. It returns
+        the new parameter and the new arrays.
         """
 
 
@@ -215,7 +215,7 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class VelocitySgd(Sgd):
-    """In the form of scikit-learn: the rate is part of what is kept, so that a change of it takes a while."""
+    """In the form of scikit-learn: the rate is part of the velocity, so a new rate takes effect gradually."""
 
     def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         if not self.kept:

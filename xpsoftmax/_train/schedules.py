@@ -54,7 +54,7 @@ class _WarmUp:
 
 
 def constant_schedule(rate: float) -> Schedule:
-    """Keep the learning rate: what `warm_up_schedule` can lead to.
+    """Keep the learning rate constant, for example after `warm_up_schedule`.
 
     Parameters
     ----------

@@ -84,7 +84,7 @@ def train(
         Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
         With `resume` only its kind matters.
     activation, reg
-        As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
+        As for `mlp_loss_and_grad`. Without `activation`, plain pairs get the activation that `resume` carries.
     validation : (X, targets), optional
         Data of which loss (with the options of the call, but without penalty and sample weights) and accuracy are
         computed after each epoch. Its inputs must be finite in all rows that count; they are checked before the first
@@ -178,7 +178,7 @@ def train(
         resume = checked_state(
             resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient, accurate=accuracy
         )
-        generator = copy.deepcopy(generator)  # it is set back: not the caller's
+        generator = copy.deepcopy(generator)  # a copy, because its state is set below
     with quiet(net.xp, net.home.device):
         counted = data if accuracy else None
         run = Run(steps, optimizer, generator, batch_size, resume)

@@ -63,8 +63,8 @@ def mlp_loss_and_grad(
     X : dask array, (N, D)
         In blocks of rows, also of unknown sizes. Features in more than one chunk are put together, with a warning.
     targets : dask array, (N,) or (N, C)
-        Labels or soft targets. They are chunked as `X` is where the sizes are known; otherwise the blocks must be as
-        many. Arrays in memory are accepted, too, if the number of rows is known.
+        Labels or soft targets. They are chunked as `X` is where the sizes are known; otherwise the number of blocks
+        must be the same. Arrays in memory are accepted, too, if the number of rows is known.
     sample_weight : dask array, (N,), optional
         As `targets`.
     class_weight : array, (C,), optional
@@ -201,13 +201,14 @@ def mlp_predict(
     Returns
     -------
     dask array, (N,)
-        Labels, in blocks like those of `X`: of each what `xpsoftmax.mlp_predict` says.
+        Labels, in blocks like those of `X`; each block is what `xpsoftmax.mlp_predict` returns for it.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `xpsoftmax.mlp_predict`. When computed: ValueError that names a row whose logits hold nan, the first one of
-        its block, as a row of `X`, or, where `X` does not know how many rows its blocks have, of the block.
+        As `xpsoftmax.mlp_predict`. When computed: ValueError that names the first row of a block whose logits hold nan.
+        The row is counted from the first row of `X`, or from that of the block where the sizes of the blocks are
+        unknown.
 
     References
     ----------
@@ -367,7 +368,7 @@ def train(
     if resume is not None:
         validated, patient = validation is not None, patience is not None
         resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
-        generator = copy.deepcopy(generator)  # it is set back: not the caller's
+        generator = copy.deepcopy(generator)  # a copy, because its state is set below
     with quiet(steps.network.xp, steps.network.home.device):
         run = Run(steps, optimizer, generator, batch_size, resume)
         try:

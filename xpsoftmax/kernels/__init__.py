@@ -34,9 +34,9 @@ OPERATIONS = (
 
 
 class Backend(NamedTuple):
-    """A module of kernels: it is imported by `load`, and only for arrays that `takes` it.
+    """A module of kernels. `takes` says whether it is for an array; `load` imports it, and only then.
 
-    It may have a function `refusal(logits)` that says in words why it cannot take some after all, or None.
+    The module may have a function `refusal(logits)`: the reason, in words, why it cannot take these logits, or None.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Backend(NamedTuple):
 
 
 def _for_torch() -> Any:
-    import xpsoftmax.kernels.torch as module  # a statement, and no cache: torch.compile sees through these alone
+    import xpsoftmax.kernels.torch as module  # a plain import: torch.compile cannot trace a cached function
 
     return module
 
@@ -68,8 +68,8 @@ WITH_RULES: tuple[Backend, ...] = (
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     """Return the row operation for these logits.
 
-    `"auto"` is a kernel if one takes them, else the generic text; `"generic"` and `"kernel"` force one of the two.
-    A backend whose row operations take these logits need not have the other operations: the generic text has them.
+    `"auto"` is a kernel if one takes them, else the generic code; `"generic"` and `"kernel"` force one of the two.
+    A backend whose row operations take these logits need not have the other operations: the generic code has them.
     Dask arrays get what their blocks get, block by block.
 
     Raises
@@ -82,7 +82,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         if kernel is not None:
             return kernel
     if is_dask_array(logits):
-        from xpsoftmax.kernels.dask import by_blocks  # imports dask: not before the caller has
+        from xpsoftmax.kernels.dask import by_blocks  # imports dask, as the caller has done already
 
         return by_blocks(operation, select(operation, logits._meta, impl))
     if impl == "kernel":
@@ -94,7 +94,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
 
 
 def kernel_for(operation: str, logits: Array, impl: Impl) -> Callable[..., Any] | None:
-    """Return the kernel that `select` would return for these logits; None where it is the generic text or an error."""
+    """Return the kernel that `select` would return for these logits; None for the generic code or an error."""
     kernel = None if impl == "generic" else _offer(operation, logits)[0]
     return None if kernel is getattr(generic, operation) else kernel
 
@@ -106,9 +106,9 @@ def selected(operation: str, logits: Array, impl: Impl) -> tuple[Callable[..., A
 
 
 def selected_loss(logits: Array, impl: Impl, *, add_up: bool) -> tuple[Callable[..., Any], bool, bool]:
-    """Return the operation for the losses of these logits, whether it adds them up, and whether it is a kernel.
+    """Return the loss operation for these logits, whether it returns the sum of the losses, and whether it is a kernel.
 
-    With `add_up` it does so if there is a kernel for that; `summed` adds up what others return.
+    With `add_up` it returns the sum if a kernel can; otherwise the caller adds up the losses with `summed`.
     """
     total = kernel_for("softmax_loss_total", logits, impl) if add_up else None
     if total is not None:
@@ -119,7 +119,7 @@ def selected_loss(logits: Array, impl: Impl, *, add_up: bool) -> tuple[Callable[
 
 def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG001
     """Sum of all entries, 0-d."""
-    if type(x) is np.ndarray:  # the same without the wrappers: they take longer than the sum of a small array
+    if type(x) is np.ndarray:  # without the wrappers, which take longer than the sum of a small array
         return np.asarray(np.add.reduce(x, axis=None))
     return select("total", x, "generic" if impl == "generic" else "auto")(x)
 
@@ -136,7 +136,7 @@ class Operations:
         return selected
 
     def runner(self) -> Any:
-        """Return what runs programs (xpsoftmax/_train/programs.py) on these arrays; None if nothing does."""
+        """Return the class that runs programs (xpsoftmax/_train/programs.py) on these arrays; None if there is none."""
         array, impl = self._selected_by
         for backend in BACKENDS if impl != "generic" else ():
             if backend.takes(array):
@@ -153,12 +153,12 @@ def operations(array: Array, impl: Impl) -> Operations:
 
 @cache
 def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa: ARG001
-    """The same for all arrays, and soon to hand: small calls are felt."""
+    """Return the row operations for NumPy arrays. Cached: the time to look them up matters in small calls."""
     return Operations(np.empty((0, 1)), impl)
 
 
 def _generic(operation: str, logits: Array) -> Callable[..., Any]:
-    """Return the generic text of an operation, with derivative rules if the library of these logits has some here."""
+    """Return the generic operation, with derivative rules if `WITH_RULES` has some for the library of these logits."""
     for backend in WITH_RULES:
         if backend.takes(logits) and hasattr(backend.load(), operation):
             return getattr(backend.load(), operation)  # type: ignore[no-any-return]
@@ -166,9 +166,10 @@ def _generic(operation: str, logits: Array) -> Callable[..., Any]:
 
 
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:
-    """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words.
+    """Return the first kernel that takes these logits; else None and, if a backend refuses them, the reason in words.
 
-    Where backends take the logits, but none has an operation that is not a row operation: the generic text.
+    An operation that is not a row operation may be missing in the backends that take the logits; the generic one is
+    returned then.
     """
     reason, taken = None, False
     for backend in BACKENDS:
