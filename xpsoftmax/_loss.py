@@ -63,7 +63,7 @@ def softmax_loss(
         Look at the values of labels, soft targets and weights. It costs one small reduction and, on a GPU, one
         synchronisation. Without it a bad row becomes nan, and nothing else does.
     impl : {"auto", "generic", "kernel"}
-        As for `softmax`.
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -81,6 +81,11 @@ def softmax_loss(
         tensor requires grad.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
+
+    See Also
+    --------
+    softmax_loss_and_grad : the gradient as well, in the same pass
+    mlp_loss : the loss of a network, in bounded memory
 
     Notes
     -----
@@ -103,8 +108,38 @@ def softmax_loss(
     >>> import numpy as np
     >>> import xpsoftmax as xs
     >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
-    >>> xs.softmax_loss(z, np.array([1, 2]), reduction="none").round(6)
+    >>> labels = np.array([1, 2])
+    >>> xs.softmax_loss(z, labels, reduction="none").round(6)
     array([1.203973, 0.693147])
+    >>> round(float(xs.softmax_loss(z, labels)), 6)
+    0.94856
+    >>> round(float(xs.softmax_loss(z, labels, reduction="sum")), 6)
+    1.89712
+
+    Each option, by what it does to the two rows:
+
+    >>> xs.softmax_loss(z, labels, class_weight=np.array([1.0, 10.0, 1.0]), reduction="none").round(6)
+    array([12.039728,  0.693147])
+    >>> xs.softmax_loss(z, labels, sample_weight=np.array([1.0, 0.5]), reduction="none").round(6)
+    array([1.203973, 0.346574])
+    >>> xs.softmax_loss(z, labels, ignore_index=2, reduction="none").round(6)
+    array([1.203973, 0.      ])
+    >>> xs.softmax_loss(z, labels, label_smoothing=0.3, reduction="none").round(6)
+    array([1.193437, 0.831777])
+    >>> xs.softmax_loss(z, labels, z_loss=0.1, reduction="none").round(6)
+    array([1.734163, 0.885328])
+
+    Soft targets, classes along another axis, and labels that are not checked:
+
+    >>> xs.softmax_loss(z, np.array([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]), reduction="none").round(6)
+    array([1.203973, 1.039721])
+    >>> float(xs.softmax_loss(z.T, labels, axis=0)) == float(xs.softmax_loss(z, labels))
+    True
+    >>> xs.softmax_loss(z, np.array([1, 3]), validate=False, reduction="none").round(6)
+    array([1.203973,      nan])
+
+    A sure row:
+
     >>> print(f"{xs.softmax_loss(np.array([50.0, 0.0]), np.array(0)):.9g}")
     1.92874985e-22
     """
@@ -144,8 +179,29 @@ def softmax_loss_and_grad(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
-        As for `softmax_loss`.
+    logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64.
+    targets : array
+        Labels from 0 to C - 1, of any integer dtype and of the shape of `logits` without `axis`; or soft targets:
+        floating, not negative, of the shape of `logits`, with any sum along `axis`.
+    axis : int
+        The axis of the classes.
+    class_weight : array, (C,), optional
+        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+    sample_weight : array, shape of `logits` without `axis`, optional
+        Multiplies the loss of each row.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    reduction : {"mean", "sum", "none"}
+        Weighted mean, weighted sum, or one weighted loss a row.
+    validate : bool
+        Check the values of labels, soft targets and weights. False: a bad row becomes nan, and nothing waits for a GPU.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
     out : array, shape of `logits`, optional
         Where the gradient is written: `logits` itself, or an array that shares no memory with any argument; of the
         dtype of `logits`, or float32 for 16-bit logits (small gradients vanish in float16). After an error it is as
@@ -167,6 +223,12 @@ def softmax_loss_and_grad(
     ------
     TypeError, ValueError, NotImplementedError
         As `softmax_loss`, and if `out` does not fit.
+
+    See Also
+    --------
+    softmax_loss : the loss alone
+    mlp_loss_and_grad : loss and gradients of a network
+    check_grad : compares a gradient with numerical differences
 
     Notes
     -----
@@ -190,6 +252,16 @@ def softmax_loss_and_grad(
     array([[ 0.2, -0.7,  0.5]])
     >>> xs.softmax_loss_and_grad(np.array([50.0, 0.0]), np.array(0))[1]
     array([-1.92874985e-22,  1.92874985e-22])
+
+    In place, with options:
+
+    >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
+    >>> loss, dlogits = xs.softmax_loss_and_grad(z, np.array([1, 2]), label_smoothing=0.3, out=z)
+    >>> dlogits is z
+    True
+    >>> z.round(6)
+    array([[ 0.05 , -0.25 ,  0.2  ],
+           [ 0.075,  0.075, -0.15 ]])
 
     The logarithm of the sum, as for a z-loss of one's own or to compare rows:
 

@@ -51,6 +51,11 @@ def softmax(
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
+    See Also
+    --------
+    log_softmax : the logarithms, which do not underflow
+    softmax_loss_and_grad : the loss that is taken of probabilities, from logits
+
     Notes
     -----
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
@@ -112,6 +117,11 @@ def log_softmax(
     TypeError, ValueError, NotImplementedError
         As `softmax`.
 
+    See Also
+    --------
+    softmax : the probabilities
+    logsumexp : what is taken off the logits
+
     Notes
     -----
     At the largest logit the value is ``-log1p(sum of the others)``, which keeps its digits where ``log(p)`` rounds to
@@ -164,6 +174,11 @@ def logsumexp(
     TypeError, ValueError, NotImplementedError
         As `softmax`.
 
+    See Also
+    --------
+    log_softmax : logits minus this
+    softmax_loss_and_grad : returns it beside loss and gradient with ``aux=True``
+
     Notes
     -----
     The error is at most ``(4 + T/2 + log2(C)) * eps * (abs(m) + log1p(sum of the others))``
@@ -205,9 +220,11 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     Parameters
     ----------
     logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64; C at least 1.
     tangent : array, shape and dtype of `logits`
         The vector, one a row.
     axis : int
+        The axis of the classes.
 
     Returns
     -------
@@ -218,6 +235,10 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     ------
     TypeError, ValueError
         As `softmax`, and if `tangent` does not fit `logits`.
+
+    See Also
+    --------
+    softmax_jacobian : the whole matrix
 
     Notes
     -----
@@ -261,7 +282,9 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     Parameters
     ----------
     logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64; C at least 1.
     axis : int
+        The axis of the classes.
 
     Returns
     -------
@@ -272,6 +295,10 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     ------
     TypeError, ValueError
         As `softmax`.
+
+    See Also
+    --------
+    softmax_jvp : products with it, without the matrix
 
     Notes
     -----

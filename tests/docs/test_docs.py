@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
+import inspect
 import json
 import re
 
@@ -526,3 +528,43 @@ def gpu_shares(name):
         if case["operation"] == "loss and gradient" and case["classes"] >= 32000
     ]
     return round(100 * min(shares)), round(100 * max(shares))
+
+
+# --- docstrings -------------------------------------------------------------------------------------------------------
+
+
+def public():
+    """Every public function and class, with its name."""
+    found = {name: getattr(xs, name) for name in xs.__all__}
+    for name in ("dask", "sklearn"):
+        try:
+            module = importlib.import_module(f"xpsoftmax.{name}")
+        except ImportError:
+            continue
+        found |= {f"{name}.{each}": getattr(module, each) for each in module.__all__}
+    return found
+
+
+def parameters(docstring):
+    """The lines that name parameters, each with the first line of its description."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-{3,}\n|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    lines = section.group(1).rstrip().split("\n") if section else []
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
+        if line and not line.startswith(" "):
+            yield line, following
+
+
+def test_every_parameter_is_described_where_it_is_used():
+    """`help()` of a function is enough: no parameter is looked up in another one's."""
+    found = [(name, *pair) for name, thing in public().items() for pair in parameters(inspect.getdoc(thing))]
+    assert len(found) > 150
+    wanting = [
+        (name, line) for name, line, text in found if not text.startswith("    ") or re.match(r"    As (for )?`", text)
+    ]
+    assert wanting == []
+
+
+def test_every_option_of_the_loss_has_an_example():
+    example = inspect.getdoc(xs.softmax_loss).partition("Examples\n")[2]
+    options = [name for name, p in inspect.signature(xs.softmax_loss).parameters.items() if p.kind == p.KEYWORD_ONLY]
+    assert [name for name in options if f"{name}=" not in example] == ["impl"]
