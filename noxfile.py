@@ -67,10 +67,7 @@ def run_tests(session: nox.Session, *arguments: str, folders: Sequence[str] = ()
 
 @nox.session(python=OLDEST_AND_NEWEST)
 def tests(session: nox.Session) -> None:
-    """The tests on NumPy, array-api-strict, dask (and CuPy with a GPU): all on the oldest Python found.
-
-    On the newest those of the package alone, not those of scripts, docs and tests (`tests_all` runs these, too).
-    """
+    """The tests on NumPy, array-api-strict, dask (and CuPy): all on the oldest Python, the package's on the newest."""
     install(session, "test", "report")
     run_tests(session, folders=() if session.python == OLDEST_AND_NEWEST[0] else OF_THE_PACKAGE)
 

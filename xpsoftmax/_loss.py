@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-
-from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.layout import Layout, deliver, in_rows, reshaped, rows_out
-from xpsoftmax._arguments.options import check_flag, check_impl
-from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
-from xpsoftmax._arguments.problem import PLAIN_SPEC, LossOptions, Problem, filled, mean_or_nan, plain_labels, prepare
-from xpsoftmax._arguments.tracing import check_unrecorded
-from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
-from xpsoftmax.kernels import kernel_for, select, summed
+from xpsoftmax._arguments.door import enter_loss
+from xpsoftmax._arguments.layout import Layout, deliver, in_rows, rows_out, rowwise
+from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
+from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax.kernels import select, summed
 
 
 def softmax_loss(
@@ -270,7 +262,6 @@ def softmax_loss_and_grad(
     >>> np.exp(sums).round(6)
     array([10.,  4.])
     """
-    check_flag("aux", aux)
     loss, dlogits, sums = _compute(
         logits,
         targets,
@@ -296,97 +287,24 @@ def _compute(
     aux: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
-    check_impl(impl)
-    if not aux:
-        if _at_a_glance(logits, targets, out, options, axis):
-            return *_plain_mean(logits, targets, out, impl, grad=grad), None
-        result = _plainly_on_gpu(logits, targets, out, options, axis, impl, grad=grad)
-        if result is not None:
-            return *result, None
-    if not grad and type(logits) is not np.ndarray:
-        weights = {"class_weight": options.class_weight, "sample_weight": options.sample_weight}
-        check_unrecorded(logits=logits, targets=targets, **weights)
-    array, layout = check.as_logits(logits, axis)
-    others = {"targets": targets, "class_weight": options.class_weight, "sample_weight": options.sample_weight}
-    check_out(out, logits, layout, others)
+    array, targets, options, layout, way = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     xp = layout.home.xp
-    with layout.home.context():
-        problem = prepare(targets, layout, options)
-        kernel = select("softmax_loss_rows", array, impl)
+    with way.context():
+        problem = weigh(targets, options, way.terms, layout, for_kernel=way.by_kernel)
         sums = _logsumexp(array, layout, impl) if aux else None  # before `out`, which may be the logits, is written
-        losses, dlogits = kernel(
-            in_rows(array, layout, out),
-            problem.targets,
-            problem.row_weight,
-            problem.spec,
-            grad=grad,
-            out=rows_out(layout, out),
-        )
-        loss = _reduced(losses, problem, layout, options.reduction, impl)
-        return loss, deliver(xp, dlogits, layout, out) if grad else None, sums
+        rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
+        loss, dlogits = way.kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
+        if options.reduction == "none":
+            loss = rowwise(xp, loss, layout)
+        elif not way.adds_up:
+            loss = summed(xp, loss, impl)
+        if options.reduction == "mean":
+            loss = mean_or_nan(xp, loss, problem.total)
+        return loss, dlogits if way.direct or not grad else deliver(xp, dlogits, layout, out), sums
 
 
 def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
     """Of each row, in the working precision."""
     xp = layout.home.xp
     rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
-    sums = select("logsumexp_rows", rows, impl)(rows)
-    return xp.asarray(sums) if len(layout.shape) == 2 else reshaped(xp, sums, layout.rows_shape)
-
-
-def _at_a_glance(logits: Any, targets: Any, out: Any, options: LossOptions, axis: Any) -> bool:
-    """Whether the arguments are as plain as almost always, so that no check would find anything.
-
-    NumPy rows, labels that are classes, and no option: all checks together take longer than a small loss itself.
-    """
-    return bool(
-        check.is_plain(logits, axis)
-        and plain_labels(targets, logits.shape, options)
-        and (out is None or fits_plainly(out, logits, targets))
-    )
-
-
-def _plain_mean(logits: Array, labels: Array, out: Array | None, impl: Impl, *, grad: bool) -> tuple[Array, Array]:
-    row_weight = filled(labels.size, 1.0 / labels.size, logits.dtype)
-    kernel = select("softmax_loss_rows", logits, impl)
-    with np.errstate(all="ignore"):
-        losses, dlogits = kernel(logits, labels, row_weight, PLAIN_SPEC, grad=grad, out=out)
-        return summed(np, losses), dlogits
-
-
-def _plainly_on_gpu(
-    logits: Any, labels: Any, out: Any, options: LossOptions, axis: Any, impl: Impl, *, grad: bool
-) -> tuple[Array, Array] | None:
-    """The same for CuPy: a launch for the rows and one for the sum of their losses; None if it is not so plain.
-
-    Labels of any integer dtype are used as they are, and no array is made of a weight that all rows have.
-    """
-    if not (
-        check.is_plain_on_gpu(logits, axis)
-        and check.are_plain_labels_on_gpu(labels, logits)
-        and options.weigh_nothing()
-        and (out is None or fits_plainly_on_gpu(out, logits, labels))
-    ):
-        return None
-    kernel = kernel_for("softmax_loss_rows" if options.reduction == "none" else "softmax_loss_total", logits, impl)
-    if kernel is None:
-        return None
-    if options.validate and not select("are_classes", labels, "auto")(labels, logits.shape[1]):
-        return None
-    weight = 1.0 / logits.shape[0] if options.reduction == "mean" else 1.0
-    spec = _spec(options.label_smoothing, options.z_loss)
-    loss, dlogits = kernel(logits, labels, weight, spec, grad=grad, out=out)
-    return loss, dlogits
-
-
-@lru_cache(maxsize=64)
-def _spec(label_smoothing: float, z_loss: float) -> LossSpec:
-    return LossSpec(None, label_smoothing, z_loss)
-
-
-def _reduced(losses: Array, problem: Problem, layout: Layout, reduction: Reduction, impl: Impl) -> Array:
-    xp = layout.home.xp
-    if reduction == "none":
-        return losses if len(layout.shape) == 2 else reshaped(xp, losses, layout.rows_shape)
-    loss = summed(xp, losses, impl)
-    return mean_or_nan(xp, loss, problem.total) if reduction == "mean" else loss
+    return xp.asarray(rowwise(xp, select("logsumexp_rows", rows, impl)(rows), layout))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.axes import INF, Axes, as_logits, as_mask, masked
+from xpsoftmax._arguments.axes import INF, Axes, masked
+from xpsoftmax._arguments.door import enter_rows
 from xpsoftmax._arguments.layout import copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
-from xpsoftmax._arguments.options import check_flag, check_impl
-from xpsoftmax._arguments.out import check_out, fits_plainly, fits_plainly_on_gpu
+from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.shapes import same_shape, size_hint
 from xpsoftmax._arguments.tracing import check_unrecorded
 from xpsoftmax._typing import Array, Impl
-from xpsoftmax.kernels import generic, kernel_for, select
+from xpsoftmax.kernels import generic, select
 
 
 def softmax(
@@ -195,14 +193,11 @@ def logsumexp(
     >>> float(xs.logsumexp(np.array([1000.0, 1000.0])))
     1000.6931471805599
     """
-    check_impl(impl)
     check_flag("keepdims", keepdims)
-    check_unrecorded(logits=logits)
-    array, layout = as_logits(logits, axis)
-    mask = as_mask(where, layout)
+    array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
     xp = layout.home.xp
-    with layout.home.context():
-        sums = select("logsumexp_rows", array, impl)(in_rows(masked(array, mask, layout), layout, None))
+    with way.context():
+        sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
             sums = reshaped(xp, sums, shape)
@@ -332,28 +327,17 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
 def _map_rows(
     operation: str, logits: Array, axis: Axes, where: Array | None, left_out: float, out: Array | None, impl: Impl
 ) -> Array:
-    check_impl(impl)
-    if where is None and check.is_plain(logits, axis) and (out is None or fits_plainly(out, logits)):
-        with np.errstate(all="ignore"):
-            return select(operation, logits, impl)(logits, out=out)
-    if where is None and check.is_plain_on_gpu(logits, axis) and (out is None or fits_plainly_on_gpu(out, logits)):
-        kernel = kernel_for(operation, logits, impl)
-        if kernel is not None:
-            return kernel(logits, out=out)
-    check_unrecorded(logits=logits)
-    array, layout = as_logits(logits, axis)
-    mask = as_mask(where, layout)
-    check_out(out, logits, layout, {"where": where})
-    xp = layout.home.xp
-    with layout.home.context():
-        kernel = select(operation, array, impl)
+    array, mask, layout, way = enter_rows(operation, logits, axis, impl, out, where)
+    with way.context():
+        if way.direct and mask is None:
+            return way.kernel(array, out=out)
+        xp = layout.home.xp
         if mask is None:
-            rows = kernel(in_rows(array, layout, out), out=rows_out(layout, out))
-            return deliver(xp, rows, layout, out)
+            return deliver(xp, way.kernel(in_rows(array, layout, out), out=rows_out(layout, out)), layout, out)
         array = masked(array, mask, layout)
         if out is not None:
             array = xp.astype(array, layout.working, copy=False)  # it is rounded once, into `out`
-        result = xp.where(mask, from_rows(xp, kernel(in_rows(array, layout, None)), layout), left_out)
+        result = xp.where(mask, from_rows(xp, way.kernel(in_rows(array, layout, None)), layout), left_out)
         if out is None:
             return result
         copied(xp, result, out)

@@ -36,12 +36,13 @@ class LossSpec:
     """What a row operation has to know of the loss beyond the weight of each row.
 
     `class_weight` (C,) in the working precision is given only where it cannot be folded into the weight of the row:
-    with label smoothing or soft targets.
+    with label smoothing or soft targets. `labels_known` says that all labels are classes: a kernel need not look.
     """
 
     class_weight: Array | None = None
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    labels_known: bool = False
 
 
 SIXTEEN_BIT = ("float16", "bfloat16")

@@ -107,6 +107,17 @@ def test_tests_that_a_page_names_exist(page):
         assert name in (files if name.endswith(".py") else functions), name
 
 
+def test_the_map_names_every_module():
+    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    words, files = set(re.findall(r"\w+", drawn)), re.findall(r"\b\w+\.py\b", drawn)
+    modules = {path.stem for path in (ROOT / "xpsoftmax").rglob("*.py") if path.stem != "__init__"}
+    assert modules <= words, "say in the map of CONTRIBUTING.md what they are"
+    there = {
+        path.name for folder in ("xpsoftmax", "scripts", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
+    }
+    assert set(files) <= there | {"noxfile.py"}
+
+
 @pages
 def test_functions_that_a_page_names_exist(page):
     for name in re.findall(r"\{(?:func|class)\}`~xpsoftmax\.(\w+)`", page.read_text()):

@@ -5,6 +5,9 @@ With --kernels only (nox -s kernels). Nothing else may be launched, no label cop
 
 from __future__ import annotations
 
+from types import ModuleType
+
+import array_api_compat.numpy
 import cuda_on_cpu as cpu
 import numpy as np
 import pytest
@@ -12,8 +15,8 @@ from fake_cupy import Recorder, array, only_launches
 
 import xpsoftmax as xs
 from xpsoftmax import kernels
-from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._loss import _plainly_on_gpu
+from xpsoftmax._arguments import checks, door, home
+from xpsoftmax._arguments import out as checks_of_out
 from xpsoftmax._typing import LossSpec
 
 pytestmark = [
@@ -27,10 +30,27 @@ LABEL_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "
 OPTIONS = {"none": {}, "smoothing": {"label_smoothing": 0.1}, "z-loss": {"z_loss": 0.01}}
 
 
+class Namespace(ModuleType):
+    """NumPy's functions under the name of CuPy."""
+
+    def __init__(self):
+        super().__init__("cupy")
+        self.__dict__.update({k: v for k, v in vars(array_api_compat.numpy).items() if not k.startswith("_")})
+        self.where = lambda *args: array(np.where(*args))
+
+
 @pytest.fixture
 def recorder(monkeypatch):
     recorder = Recorder(90)
     cuda = recorder.backend(monkeypatch)
+    # The arrays of the fake are arrays of NumPy, too: for the checks they are not.
+    kind, namespace = recorder.module.ndarray, Namespace()
+    device, of_array = home.device, checks.array_namespace
+    monkeypatch.setattr(checks, "array_namespace", lambda x: namespace if type(x) is kind else of_array(x))
+    monkeypatch.setattr(home, "device", lambda x: x.device if type(x) is kind else device(x))
+    for module in (checks, checks_of_out):
+        monkeypatch.setattr(module, "is_numpy_array", lambda x: type(x) is np.ndarray)
+    monkeypatch.setattr(door, "SEEN", dict(door.SEEN))
     backend = kernels.Backend("cupy", lambda x: isinstance(x, recorder.module.ndarray), lambda: cuda)
     monkeypatch.setattr(
         kernels, "BACKENDS", (backend, kernels.BACKENDS[0]._replace(takes=lambda x: type(x) is np.ndarray))
@@ -101,7 +121,12 @@ def test_a_launch_is_kept_for_the_layout_and_not_for_the_arrays(recorder, rng):
         given, spec = array(z), LossSpec(label_smoothing=smoothing)
         loss, dlogits = cuda.softmax_loss_total(given, array(y), weight, spec, grad=True, out=out)
         desired = xs.softmax_loss_and_grad(
-            z, y, reduction="sum", label_smoothing=smoothing, impl="generic", out=np.empty_like(out) if wide else None
+            z,
+            y,
+            reduction="sum",
+            label_smoothing=smoothing,
+            impl="generic",
+            out=np.empty(z.shape, "f4") if wide else None,
         )
         close(loss, weight * desired[0], "float64" if dtype == "float64" else "float32")
         atol = 2.0**-24 if dtype == "float16" and not wide else 1e-7 if smoothing else 0
@@ -197,40 +222,59 @@ def test_a_bad_label_is_an_error(recorder, rng, kind, bad):
     assert names(recorder) == ["bad_labels"]
 
 
-def refused(given, labels, out=None, axis=-1, impl="auto", **options):
-    return _plainly_on_gpu(given, labels, out, LossOptions(**options), axis, impl, grad=True) is None
+def outcome(given, labels, out=None, **options):
+    try:
+        return [np.asarray(x) for x in xs.softmax_loss_and_grad(given, labels, out=out, **options)]
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
 
 
-def test_what_is_not_seen_at_a_glance(recorder, rng):
-    """Other layouts, weights, bad options and outputs that do not fit go the way on which everything is checked."""
+def test_other_calls_after_a_plain_one_are_checked(recorder, rng):
+    """Other layouts, weights, bad options and outputs that do not fit have keys of their own."""
     z, y = (array(x) for x in problem(rng))
-    assert not refused(z, y, validate=False)
-    for labels in (y.astype("f4"), y[:-1], np.asarray(y), y.astype(">i8"), array(np.repeat(y, 2))[::2]):
-        assert refused(z, labels, validate=False)
-    for logits in (z.astype("i4"), array(np.asfortranarray(z)), z[:0], z.astype(">f4"), z[None], np.asarray(z)):
-        assert refused(logits, y, validate=False)
     memory = array(np.zeros(2 * z.size + 1, "f4"))
     beside, over = memory[: z.size].reshape(z.shape), memory[1 : z.size + 1].reshape(z.shape)
-    assert not refused(beside, y, memory[z.size : 2 * z.size].reshape(z.shape), validate=False)
-    for out in (over, z.astype("f8"), z[:-1], array(np.asfortranarray(z)), np.zeros(z.shape, "f4")):
-        assert refused(beside, y, out, validate=False)
-    inside = beside.reshape(-1).view("i4")[:ROWS]
-    assert not refused(beside, inside, validate=False)
-    assert refused(beside, inside, beside, validate=False)
-    for options in (
-        {"class_weight": z[0]},
-        {"sample_weight": z[:, 0]},
-        {"ignore_index": 3},
+    calls = [(z, labels, {}) for labels in (y.astype("f4"), y[:-1], np.asarray(y), y.astype(">i8"), y.astype("u1"))]
+    calls += [(z, array(np.repeat(y, 2))[::2], {}), (array(np.asfortranarray(z)), y, {}), (z[:0], y[:0], {})]
+    calls += [(logits, y, {}) for logits in (z.astype("i4"), z.astype(">f4"), z[None], np.asarray(z))]
+    calls += [(beside, y, {"out": out}) for out in (over, z.astype("f8"), z[:-1], np.zeros(z.shape, "f4"))]
+    options = (
+        {"sample_weight": y.astype("f4")},
+        {"ignore_index": int(y[0])},
         {"label_smoothing": 1.5},
-        {"label_smoothing": 0},
+        {"label_smoothing": True},
         {"z_loss": float("nan")},
-        {"z_loss": float("inf")},
         {"reduction": "average"},
         {"validate": 1},
-    ):
-        assert refused(z, y, **{"validate": False, **options})
-    for axis in (0, True, 1.0):
-        assert refused(z, y, axis=axis, validate=False)
-    assert refused(z, y, impl="generic", validate=False)
-    recorder.module.cuda.runtime.is_hip = True
-    assert refused(z, y, validate=False)
+        {"axis": 0},
+        {"axis": True},
+        {"axis": 1.0},
+    )
+    calls += [(z, y, option) for option in options]
+    desired = []
+    for logits, labels, option in calls:
+        door.forget()
+        desired.append(outcome(logits, labels, **option))
+    door.forget()
+    for _ in range(3):
+        assert type(outcome(z, y)) is list
+    for _ in range(2):
+        for (logits, labels, option), wanted in zip(calls, desired, strict=True):
+            got = outcome(logits, labels, **option)
+            assert type(got) is type(wanted), (option, got, wanted)
+            if type(wanted) is tuple:
+                assert got == wanted
+            else:
+                for one, other in zip(got, wanted, strict=True):
+                    np.testing.assert_array_equal(one, other)
+    assert sum(type(wanted) is tuple for wanted in desired) >= 12
+
+
+def test_labels_that_share_memory_with_the_output(recorder, rng):
+    z = array(problem(rng)[0])
+    inside = z.reshape(-1).view("i4")[:ROWS]
+    inside[...] = 1
+    for _ in range(3):
+        xs.softmax_loss_and_grad(z.copy(), inside, out=array(np.zeros_like(z)))
+    with pytest.raises(ValueError, match=r"^out must share no memory with targets, got an overlapping array\.$"):
+        xs.softmax_loss_and_grad(array(np.asarray(z)), inside, out=z)

@@ -180,7 +180,6 @@ def test_partial_fit_is_that_of_scikit_learn(digits):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"learning_rate_init": 0.5},
         {"solver": "adam"},
         {"learning_rate": "constant"},
         {"power_t": 2.0},

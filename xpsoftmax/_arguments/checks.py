@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from array_api_compat import (
     array_namespace,
     is_array_api_obj,
-    is_cupy_array,
     is_dask_array,
     is_jax_array,
     is_numpy_array,
@@ -87,51 +85,6 @@ def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
     return xp, array
 
 
-_PLAIN = (np.dtype("f4"), np.dtype("f8"))
-
-
-def is_plain(logits: Any, axis: object) -> bool:
-    """Whether `as_logits` would find nothing: rows of a NumPy array, as almost always."""
-    return (
-        type(logits) is np.ndarray
-        and logits.dtype in _PLAIN
-        and logits.ndim == 2
-        and logits.size > 0
-        and type(axis) is int
-        and (axis == -1 or axis == 1)
-    )
-
-
-def is_plain_on_gpu(logits: Any, axis: object) -> bool:
-    """Whether `as_logits` would find nothing: rows of CuPy, contiguous."""
-    return (
-        type(logits) is not np.ndarray
-        and is_cupy_array(logits)
-        and logits.ndim == 2
-        and logits.size > 0
-        and type(axis) is int
-        and (axis == -1 or axis == 1)
-        and _is_native(logits.dtype, FLOATING)
-        and logits.flags.c_contiguous
-    )
-
-
-def are_plain_labels_on_gpu(labels: Any, logits: Any) -> bool:
-    """Whether `as_targets` would find nothing: labels of CuPy, contiguous, beside logits that are plain there."""
-    return (
-        type(labels) is type(logits)
-        and labels.shape == logits.shape[:1]
-        and logits.data.device_id == labels.data.device_id
-        and _is_native(labels.dtype, INTEGRAL)
-        and labels.flags.c_contiguous
-    )
-
-
-@cache
-def _is_native(dtype: DType, names: tuple[str, ...]) -> bool:
-    return dtype_name(dtype) in names and dtype.isnative
-
-
 def as_logits(logits: object, axis: object) -> tuple[Array, Layout]:
     """Check the logits and the class axis."""
     xp, array = as_floating("logits", logits)
@@ -203,7 +156,7 @@ def _kind(value: object) -> str:
 
 
 def as_targets(targets: object, layout: Layout, ignore_index: int | None) -> Array:
-    """Check targets; return labels in the library's index dtype, or soft targets in their own."""
+    """Check targets: labels or soft targets."""
     array = as_companion("targets", targets, layout.home)
     if dtype_name(array.dtype) in INTEGRAL:
         if not same_shape(array.shape, layout.rows_shape):
@@ -213,7 +166,7 @@ def as_targets(targets: object, layout: Layout, ignore_index: int | None) -> Arr
                 f"One-hot rows must be of a floating dtype.{size_hint(array.shape, layout.shape)}"
             )
         check_blocks("targets", array, layout)
-        return _as_index(array, layout, ignore_index)
+        return array
     if not _is_floating(array):
         raise TypeError(f"targets must be integer labels or floating soft targets, got dtype {array.dtype}.")
     if not same_shape(array.shape, layout.shape):
@@ -229,13 +182,21 @@ def as_targets(targets: object, layout: Layout, ignore_index: int | None) -> Arr
     return array
 
 
-def _as_index(labels: Array, layout: Layout, ignore_index: int | None) -> Array:
-    """Labels in the index dtype; unsigned values beyond it become a label that is bad and not ignored."""
-    xp = layout.home.xp
+def index_of(labels: Array, xp: Namespace) -> tuple[DType, bool]:
+    """Return the index dtype of the library, and whether labels of this dtype may be too large for it."""
     index = xp.__array_namespace_info__().default_dtypes()["indexing"] if is_jax_array(labels) else xp.int64
     if labels.dtype == index:
+        return index, False
+    return index, xp.isdtype(labels.dtype, "unsigned integer") and xp.iinfo(labels.dtype).max > xp.iinfo(index).max
+
+
+def as_index(labels: Array, index: DType, layout: Layout, ignore_index: int | None, *, wraps: bool) -> Array:
+    """Labels in the index dtype; unsigned values beyond it become a label that is bad and not ignored."""
+    if labels.dtype == index:
         return labels
-    wraps = xp.isdtype(labels.dtype, "unsigned integer") and xp.iinfo(labels.dtype).max > xp.iinfo(index).max
+    if type(labels) is np.ndarray and not wraps:  # the same without the wrapper
+        return labels.astype(index)
+    xp = layout.home.xp
     labels = xp.astype(labels, index, copy=False)
     if wraps:
         bad = layout.classes + (layout.classes == ignore_index)
@@ -244,7 +205,7 @@ def _as_index(labels: Array, layout: Layout, ignore_index: int | None) -> Array:
 
 
 def as_weight(name: str, value: object, layout: Layout, shape: tuple[Any, ...], meaning: str) -> Array | None:
-    """Check an optional array of weights; return it in the working precision."""
+    """Check an optional array of weights."""
     if value is None:
         return None
     array = as_companion(name, value, layout.home)
@@ -254,7 +215,7 @@ def as_weight(name: str, value: object, layout: Layout, shape: tuple[Any, ...], 
         hint = size_hint(array.shape, shape)
         raise ValueError(f"{name} must have shape {shape}, {meaning}, got {tuple(array.shape)}.{hint}")
     check_blocks(name, array, layout)
-    return as_dtype(layout.home.xp, array, layout.working)
+    return array
 
 
 def as_dtype(xp: Namespace, array: Array, dtype: DType) -> Array:

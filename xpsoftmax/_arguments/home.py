@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,16 +70,21 @@ def library(xp: Namespace) -> str:
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
-    """Surroundings of a computation.
+    """Surroundings of a computation; see `surroundings`."""
+    return surroundings(xp, device)()
+
+
+def surroundings(xp: Namespace, device: Device) -> Callable[[], AbstractContextManager[Any]]:
+    """What makes the surroundings of a computation.
 
     NumPy must not warn of underflow, infinities and nan, which are meant, whatever the caller's errstate is; CuPy
     computes on its current device, which may be another than the one that holds the arrays, and has NumPy cast numbers.
     """
     if is_cupy_namespace(xp):
-        return _QuietOnDevice(device)
+        return partial(_QuietOnDevice, device)
     if is_torch_namespace(xp) or is_jax_namespace(xp):
-        return nullcontext()
-    return np.errstate(all="ignore")
+        return nullcontext
+    return partial(np.errstate, all="ignore")
 
 
 class _QuietOnDevice(AbstractContextManager[None]):

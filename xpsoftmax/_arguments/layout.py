@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     @property
     def classes(self) -> int:
         """C."""
-        return math.prod(int(self.shape[axis]) for axis in self.axes or (self.axis,))
+        return math.prod(int(self.shape[axis]) for axis in self.axes) if self.axes else int(self.shape[self.axis])
 
     @property
     def rows_shape(self) -> tuple[Any, ...]:
@@ -83,6 +83,11 @@ def from_rows(xp: Namespace, rows: Array, layout: Layout) -> Array:
     if len(layout.shape) == 2:
         return rows if layout.axis == 1 else xp.permute_dims(rows, (1, 0))
     return moved(xp, reshaped(xp, rows, (*layout.rows_shape, layout.classes)), len(layout.shape) - 1, layout.axis)
+
+
+def rowwise(xp: Namespace, values: Array, layout: Layout) -> Array:
+    """One value a row, in the shape of the logits without the class axes."""
+    return values if len(layout.shape) == 2 and not layout.axes else reshaped(xp, values, layout.rows_shape)
 
 
 def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:

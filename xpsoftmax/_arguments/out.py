@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from array_api_compat import (
     is_cupy_array,
@@ -19,12 +17,11 @@ from xpsoftmax._arguments.home import library
 from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.tracing import is_batched
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
-from xpsoftmax.kernels.numpy.tiles import disjoint
 
 
 def check_out(out: object, logits: object, layout: Layout, others: dict[str, object]) -> None:
     """Check an output array against the logits (as the user gave them) and the other arguments."""
-    if out is None or fits_plainly(out, logits, *others.values()):
+    if out is None:
         return
     array = as_companion("out", out, layout.home)
     if is_jax_array(array) or is_dask_array(array):
@@ -40,57 +37,29 @@ def check_out(out: object, logits: object, layout: Layout, others: dict[str, obj
         raise TypeError(f"out must have the dtype of logits, {dtype}{also}, got {array.dtype}.")
     if not is_writeable_array(array):
         raise ValueError("out must be writable, got a read-only array.")
-    _check_memory(out, logits, others, array)
-
-
-def _check_memory(out: object, logits: object, others: dict[str, object], array: Array) -> None:
-    """Check that nothing that is written to `out`, here as an array, changes an argument or another part of it."""
     if is_batched(out) or is_batched(logits):
         raise ValueError("out must be None inside torch.func.vmap, got a tensor.")
-    footprint = _footprint(array)
-    if footprint is not None and _overlaps_itself(*footprint[1:]):
-        raise ValueError("out must not hold an element twice, got a broadcast or self-overlapping array.")
-    if out is not logits and _share_memory(out, logits) and (footprint is None or footprint != _footprint(logits)):
-        raise ValueError("out must be logits itself or share no memory with it, got an overlapping array.")
+    check_memory(out, logits, others)
+
+
+def check_memory(out: Array, logits: Array, others: dict[str, object]) -> None:
+    """Check that nothing that is written to `out` changes an argument or another part of `out`."""
+    if not _is_contiguous(out):
+        footprint = _footprint(out)
+        if footprint is not None and _overlaps_itself(*footprint[1:]):
+            raise ValueError("out must not hold an element twice, got a broadcast or self-overlapping array.")
+    if out is not logits and _share_memory(out, logits):
+        footprint = _footprint(out)
+        if footprint is None or footprint != _footprint(logits):
+            raise ValueError("out must be logits itself or share no memory with it, got an overlapping array.")
     for name, other in others.items():
         if other is not None and _share_memory(out, other):
             raise ValueError(f"out must share no memory with {name}, got an overlapping array.")
 
 
-def fits_plainly(out: object, logits: object, *others: object) -> bool:
-    """Whether out is seen at a glance to fit, as almost always; if not, `check_out` finds out why, or that it does."""
-    if (
-        type(out) is not np.ndarray
-        or type(logits) is not np.ndarray
-        or out.dtype != logits.dtype
-        or out.shape != logits.shape
-        or not out.flags.carray
-        or not (out is logits or disjoint(out, logits))
-    ):
-        return False
-    for other in others:  # noqa: SIM110 - a generator takes longer than all the rest
-        if other is not None and not (type(other) is np.ndarray and disjoint(out, other)):
-            return False
-    return True
-
-
-def fits_plainly_on_gpu(out: Any, logits: Any, labels: Any = None) -> bool:
-    """The same for an output beside logits, and labels, that are plain (`_validate.is_plain_on_gpu`)."""
-    fits = out is logits or (
-        type(out) is type(logits)
-        and out.dtype == logits.dtype
-        and out.shape == logits.shape
-        and out.flags.c_contiguous
-        and out.data.device_id == logits.data.device_id
-        and _apart(out, logits)
-    )
-    return fits and (labels is None or _apart(out, labels))
-
-
-def _apart(a: Any, b: Any) -> bool:
-    """Whether no byte belongs to both of two contiguous CuPy arrays."""
-    first, second = a.data.ptr, b.data.ptr
-    return bool(first + a.nbytes <= second or second + b.nbytes <= first)
+def _is_contiguous(array: Array) -> bool:
+    """Whether an array of NumPy or CuPy is C-contiguous."""
+    return (type(array) is np.ndarray or is_cupy_array(array)) and bool(array.flags.c_contiguous)
 
 
 def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:
@@ -117,6 +86,8 @@ def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize:
 
 
 def _share_memory(a: Array, b: Array) -> bool:
+    if type(a) is type(b) is np.ndarray and a is not b and a.flags.owndata and b.flags.owndata:
+        return False
     a, b = _as_numpy(a), _as_numpy(b)
     if is_numpy_array(a) and is_numpy_array(b):
         if not np.may_share_memory(a, b):
@@ -134,6 +105,8 @@ def _extent(array: Array) -> tuple[int, int] | None:
     footprint = _footprint(array)
     if footprint is None or 0 in footprint[1]:
         return None
+    if _is_contiguous(array):
+        return footprint[0], footprint[0] + array.nbytes
     address, shape, strides, itemsize = footprint
     spans = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
     return address + sum(s for s in spans if s < 0), address + sum(s for s in spans if s > 0) + itemsize

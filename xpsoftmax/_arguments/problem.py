@@ -1,21 +1,24 @@
-"""Targets, weights and options of a loss, checked and laid out as rows."""
+"""Targets, weights and options of a loss, checked and laid out as rows.
+
+`check_terms` looks at everything but values: what it finds depends on types, dtypes, shapes and options, so that the
+door can remember it. `weigh` looks at the values and computes what multiplies each row.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import is_dask_array, is_jax_array
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import numpy_namespace
 from xpsoftmax._arguments.layout import Layout, reshaped, to_rows
 from xpsoftmax._arguments.options import as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.values import Rows, Suspect, bad_labels, bad_masses, check_values, rows_of
-from xpsoftmax._typing import Array, LossSpec, Namespace, Reduction, dtype_name
-from xpsoftmax.kernels import select
+from xpsoftmax._typing import Array, DType, LossSpec, Namespace, Reduction, dtype_name
+from xpsoftmax.kernels import kernel_for, select
 
 
 class LossOptions(NamedTuple):
@@ -29,139 +32,228 @@ class LossOptions(NamedTuple):
     reduction: Reduction = "mean"
     validate: bool = True
 
-    def none_given(self) -> bool:
-        """Whether every option has its default, but for `validate`."""
-        return (
-            self.class_weight is None
-            and self.sample_weight is None
-            and self.ignore_index is None
-            and (type(self.label_smoothing) is float and self.label_smoothing == 0.0)
-            and (type(self.z_loss) is float and self.z_loss == 0.0)
-            and (type(self.reduction) is str and self.reduction == "mean")
-            and (self.validate is True or self.validate is False)
-        )
 
-    def weigh_nothing(self) -> bool:
-        """Whether all rows weigh the same, and every other option is plainly good."""
-        return (
-            self.class_weight is None
-            and self.sample_weight is None
-            and self.ignore_index is None
-            and (type(self.label_smoothing) is float and 0.0 <= self.label_smoothing <= 1.0)
-            and (type(self.z_loss) is float and 0.0 <= self.z_loss < math.inf)
-            and (type(self.reduction) is str and self.reduction in ("mean", "sum", "none"))
-            and type(self.validate) is bool
-        )
+class Terms(NamedTuple):
+    """What is known of targets and options before any value is looked at. It holds no arrays."""
+
+    soft: bool  # soft targets, not labels
+    labels_alone: bool  # labels without weights and ignore_index
+    ignore_index: int | None
+    index_dtype: DType | None  # of the library; None for soft targets
+    wraps: bool  # whether labels may be too large for it
+    are_classes: Callable[[Array, int], bool] | None  # kernels that look at the values of one array; None where all
+    are_weights: Callable[[Array], bool] | None  # arrays share one wait for the device
 
 
 class Problem(NamedTuple):
     """Checked rows, ready for a row operation."""
 
-    targets: Array  # (R,) labels in the index dtype or (R, C) soft targets: see `prepare` for their dtype
-    row_weight: Array  # (R,): all that multiplies a row; 0 where it must not count
+    targets: Array  # (R,) labels, or (R, C) soft targets: see `weigh` for their dtype
+    row_weight: Array  # (R,): all that multiplies a row; 0 where it must not count. For kernels it may be a float
     total: Array | float  # 0-d: the sum of the counting weights; a number where it is known without them
     spec: LossSpec
     counting: Array | None = None  # (R,): counting weights; None where every row counts 1
     weighted: bool = False  # whether some rows may not count
 
 
-PLAIN_SPEC, _INT64 = LossSpec(), np.dtype("i8")
-
-
-def plain_labels(targets: Any, shape: tuple[int, ...], options: LossOptions) -> bool:
-    """Whether NumPy labels, and options, for rows of logits (R, C) are seen at a glance to be good and plain."""
-    if not (
-        type(targets) is np.ndarray
-        and targets.dtype == _INT64
-        and len(shape) == 2
-        and targets.shape == shape[:1]
-        and targets.size > 0
-        and options.none_given()
-    ):
-        return False
-    if not options.validate:
-        return True
-    unsigned = targets.view(np.uint64)  # negative ones are huge
-    return bool(unsigned.item(unsigned.argmax()) < shape[1])
-
-
-def filled(rows: int, value: float, dtype: Any) -> Array:
-    """A NumPy array (rows,) of one value."""
-    array = np.empty(rows, dtype)
-    array.fill(value)
-    return array
+_PLAIN_SPEC, _KNOWN_SPEC = LossSpec(), LossSpec(labels_known=True)
 
 
 def prepare(targets: Array, layout: Layout, options: LossOptions, max_memory: int | None = None) -> Problem:
-    """Check targets, weights and options; lay the targets out as rows and weigh each row.
+    """Check targets, weights and options; lay the targets out as rows and weigh each row. See `weigh`."""
+    return weigh(*check_terms(targets, options, layout), layout, max_memory=max_memory)
 
-    With `max_memory` soft targets are looked at some rows at a time, and stay in their dtype: a chunk of them is cast.
-    """
-    xp = layout.home.xp
-    # Labels of another library are seen first: under torch.compile the other question cannot be asked.
-    if layout.axis == 1 and plain_labels(targets, layout.shape, options) and xp is numpy_namespace():
-        rows = layout.shape[0]
-        return Problem(targets, filled(rows, 1.0 / rows, layout.working), float(rows), PLAIN_SPEC)
+
+def check_terms(targets: Array, options: LossOptions, layout: Layout) -> tuple[Array, LossOptions, Terms]:
+    """Check all but values; return targets and options with arrays that are free of subclasses and autograd."""
     check_choice("reduction", options.reduction, ("mean", "sum", "none"))
     check_flag("validate", options.validate)
-    smoothing = as_number("label_smoothing", options.label_smoothing, high=1.0)
-    z_loss = as_number("z_loss", options.z_loss)
+    as_number("label_smoothing", options.label_smoothing, high=1.0)
+    as_number("z_loss", options.z_loss)
     ignore_index = None if options.ignore_index is None else as_integer("ignore_index", options.ignore_index)
     array = check.as_targets(targets, layout, ignore_index)
     sample_weight = check.as_weight(
         "sample_weight", options.sample_weight, layout, layout.rows_shape, "that of logits without the class axis"
     )
-    class_weight = check.as_weight(
-        "class_weight", options.class_weight, layout, (layout.classes,), "one weight a class"
-    )
+    of_classes = (layout.classes,)
+    class_weight = check.as_weight("class_weight", options.class_weight, layout, of_classes, "one weight a class")
+    options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
     soft = array.ndim == len(layout.shape)
-    ignored = None if soft or ignore_index is None else _equal(xp, array, ignore_index)
-    if options.validate:
+    unweighted = class_weight is sample_weight is ignore_index is None
+    index_dtype, wraps = (None, False) if soft else check.index_of(array, layout.home.xp)
+    are_classes, are_weights = (kernel_for(name, array, "auto") for name in ("are_classes", "are_weights"))
+    if not unweighted and are_weights is None:  # each of these kernels waits: one wait for all arrays is better
+        are_classes = None
+    terms = Terms(soft, unweighted and not soft, ignore_index, index_dtype, wraps, are_classes, are_weights)
+    return array, options, terms
+
+
+def weigh(
+    targets: Array,
+    options: LossOptions,
+    terms: Terms,
+    layout: Layout,
+    *,
+    max_memory: int | None = None,
+    for_kernel: bool = False,
+) -> Problem:
+    """Look at the values of checked targets and weights, lay the targets out as rows, and weigh each row.
+
+    Labels are in the index dtype, soft targets in the working precision. With `max_memory` soft targets are looked at
+    some rows at a time, and stay in their dtype: a chunk of them is cast. A kernel (`for_kernel`) takes labels of any
+    integer dtype, and a number as the weight of all rows.
+    """
+    # 0, of any type that `check_terms` takes, is in range.
+    smoothing = as_number("label_smoothing", options.label_smoothing, high=1.0) if options.label_smoothing else 0.0
+    z_loss = as_number("z_loss", options.z_loss) if options.z_loss else 0.0
+    if terms.labels_alone and (for_kernel or type(targets) is np.ndarray):
+        if not options.validate or _are_classes(targets, terms, layout):
+            return _weigh_equally(targets, options, terms, layout, smoothing, z_loss, for_kernel=for_kernel)
+        terms = terms._replace(are_classes=None)  # some labels are bad; `_check_values` finds the first
+    with layout.home.context():
+        return _weigh_each(targets, options, terms, layout, smoothing, z_loss, max_memory)
+
+
+def _weigh_equally(
+    targets: Array,
+    options: LossOptions,
+    terms: Terms,
+    layout: Layout,
+    smoothing: float,
+    z_loss: float,
+    *,
+    for_kernel: bool,
+) -> Problem:
+    """All rows weigh the same: one number, or an array of NumPy."""
+    rows = targets if targets.ndim == 1 else targets.reshape(-1)
+    count = rows.shape[0]
+    row_weight: Any = 1.0 / count if count and options.reduction == "mean" else 1.0
+    known = for_kernel and bool(options.validate)  # where the labels are used at once
+    if not for_kernel:
+        rows = check.as_index(rows, terms.index_dtype, layout, None, wraps=terms.wraps)
+        row_weight = filled(count, row_weight, layout.working)
+    return Problem(rows, row_weight, float(count), _spec(None, smoothing, z_loss, known=known))
+
+
+def filled(count: int, value: float, dtype: Any) -> Array:
+    """An array of NumPy (count,) of one value."""
+    array = np.empty(count, dtype)
+    array.fill(value)
+    return array
+
+
+def _weigh_each(
+    targets: Array,
+    options: LossOptions,
+    terms: Terms,
+    layout: Layout,
+    smoothing: float,
+    z_loss: float,
+    max_memory: int | None,
+) -> Problem:
+    """The same, with an array for the weights of the rows."""
+    xp, soft, ignore_index = layout.home.xp, terms.soft, terms.ignore_index
+    class_weight, sample_weight = options.class_weight, options.sample_weight
+    if class_weight is not None:
+        class_weight = check.as_dtype(xp, class_weight, layout.working)
+    if sample_weight is not None:
+        sample_weight = check.as_dtype(xp, sample_weight, layout.working)
+    array, ignored = targets, None
+    if not soft:
+        array = check.as_index(targets, terms.index_dtype, layout, ignore_index, wraps=terms.wraps)
+        ignored = None if ignore_index is None else _equal(xp, array, ignore_index)
+    sound = options.validate and _are_sound(targets, class_weight, sample_weight, terms, layout)
+    if options.validate and not sound:
         weights = {"sample_weight": sample_weight, "class_weight": class_weight}
-        given = {"targets": targets, "sample_weight": options.sample_weight, "class_weight": options.class_weight}
-        _check_values(array, ignored, ignore_index, weights, given, layout, max_memory)
+        _check_values(array, ignored, ignore_index, weights, targets, options, layout, max_memory)
     if soft and max_memory is None:
         array = check.as_dtype(xp, array, layout.working)
+    rows = to_rows(xp, array, layout.axis) if soft else _flat(xp, array)
 
     alike = sample_weight is None and ignored is None and (class_weight is None or soft)
-    rows = to_rows(xp, array, layout.axis) if soft else _flat(xp, array)
-    counting = _ones(xp, rows, layout.working)
-    if sample_weight is not None:
+    counting = _counting(xp, rows, sample_weight, ignored, layout)
+    row_weight = counting
+    if class_weight is not None and not soft:
+        counting = counting * _weight_of_labels(xp, class_weight, rows, known=sound)
+        if smoothing == 0.0:  # the class weight is a factor of the whole row
+            row_weight, class_weight = counting, None
+    # Arrays of unknown length have to count their rows.
+    total = float(rows.shape[0]) if alike and isinstance(rows.shape[0], int) else _sum(xp, counting)
+    if options.reduction == "mean":
+        row_weight = divided(xp, row_weight, total)
+    weighted = any(x is not None for x in (sample_weight, ignored, options.class_weight))
+    spec = _spec(class_weight, smoothing, z_loss)
+    return Problem(rows, row_weight, total, spec, None if alike else counting, weighted)
+
+
+def _are_classes(targets: Array, terms: Terms, layout: Layout) -> bool:
+    """Whether a kernel finds all labels to be classes; if not, or if there is none, `_check_values` looks at them."""
+    return terms.are_classes is not None and terms.are_classes(targets, layout.classes)
+
+
+def _are_weights(weights: Array | None, terms: Terms) -> bool:
+    return weights is None or (terms.are_weights is not None and terms.are_weights(weights))
+
+
+def _are_sound(
+    targets: Array, class_weight: Array | None, sample_weight: Array | None, terms: Terms, layout: Layout
+) -> bool:
+    """Whether kernels find all values good."""
+    if terms.soft:
+        if targets.dtype != layout.working or not _are_weights(targets, terms):
+            return False
+    elif not _are_classes(targets, terms, layout):
+        return False
+    return _are_weights(class_weight, terms) and _are_weights(sample_weight, terms)
+
+
+def _spec(class_weight: Array | None, smoothing: float, z_loss: float, *, known: bool = False) -> LossSpec:
+    if class_weight is None and smoothing == z_loss == 0.0:
+        return _KNOWN_SPEC if known else _PLAIN_SPEC
+    return LossSpec(class_weight, smoothing, z_loss, known)
+
+
+def _counting(xp: Namespace, rows: Array, sample_weight: Array | None, ignored: Array | None, layout: Layout) -> Array:
+    """Counting weights (R,) before class weights."""
+    if sample_weight is None:
+        counting = _ones(xp, rows, layout.working)
+    else:
         counting = _flat(xp, sample_weight)
         if layout.lengthless:
             from xpsoftmax.kernels.dask import beside  # imports dask: not before the caller has
 
             counting = beside("sample_weight", counting, "targets", rows)
-    if ignored is not None:
-        counting = xp.where(_flat(xp, ignored), 0.0, counting)
-    row_weight = counting
-    if class_weight is not None and not soft:
-        inside = (rows >= 0) & (rows < layout.classes)
-        of_label = select("class_weight_at", class_weight, "generic")(class_weight, xp.where(inside, rows, 0))
-        counting = counting * xp.where(inside, of_label, 1.0)
-        if smoothing == 0.0:  # the class weight is a factor of the whole row
-            row_weight, class_weight = counting, None
-    # Arrays of unknown length have to count their rows.
-    total = float(rows.shape[0]) if alike and isinstance(rows.shape[0], int) else xp.sum(counting)
-    if options.reduction == "mean":
-        row_weight = divided(xp, row_weight, total)
-    weighted = any(x is not None for x in (sample_weight, ignored, options.class_weight))
-    return Problem(
-        rows, row_weight, total, LossSpec(class_weight, smoothing, z_loss), None if alike else counting, weighted
-    )
+    return counting if ignored is None else xp.where(_flat(xp, ignored), 0.0, counting)
+
+
+def _weight_of_labels(xp: Namespace, class_weight: Array, labels: Array, *, known: bool) -> Array:
+    """Class weight of each label (R,); 1 for labels that are no class. `known`: all are classes."""
+    if known:
+        return class_weight[labels]
+    inside = (labels >= 0) & (labels < class_weight.shape[0])
+    of_label = select("class_weight_at", class_weight, "generic")(class_weight, xp.where(inside, labels, 0))
+    return xp.where(inside, of_label, 1.0)
 
 
 def _ones(xp: Namespace, rows: Array, dtype: Any) -> Array:
     """1 for each row of targets, (R,) or (R, C)."""
+    if type(rows) is np.ndarray:
+        return filled(rows.shape[0], 1.0, dtype)
     if rows.ndim == 2 and is_jax_array(rows):  # in JAX the classes may be in parts, which cannot be cut
         return xp.ones(rows.shape[0], dtype=dtype)
     return xp.ones_like(rows[:, 0] if rows.ndim == 2 else rows, dtype=dtype)
+
+
+def _sum(xp: Namespace, x: Array) -> Array:
+    return np.add.reduce(x) if type(x) is np.ndarray else xp.sum(x)
 
 
 def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
     """Weights of a mean: zero where there is nothing to take a mean of, nan where the sum overflowed."""
     if type(total) is float:  # not a NumPy scalar, which is one too
         return row_weight / (total or 1.0)
+    if type(row_weight) is np.ndarray and 0.0 < total < math.inf:
+        return row_weight / total
     share = row_weight / xp.where(total == 0.0, 1.0, total)
     return xp.where(total == 0.0, 0.0, xp.where(xp.isfinite(total), share, float("nan")))
 
@@ -170,6 +262,8 @@ def mean_or_nan(xp: Namespace, loss: Array, total: Array | float) -> Array:
     """Return nan for the mean over no row."""
     if type(total) is float:
         return loss if total > 0.0 else xp.full_like(loss, float("nan"))
+    if type(loss) is np.ndarray and total != 0.0:
+        return loss
     return xp.where(total == 0.0, float("nan"), loss)
 
 
@@ -185,25 +279,29 @@ def _flat(xp: Namespace, array: Array) -> Array:
 
 
 def _check_values(
-    targets: Array,
+    array: Array,
     ignored: Array | None,
     ignore_index: int | None,
     weights: dict[str, Array | None],
-    given: dict[str, Array | None],
+    targets: Array,
+    options: LossOptions,
     layout: Layout,
     max_memory: int | None,
 ) -> None:
-    """Look at the values of the checked arrays; a message shows them as they were given."""
-    if targets.ndim == len(layout.shape):
-        parts = _parts_to_look_at(targets, max_memory)
-        suspects = [_suspected_masses("targets", "index", targets, given, layout, parts)]
+    """Look at the values of labels or soft targets, and of weights in the working precision; all share one wait.
+
+    A message shows a value as it is in `targets` and `options`.
+    """
+    if array.ndim == len(layout.shape):
+        parts = _parts_to_look_at(array, max_memory)
+        suspects = [_suspected_masses("targets", "index", array, targets, layout, parts)]
     else:
         rule = f"be labels from 0 to {layout.classes - 1} ({layout.classes} classes, ignore_index={ignore_index})"
-        bad = bad_labels(targets, layout, ignored)
-        suspects = [Suspect("targets", rule, "row", lambda _: bad, given["targets"])]
+        bad = bad_labels(array, layout, ignored)
+        suspects = [Suspect("targets", rule, "row", lambda _: bad, targets)]
     for (name, weight), unit in zip(weights.items(), ("row", "class"), strict=True):
         if weight is not None:
-            suspects.append(_suspected_masses(name, unit, weight, given, layout))
+            suspects.append(_suspected_masses(name, unit, weight, getattr(options, name), layout))
     check_values(layout.home.xp, suspects)
 
 
@@ -225,19 +323,13 @@ LEAST_LOOK = 2**16
 
 
 def _suspected_masses(
-    name: str,
-    unit: str,
-    masses: Array,
-    given: dict[str, Array | None],
-    layout: Layout,
-    parts: Sequence[Rows] = (None,),
+    name: str, unit: str, masses: Array, given: Array, layout: Layout, parts: Sequence[Rows] = (None,)
 ) -> Suspect:
-    _, values = check.as_array(name, given[name])
     rule = "be finite and not negative"
-    if values.dtype != layout.working:  # a value may be finite only where it comes from
+    if given.dtype != layout.working:  # a value may be finite only where it comes from
         rule += f" in {dtype_name(layout.working)}"
 
     def bad(rows: Rows) -> Array:
         return bad_masses(layout.home.xp, check.as_dtype(layout.home.xp, rows_of(masses, rows), layout.working))
 
-    return Suspect(name, rule, unit, bad, values, parts)
+    return Suspect(name, rule, unit, bad, given, parts)

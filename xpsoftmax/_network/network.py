@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import Home, home_of, library, numpy_namespace
+from xpsoftmax._arguments.door import NO_KEY, SEEN, learn, recall, remember
+from xpsoftmax._arguments.home import Home, home_of, library
 from xpsoftmax._arguments.shapes import same_shape
 from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of
 from xpsoftmax._network.vectors import parts_of
@@ -42,11 +42,33 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     if not isinstance(params, (tuple, list)) or not params:
         _refuse_whole(params)
         raise TypeError(f"params must be a non-empty sequence of (weight, bias) pairs, got {params!r:.60}.")
-    if _plain_layers(params):
-        activation = chosen(params, activation)
-        dtype = params[0].weight.dtype
-        where = _plain_home()
-        return Network(where.xp, tuple(params), activation, dtype, dtype, where, operations(params[0].weight, impl))
+    key = _key_of_network(params, activation)
+    found = recall(key)
+    if found is not None:
+        home, chosen_activation, dtype = found
+        layers: Any = tuple(params)  # only layers have a key
+        return Network(home.xp, layers, chosen_activation, dtype, dtype, home, operations(layers[0].weight, impl))
+    net = _checked(params, activation, impl)
+    if all(a is b for layer, given in zip(net.layers, params, strict=True) for a, b in zip(layer, given, strict=True)):
+        learn(net.layers[0].weight)
+        remember(key, (net.home, net.activation, net.dtype), activation)
+    return net
+
+
+def _key_of_network(params: Sequence[Any], activation: str | None) -> Any:
+    try:
+        layers = [
+            (type(layer), type(weight), SEEN[type(weight)](weight), weight.shape, SEEN[type(bias)](bias), bias.shape)
+            for layer in params
+            if type(layer) in KINDS
+            for weight, bias in (layer,)
+        ]
+    except NO_KEY:
+        return None
+    return ("network", activation, *layers) if len(layers) == len(params) else None
+
+
+def _checked(params: PairsOfArrays, activation: str | None, impl: Impl) -> Network:
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
@@ -56,13 +78,12 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
     activation = chosen(pairs, activation)
     xp, first = check.as_floating("params[0].weight", pairs[0].weight)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    where = Home(xp, home_of(first), "params[0].weight")
+    home = Home(xp, home_of(first), "params[0].weight")
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
-        weight, bias = _layer(i, layer, where, dtype, layers[-1].bias.shape[0] if layers else None)
+        weight, bias = _layer(i, layer, home, dtype, layers[-1].bias.shape[0] if layers else None)
         layers.append(type(layer)(xp.astype(weight, working, copy=False), xp.astype(bias, working, copy=False)))
-    kernels = operations(layers[0].weight, impl)
-    return Network(xp, tuple(layers), activation, dtype, working, where, kernels)
+    return Network(xp, tuple(layers), activation, dtype, working, home, operations(layers[0].weight, impl))
 
 
 def _refuse_whole(params: object) -> None:
@@ -71,37 +92,6 @@ def _refuse_whole(params: object) -> None:
         if hasattr(params, name):
             kind = type(params).__name__
             raise TypeError(f"params must be a sequence of (weight, bias) pairs, got a {kind}. Pass its `{name}`.")
-
-
-@cache
-def _plain_home() -> Home:
-    return Home(numpy_namespace(), "cpu", "params[0].weight")
-
-
-def _plain_layers(params: Sequence[Any]) -> bool:
-    """Whether NumPy layers are seen at a glance to fit each other: all checks together take longer than a small net."""
-    dtype, before = None, None
-    for layer in params:
-        if type(layer) not in KINDS:
-            return False
-        weight, bias = layer
-        if type(weight) is not np.ndarray or type(bias) is not np.ndarray:
-            return False
-        if dtype is None:
-            dtype, before = weight.dtype, weight.shape[:1]
-            if not check.is_plain(weight, 1):
-                return False
-        if (
-            weight.dtype != dtype
-            or bias.dtype != dtype
-            or weight.ndim != 2
-            or weight.shape[:1] != before
-            or weight.shape[1:] != bias.shape
-            or bias.size == 0
-        ):
-            return False
-        before = bias.shape
-    return True
 
 
 def _layer(i: int, layer: Sequence[Array], home: Home, dtype: DType, fan_in: int | None) -> tuple[Array, Array]:
@@ -130,10 +120,22 @@ def _layer(i: int, layer: Sequence[Array], home: Home, dtype: DType, fan_in: int
 
 
 def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
+    """Check inputs (N, D) of a network."""
     fan_in = net.layers[0].weight.shape[0]
-    seen = type(X) is np.ndarray and type(net.layers[0].weight) is np.ndarray  # at a glance
-    if seen and X.dtype == net.dtype and X.ndim == 2 and X.shape[1] == fan_in:
+    try:
+        seen = SEEN[type(X)](X), X.shape[1:]
+        key: Any = ("inputs", type(X), *seen, fan_in, net.dtype, net.home.xp, net.home.device)
+    except NO_KEY:
+        key = None
+    if recall(key):
         return X
+    array = _checked_inputs(net, X, name, fan_in)
+    if array is X:
+        remember(key, True)  # noqa: FBT003 - there is nothing else to know
+    return array
+
+
+def _checked_inputs(net: Network, X: Array, name: str, fan_in: int) -> Array:
     if is_sparse(X):
         array = _sparse_companion(name, X, net.home)
     else:

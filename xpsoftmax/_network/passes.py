@@ -8,10 +8,10 @@ import numpy as np
 from array_api_compat import is_jax_array
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.door import enter_problem
 from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import as_number, check_choice, check_impl
-from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan, prepare
+from xpsoftmax._arguments.problem import LossOptions, Problem, mean_or_nan
 from xpsoftmax._network.backprop import Buffers, DeadRows, backward, forward
 from xpsoftmax._network.chunks import SMALL, Plan, budget, features_of, overwrites_logits, plan_chunks
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
@@ -40,10 +40,10 @@ def add_up(
     reg = as_number("reg", reg)
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]
-    with quiet(xp, net.home.device):
+    with net.home.context():
         home = net.home._replace(owner="X")
         layout = Layout(home, (X.shape[0], classes), 1, net.working, check.blocks_of(X))
-        problem = prepare(targets, layout, options, budget(max_memory))
+        problem = enter_problem(targets, layout, options, budget(max_memory))
         if layout.lengthless:
             problem = _beside(problem, X)
         plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))

@@ -27,7 +27,7 @@ from xpsoftmax._network.network import Network, as_network, copied
 from xpsoftmax._network.passes import add_up
 from xpsoftmax._network.sums import PartialSums, finished, penalised
 from xpsoftmax._typing import Array, DType, Impl, Reduction
-from xpsoftmax.kernels.numpy.threads import alone
+from xpsoftmax.kernels.numpy.blas import single_threaded
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def one_thread() -> AbstractContextManager[None]:
         threads = distributed.get_worker().state.nthreads if distributed else None
     except ValueError:
         threads = None  # not a worker
-    return alone(blas=threads != 1)
+    return single_threaded(blas=threads != 1)
 
 
 def uneven(X: Array, targets: Array, weight: Array | None) -> Uneven | None:

@@ -23,6 +23,7 @@ OPERATIONS = (
     *ROW_OPERATIONS,
     "softmax_loss_total",
     "are_classes",
+    "are_weights",
     "total",
     "sum_of_rows",
     "bias_activation",
@@ -86,6 +87,24 @@ def kernel_for(operation: str, logits: Array, impl: Impl) -> Callable[..., Any] 
     """Return the kernel that `select` would return for these logits; None where it is the generic text or an error."""
     kernel = None if impl == "generic" else _offer(operation, logits)[0]
     return None if kernel is getattr(generic, operation) else kernel
+
+
+def selected(operation: str, logits: Array, impl: Impl) -> tuple[Callable[..., Any], bool]:
+    """Return the row operation for these logits, as `select` does, and whether it is a kernel."""
+    kernel = kernel_for(operation, logits, impl)
+    return (select(operation, logits, impl), False) if kernel is None else (kernel, True)
+
+
+def selected_loss(logits: Array, impl: Impl, *, add_up: bool) -> tuple[Callable[..., Any], bool, bool]:
+    """Return the operation for the losses of these logits, whether it adds them up, and whether it is a kernel.
+
+    With `add_up` it does so if there is a kernel for that; `summed` adds up what others return.
+    """
+    total = kernel_for("softmax_loss_total", logits, impl) if add_up else None
+    if total is not None:
+        return total, True, True
+    kernel, by_kernel = selected("softmax_loss_rows", logits, impl)
+    return kernel, False, by_kernel
 
 
 def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG001

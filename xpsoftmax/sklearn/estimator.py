@@ -117,6 +117,8 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
         Accuracy on the rows held out after each epoch, with `early_stopping`.
     best_validation_score_ : float or None
         The greatest of them.
+    validation_loss_curve_ : list of float, or None
+        Loss of `X_val` after each epoch, or iteration of lbfgs, without the penalty.
     n_iter_ : int
         Epochs, or iterations of lbfgs, of the last call.
     t_ : int
@@ -237,7 +239,16 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
         tags.input_tags.sparse = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
         """Learn from all rows, for `max_iter` epochs or until nothing improves.
 
         Parameters
@@ -254,6 +265,10 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
             Or floating probabilities, a column for each class, whose rows add up to 1.
         sample_weight : array or array-like, (N,), optional
             Finite and not negative. It and `y` may be of any library: they are brought to where `X` is.
+        X_val, y_val, sample_weight_val : array or array-like, optional
+            Validation data, as `X`, `y` and `sample_weight`; the labels must be among those of `y`, and there are none
+            beside dask arrays. Their loss goes to `validation_loss_curve_`. With `early_stopping` they take the place
+            of the rows that would be held out: all rows of `X` are learnt from.
 
         Returns
         -------
@@ -267,7 +282,7 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
             first row; or if the solver came to numbers that are not finite, where it names the step. The model is then
             as it was before.
         """
-        fitting.fit(self, X, y, sample_weight)
+        fitting.fit(self, X, y, sample_weight, validation=(X_val, y_val, sample_weight_val))
         return self
 
     @available_if(has_minibatches)  # type: ignore[untyped-decorator, unused-ignore]
@@ -296,8 +311,9 @@ class MLPClassifier(Prediction, ClassifierMixin, BaseEstimator):  # type: ignore
         Notes
         -----
         As in scikit-learn the optimiser is made in the first call (or in `fit`) and stays: later changes of `solver`,
-        `learning_rate`, `learning_rate_init`, `power_t`, `momentum`, `nesterovs_momentum`, `beta_1`, `beta_2` and
-        `epsilon` have no effect on it. Other parameters count from the next call on.
+        `learning_rate`, `power_t`, `momentum`, `nesterovs_momentum`, `beta_1`, `beta_2` and `epsilon` have no effect on
+        it. Other parameters count from the next call on; so does, unlike in scikit-learn, `learning_rate_init`, and
+        the state of the optimiser stays.
         """
         if self.early_stopping:
             raise ValueError("early_stopping must be False for partial_fit, got True: partial_fit sees no whole epoch.")

@@ -22,15 +22,28 @@ from xpsoftmax.sklearn.labels import are_sorted, encode, shortened
 from xpsoftmax.sklearn.lbfgs import minimise
 from xpsoftmax.sklearn.learnt import Record, all_or_nothing, keep, keep_classes, params_of
 from xpsoftmax.sklearn.parameters import as_random_state, check_dtype, check_parameters, check_sizes
-from xpsoftmax.sklearn.preparing import prepare_steps
+from xpsoftmax.sklearn.preparing import class_weights, prepare_steps
 from xpsoftmax.sklearn.stepping import learn
 from xpsoftmax.sklearn.targets import Targets, as_classes, as_sample_weight, as_targets
+from xpsoftmax.sklearn.validation import checked_validation, validation_data
 
 HINT = " Pass weights of the rows by name: sample_weight=..."
 
 
-def fit(model: Any, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, incremental: bool = False) -> None:
-    """Let a classifier learn, for one epoch if `incremental`; an error at any time leaves it as it was."""
+def fit(
+    model: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    classes: Any = None,
+    *,
+    validation: tuple[Any, Any, Any] = (None, None, None),
+    incremental: bool = False,
+) -> None:
+    """Let a classifier learn, for one epoch if `incremental`; an error at any time leaves it as it was.
+
+    `validation` are X_val, y_val and sample_weight_val.
+    """
     with all_or_nothing(model), current_device(X):
         hidden = check_parameters(model)
         first = not hasattr(model, "coefs_") or not (model.warm_start or incremental)
@@ -49,12 +62,16 @@ def fit(model: Any, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, 
         layers = initial_layers(rng, sizes, model.activation, block_of(X)) if first else params_of(model)
         net = as_network(carrying(layers, model.activation), None)
         record = Record() if first else Record.of(model)
-        steps, held_out = prepare_steps(model, net, X, targets, weight, rng)
+        rows = checked_validation(model, X, validation, targets.classes)
+        rows = None if rows is None else (rows[0], net.xp.asarray(rows[1], device=net.home.device), rows[2])
+        steps, held_out = prepare_steps(model, net, X, targets, weight, rng, rows)
+        watched = None if rows is None else validation_data(model, net, rows, class_weights(model, net, targets))
+        record.expect_validation(given=watched is not None)
         with quiet(net.xp, net.home.device), _naming_bad_inputs(X, steps):
             if model.solver == "lbfgs":
-                layers = minimise(model, steps, record)
+                layers = minimise(model, steps, record, watched)
             else:
-                layers = learn(model, steps, held_out, rng, record, incremental=incremental)
+                layers = learn(model, steps, held_out, rng, record, watched, incremental=incremental)
         if first:
             keep_classes(model, layers, targets.classes)
         model._activation = model.activation  # a parameter that was changed counts from this call on

@@ -37,26 +37,30 @@ def current_device(X: Any) -> AbstractContextManager[Any]:
     return values.device if is_cupy_array(values) else nullcontext()
 
 
-def checked_inputs(model: Any, X: Any, method: str, *, reset: bool) -> Array:
-    """Check inputs; return them in the dtype to compute in. Without `reset` they must fit the model."""
+def checked_inputs(model: Any, X: Any, method: str, *, reset: bool, like: Array | None = None) -> Array:
+    """Check inputs; return them in the dtype to compute in. Without `reset` they must fit the model.
+
+    Then they are of the library, device and dtype of `like`; by default those of the weights.
+    """
     refuse_masked("X", X)
     if not reset:
-        _check_library(model, X, method)
+        like = model.coefs_[0] if like is None else like
+        _check_library(model, X, method, like)
     if is_lazy(X):
-        return _checked_lazily(model, X, reset=reset)
+        return _checked_lazily(model, X, like)
     if library_of(X) == "cupy":
-        return _checked_sparsely(model, X, reset=reset)
+        return _checked_sparsely(model, X, like)
     if not is_elsewhere(X):
-        if not reset and _fits(model, X) and (method != "partial_fit" or sum_is_finite(X)):
+        if like is not None and _fits(model, X, like) and (method not in ("fit", "partial_fit") or sum_is_finite(X)):
             return X  # prediction looks for numbers that are not finite by itself
-        dtype: Any = working_dtype(model.dtype, np, X) if reset else model.coefs_[0].dtype
+        dtype: Any = working_dtype(model.dtype, np, X) if like is None else like.dtype
         return _checked_on_host(model, X, dtype, reset=reset)
     xp, array = check.as_array("X", X)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"X must have shape (N, D), both at least 1, got {tuple(array.shape)}.")
     if xp.isdtype(array.dtype, "complex floating"):
         raise ValueError(f"X must be of real numbers, got {array.dtype}: complex data is not supported.")
-    array = xp.astype(array, working_dtype(model.dtype, xp, array) if reset else model.coefs_[0].dtype, copy=False)
+    array = xp.astype(array, working_dtype(model.dtype, xp, array) if like is None else like.dtype, copy=False)
     validate_data(model, array, skip_check_array=True, reset=reset)
     check_inputs(array)
     return array
@@ -74,36 +78,36 @@ def _checked_on_host(model: Any, X: Any, dtype: Any, *, reset: bool) -> np.ndarr
     return X  # type: ignore[no-any-return]
 
 
-def _checked_sparsely(model: Any, X: Any, *, reset: bool) -> Any:
+def _checked_sparsely(model: Any, X: Any, like: Array | None) -> Any:
     """Check a sparse matrix of cupyx."""
     if 0 in X.shape:
         raise ValueError(f"X must have shape (N, D), both at least 1, got {tuple(X.shape)}.")
     xp = array_namespace(X.data)
     if xp.isdtype(X.dtype, "complex floating"):
         raise ValueError(f"X must be of real numbers, got {X.dtype}: complex data is not supported.")
-    X = as_rows(X).astype(working_dtype(model.dtype, xp, X.data) if reset else model.coefs_[0].dtype)
-    validate_data(model, X, skip_check_array=True, reset=reset)
+    X = as_rows(X).astype(working_dtype(model.dtype, xp, X.data) if like is None else like.dtype)
+    validate_data(model, X, skip_check_array=True, reset=like is None)
     check_inputs(X)
     return X
 
 
-def _checked_lazily(model: Any, X: Any, *, reset: bool) -> Array:
+def _checked_lazily(model: Any, X: Any, like: Array | None) -> Array:
     """Check dask inputs, except for numbers that are not finite: those are found when the blocks are computed."""
     from xpsoftmax.sklearn import on_dask
 
     array, frame = on_dask.as_inputs(X), X if is_dask_array(X) else X._meta  # which has the names of features
     block = array._meta
-    dtype = working_dtype(model.dtype, array_namespace(block), block) if reset else model.coefs_[0].dtype
+    dtype = working_dtype(model.dtype, array_namespace(block), block) if like is None else like.dtype
     dtype = dtype[0] if isinstance(dtype, list) and block.dtype.name not in ("float32", "float64") else dtype
-    validate_data(model, frame, skip_check_array=True, reset=reset)
+    validate_data(model, frame, skip_check_array=True, reset=like is None)
     return array if isinstance(dtype, list) else array.astype(dtype)
 
 
-def _fits(model: Any, X: Any) -> bool:
+def _fits(model: Any, X: Any, like: Array) -> bool:
     """Whether `X` needs none of scikit-learn's checks, which take longer than a small prediction."""
     return (
         type(X) is np.ndarray
-        and X.dtype == model.coefs_[0].dtype
+        and X.dtype == like.dtype
         and X.ndim == 2
         and X.shape[0] > 0
         and X.shape[1] == model.n_features_in_
@@ -111,9 +115,9 @@ def _fits(model: Any, X: Any) -> bool:
     )
 
 
-def _check_library(model: Any, X: Any, method: str) -> None:
-    """Raise ValueError unless `X` is of the model's library, on its device."""
-    own, own_device = array_namespace(model.coefs_[0]), device(model.coefs_[0])
+def _check_library(model: Any, X: Any, method: str, like: Array) -> None:
+    """Raise ValueError unless `X` is of the library of an array of the model, on its device."""
+    own, own_device = array_namespace(like), device(like)
     block = X._meta if is_lazy(X) else X.data if library_of(X) == "cupy" else X
     xp, place = (
         (array_namespace(block), device(block)) if is_elsewhere(block) else (array_namespace(np.empty(0)), "cpu")

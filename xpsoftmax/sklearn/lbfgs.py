@@ -11,14 +11,18 @@ from sklearn.exceptions import ConvergenceWarning
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.vectors import parts_of
+from xpsoftmax._train.data import Data
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax.sklearn.caller import warn
 from xpsoftmax.sklearn.checks import INTERRUPTED, diverged, finite_layers
-from xpsoftmax.sklearn.learnt import Record, say
+from xpsoftmax.sklearn.learnt import Record, record_validation_loss, say
 
 
-def minimise(model: Any, steps: Any, record: Record) -> Params:
-    """Minimise the loss of all rows; return the weights of the last iteration."""
+def minimise(model: Any, steps: Any, record: Record, watched: Data | None = None) -> Params:
+    """Minimise the loss of all rows; return the weights of the last iteration.
+
+    The loss of `watched`, validation data, is recorded after each.
+    """
     from scipy.optimize import OptimizeResult, minimize
 
     net = steps.network
@@ -36,6 +40,7 @@ def minimise(model: Any, steps: Any, record: Record) -> Params:
         found.update(x=intermediate_result.x.copy(), fun=float(intermediate_result.fun))
         record.count(found.fun, 0)
         say(model, f"Iteration {record.n_iter_}, loss = {found.fun:.8f}")
+        record_validation_loss(model, steps, _unpacked(found.x, net), watched, record)
 
     record.expect(None)
     record.n_iter_ = 0

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from xpsoftmax._network.layers import Layer, Params, carrying
 from xpsoftmax._train.optimizers import Optimizer, State
+from xpsoftmax.sklearn.checks import diverged
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Record:
     best_loss_: Any = None
     best_validation_score_: Any = None
     validation_scores_: Any = None
+    validation_loss_curve_: Any = None
     _no_improvement_count: int = 0
     _optimizer: Optimizer | None = None
     _schedule: tuple[str, float, float] = ("constant", 0.0, 0.0)
@@ -36,10 +38,13 @@ class Record:
     @classmethod
     def of(cls, model: Any) -> Self:
         """Return the record of a fitted model, with lists of its own."""
-        record = cls(**{each.name: getattr(model, each.name) for each in fields(cls)})
+        # Older pickles lack some of them.
+        known: dict[str, Any] = {each.name: getattr(model, each.name, None) for each in fields(cls)}
+        record = cls(**known)
         record.loss_curve_ = list(record.loss_curve_)
-        if record.validation_scores_ is not None:
-            record.validation_scores_ = list(record.validation_scores_)
+        for name in ("validation_scores_", "validation_loss_curve_"):
+            values = getattr(record, name)
+            setattr(record, name, None if values is None else list(values))
         return record
 
     def count(self, loss: float, rows: int) -> None:
@@ -48,6 +53,10 @@ class Record:
         self.t_ += rows
         self.loss_ = loss
         self.loss_curve_.append(loss)
+
+    def expect_validation(self, *, given: bool) -> None:
+        """Begin the curve of the validation loss, or go on with it, where there are such data."""
+        self.validation_loss_curve_ = (self.validation_loss_curve_ or []) if given else None
 
     def expect(self, layers: Params | None) -> None:
         """Set what later losses are compared with, or validation scores given the layers to start from."""
@@ -94,6 +103,17 @@ def all_or_nothing(model: Any) -> Iterator[None]:
         vars(model).clear()
         vars(model).update(before)
         raise
+
+
+def record_validation_loss(model: Any, steps: Any, params: Params, watched: Any, record: Record) -> None:
+    """Add the loss of validation data, if there are some, to its curve."""
+    if watched is None:
+        return
+    loss, _ = steps.evaluated(params, watched)
+    if not math.isfinite(loss):
+        raise diverged(f"and the validation loss {loss} after epoch {record.n_iter_}")
+    record.validation_loss_curve_.append(loss)
+    say(model, f"Validation loss: {loss:.8f}")
 
 
 def say(model: Any, text: str) -> None:

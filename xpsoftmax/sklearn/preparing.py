@@ -26,19 +26,35 @@ Rows: TypeAlias = tuple[Array, Array, Array | None]
 
 
 def prepare_steps(
-    model: Any, net: Network, X: Array, targets: Targets, weight: Array | None, rng: Any
+    model: Any,
+    net: Network,
+    X: Array,
+    targets: Targets,
+    weight: Array | None,
+    rng: Any,
+    validation: Rows | None = None,
 ) -> tuple[Any, Rows | None]:
-    """Return the steps over the rows to learn from, and the rows held out if the model stops early."""
+    """Return the steps over the rows to learn from, and the rows held out if the model stops early.
+
+    Those are the validation data where there are some.
+    """
     if model.solver == "lbfgs" and type(block_of(X)) is not np.ndarray:
         raise ValueError(
             f'solver must be "adam" or "sgd" for {library(net.xp)} arrays, got "lbfgs": SciPy needs NumPy.'
         )
     class_weight = as_class_weight(model.class_weight, targets)
     parts = None
-    if _holds_out(model):
+    if _holds_out(model) and validation is None:
         parts = split_rows(to_host("y", targets.values), model.validation_fraction, rng)
     prepare = _steps_over_blocks if is_dask_array(X) else _steps_in_memory
-    return prepare(model, net, (X, targets.values, weight), class_weight, parts)
+    steps, held_out = prepare(model, net, (X, targets.values, weight), class_weight, parts)
+    return steps, validation if _holds_out(model) and validation is not None else held_out
+
+
+def class_weights(model: Any, net: Network, targets: Targets) -> Array | None:
+    """Return the weights of the classes (C,) where the network is; None if all weigh the same."""
+    weights = as_class_weight(model.class_weight, targets)
+    return None if weights is None else net.xp.asarray(weights, dtype=net.dtype, device=net.home.device)
 
 
 def _holds_out(model: Any) -> bool:

@@ -15,13 +15,14 @@ from sklearn.exceptions import ConvergenceWarning
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import as_network
+from xpsoftmax._train.data import Data
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.loop import Loop, NotFiniteError
 from xpsoftmax._train.optimizers import Optimizer, UncorrectedAdam, VelocitySgd
 from xpsoftmax._train.steps import Batch
 from xpsoftmax.sklearn.caller import warn
 from xpsoftmax.sklearn.checks import INTERRUPTED, diverged, finite_layers, is_overflow
-from xpsoftmax.sklearn.learnt import Record, say
+from xpsoftmax.sklearn.learnt import Record, record_validation_loss, say
 from xpsoftmax.sklearn.predicting import accuracy, codes_of
 from xpsoftmax.sklearn.preparing import Rows
 
@@ -29,8 +30,20 @@ LEAST_RATE = 1e-6
 """An adaptive learning rate is divided only while it is above this."""
 
 
-def learn(model: Any, steps: Any, held_out: Rows | None, rng: Any, record: Record, *, incremental: bool) -> Params:
-    """Make epochs of steps, by the rules of scikit-learn, until nothing improves; return the weights to keep."""
+def learn(
+    model: Any,
+    steps: Any,
+    held_out: Rows | None,
+    rng: Any,
+    record: Record,
+    watched: Data | None = None,
+    *,
+    incremental: bool,
+) -> Params:
+    """Make epochs of steps, by the rules of scikit-learn, until nothing improves; return the weights to keep.
+
+    The loss of `watched`, validation data, is recorded after each epoch.
+    """
     loop = _begun(model, steps, record, incremental=incremental)
     schedule, first_rate, power = record._schedule
     record.expect(loop.copy() if held_out is not None else None)
@@ -45,6 +58,7 @@ def learn(model: Any, steps: Any, held_out: Rows | None, rng: Any, record: Recor
                 break
             record.count(loss, steps.rows)
             say(model, f"Iteration {record.n_iter_}, loss = {loss:.8f}")
+            record_validation_loss(model, steps, loop.params, watched, record)
             try:
                 waited = _waited(model, loop, held_out, record)
             except Interrupted:
@@ -68,6 +82,7 @@ def _begun(model: Any, steps: Any, record: Record, *, incremental: bool) -> Loop
     """Return a loop with a new optimiser, or for `partial_fit` with that of the steps before."""
     if not incremental or record._optimizer is None:
         return Loop(steps, _new_optimizer(model, record))
+    _follow_rate(model, record)
     shapes = [tuple(layer.weight.shape) for layer in steps.network.layers]
     if any([tuple(layer.weight.shape) for layer in part] != shapes for part in record._state[1:]):
         raise ValueError(
@@ -75,6 +90,17 @@ def _begun(model: Any, steps: Any, record: Record, *, incremental: bool) -> Loop
             "optimiser keeps of the steps before does not fit. fit with warm_start=True goes on from them."
         )
     return Loop(steps, record._optimizer, state=record._state)
+
+
+def _follow_rate(model: Any, record: Record) -> None:
+    """Let a `learning_rate_init` that was changed between calls of `partial_fit` count from now on."""
+    schedule, first_rate, power = record._schedule
+    rate = float(model.learning_rate_init)
+    if rate != first_rate:
+        record._schedule = (schedule, rate, power)
+        rate = rate if schedule != "invscaling" else rate / (record.t_ + 1) ** power
+        optimizer: Any = record._optimizer
+        record._optimizer = replace(optimizer, learning_rate=rate)
 
 
 def _new_optimizer(model: Any, record: Record) -> Optimizer:

@@ -20,17 +20,23 @@ from xpsoftmax.kernels.numpy.primitives import SHORT
 from xpsoftmax.kernels.numpy.smoothed_loss import LEAST_SMOOTHING, smoothed_loss
 from xpsoftmax.kernels.numpy.tiles import for_each_tile
 
+_INT64 = np.dtype(np.int64)
 BYTES_OF_ROW = 200
 """Bytes of the numbers that `mass_loss` computes once a row."""
 
 
 def softmax_loss_rows(
-    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, *, grad: bool, out: Array | None = None
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
     """See `xpsoftmax.kernels.generic.softmax_loss_rows`."""
-    losses = np.empty(logits.shape[0], row_weight.dtype)
+    losses = np.empty(logits.shape[0], logits.dtype if logits.itemsize >= 4 else np.float32)
     result = (np.empty(logits.shape, logits.dtype) if out is None else out) if grad else None
-    if targets.ndim == 1:
+    if type(row_weight) is float:
+        weight, row_weight = row_weight, np.empty_like(losses)
+        row_weight.fill(weight)
+    if targets.ndim == 1 and targets.dtype is not _INT64:
+        targets = targets.astype(_INT64)
+    if targets.ndim == 1 and not spec.labels_known:
         targets, row_weight = _valid_labels(targets, row_weight, logits.shape[1])
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         cached = 4 if logits.shape[1] <= SHORT else 1  # short rows may be computed in float64
@@ -39,6 +45,14 @@ def softmax_loss_rows(
     else:
         _loss_with_options(logits, targets, row_weight, spec, losses, result)
     return losses, result
+
+
+def softmax_loss_total(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_total`."""
+    losses, dlogits = softmax_loss_rows(logits, targets, row_weight, spec, grad=grad, out=out)
+    return np.asarray(np.add.reduce(losses)), dlogits
 
 
 def _loss_with_options(
@@ -65,7 +79,7 @@ def _loss_with_options(
 
 def _valid_labels(labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:
     """Replace labels that are no classes by 0, and the weights of their rows by nan, unless these are 0."""
-    unsigned = labels.view("u8")  # negative labels become huge
+    unsigned = labels.view(np.uint64)  # negative labels become huge
     if labels.size == 0 or unsigned[unsigned.argmax()] < classes:
         return labels, weight
     bad = unsigned >= classes

@@ -82,6 +82,8 @@ def row_sums(*factors: Array) -> Array:
     rows, columns = factors[0].shape
     width = CHUNK // factors[0].itemsize
     if columns <= width:
+        if len(factors) == 1:  # the same without making the subscripts
+            return np.einsum("ij->i", factors[0])
         return np.einsum(",".join(["ij"] * len(factors)) + "->i", *factors)
     chunks, width = _chunks(columns, width)
     whole = [x[:, : chunks * width].reshape(rows, chunks, width) for x in factors]

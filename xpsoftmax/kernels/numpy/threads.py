@@ -1,4 +1,8 @@
-"""The threads of the NumPy kernels: one pool, made when first needed, and how many may run."""
+"""The threads of the NumPy kernels: how work is shared by them, and how many may run.
+
+One pool of threads is made when it is first needed. A caller shares a list of items: whichever thread is free takes the
+next item. The caller itself works, too, and never waits for a helping thread to start, so nothing can deadlock.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class _State:
-    """All that a forked child must make anew: threads and held locks do not survive a fork."""
+    """What a forked child must make anew: threads and held locks do not survive a fork."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -28,46 +32,30 @@ class _State:
 
 _state = _State()
 _importing = False
-"""Whether what makes threads is being imported. A child forked meanwhile would wait for ever for the import to end."""
-_helpless = False
-"""Whether this process is such a child. It does all itself."""
-_here = threading.local()  # whether this thread is to be `alone`
-_limits: list[tuple[int, int]] = []  # of the `threads` blocks that are open now: thread, limit
+"""Whether a module that starts threads is being imported. A child forked meanwhile would wait forever for its lock."""
+_forked_while_importing = False
+"""Whether this process is such a child. It uses no helping threads."""
+_this_thread = threading.local()  # its attribute `alone`: whether the thread must not use helping threads
+_limits: list[tuple[int, int]] = []  # of the `threads` contexts that are open now: thread, limit
 
 
 def _after_fork() -> None:
-    global _state, _one_blas_thread, _helpless
-    _state, _one_blas_thread, _helpless = _State(), _OneBlasThread(), _helpless or _importing
-    here = threading.get_ident()
-    _limits[:] = [limit for limit in _limits if limit[0] == here]  # the child has no other thread
+    global _state, _forked_while_importing
+    _state, _forked_while_importing = _State(), _forked_while_importing or _importing
+    this_thread = threading.get_ident()
+    _limits[:] = [limit for limit in _limits if limit[0] == this_thread]  # the child has no other thread
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@contextmanager
-def _import_under_way() -> Iterator[None]:
-    global _importing
-    if _helpless:
-        raise RuntimeError("this process was forked while its parent imported what makes threads")
-    _importing = True
-    try:
-        yield
-    finally:
-        _importing = False
-
-
-def _pool(threads: int | None, name: str) -> ThreadPoolExecutor:
-    with _import_under_way():
-        from concurrent.futures import ThreadPoolExecutor  # not before it is needed: its import takes a while
-
-    return ThreadPoolExecutor(threads, name)
+# --- how many threads -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def limited(n: int) -> Iterator[None]:
-    """Surroundings in which at most `n` threads run, in the whole process."""
+    """Let at most `n` threads run, in the whole process."""
     limit = (threading.get_ident(), n)
     with _state.lock:
         _limits.append(limit)
@@ -79,67 +67,17 @@ def limited(n: int) -> Iterator[None]:
 
 
 @contextmanager
-def alone(*, blas: bool) -> Iterator[None]:
-    """Give what this thread computes no helping threads: somebody else has a thread for every core.
-
-    With `blas` that goes for the products, too, if threadpoolctl is there; this is a setting of the whole process.
-    """
-    before, _here.alone = getattr(_here, "alone", False), True
+def without_helpers() -> Iterator[None]:
+    """Let this thread compute without helping threads."""
+    before, _this_thread.alone = getattr(_this_thread, "alone", False), True
     try:
-        with _one_blas_thread if blas else nullcontext():
-            yield
+        yield
     finally:
-        _here.alone = before
-
-
-class _OneBlasThread:
-    """The first to enter sets the limit, the last to leave lifts it: others between them would lift it too soon.
-
-    Both is done by one thread that lives on: threadpoolctl lets nobody else touch what a thread has set.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.limit: Any = None
-        self.controller: Any = None
-        self.keeper: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.inside += 1
-            if self.inside == 1 and self.available():
-                self.limit = self.kept(lambda: self.controller.limit(limits=1, user_api="blas").__enter__())
-
-    def __exit__(self, *error: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if self.inside == 0 and self.limit is not None:
-                limit, self.limit = self.limit, None
-                self.kept(lambda: limit.__exit__(None, None, None))
-
-    def kept(self, call: Callable[[], Any]) -> Any:
-        with suppress(RuntimeError):  # while the interpreter shuts down no thread can be started
-            self.keeper = self.keeper or _pool(1, "xpsoftmax-blas")
-            return self.keeper.submit(call).result()
-        return None
-
-    def available(self) -> bool:
-        if self.controller is None:
-            try:
-                with _import_under_way():
-                    from threadpoolctl import ThreadpoolController
-            except (ImportError, RuntimeError):
-                return False
-            self.controller = ThreadpoolController()  # finding the libraries takes a while: once
-        return True
-
-
-_one_blas_thread = _OneBlasThread()
+        _this_thread.alone = before
 
 
 def allowed() -> int:
-    """How many threads may run: the cores of this process, or less inside `threads`."""
+    """How many threads may run: as many as this process has cores, or fewer inside `threads`."""
     return min([_cores(), *(n for _, n in _limits)])
 
 
@@ -151,21 +89,48 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def share(worker: Callable[[Iterator[Item]], None], items: Iterable[Item], most: int) -> None:
-    """Call `worker` with an iterator over the items, here and in up to `most` - 1 helping threads at once.
+# --- the pool ---------------------------------------------------------------------------------------------------------
 
-    Every item goes to one of them, the next to who asks first. All have ended when this returns or raises; what a
-    helper raises is raised here. The caller never waits for a helper to start: where none is free it does all itself.
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Surround the import of a module that starts threads; RuntimeError where it could wait forever."""
+    global _importing
+    if _forked_while_importing:
+        raise RuntimeError("this process was forked while its parent imported what makes threads")
+    _importing = True
+    try:
+        yield
+    finally:
+        _importing = False
+
+
+def new_pool(threads: int | None, name: str) -> ThreadPoolExecutor:
+    """Make a pool of threads."""
+    with importing():
+        from concurrent.futures import ThreadPoolExecutor  # not at import time: this import takes a while
+
+    return ThreadPoolExecutor(threads, name)
+
+
+# --- sharing work -----------------------------------------------------------------------------------------------------
+
+
+def share(worker: Callable[[Iterator[Item]], None], items: Iterable[Item], most: int) -> None:
+    """Call `worker` with an iterator over the items, in this thread and in up to `most` - 1 helping threads at once.
+
+    Whichever thread is free takes the next item. All threads have ended when this returns or raises; an error in a
+    helping thread is raised here.
     """
     job, state = _Job(worker, deque(items)), _state
-    most = 1 if getattr(_here, "alone", False) else most
+    most = 1 if getattr(_this_thread, "alone", False) else most
     with state.lock:
         helpers = max(0, min(most, len(job.queue), allowed() - state.running) - 1)
         state.running += 1 + helpers
     try:
         if helpers > 0:
-            _call_for_help(state, job, helpers)
-        worker(job.rest())
+            _start_helpers(state, job, helpers)
+        worker(job.remaining_items())
     finally:
         try:
             job.end()
@@ -176,20 +141,21 @@ def share(worker: Callable[[Iterator[Item]], None], items: Iterable[Item], most:
         raise job.error
 
 
-def _call_for_help(state: _State, job: _Job, helpers: int) -> None:
-    # While the interpreter shuts down, when no thread can be started, or in a helpless child the caller does it all.
+def _start_helpers(state: _State, job: _Job, helpers: int) -> None:
+    # RuntimeError: no thread can be started, as while the interpreter shuts down. The caller then does all the work.
     with suppress(RuntimeError):
         if state.pool is None:
             with state.lock:
-                state.pool = state.pool or _pool(os.cpu_count(), "xpsoftmax")
+                state.pool = state.pool or new_pool(os.cpu_count(), "xpsoftmax")
         for _ in range(helpers):
             state.pool.submit(job.help)
 
 
 class _Job:
-    """Items for a worker, and who works on them.
+    """Items for a worker, and how many helping threads work on them.
 
-    It counts helpers itself: the pool may keep a task that it could not start a thread for, and start it much later.
+    The job counts its helpers itself: a pool may keep a task for which it could not start a thread, and start it much
+    later.
     """
 
     def __init__(self, worker: Callable[[Iterator[Any]], None], queue: deque[Any]) -> None:
@@ -200,7 +166,8 @@ class _Job:
         self.open = True
         self.helping = 0
 
-    def rest(self) -> Iterator[Any]:
+    def remaining_items(self) -> Iterator[Any]:
+        """Take items from the queue, which other threads do at the same time, until it is empty."""
         while True:
             try:
                 yield self.queue.popleft()
@@ -208,13 +175,14 @@ class _Job:
                 return
 
     def help(self) -> None:
+        """Work on the items in a helping thread, unless the job has ended."""
         with self.changed:
             if not self.open:
                 return
             self.helping += 1
         try:
-            with np.errstate(all="ignore"):  # threads do not inherit the caller's
-                self.worker(self.rest())
+            with np.errstate(all="ignore"):  # threads do not inherit the errstate of the caller
+                self.worker(self.remaining_items())
         except BaseException as error:  # noqa: BLE001 - it is raised in the caller
             self.queue.clear()
             self.error = error
@@ -224,7 +192,10 @@ class _Job:
                 self.changed.notify_all()
 
     def end(self) -> None:
-        """Let nobody begin, and wait for those who have: they write into the caller's arrays."""
+        """Let no more helpers begin, and wait for those at work: they write into the caller's arrays.
+
+        An interrupt while waiting is raised when they have ended.
+        """
         interrupt: BaseException | None = None
         self.queue.clear()
         while True:
@@ -233,7 +204,7 @@ class _Job:
                     self.open = False
                     self.changed.wait_for(lambda: self.helping == 0)
                 break
-            except BaseException as error:  # noqa: BLE001 - raised when they have ended
+            except BaseException as error:  # noqa: BLE001 - raised below
                 interrupt = error
         if interrupt is not None:
             raise interrupt
