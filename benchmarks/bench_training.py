@@ -62,7 +62,7 @@ from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._network.network import as_network
 from xpsoftmax._train.data import as_data
 from xpsoftmax._train.loop import Loop
-from xpsoftmax._train.steps import RowBatch, Stepper
+from xpsoftmax._train.steps import RowBatch, RowSteps
 
 CASES = ("5x4x10x3", "200x3072x50x10", "128x784x256x10", "1024x512x2048x1000", "256x512x512x32000", "4096x512x32000")
 REFERENCE = "torch"
@@ -151,7 +151,7 @@ def package_train(case: Case) -> tuple[Call, Call]:
     options = {"max_memory": MEMORY} if case.linear else {"max_memory": None}
     net = as_network(case.params, "relu")
     data = as_data(net, "X", case.X, case.y, LossOptions())
-    stepper = Stepper(net, data, 0.0, "mean", **options)
+    stepper = RowSteps(net, data, 0.0, "mean", **options)
     loop, batch = Loop(stepper, xs.sgd(RATE)), RowBatch(None, len(case.y), counts=True)
 
     def step() -> Any:  # in surroundings that `train` enters once

@@ -152,7 +152,7 @@ OPTIONS = {
     "smoothing": {"label_smoothing": 0.1, "z_loss": 0.01, "class_weight": np.arange(4.0)},
     "memory": {"max_memory": 2500},
     "generic": {"impl": "generic"},
-    "trusting": {"validate": False},
+    "without_validation": {"validate": False},
 }
 
 # --- loss, gradients, labels ------------------------------------------------------------------------------------------
@@ -428,14 +428,14 @@ def test_a_task_is_one_thread(problem, monkeypatch):
         return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 
     before, within, helpers = of_blas(), [], []
-    add_up = _block_sums.add_up
+    sum_over_rows = _block_sums.sum_over_rows
 
     def looking(*args, **kwargs):
         within.append(of_blas())
         _threads.share(lambda items: helpers.append((threading.get_ident(), list(items))), range(64), 8)
-        return add_up(*args, **kwargs)
+        return sum_over_rows(*args, **kwargs)
 
-    monkeypatch.setattr(_block_sums, "add_up", looking)
+    monkeypatch.setattr(_block_sums, "sum_over_rows", looking)
     lazily = xd.mlp_loss(params, lazy(X, (10, 10, 10, 10, 7)), y)
     within.clear(), helpers.clear()
     lazily.compute(scheduler="threads", num_workers=3)
@@ -893,7 +893,7 @@ def test_a_cluster_that_is_lost_while_the_cause_is_looked_for(problem, monkeypat
     def lost(*args):
         raise xd.ClusterError("for the test.")
 
-    monkeypatch.setattr(_partition_training, "look_at_all", lost)
+    monkeypatch.setattr(_partition_training, "check_all_blocks", lost)
     with pytest.raises(xs.DivergenceError, match=r"^loss must be finite in training, got nan at step 0\."):
         xd.train(params, lazy(X, 10), lazy(y, 10), optimizer=xs.sgd(0.1), epochs=1)
 
@@ -1046,7 +1046,7 @@ def test_the_classifier_on_data_frames(classifier, problem, ignore_warnings):
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 def test_ctrl_c_while_the_classifier_waits(solver, early_stopping, classifier, rng, tmp_path, monkeypatch):
     begun, ended = [], []
-    of_batch = _partition_training.PartitionSteps.of_batch
+    of_batch = _partition_training.BlockSteps.of_batch
 
     def watched(*args):
         begun.append(args)
@@ -1054,7 +1054,7 @@ def test_ctrl_c_while_the_classifier_waits(solver, early_stopping, classifier, r
         ended.append(found)
         return found
 
-    monkeypatch.setattr(_partition_training.PartitionSteps, "of_batch", watched)
+    monkeypatch.setattr(_partition_training.BlockSteps, "of_batch", watched)
     X, y = rng.standard_normal((N, D)), rng.integers(0, 2, N)
     stopping = lazy(X, 5).map_blocks(
         blocks.interrupted_once, str(tmp_path / "seen"), X[0, 0], dtype=X.dtype, meta=X[:0]

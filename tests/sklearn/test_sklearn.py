@@ -774,10 +774,10 @@ def test_an_interrupt_in_the_first_epoch_leaves_every_attribute(early_stopping, 
 @pytest.mark.parametrize("evaluation", [1, 2, 8])
 def test_an_interrupt_of_lbfgs_keeps_the_last_iterate(evaluation, digits, monkeypatch):
     """It is that of a fit that ends after as many iterations; SciPy makes one evaluation for each, and one before."""
-    from xpsoftmax._train.steps import Stepper
+    from xpsoftmax._train.steps import RowSteps
 
     calls = []
-    usual = Stepper.loss_and_grads
+    usual = RowSteps.loss_and_grads
 
     def loss_and_grads(self, *arguments):
         calls.append(1)
@@ -785,7 +785,7 @@ def test_an_interrupt_of_lbfgs_keeps_the_last_iterate(evaluation, digits, monkey
             signal.raise_signal(signal.SIGINT)
         return usual(self, *arguments)
 
-    monkeypatch.setattr(Stepper, "loss_and_grads", loss_and_grads)
+    monkeypatch.setattr(RowSteps, "loss_and_grads", loss_and_grads)
     model = MLPClassifier((5,), solver="lbfgs", random_state=0, alpha=1.0)
     with pytest.warns(UserWarning, match="Training interrupted by user") as caught:
         model.fit(*digits)
@@ -825,7 +825,7 @@ def test_the_best_loss_is_the_least_of_all_solvers(iris):
 
 
 def test_a_second_interrupt_is_raised_and_nothing_is_changed(iris, monkeypatch):
-    from xpsoftmax._train.steps import Stepper
+    from xpsoftmax._train.steps import RowSteps
 
     model = MLPClassifier(random_state=0, max_iter=2).fit(*iris)
     before = copy.deepcopy(vars(model))
@@ -834,7 +834,7 @@ def test_a_second_interrupt_is_raised_and_nothing_is_changed(iris, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Stepper, "loss_and_grads", loss_and_grads)
+    monkeypatch.setattr(RowSteps, "loss_and_grads", loss_and_grads)
     for solver in ("adam", "lbfgs"):
         before["solver"] = solver
         with pytest.raises(KeyboardInterrupt):
@@ -902,10 +902,10 @@ def test_an_error_leaves_the_model_as_it_was(way, name, iris):
 
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 def test_an_error_in_the_middle_leaves_the_model_as_it_was(solver, iris, monkeypatch):
-    from xpsoftmax._train.steps import Stepper
+    from xpsoftmax._train.steps import RowSteps
 
     model = MLPClassifier((6,), solver=solver, random_state=0, max_iter=2, batch_size=30, warm_start=True).fit(*iris)
-    before, calls, usual = copy.deepcopy(vars(model)), [], Stepper.loss_and_grads
+    before, calls, usual = copy.deepcopy(vars(model)), [], RowSteps.loss_and_grads
 
     def loss_and_grads(self, *arguments):
         calls.append(1)
@@ -913,7 +913,7 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(solver, iris, monkeyp
             raise MemoryError
         return usual(self, *arguments)
 
-    monkeypatch.setattr(Stepper, "loss_and_grads", loss_and_grads)
+    monkeypatch.setattr(RowSteps, "loss_and_grads", loss_and_grads)
     before["max_iter"] = 50
     with pytest.raises(MemoryError):
         model.set_params(max_iter=50).fit(*iris)

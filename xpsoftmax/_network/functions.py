@@ -16,9 +16,9 @@ from xpsoftmax._arguments.tracing import check_unrecorded, layers_by_name
 from xpsoftmax._network.backprop import forward
 from xpsoftmax._network.layers import PairsOfArrays, Params
 from xpsoftmax._network.network import as_inputs, as_network
-from xpsoftmax._network.passes import add_up
+from xpsoftmax._network.passes import sum_over_rows
 from xpsoftmax._network.predict import predict
-from xpsoftmax._network.sums import PartialSums, finished, penalised
+from xpsoftmax._network.sums import PartialSums, loss_with_penalty, with_penalty
 from xpsoftmax._typing import Array, Impl, Reduction
 from xpsoftmax.kernels.generic import narrowed
 
@@ -231,9 +231,9 @@ def mlp_loss(
     if type(X) is not np.ndarray:
         weights = {"class_weight": class_weight, "sample_weight": sample_weight}
         check_unrecorded(X=X, targets=targets, **weights, **layers_by_name(params))
-    net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
+    net, total, reg = sum_over_rows(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with net.home.context():
-        return penalised(net, total.loss, reg)
+        return loss_with_penalty(net, total.loss, reg)
 
 
 def mlp_loss_and_grad(
@@ -330,11 +330,11 @@ def mlp_loss_and_grad(
     ((10, 3), (3,))
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    net, total, reg = add_up(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
+    net, total, reg = sum_over_rows(params, X, targets, activation, reg, max_memory, options, impl, grad=True)
     if reg == 0.0 and net.dtype == net.working:
         return total.loss, total.grads
     with net.home.context():
-        return finished(net, total.loss, total.grads, reg)
+        return with_penalty(net, total.loss, total.grads, reg)
 
 
 def mlp_partial_sums(
@@ -416,5 +416,5 @@ def mlp_partial_sums(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, "sum", validate)
-    net, total, _ = add_up(params, X, targets, activation, 0.0, max_memory, options, impl, grad=True)
+    net, total, _ = sum_over_rows(params, X, targets, activation, 0.0, max_memory, options, impl, grad=True)
     return total.partial(net)

@@ -21,7 +21,7 @@ from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import select, sparse, summed
 
 
-def add_up(
+def sum_over_rows(
     params: PairsOfArrays,
     X: Array,
     targets: Array,
@@ -47,7 +47,7 @@ def add_up(
         if layout.lengthless:
             problem = _beside(problem, X)
         plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))
-        loss, grads = add_rows(net, X, problem, plan, grad=grad)
+        loss, grads = sum_over_chunks(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
     return net, Sums(loss, problem.total, grads, problem.row_weight), reg
@@ -61,7 +61,7 @@ def _beside(problem: Problem, X: Array) -> Problem:
     return problem._replace(targets=targets, row_weight=row_weight)
 
 
-def add_rows(
+def sum_over_chunks(
     net: Network,
     X: Array,
     problem: Problem,

@@ -89,7 +89,7 @@ class PartialSums(NamedTuple):
         reg = as_number("reg", reg)
         with net.home.context():
             loss, grads = self.mean(net.xp)
-            return finished(net, loss, alike(grads, net.layers), reg)
+            return with_penalty(net, loss, alike(grads, net.layers), reg)
 
     def mean(self, xp: Namespace) -> tuple[Array, Params]:
         """Loss and gradients over the weight; nan and zero for the mean over nothing."""
@@ -121,7 +121,7 @@ class Sums(NamedTuple):
         return PartialSums(self.loss, weight, self.grads)
 
 
-def penalised(net: Network, loss: Array, reg: float) -> Array:
+def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
     if reg == 0.0:
         return loss
     for layer in net.layers:
@@ -129,7 +129,7 @@ def penalised(net: Network, loss: Array, reg: float) -> Array:
     return net.xp.asarray(loss)
 
 
-def finished(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
+def with_penalty(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
     """Add the penalty and its gradient; return the gradients, which may be overwritten, in the parameters' dtype."""
     if not (type(reg) is float and reg == 0.0):  # an array is not looked at: it may be on a device
         complete = []

@@ -1,4 +1,4 @@
-"""The rows of a training, checked once."""
+"""The rows of a training or of validation, checked once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from xpsoftmax._typing import Array
 
 
 class Data(NamedTuple):
+    """Checked inputs, and what the loss of a row is computed with."""
+
     X: Array  # (N, D), in the dtype of the parameters
     problem: Problem  # of all rows, with the weights of a sum
     counts: np.ndarray | None  # (N,) on the host: which rows count; None where all do
-    given: tuple[Array, LossOptions] | None = None  # targets and options, where they have not been looked at
+    unchecked: tuple[Array, LossOptions] | None = None  # targets and options, with `validate=False`
 
     @property
     def rows(self) -> int:
@@ -32,7 +34,7 @@ class Data(NamedTuple):
 def as_data(
     net: Network, name: str, X: Array, targets: Array, options: LossOptions, max_memory: int | None = None
 ) -> Data:
-    """Check inputs, targets and the budget for them; look at all labels and weights, once."""
+    """Check inputs, targets, all labels and weights, and that `max_memory` is enough for one row."""
     X = as_inputs(net, X, name)
     weights = {"sample_weight": options.sample_weight, "class_weight": options.class_weight}
     check_concrete(**{name: X}, targets=targets, **weights)
@@ -42,7 +44,7 @@ def as_data(
     layout = Layout(net.home._replace(owner=name), shape, 1, net.working, check.blocks_of(X))
     with quiet(net.xp, net.home.device):
         problem = prepare(targets, layout, options._replace(reduction="sum"), budget(max_memory))
-        plan_chunks(net, 1, problem, max_memory)  # too small a budget shows at once
+        plan_chunks(net, 1, problem, max_memory)  # raises if `max_memory` is too small
         # A mean is divided by counting weights; a sum is not, and smoothed rows of class weight 0 add to it.
         counting = problem.counting if options.reduction == "mean" or problem.counting is None else problem.row_weight
         counts = None if counting is None else np.array(on_host(counting != 0.0), bool)
@@ -63,9 +65,9 @@ def _bad_inputs(net: Network, data: Data, max_memory: int | None, name: str) -> 
 
 
 def first_flaw(net: Network, data: Data, max_memory: int | None) -> Bad | None:
-    """What would make a loss that is not finite: a label, a weight, or a row of inputs; None if they are sound."""
-    if data.given is not None:
-        targets, options = data.given
+    """Return the first label, weight or input that makes a loss not finite; None if there is none."""
+    if data.unchecked is not None:
+        targets, options = data.unchecked
         try:
             as_data(net, "X", data.X, targets, options._replace(validate=True), max_memory)
         except ValueError as error:
@@ -74,5 +76,5 @@ def first_flaw(net: Network, data: Data, max_memory: int | None) -> Bad | None:
 
 
 def on_host(x: Array) -> list[float]:
-    """The numbers of a 1-D array; it waits for the device."""
+    """Return the numbers of a 1-D array; it waits for the device."""
     return list(x.tolist() if hasattr(x, "tolist") else map(float, x))

@@ -1,4 +1,4 @@
-"""Loss and accuracy on rows that are not trained with."""
+"""Loss and accuracy on validation data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from xpsoftmax.kernels import summed
 
 
 class Evaluation(NamedTuple):
-    """Sums over rows that are not trained with: those of disjoint rows add up."""
+    """Sums over rows of validation data: those of disjoint rows add up."""
 
     loss: Any  # 0-d, or a number: the sum of the weighted losses
     total: Any  # of the counting weights
-    right: Any  # how many of the rows that count are told rightly
+    correct: Any  # how many of the rows that count are classified correctly
     counted: int  # how many count
 
     def __add__(self, other: object) -> Evaluation:
@@ -30,19 +30,20 @@ class Evaluation(NamedTuple):
             return NotImplemented
         return Evaluation(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def finish(self, reduction: Reduction) -> tuple[float, float]:
-        """Loss and accuracy; nan where nothing counts."""
+    def means(self, reduction: Reduction) -> tuple[float, float]:
+        """Return loss and accuracy; nan if no row counts. With the reduction "sum" the loss is not divided."""
         if self.counted == 0:
             return math.nan, math.nan
         loss = float(self.loss / self.total if reduction == "mean" else self.loss)
-        return loss, float(self.right) / self.counted
+        return loss, float(self.correct) / self.counted
 
 
 def evaluation(
     net: Network, data: Data, reduction: Reduction, max_memory: int | None, buffers: Buffers | None
 ) -> Evaluation:
+    """Return the sums over all rows, which pass through the network in chunks."""
     xp, problem = net.xp, data.problem
-    loss, right = 0.0, 0.0
+    loss, correct = 0.0, 0.0
     for rows in plan_chunks(net, data.rows, problem, max_memory).chunks:
         rows = slice(0, data.rows) if rows is None else rows
         X = data.X[rows, :]
@@ -58,7 +59,7 @@ def evaluation(
         if problem.counting is not None:
             hits = hits & ((problem.counting if reduction == "mean" else problem.row_weight)[rows] != 0.0)
         losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
-        loss, right = loss + summed(xp, losses), right + xp.sum(xp.astype(hits, net.working))
+        loss, correct = loss + summed(xp, losses), correct + xp.sum(xp.astype(hits, net.working))
         del X, targets, logits, losses  # before there are others
     counted = data.rows if data.counts is None else int(np.count_nonzero(data.counts))
-    return Evaluation(loss, problem.total, right, counted)
+    return Evaluation(loss, problem.total, correct, counted)

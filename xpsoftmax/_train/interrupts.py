@@ -1,4 +1,4 @@
-"""Ctrl-C within a training."""
+"""Ctrl-C in training: the first lets the present step end, a second one is raised at once."""
 
 from __future__ import annotations
 
@@ -10,57 +10,58 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a step, or a function that calls back, before it was completed: what was before it is kept."""
+    """Ctrl-C ended a step before it was completed. What was learnt before the step is kept."""
 
 
-class _Noting:
-    """What handles Ctrl-C within `interrupts`: the first is noted, a second one raised."""
+class _Handler:
+    """Handler of Ctrl-C within `interrupts`: it remembers the first, and raises `KeyboardInterrupt` for a second."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.interrupted = False
 
     def __call__(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if self.interrupted:
             signal.default_int_handler(number, frame)
-        self.asked = True
+        self.interrupted = True
 
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Let a step be ended before Ctrl-C stops the training; a second one is raised at once.
+    """Yield a function that says whether Ctrl-C was pressed; within this context the first one is not raised.
 
-    Only where the default handler would raise it, which Python calls between any two lines of the main thread.
+    The caller asks between two steps: parameters that are half updated could not be resumed from. The handler is
+    replaced only in the main thread, and only if it is Python's default one.
     """
-    noting = _Noting()
-    usual = threading.current_thread() is threading.main_thread() and (
+    handler = _Handler()
+    replaced = threading.current_thread() is threading.main_thread() and (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
-    if usual:
-        signal.signal(signal.SIGINT, noting)
+    if replaced:
+        signal.signal(signal.SIGINT, handler)
     try:
-        yield lambda: noting.asked
+        yield lambda: handler.interrupted
     finally:
-        if usual:
+        if replaced:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
-def given_up() -> Iterator[None]:
-    """Within `interrupts`, let Ctrl-C raise `Interrupted` at once: for a wait that changes nothing, and may not end.
+def interruptible() -> Iterator[None]:
+    """Within `interrupts`, let Ctrl-C raise `Interrupted` at once: for a wait that changes nothing and may never end.
 
-    A terminal sends it to all processes of the program: workers that were started here end, and their tasks with them.
+    A terminal sends Ctrl-C to all processes of the program. It ends workers that were started here, and their tasks.
     """
-    noting = signal.getsignal(signal.SIGINT)
-    if not isinstance(noting, _Noting) or threading.current_thread() is not threading.main_thread():
+    outer = signal.getsignal(signal.SIGINT)
+    if not isinstance(outer, _Handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handler(number: int, frame: Any) -> None:
-        noting(number, frame)
+        outer(number, frame)
         raise Interrupted
 
     signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, noting)
+        signal.signal(signal.SIGINT, outer)

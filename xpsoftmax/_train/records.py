@@ -1,4 +1,4 @@
-"""What a training returns, shows to callbacks and raises."""
+"""What `train` returns, what it passes to callbacks, and what it raises."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TrainStep:
     epoch, step : int
         Counted from 0; `step` goes on from epoch to epoch.
     loss : array, 0-d, or float
-        On a GPU it is still there: ``float(loss)`` waits for it.
+        On a GPU the loss is still on the device: ``float(loss)`` waits for it.
     params : tuple of Layer
         A copy, made when it is asked for: in the callback, not later.
     state : TrainState
@@ -135,7 +135,7 @@ class DivergenceError(FloatingPointError):
     __module__ = "xpsoftmax"  # tracebacks show the public name
 
     def __init__(self, step: int, loss: float | None, result: TrainResult, reason: str | None = None) -> None:
-        super().__init__(reason or _diverged_by_steps(step, loss))
+        super().__init__(reason or _message(step, loss))
         self.step, self.loss, self.result = step, loss, result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,8 +145,8 @@ class DivergenceError(FloatingPointError):
 BEFORE = "The error's `result` has the parameters from before it."
 
 
-def _diverged_by_steps(step: int, loss: float | None) -> str:
-    """Message where steps have led there that were too long."""
+def _message(step: int, loss: float | None) -> str:
+    """Return the message where the cause is likely a learning rate that is too large."""
     if loss is None:
         return f"params must stay finite in training, got nan or inf after step {step}. Try a smaller learning rate."
     return f"loss must be finite in training, got {loss} at step {step}. A smaller learning rate may help. {BEFORE}"

@@ -58,7 +58,7 @@ class Run:
         resume: TrainState | None,
     ) -> None:
         self.steps, self.generator, self.batch_size = steps, generator, batch_size
-        self.batches = steps.expected(batch_size)  # of this epoch
+        self.batches = steps.batch_count(batch_size)  # of this epoch
         self.epoch, self.step = 0, 0  # completed, and of this epoch: those whose losses are in the history
         self.best: tuple[float, int, Params] | None = None
         self.history: History = {"loss": []}

@@ -100,10 +100,10 @@ class Counted(Protocol):
     rows: int
     blocks: tuple[tuple[int, ...], int] | None
 
-    def expected(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
+    def batch_count(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
         """How many batches the epoch has that the generator draws."""
 
-    def span(self, batch_size: int) -> tuple[int, int]:
+    def batch_count_range(self, batch_size: int) -> tuple[int, int]:
         """How many batches an epoch has at least and at most."""
 
 
@@ -128,7 +128,7 @@ def checked_state(
     params = _checked_layers("resume.params", resume.params, steps.network)
     updates, *kept = _checked_optimizer(resume.optimizer, optimizer, steps.network)
     history = _checked_history(resume.history, epoch, validated=validated)
-    _check_counts(history, epoch, step, updates, steps.span(batch_size))
+    _check_counts(history, epoch, step, updates, steps.batch_count_range(batch_size))
     best = _checked_best(resume.best, epoch, history, steps.network, patient=patient)
     _check_numbers(steps.network, params, kept, optimizer.squares, best)
     return resume._replace(
@@ -166,7 +166,7 @@ def _checked_place(
     if step > 0:
         drawn = copy.deepcopy(generator)
         drawn.bit_generator.state = rng
-        batches = steps.expected(batch_size, drawn)
+        batches = steps.batch_count(batch_size, drawn)
         if step > batches:
             raise ValueError(f"resume.step must be at most {batches}, the steps of the epoch, got {step}.")
     return epoch, step

@@ -1,4 +1,4 @@
-"""Loss and gradients of batches of rows in memory."""
+"""Steps: which batches an epoch has, and loss and gradients of a batch; here for rows in memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from xpsoftmax._network.backprop import Buffers
 from xpsoftmax._network.chunks import Plan, features_of, plan_chunks
 from xpsoftmax._network.layers import Params, carrying, recorded
 from xpsoftmax._network.network import Network
-from xpsoftmax._network.passes import add_rows
-from xpsoftmax._network.sums import finished
+from xpsoftmax._network.passes import sum_over_chunks
+from xpsoftmax._network.sums import with_penalty
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._train.data import Data, first_flaw
 from xpsoftmax._train.evaluation import evaluation
@@ -25,15 +25,15 @@ from xpsoftmax.kernels.sparse import is_sparse
 
 
 def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
-    """Return the activation of the network; where neither it nor the call says one, that of the training before."""
-    unsaid = activation is None and recorded(net.layers) is None
-    if unsaid and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
+    """Return the activation of the network; if neither it nor the call says one, that of the training to resume."""
+    unspecified = activation is None and recorded(net.layers) is None
+    if unspecified and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
         return recorded(resume.params, "resume") or net.activation
     return net.activation
 
 
 def trained_network(net: Network, activation: str) -> Network:
-    """Return the network with hidden layers that carry their activation: all that is made of them carries it, too."""
+    """Return the network with hidden layers that carry their activation, as will all layers made of them."""
     return replace(net, layers=carrying(net.layers, activation), activation=activation)
 
 
@@ -53,17 +53,17 @@ class Batches(Protocol):
 
 
 class Steps(Protocol):
-    """What a training goes over: rows in memory (`Stepper`), or the blocks of dask arrays (`PartitionSteps`)."""
+    """What a training goes over: rows in memory (`RowSteps`), or the blocks of dask arrays (`BlockSteps`)."""
 
     network: Network  # with the parameters to start from
     on_host: bool  # whether losses are on the host: to look at one waits for nothing
     rows: int
     blocks: tuple[tuple[int, ...], int] | None  # rows of each block, and blocks of a step; None for rows in memory
 
-    def expected(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
+    def batch_count(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
         """Return how many batches the epoch has that the generator draws; without one about how many."""
 
-    def span(self, batch_size: int) -> tuple[int, int]:
+    def batch_count_range(self, batch_size: int) -> tuple[int, int]:
         """Return how many batches an epoch has at least and at most."""
 
     def batches(self, generator: Any, batch_size: int) -> Batches:
@@ -90,13 +90,13 @@ class RowBatch(NamedTuple):
 class RowBatches:
     """The batches of an epoch over rows in memory, in an order of the rows; None is the order that they have."""
 
-    def __init__(self, stepper: Stepper, order: np.ndarray | None, batch_size: int) -> None:
+    def __init__(self, stepper: RowSteps, order: np.ndarray | None, batch_size: int) -> None:
         self.stepper, self.order, self.batch_size = stepper, order, batch_size
         self.all_at_once = batch_size >= stepper.rows
         self.numbers = order if order is None or self.all_at_once else stepper.to_device(order)
 
     def __len__(self) -> int:
-        return self.stepper.expected(self.batch_size)
+        return self.stepper.batch_count(self.batch_size)
 
     def __iter__(self) -> Iterator[RowBatch]:
         for start in range(0, self.stepper.rows, self.batch_size):
@@ -105,11 +105,10 @@ class RowBatches:
             yield RowBatch(rows, part.stop - part.start, self.stepper.counts(self.order, part))
 
 
-class Stepper:
-    """Loss and gradients of batches of rows, with arrays that are used again on NumPy.
+class RowSteps:
+    """Loss and gradients of batches of rows in memory. On NumPy all steps use the same arrays for their results.
 
-    With `averaged` the penalty is one term of the sum that a mean is taken of: it is divided by the weight of the
-    batch, as the losses are.
+    With `averaged` the penalty is divided by the weight of the batch, as the losses are.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class Stepper:
         self.rows = data.rows
         self.blocks: tuple[tuple[int, ...], int] | None = None
         self.plans: dict[int, Plan] = {}
-        self.evenly: dict[int, Array] = {}
+        self.equal_weights: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
         self.buffers = Buffers() if self.on_host else None
         self.grads: Params | None = None
@@ -149,14 +148,14 @@ class Stepper:
         self.net.layers = params
         X, problem = self.batch(rows)
         plan = self.plan(X.shape[0])
-        loss, grads = add_rows(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
-        return finished(self.net, loss, grads, self.reg / problem.total if self.averaged else self.reg)
+        loss, grads = sum_over_chunks(self.net, X, problem, plan, grad=True, buffers=self.buffers, out=self.grads)
+        return with_penalty(self.net, loss, grads, self.reg / problem.total if self.averaged else self.reg)
 
-    def expected(self, batch_size: int, generator: np.random.Generator | None = None) -> int:  # noqa: ARG002
+    def batch_count(self, batch_size: int, generator: np.random.Generator | None = None) -> int:  # noqa: ARG002
         return -(-self.rows // batch_size)
 
-    def span(self, batch_size: int) -> tuple[int, int]:
-        return self.expected(batch_size), self.expected(batch_size)
+    def batch_count_range(self, batch_size: int) -> tuple[int, int]:
+        return self.batch_count(batch_size), self.batch_count(batch_size)
 
     def batches(self, generator: Any, batch_size: int) -> RowBatches:
         drawn = generator is not None and batch_size < self.rows
@@ -190,9 +189,9 @@ class Stepper:
         total = float(size) if counting is None else self.network.xp.sum(counting)
         if counting is None:
             share = 1.0 / size if self.reduction == "mean" else 1.0
-            if size not in self.evenly:
-                self.evenly[size] = self.network.xp.full_like(row_weight[:size], share)
-            row_weight = self.evenly[size]
+            if size not in self.equal_weights:
+                self.equal_weights[size] = self.network.xp.full_like(row_weight[:size], share)
+            row_weight = self.equal_weights[size]
         elif self.reduction == "mean":
             row_weight = divided(self.network.xp, row_weight, total)
         return X, problem._replace(targets=targets, row_weight=row_weight, total=total)
@@ -214,7 +213,7 @@ class Stepper:
 
     def evaluated(self, params: Params, data: Data) -> tuple[float, float]:
         net = replace(self.network, layers=params)
-        return evaluation(net, data, self.reduction, self.max_memory, self.buffers).finish(self.reduction)
+        return evaluation(net, data, self.reduction, self.max_memory, self.buffers).means(self.reduction)
 
     def flaw(self, data: Data | None = None) -> Bad | None:
         return first_flaw(self.network, self.data if data is None else data, self.max_memory)

@@ -20,7 +20,7 @@ from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
-from xpsoftmax._train.steps import Stepper, activation_to_train, trained_network
+from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_network
 from xpsoftmax._typing import Array, Impl, Reduction
 
 
@@ -196,7 +196,7 @@ def train(
             raise
     generator = as_generator("rng", rng)
     batch_size = min(batch_size, data.rows)
-    steps = Stepper(net, data, reg, reduction, max_memory)
+    steps = RowSteps(net, data, reg, reduction, max_memory)
     if resume is not None:
         validated, patient = validation is not None, patience is not None
         resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)

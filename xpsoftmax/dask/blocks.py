@@ -1,6 +1,6 @@
-"""What a task makes of a block of rows, and of what other tasks gave: sums, which know how many rows they are of.
+"""What a task computes: the sums over a block of rows, or the sum of what other tasks returned.
 
-Here nothing is of dask; which task gets which block is in _partitions.py.
+These functions run on the workers and know nothing of dask. `xpsoftmax.dask.graph` makes tasks of them.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from xpsoftmax._arguments.values import Bad
 from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY, budget
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.network import Network, as_network, copied
-from xpsoftmax._network.passes import add_up
-from xpsoftmax._network.sums import PartialSums, finished, penalised
+from xpsoftmax._network.passes import sum_over_rows
+from xpsoftmax._network.sums import PartialSums, loss_with_penalty, with_penalty
 from xpsoftmax._typing import Array, DType, Impl, Reduction
 from xpsoftmax.kernels.numpy.blas import single_threaded
 
 
 @dataclass(frozen=True)
 class Model:
-    """All that a block is computed with beside its rows. Dask looks into tuples, but not into this."""
+    """All that a block is computed with beside its rows, as one object: dask looks into tuples, but not into this."""
 
     params: Params
     activation: str
-    options: LossOptions  # those of a sum, without sample weights
+    options: LossOptions  # with the reduction "sum", and without sample weights, which are rows of a block
     max_memory: int | None
     impl: Impl
-    widened: bool = False  # whether inputs of 16 bits meet parameters in float32, as in training
+    widened: bool = False  # whether 16-bit inputs are cast to the dtype of the parameters, float32, as in training
 
     @property
     def network(self) -> Network:
-        """The checked network of these parameters."""
+        """Return the network of these parameters, checked."""
         return as_network(self.params, self.activation, self.impl)
 
-    def trusting(self) -> Model:
-        """The same for labels and weights that have been looked at."""
+    def without_validation(self) -> Model:
+        """Return the model for labels and weights that were checked before."""
         return replace(self, options=self.options._replace(validate=False))
 
 
 def as_model(
     params: PairsOfArrays, activation: str | None, max_memory: int | None, options: LossOptions, impl: Impl
 ) -> Model:
-    """Check the parameters, and copy them: what is lazy is computed with the values of now."""
+    """Check the parameters, and copy them: a lazy result does not change when the caller's arrays do."""
     check_impl(impl)
     net = as_network(params, activation, impl)
     if is_dask_array(net.layers[0].weight):
@@ -64,7 +64,7 @@ def as_model(
 
 
 class Uneven(NamedTuple):
-    """Arrays that do not have the same rows in a block, which is seen when it is computed."""
+    """A block in which an array has other numbers of rows than `X`: found only when the block is computed."""
 
     name: str
     rows: int
@@ -72,7 +72,7 @@ class Uneven(NamedTuple):
     block: int = 0
 
     def error(self) -> ValueError:
-        """What is raised for it."""
+        """Return the exception for it."""
         return ValueError(
             f"{self.name} must have as many rows as X in every block, {self.rows}, got {self.found} "
             f"in block {self.block}."
@@ -84,28 +84,32 @@ Flaw = Uneven | Bad
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What consecutive blocks of rows give: added up in their order, so that a flaw is found in its row of all."""
+    """The result of consecutive blocks of rows. Results are added in the order of the blocks.
 
-    sizes: tuple[int, ...]  # rows of each
-    flaw: Flaw | None = None  # the first that a look at all rows at once would find
+    So the number of a bad row, which is counted from the first row of its block, becomes its number of all rows.
+    """
+
+    sizes: tuple[int, ...]  # rows of each block
+    flaw: Flaw | None = None  # the first that a check of all rows at once would find
     sums: Any = None  # None beside a flaw
     counts: bool = True  # whether a row counts
 
     def __add__(self, other: Block) -> Block:
         sizes, counts = self.sizes + other.sizes, self.counts or other.counts
-        flaws = [flaw for flaw in (self.flaw, _behind(self, other.flaw)) if flaw is not None]
+        flaws = [flaw for flaw in (self.flaw, _shifted(self, other.flaw)) if flaw is not None]
         if flaws:
             return Block(sizes, min(flaws, key=_order), None, counts)
         return Block(sizes, None, None if self.sums is None else self.sums + other.sums, counts)
 
-    def flawless(self) -> Block:
-        """Raise what was found."""
+    def without_flaw(self) -> Block:
+        """Return the result itself; raise its flaw if it has one."""
         if self.flaw is not None:
             raise self.flaw.error()
         return self
 
 
-def _behind(block: Block, flaw: Flaw | None) -> Flaw | None:
+def _shifted(block: Block, flaw: Flaw | None) -> Flaw | None:
+    """Count the place of a flaw from the first row, or block, of the result before."""
     if isinstance(flaw, Uneven):
         return flaw._replace(block=flaw.block + len(block.sizes))
     if isinstance(flaw, Bad):
@@ -114,20 +118,20 @@ def _behind(block: Block, flaw: Flaw | None) -> Flaw | None:
     return None
 
 
-LOOKED_AT = ("targets", "sample_weight")
-"""The order in which arrays are looked at; inputs come last."""
+CHECKED_FIRST = ("targets", "sample_weight")
+"""Arrays in the order in which they are checked; the inputs follow."""
 
 
 def _order(flaw: Flaw) -> tuple[bool, int, int]:
-    """The order of what a look at all rows at once would find: array by array, and the first row first."""
-    place = LOOKED_AT.index(flaw.name) if flaw.name in LOOKED_AT else len(LOOKED_AT)
+    """Return a key that sorts flaws as a check of all rows finds them: by array, then by row."""
+    place = CHECKED_FIRST.index(flaw.name) if flaw.name in CHECKED_FIRST else len(CHECKED_FIRST)
     if isinstance(flaw, Uneven):
         return False, place, flaw.block
     return True, place, flaw.position[0]
 
 
 def bad_row(error: ValueError) -> Bad:
-    """What an error says of a row; any other is raised."""
+    """Return the bad value that an error is about; raise the error if it is about something else."""
     bad: Bad | None = getattr(error, "bad", None)
     if bad is None or bad.unit == "class":
         raise error
@@ -135,9 +139,9 @@ def bad_row(error: ValueError) -> Bad:
 
 
 def one_thread() -> AbstractContextManager[None]:
-    """A task is one thread of Dask's, which has as many as it thinks fit.
+    """Return a context in which a task uses one thread: dask runs as many tasks at once as it has threads.
 
-    A worker of a single thread keeps its BLAS as the cluster sets it: to one thread, if it is not told otherwise.
+    A worker with a single thread keeps the number of BLAS threads that its cluster has set, by default one.
     """
     distributed = sys.modules.get("distributed")
     try:
@@ -148,7 +152,7 @@ def one_thread() -> AbstractContextManager[None]:
 
 
 def uneven(X: Array, targets: Array, weight: Array | None) -> Uneven | None:
-    """The first companion of a block that has another number of rows than `X`."""
+    """Return the first of targets and weights that has another number of rows than `X`, if one does."""
     for name, array in (("targets", targets), ("sample_weight", weight)):
         if array is not None and array.shape[0] != X.shape[0]:
             return Uneven(name, X.shape[0], array.shape[0])
@@ -156,20 +160,20 @@ def uneven(X: Array, targets: Array, weight: Array | None) -> Uneven | None:
 
 
 def sums_of_block(X: Array, targets: Array, weight: Array | None = None, *, model: Model, grad: bool = True) -> Block:
-    """What `mlp_partial_sums` says of a block, or without `grad` its loss alone."""
+    """Return the partial sums of a block as `mlp_partial_sums` does; without `grad` those of the loss alone."""
     return _sums(X, targets, weight, model, grad=grad)
 
 
 def sums_of_rows(model: Model, rows: np.ndarray, X: Array, targets: Array, weight: Array | None = None) -> Block:
-    """The same for some rows of a block."""
+    """Return the partial sums of some rows of a block."""
     flaw = uneven(X, targets, weight)
     if flaw is not None:
         return Block((int(X.shape[0]),), flaw)
-    weight = None if weight is None else _taken(weight, rows)
-    return _sums(_taken(X, rows), _taken(targets, rows), weight, model, grad=True)
+    weight = None if weight is None else _select(weight, rows)
+    return _sums(_select(X, rows), _select(targets, rows), weight, model, grad=True)
 
 
-def _taken(array: Array, rows: np.ndarray) -> Array:
+def _select(array: Array, rows: np.ndarray) -> Array:
     if type(array) is np.ndarray:
         return array[rows]
     xp = array_namespace(array)
@@ -185,7 +189,7 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
     options = model.options._replace(sample_weight=weight)
     try:
         with one_thread():
-            net, sums, _ = add_up(
+            net, sums, _ = sum_over_rows(
                 model.params, X, targets, model.activation, 0.0, model.max_memory, options, model.impl, grad=grad
             )
     except ValueError as error:
@@ -193,18 +197,18 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
     return Block(sizes, None, sums.partial(net), bool(net.xp.any(sums.row_weight != 0.0)))
 
 
-def look_at_block(
+def check_labels_of_block(
     targets: Array, weight: Array | None = None, *, classes: int, options: LossOptions, working: DType
 ) -> Block:
-    """How many rows a block has, and the first bad label or weight."""
+    """Return how many rows a block has, and its first bad label or weight."""
     sizes, flaw = (int(targets.shape[0]),), uneven(targets, targets, weight)
     if flaw is not None or not options.validate:
         return Block(sizes, flaw)
-    problem = _looked_at(targets, weight, classes, options, working)
+    problem = _checked_problem(targets, weight, classes, options, working)
     return Block(sizes, problem) if isinstance(problem, Bad) else Block(sizes)
 
 
-def look_at_inputs(
+def check_block(
     X: Array,
     targets: Array,
     weight: Array | None = None,
@@ -215,11 +219,11 @@ def look_at_inputs(
     working: DType,
     max_memory: int | None,
 ) -> Block:
-    """The same of a block with its inputs, and the first row of them that is not finite."""
+    """Return how many rows a block has, and its first bad label or weight, or else its first input not finite."""
     sizes, flaw = (int(X.shape[0]),), uneven(X, targets, weight)
     if flaw is not None or sizes == (0,):
         return Block(sizes, flaw)
-    problem = _looked_at(targets, weight, classes, options, working)
+    problem = _checked_problem(targets, weight, classes, options, working)
     if isinstance(problem, Bad):
         return Block(sizes, problem)
     xp = array_namespace(X)
@@ -227,7 +231,7 @@ def look_at_inputs(
         return Block(sizes, first_not_finite(xp, called, X, problem.row_weight, budget(max_memory)))
 
 
-def _looked_at(
+def _checked_problem(
     targets: Array, weight: Array | None, classes: int, options: LossOptions, working: DType
 ) -> Problem | Bad:
     xp = array_namespace(targets)
@@ -239,21 +243,23 @@ def _looked_at(
             return bad_row(error)
 
 
-def sum_of(parts: list[Block]) -> Block:
-    """The sum of consecutive blocks."""
+def sum_blocks(parts: list[Block]) -> Block:
+    """Add up the results of consecutive blocks."""
     with np.errstate(all="ignore"):
         return reduce(add, parts)
 
 
-def finish(model: Model, total: Block, reg: float, reduction: Reduction) -> list[Array]:
-    """Loss, then gradients, in the order of the parameters."""
-    net, sums = model.network, total.flawless().sums
-    loss, grads = finished_sums(net, sums, reg, reduction)
+def list_of_results(model: Model, total: Block, reg: float, reduction: Reduction) -> list[Array]:
+    """Return the loss and then the gradients, in the order of the parameters, of the sums over all blocks."""
+    net, sums = model.network, total.without_flaw().sums
+    loss, grads = loss_and_grads_of(net, sums, reg, reduction)
     return [loss, *(array for layer in grads for array in layer)]
 
 
-def finished_sums(net: Network, sums: PartialSums, reg: float | Array, reduction: Reduction) -> tuple[Array, Params]:
-    """Loss and gradients of sums over all rows."""
+def loss_and_grads_of(
+    net: Network, sums: PartialSums, reg: float | Array, reduction: Reduction
+) -> tuple[Array, Params]:
+    """Return loss and gradients, penalty included, of the sums over all rows."""
     with quiet(net.xp, net.home.device):
         loss, grads = sums.mean(net.xp) if reduction == "mean" else (sums.loss, sums.grads)
-        return finished(net, loss, grads, reg) if grads else (penalised(net, loss, float(reg)), ())
+        return with_penalty(net, loss, grads, reg) if grads else (loss_with_penalty(net, loss, float(reg)), ())

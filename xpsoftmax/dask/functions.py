@@ -1,7 +1,7 @@
 """Loss, gradients, prediction and training over dask arrays, whose blocks are NumPy or CuPy arrays.
 
-Every block of rows is one task; what the tasks give is added up by a tree, always the same one for as many blocks.
-Dask's schedulers do the rest: threads, processes, or a cluster (docs/guides/dask.md).
+Each block of rows is one task. A tree of tasks adds up their results; it depends on the number of blocks alone.
+Dask's schedulers run the tasks, on threads, processes or a cluster (docs/guides/dask.md).
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import activation_to_train
 from xpsoftmax._train.train import check_parts
 from xpsoftmax._typing import Array, Impl, Reduction
-from xpsoftmax.dask import graph as parts
+from xpsoftmax.dask import graph
 from xpsoftmax.dask.blocks import Model, as_model, sums_of_block
-from xpsoftmax.dask.steps import ClusterError, PartitionSteps, Scheduler, as_blocks, as_held_out, looked_at
+from xpsoftmax.dask.cluster import ClusterError, Scheduler
+from xpsoftmax.dask.data import as_held_out, blocks_of_a_step, checked_sizes
+from xpsoftmax.dask.steps import BlockSteps
 
 __all__ = ["ClusterError", "mlp_loss", "mlp_loss_and_grad", "mlp_predict", "train"]
 
@@ -123,7 +125,7 @@ def mlp_loss_and_grad(
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
     model = as_model(params, activation, max_memory, options, impl)
     loss, *grads = _lazily(model, X, targets, reg, options, grad=True)
-    return loss, parts.as_layers(grads, model.params)
+    return loss, graph.as_layers(grads, model.params)
 
 
 def mlp_loss(
@@ -210,10 +212,10 @@ def mlp_loss(
 def _lazily(model: Model, X: Array, targets: Array, reg: float, options: LossOptions, *, grad: bool) -> list[Array]:
     check_choice("reduction", options.reduction, ("mean", "sum"))
     reg = as_number("reg", reg)
-    data = parts.as_partitions(model, X, targets, options.sample_weight)
-    node = parts.as_node(model)
-    total = parts.added_up(parts.each_block(sums_of_block, data.pairs, model=node, grad=grad))
-    return parts.finished_arrays(model, node, total, reg, options.reduction, grad=grad)
+    data = graph.as_partitions(model, X, targets, options.sample_weight)
+    node = graph.as_node(model)
+    total = graph.tree_sum(graph.each_block(sums_of_block, data.pairs, model=node, grad=grad))
+    return graph.lazy_loss_and_grads(model, node, total, reg, options.reduction, grad=grad)
 
 
 def mlp_predict(
@@ -270,7 +272,7 @@ def mlp_predict(
     """
     check_flag("validate", validate)
     model = as_model(params, activation, max_memory, LossOptions(validate=validate), impl)
-    return parts.by_rows(_labels, model, parts.as_rows(model.network, X))
+    return graph.by_rows(_labels, model, graph.as_rows(model.network, X))
 
 
 def _labels(X: Array, *, model: Model) -> Array:
@@ -431,11 +433,13 @@ def train(
     model = as_model(params, activation, max_memory, options, impl)
     activation = activation_to_train(model.network, activation, resume)
     model = replace(model, params=carrying(model.params, activation), activation=activation)
-    data = parts.as_partitions(model, X, targets, sample_weight)
+    data = graph.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X, model)
-    sizes = looked_at(scheduler, model, data)
+    sizes = checked_sizes(scheduler, model, data)
     held_out = None if validation is None else as_held_out(scheduler, model, *validation)
-    steps = PartitionSteps(model, data, sizes, reg, reduction, as_blocks(blocks_per_step, batch_size, sizes), scheduler)
+    steps = BlockSteps(
+        model, data, sizes, reg, reduction, blocks_of_a_step(blocks_per_step, batch_size, sizes), scheduler
+    )
     batch_size = steps.rows if batch_size is None else min(batch_size, steps.rows)
     generator = as_generator("rng", rng)
     if resume is not None:

@@ -1,14 +1,12 @@
-"""Blocks of rows of dask arrays: one task for each, and a tree that adds up what they give.
+"""Graphs over dask arrays in blocks of rows: a task for each block, and a tree of tasks that adds up their results.
 
-What a block is computed with, parameters and options, is one object of the graph that all these tasks depend on: it
-reaches a worker once, and a worker that takes over from a lost one gets it again from the graph.
+Parameters and options are one object of the graph, on which all these tasks depend. It is sent to each worker once, and
+a worker that takes over from a lost one gets it from the graph again.
 """
 
 from __future__ import annotations
 
-import sys
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import getitem
@@ -18,11 +16,21 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_dask_array
 
 from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.caller import warn
 from xpsoftmax._arguments.values import in_block, starts_of
 from xpsoftmax._network.layers import Layer, Params, alike
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import FLOATING, Array, Reduction, dtype_name
-from xpsoftmax.dask.blocks import Block, Model, bad_row, finish, one_thread, sum_of, sums_of_block, sums_of_rows
+from xpsoftmax.dask.blocks import (
+    Block,
+    Model,
+    bad_row,
+    list_of_results,
+    one_thread,
+    sum_blocks,
+    sums_of_block,
+    sums_of_rows,
+)
 
 try:
     import dask.array as da
@@ -34,7 +42,8 @@ except ImportError:
     raise ImportError(text, name="dask") from None
 
 FAN_IN = 8
-"""How many sums a task of the tree adds up: the tree depends on the number of blocks alone, and so do the bits."""
+"""How many results a task of the tree adds up. A fixed number: the tree, and with it every bit of the sum, depends on
+the number of blocks alone."""
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -42,7 +51,7 @@ FAN_IN = 8
 
 @dataclass(frozen=True)
 class Partitions:
-    """Dask arrays of the same blocks of rows: whole rows."""
+    """Dask arrays with the same blocks of rows; rows are in one chunk."""
 
     X: Array  # (N, D)
     targets: Array  # (N,) or (N, C)
@@ -50,27 +59,27 @@ class Partitions:
 
     @property
     def pairs(self) -> list[Any]:
-        """Arrays and indices for `blockwise`. All columns are one chunk, so that they can share an index."""
+        """Return arrays and indices for `blockwise`: rows and columns have one each for all arrays."""
         return [self.X, "ij", *self.labels]
 
     @property
     def labels(self) -> list[Any]:
-        """Targets and weights, each followed by its index."""
+        """Return targets and weights, each followed by its index for `blockwise`."""
         weight = [] if self.sample_weight is None else [self.sample_weight, "i"]
         return [self.targets, "ij"[: self.targets.ndim], *weight]
 
     @property
     def arrays(self) -> list[Any]:
-        """All arrays that are there."""
+        """Return inputs, targets and, if there are any, weights."""
         return self.pairs[::2]
 
     def blocks(self, numbers: list[int]) -> Partitions:
-        """The partitions of these blocks only."""
+        """Return the arrays of these blocks only."""
         return Partitions(*(array.blocks[numbers] for array in self.arrays))
 
 
 def as_rows(net: Network, X: object) -> Array:
-    """Check inputs (N, D): a dask array, its features in one chunk."""
+    """Check inputs (N, D), a dask array; return them with their features in one chunk."""
     if not is_dask_array(X):
         hint = (
             "Call its to_dask_array()." if hasattr(X, "to_dask_array") else "xpsoftmax itself takes arrays in memory."
@@ -84,28 +93,19 @@ def as_rows(net: Network, X: object) -> Array:
 
 
 def whole_rows(name: str, array: Array, columns: str) -> Array:
-    """Bring the columns of a matrix into one chunk."""
+    """Return a matrix with its columns in one chunk; warn if they were not."""
     if array.ndim != 2 or array.numblocks[1] == 1:
         return array
-    warnings.warn(
+    warn(
         f"{name} has its {columns} in {array.numblocks[1]} chunks: every block of rows is put together again on each "
         f"pass. Call rechunk({{1: -1}}) where {name} is made.",
         da.PerformanceWarning,
-        stacklevel=_outside(),
     )
     return array.rechunk({1: -1})
 
 
-def _outside() -> int:
-    """The `stacklevel` of a warning by the caller that shows the line of the user, however many calls above it."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "xpsoftmax":
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array | None) -> Partitions:
-    """Check everything that can be seen without computing; chunk targets and weights as the inputs are."""
+    """Check all that can be checked without computing; return targets and weights in the blocks of the inputs."""
     net = model.network
     X = as_rows(net, X)
     classes = net.layers[-1].bias.shape[0]
@@ -122,7 +122,7 @@ def as_partitions(model: Model, X: Array, targets: Array, sample_weight: Array |
             raise ValueError(f"sample_weight must have shape (N,), got {sample_weight.shape}.")
         sample_weight = _aligned("sample_weight", sample_weight, X)
     data = Partitions(X, targets, sample_weight)
-    # What a block without rows has to say of dtypes and options is true of all.
+    # A block without rows raises the errors of dtypes and options that all blocks would raise.
     sums_of_block(*(_like(array._meta, (0, *array.shape[1:])) for array in data.arrays), model=model)
     return data
 
@@ -132,7 +132,7 @@ def _like(meta: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _as_companion(name: str, value: object, X: Array, net: Network) -> Array:
-    """Check for a dask array of the library of the parameters, or make one of an array in memory."""
+    """Return a dask array of the library of the parameters; one in memory is cut into the blocks of `X`."""
     if is_dask_array(value):
         check.as_companion(name, value._meta, net.home)
         return value
@@ -146,7 +146,7 @@ def _as_companion(name: str, value: object, X: Array, net: Network) -> Array:
 
 
 def is_unknown(array: Array) -> bool:
-    """Whether the number of rows is not known before they are computed."""
+    """Whether the number of rows is known only when they are computed."""
     return bool(np.isnan(array.shape[0]))
 
 
@@ -173,7 +173,7 @@ def _kind(value: object) -> str:
 
 
 def as_node(model: Model) -> Delayed:
-    """A model as one object of the graph."""
+    """Return a model as one object of a graph."""
     name = _name("model")
     return Delayed(name, HighLevelGraph.from_collections(name, {name: model}, dependencies=()))
 
@@ -183,9 +183,9 @@ def _name(what: str) -> str:
 
 
 def each_block(function: Callable[..., Block], pairs: Sequence[Any], **options: Any) -> Array:
-    """A task for each block, as a column of what they give.
+    """Return a column of the results of one task for each block.
 
-    It keeps the index of the columns: dask makes one task of loading and computing a block only if none is summed over.
+    The result keeps the index of the columns: dask fuses loading and computing a block only if no index is summed over.
     """
     index = max(pairs[1::2], key=len)
     meta = np.empty((0,) * len(index), object)
@@ -201,8 +201,8 @@ def each_block(function: Callable[..., Block], pairs: Sequence[Any], **options: 
     )
 
 
-def each_rows(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> Array:
-    """A task for each block of which a batch has rows: vectors of row numbers, one for each block."""
+def each_part_of_batch(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> Array:
+    """Return the results of one task for each block that has rows of a batch, given their numbers in each block."""
     name, tasks = _name("sums_of_rows"), dict[Any, Any]()
     for block, rows in enumerate(batch):
         if rows.size:
@@ -212,16 +212,16 @@ def each_rows(data: Partitions, node: Delayed, batch: Sequence[np.ndarray]) -> A
     return da.Array(graph, name, chunks=((1,) * len(tasks),), meta=np.empty(0, object))
 
 
-def added_up(column: Array) -> Array:
-    """The sum of what blocks give, as a 0-d array of this one object; by a tree, neighbours first."""
-    name, tasks = _name("added_up"), dict[Any, Any]()
+def tree_sum(column: Array) -> Array:
+    """Return the sum of a column of results, neighbours first, as a 0-d array of one object."""
+    name, tasks = _name("tree_sum"), dict[Any, Any]()
     keys: list[Any] = [(column.name, block, *(0 for _ in column.shape[1:])) for block in range(column.numblocks[0])]
     level = 0
     while len(keys) > 1 or level == 0:
         level += 1
         groups = [keys[start : start + FAN_IN] for start in range(0, len(keys), FAN_IN)]
         keys = [(f"{name}-{level}", i) for i in range(len(groups))]
-        tasks.update({key: (sum_of, group) for key, group in zip(keys, groups, strict=True)})
+        tasks.update({key: (sum_blocks, group) for key, group in zip(keys, groups, strict=True)})
     tasks[name,] = tasks.pop(keys[0])
     return _array(name, tasks, [column], (), np.empty((), object))
 
@@ -231,12 +231,12 @@ def _array(name: str, tasks: dict[Any, Any], dependencies: Sequence[Any], shape:
     return da.Array(graph, name, chunks=tuple((n,) for n in shape), meta=meta)
 
 
-def finished_arrays(
+def lazy_loss_and_grads(
     model: Model, node: Delayed, total: Array, reg: float, reduction: Reduction, *, grad: bool
 ) -> list[Array]:
-    """Loss, and with `grad` the gradients of all parameters, as dask arrays that one task gives."""
-    name, net = _name("finished"), model.network
-    tasks = {name: (finish, node.key, (total.name,), reg, reduction)}
+    """Return the loss and, with `grad`, the gradients of all parameters as dask arrays, which one task computes."""
+    name, net = _name("loss_and_grads"), model.network
+    tasks = {name: (list_of_results, node.key, (total.name,), reg, reduction)}
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[total, node])
     whole = Delayed(name, graph)
     like = net.layers[0].weight
@@ -252,14 +252,14 @@ def finished_arrays(
 
 
 def as_layers(arrays: Sequence[Array], own: Params) -> Params:
-    """Return arrays in pairs, as layers that carry the activations of others."""
+    """Return arrays, two for each layer, as layers that carry the activations of others."""
     return alike([Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)], own)
 
 
-def by_rows(function: Callable[..., Array], model: Model, X: Array, *, placed: bool = False) -> Array:
-    """Apply a function of a model and a block of inputs to each block: to (N,), or (N, columns).
+def by_rows(function: Callable[..., Array], model: Model, X: Array, *, numbered: bool = False) -> Array:
+    """Apply a function of a model and a block of inputs to each block; return a dask array (N,) or (N, columns).
 
-    If it is `placed` the function gets the number of the first row of the block as `first`, None if it is not known.
+    With `numbered` the function gets the number of the first row of its block as `first`: None if it is not known.
     """
     meta = function(_like(X._meta, (0, X.shape[1])), model=model)
     matrix = meta.ndim == 2
@@ -268,7 +268,7 @@ def by_rows(function: Callable[..., Array], model: Model, X: Array, *, placed: b
     rows = da.blockwise(
         _of_rows, "ij", X, "ij", numbers, "i", name=_name(function.__name__.strip("_")), adjust_chunks=width,
         align_arrays=False, dtype=meta.dtype, meta=meta if matrix else meta[:, None], function=function,
-        model=as_node(model), starts=starts, placed=placed,
+        model=as_node(model), starts=starts, numbered=numbered,
     )  # fmt: skip
     if matrix:
         return rows
@@ -285,10 +285,10 @@ def _of_rows(
     function: Callable[..., Array],
     model: Model,
     starts: tuple[int, ...] | None,
-    placed: bool,
+    numbered: bool,
 ) -> Array:
     block = int(number[0])
-    place = {"first": None if starts is None else starts[block]} if placed else {}
+    place = {"first": None if starts is None else starts[block]} if numbered else {}
     try:
         with one_thread():
             result = function(X, model=model, **place)

@@ -1,4 +1,4 @@
-"""What the classifier says where numbers are not finite: inputs, and logits, by their first row."""
+"""Errors of numbers that are not finite: inputs and logits, named by their first row, and what a solver came to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INTERRUPTED = "Training interrupted by user."
 
 
 def bad_input(X: Array) -> tuple[int, int, float] | None:
-    """Row, column and value of the first input that is not finite."""
+    """Return row, column and value of the first input that is not finite; None if all are finite."""
     if sparse.is_sparse(X):
         return sparse.first_not_finite(array_namespace(X.data), X)
     if type(X) is np.ndarray and sum_is_finite(X):
@@ -41,7 +41,7 @@ def bad_input(X: Array) -> tuple[int, int, float] | None:
 
 
 def input_error(place: str, value: float, dtype: str) -> ValueError:
-    """What is raised for it."""
+    """Return the error of an input that is not finite."""
     if math.isnan(value):
         return ValueError(f"X must be finite, got NaN {place}. Fill in missing values first, or leave these rows out.")
     return ValueError(f"X must be finite, got {_word(value)} {place}, or a number too large for {dtype}.")
@@ -60,7 +60,7 @@ def check_inputs(X: Array) -> None:
 
 
 def check_no_missing(X: Any) -> None:
-    """The same for missing values among objects, which scikit-learn cannot convert."""
+    """Raise ValueError for the first missing value among objects, which scikit-learn cannot convert."""
     objects = np.asarray(X, dtype=object)
     missing = missing_in(objects)
     if objects.ndim == 2 and missing.any():
@@ -69,7 +69,7 @@ def check_no_missing(X: Any) -> None:
 
 
 def bad_logits(logits: Array) -> Array:
-    """Mark the rows whose probabilities are nan: those whose largest logit is not finite."""
+    """Return a mask of the rows whose probabilities are nan: those whose largest logit is not finite."""
     xp = array_namespace(logits)
     return ~xp.isfinite(xp.max(logits, axis=1))
 
@@ -99,7 +99,7 @@ def check_logits(net: Network, logits: Array, first: int | None) -> None:
 
 
 def overflow_error(text: str) -> ValueError:
-    """An error about numbers that training came to, or that inputs lead to, for which `is_overflow` is true."""
+    """Return an error of numbers that training or prediction computed; `is_overflow` is true for it."""
     return as_overflow(ValueError(text))
 
 
@@ -110,7 +110,7 @@ def as_overflow(error: ValueError) -> ValueError:
 
 
 def is_overflow(error: BaseException) -> bool:
-    """Whether an error is marked: it is not about an argument alone, and `fit` may say more of its cause."""
+    """Whether an error is marked: it is not about an argument alone, and `fit` may name its cause."""
     return bool(getattr(error, "overflow", False))
 
 

@@ -2,7 +2,7 @@
 
 scikit-learn turns nullable integer columns, and NumPy turns int64 beside uint64, into float64, in which different
 integers from 2**53 on are equal. Here integers stay integers. NumPy lets dates overflow in a finer unit; here that is
-noticed.
+an error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def refuse_masked(name: str, value: Any) -> None:
 
 
 def as_raw_array(name: str, value: Any) -> Any:
-    """An array of what may be labels or probabilities: of its library, or of NumPy, with objects where in doubt."""
+    """Return labels or probabilities as an array, of objects if a dtype of NumPy could change them."""
     refuse_masked(name, value)
     if is_array_api_obj(value):
         return check.as_array(name, value)[1]
@@ -66,7 +66,7 @@ def as_raw_array(name: str, value: Any) -> Any:
 
 
 def _of_list(name: str, value: Any) -> np.ndarray:
-    """Objects if they may be labels: NumPy makes strings of [1, "a"] and floats of [1, 2**63]."""
+    """Return a list as an array; mixed labels as objects: NumPy makes strings of [1, "a"] and floats of [1, 2**63]."""
     try:
         array = np.asarray(value)
     except ValueError:
@@ -100,7 +100,7 @@ def _of_frame(name: str, frame: Any) -> np.ndarray:
 
 
 def _of_pandas(column: Any) -> np.ndarray:
-    """A pandas Series, Index or array of a dtype that NumPy does not have."""
+    """Return a pandas Series, Index or array whose dtype NumPy does not have as a NumPy array."""
     categories = getattr(getattr(column, "cat", column), "categories", None)
     if bool(np.any(column.isna())):
         return np.asarray(column.to_numpy(dtype=object) if hasattr(column, "to_numpy") else column, dtype=object)
@@ -116,10 +116,10 @@ def _of_pandas(column: Any) -> np.ndarray:
 
 
 def as_labels(name: str, value: Any, unit: str = "row") -> np.ndarray:
-    """Check labels (N,) or (N, 1); return them (N,) on the host, in a dtype in which all of them differ that do.
+    """Check labels (N,) or (N, 1); return them (N,) on the host, in a dtype that keeps different labels different.
 
-    The dtypes are those of NumPy for integers, booleans, strings, dates, durations and floats of integral value;
-    objects for strings that come as objects, and for Python integers that no dtype of 64 bits holds together.
+    It is a dtype of NumPy for integers, booleans, strings, dates, durations and floats of integral value; object for
+    strings that come as objects, and for Python integers that no 64-bit dtype holds together.
     """
     raw = as_raw_array(name, value)
     labels: np.ndarray = (to_host(name, raw) if is_elsewhere(raw) else raw).reshape(-1)
@@ -179,14 +179,14 @@ def is_missing(label: Any) -> bool:
 
 
 def missing_in(objects: np.ndarray) -> np.ndarray:
-    """Mark the missing values among objects."""
+    """Return a mask of the missing values among objects."""
     if set(map(type, objects.flat)) <= NEVER_MISSING:
         return np.zeros(objects.size, bool)
     return np.fromiter((type(x) not in NEVER_MISSING and is_missing(x) for x in objects.flat), bool, objects.size)
 
 
 def _of_objects(name: str, labels: np.ndarray, unit: str) -> np.ndarray:
-    """An array of objects in the dtype that holds them all."""
+    """Return an array of objects in the dtype that holds all of them."""
     _refuse(name, "hold no missing values", labels, missing_in(labels), unit)
     types = set(map(type, labels))
     values = labels.tolist() if types <= NEVER_MISSING else [_plain(label) for label in labels]
@@ -209,7 +209,7 @@ def _of_objects(name: str, labels: np.ndarray, unit: str) -> np.ndarray:
 
 
 def _plain(label: Any) -> Any:
-    """The number in an array without dimensions; a date without a time zone, or a duration, as NumPy has it."""
+    """Return the number of a 0-d array, and the NumPy form of a duration or of a date without a time zone."""
     if isinstance(label, (int, str, np.generic)):
         return label
     if isinstance(label, date) and getattr(label, "tzinfo", None) is None:
@@ -234,7 +234,7 @@ def _kind_of(kind: type) -> str:
 
 
 def _of_numbers(name: str, values: list[Any], found: set[str], unit: str) -> np.ndarray:
-    """Integers in int64 or uint64, or as Python's if neither holds them all; floats, beside integers if these fit."""
+    """Return numbers as float64 if floats are among them and hold the integers, else as int64, uint64 or Python's."""
     if found == {"float"}:
         return np.array(values)
     if found == {"int", "float"}:
@@ -252,7 +252,7 @@ def _of_numbers(name: str, values: list[Any], found: set[str], unit: str) -> np.
 
 
 def _of_times(name: str, values: list[Any], unit: str) -> np.ndarray:
-    """Dates, or durations, in the finest of their units; NumPy lets those overflow that this unit does not hold."""
+    """Return dates or durations in the finest of their units; refuse those that overflow in it, as NumPy does not."""
     families = {value.dtype: family(np.empty(0, value.dtype)) for value in values}
     if len(set(families.values())) > 1:
         other = next(v for v in values if families[v.dtype] != families[values[0].dtype])
@@ -268,18 +268,18 @@ def _of_times(name: str, values: list[Any], unit: str) -> np.ndarray:
 
 
 def _holds(dtype: np.dtype[Any], times: Any) -> bool:
-    """Whether dates or durations stay themselves in another unit; from NumPy 2.5 on one that overflows is an error."""
+    """Whether another unit holds dates or durations; from NumPy 2.5 on the conversion raises if it does not."""
     try:
         return bool(np.all(times.astype(dtype).astype(times.dtype) == times))
     except OverflowError:
         return False
 
 
-# --- places among classes ---------------------------------------------------------------------------------------------
+# --- indices of classes -----------------------------------------------------------------------------------------------
 
 
 def family(labels: np.ndarray) -> str:
-    """What labels can be compared with: numbers, strings, dates, durations, or durations in months or years."""
+    """Return the kind of labels: only labels of one kind can be equal. Durations in months or years are a kind."""
     kind = labels.dtype.kind
     if kind == "m" and np.datetime_data(labels.dtype)[0] in ("M", "Y"):  # months differ in length
         return "months"
@@ -289,7 +289,7 @@ def family(labels: np.ndarray) -> str:
 
 
 def alike(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays of labels of the same family in one dtype in which they compare exactly, and sort as before."""
+    """Return two arrays of labels of one family in one dtype, in which they compare exactly and sort as before."""
     if family(first) == "numbers":
         # Floats of labels are integers below 2**53.
         first, second = (a.astype(np.int64) if a.dtype.kind == "f" else a for a in (first, second))
@@ -304,7 +304,7 @@ def alike(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _alike_times(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same for dates or durations: in the finer unit, or as Python integers where that unit does not hold them."""
+    """Return dates or durations in the finer unit, or as Python integers if that unit does not hold them."""
     dtype = np.result_type(first, second)
     if _holds(dtype, first) and _holds(dtype, second):
         return first.astype(dtype), second.astype(dtype)
@@ -312,7 +312,7 @@ def _alike_times(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _attoseconds(times: np.ndarray) -> np.ndarray:
-    """Python integers of dates or durations in the finest unit that NumPy has."""
+    """Return dates or durations as Python integers, in the finest unit that NumPy has."""
     seconds = times.astype(f"{times.dtype.kind}8[s]")
     found: np.ndarray = seconds.astype(np.int64).astype(object) * 10**18
     if np.result_type(times, seconds) != seconds.dtype:  # the unit is finer than a second
@@ -321,12 +321,12 @@ def _attoseconds(times: np.ndarray) -> np.ndarray:
 
 
 def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The places of labels among sorted classes; -1 for those that are none of them."""
+    """Return the indices of labels in sorted classes; -1 for a label that is not a class."""
     if family(labels) != family(classes):
         return np.full(labels.shape, -1)
     labels, classes = alike(labels, classes)
-    places = np.minimum(np.searchsorted(classes, labels), classes.size - 1)
-    return np.where(classes[places] == labels, places, -1)
+    indices = np.minimum(np.searchsorted(classes, labels), classes.size - 1)
+    return np.where(classes[indices] == labels, indices, -1)
 
 
 def are_sorted(labels: np.ndarray) -> bool:
@@ -335,5 +335,5 @@ def are_sorted(labels: np.ndarray) -> bool:
 
 
 def shortened(labels: np.ndarray) -> str:
-    """Labels as a message names them."""
+    """Return labels as a message names them."""
     return np.array2string(labels, threshold=10, edgeitems=3)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from xpsoftmax._arguments.caller import warn
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._train.data import Data
 from xpsoftmax._train.interrupts import Interrupted, interrupts
-from xpsoftmax.sklearn.caller import warn
 from xpsoftmax.sklearn.checks import INTERRUPTED, diverged, finite_layers
 from xpsoftmax.sklearn.learnt import Record, record_validation_loss, say
 

@@ -1,7 +1,7 @@
-"""The classifier on dask arrays and data frames: what it asks of them beyond arrays in memory.
+"""The classifier on dask arrays and data frames.
 
-Labels and weights, a number a row, come to the client, where all the classifier's rules for them hold. Inputs stay
-where they are.
+Labels and weights, one number for each row, are computed on the client, where they are checked as those in memory are.
+Inputs stay in their blocks.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._softmax import log_softmax, softmax
 from xpsoftmax._typing import Array, dtype_name
-from xpsoftmax.dask import graph as parts
+from xpsoftmax.dask import graph
 from xpsoftmax.dask.blocks import Block, Model, as_model
-from xpsoftmax.dask.steps import BLOCKS_PER_STEP, PartitionSteps, Scheduler
+from xpsoftmax.dask.cluster import Scheduler
+from xpsoftmax.dask.data import BLOCKS_PER_STEP
+from xpsoftmax.dask.steps import BlockSteps
 from xpsoftmax.sklearn.checks import as_overflow, bad_input, check_logits, input_error
 from xpsoftmax.sklearn.labels import is_elsewhere
 from xpsoftmax.sklearn.targets import labels_of
 
 
 def as_inputs(X: Any) -> Array:
-    """Dask array of a dask array or data frame (N, D) of real numbers."""
+    """Check a dask array or data frame (N, D) of real numbers; return it as a dask array."""
     if not is_dask_array(X):
         bad = [f"{name} ({kind})" for name, kind in X.dtypes.items() if not _is_number(kind)]
         if bad:
@@ -45,7 +47,7 @@ def as_inputs(X: Any) -> Array:
         raise ValueError(f"X must have shape (N, D), both at least 1, got {X.shape}.")
     if X.dtype.kind not in "biuf":
         raise ValueError(f"X must be of real numbers, got {X.dtype}.")
-    return parts.whole_rows("X", X, "features")
+    return graph.whole_rows("X", X, "features")
 
 
 def _is_number(kind: Any) -> bool:
@@ -53,7 +55,7 @@ def _is_number(kind: Any) -> bool:
 
 
 def on_host(value: Any) -> Any:
-    """What a dask array, data frame or series of a number a row holds, in memory; anything else as it is."""
+    """Return a dask collection with one number for each row in memory; anything else as it is."""
     if not hasattr(value, "__dask_graph__"):
         return value
     value = value.compute()
@@ -61,8 +63,8 @@ def on_host(value: Any) -> Any:
 
 
 def of_known_sizes(X: Array, y: Any) -> Array:
-    """The same inputs, which know how many rows each block has: as many as the labels, or as were counted."""
-    if not parts.is_unknown(X):
+    """Return inputs with known numbers of rows, which are those of the blocks of the labels or are counted."""
+    if not graph.is_unknown(X):
         return X
     if hasattr(y, "to_dask_array"):
         y = y.to_dask_array()
@@ -86,18 +88,18 @@ def as_steps(
     max_memory: int | None,
     *,
     all_blocks: bool,
-) -> PartitionSteps:
-    """What makes the steps of the classifier, over blocks."""
+) -> BlockSteps:
+    """Return the steps over blocks, with the penalty and the weights of the classifier."""
     options = LossOptions(class_weight, None, None, label_smoothing, validate=False)
     model = as_model(net.layers, net.activation, max_memory, options, "auto")
-    data = parts.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
+    data = graph.as_partitions(model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
     sizes = tuple(map(int, X.chunks[0]))
     blocks = len(sizes) if all_blocks else min(BLOCKS_PER_STEP, len(sizes))
-    return PartitionSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
+    return BlockSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
 
 
 def _beside(values: np.ndarray, X: Array) -> Array:
-    """Numbers of the host in blocks like those of X, and where they are."""
+    """Return numbers of the host as a dask array with the blocks and the device of X."""
     lazy = da.from_array(values, chunks=(X.chunks[0],))
     if isinstance(X._meta, np.ndarray):
         return lazy
@@ -106,16 +108,16 @@ def _beside(values: np.ndarray, X: Array) -> Array:
 
 
 class BadInput(Bad):
-    """The first input of a block that is not finite; those who add blocks up count its row in all of them."""
+    """The first input of a block that is not finite. Adding the blocks counts its row from the first of all blocks."""
 
     def error(self) -> ValueError:
-        """What is raised for it."""
+        """Return the exception for it."""
         row, column = self.position
         return input_error(f"at row {row}, column {column}", self.value, self.rule)
 
 
-def look_at_inputs(X: Array) -> Block:
-    """How many rows a block has, and the first input that is not finite."""
+def check_inputs_of_block(X: Array) -> Block:
+    """Return how many rows a block has, and the first input that is not finite."""
     sizes, found = (int(X.shape[0]),), bad_input(X)
     if found is None:
         return Block(sizes)
@@ -125,25 +127,25 @@ def look_at_inputs(X: Array) -> Block:
 
 def check_inputs(scheduler: Scheduler, X: Array) -> None:
     """Raise ValueError for the first input that is not finite."""
-    scheduler.computed(parts.added_up(parts.each_block(look_at_inputs, [X, "ij"]))).flawless()
+    scheduler.compute(graph.tree_sum(graph.each_block(check_inputs_of_block, [X, "ij"]))).without_flaw()
 
 
 def outputs(params: Params, activation: str, X: Array, method: str, classes: np.ndarray) -> Array:
-    """Predictions of all blocks, lazily; by the name of the classifier's method."""
+    """Return what a method of the classifier predicts, as a dask array."""
     model = as_model(params, activation, None, LossOptions(), "auto")
-    X = parts.as_rows(model.network, X)
-    return parts.by_rows(Predictor(method, classes), model, X, placed=True)
+    X = graph.as_rows(model.network, X)
+    return graph.by_rows(Predictor(method, classes), model, X, numbered=True)
 
 
 class Predictor:
-    """A method of the classifier on one block, given the number of its first row if that is known."""
+    """A method of the classifier, applied to one block; it names rows by the number of the first, if that is known."""
 
     def __init__(self, method: str, classes: np.ndarray) -> None:
         self.method, self.classes = method, classes
         self.__name__ = method
 
     def __call__(self, X: Array, *, model: Model, first: int | None = None) -> Array:
-        """Logits, or what is made of them, of a block of rows."""
+        """Return the prediction of a block of rows."""
         found = bad_input(X)
         if found is not None:
             row, column, value = found
@@ -165,7 +167,7 @@ def _logits(model: Model, X: Array, first: int | None) -> Array:
 
 
 def _codes(model: Model, X: Array, first: int | None) -> Array:
-    """Places of the largest logits; in chunks, so that not all logits are held."""
+    """Return the indices of the largest logits; in chunks, so that not all logits are in memory at once."""
     xp, net = array_namespace(X), model.network
     width = sum(layer.bias.shape[0] for layer in net.layers)
     step = max(1, DEFAULT_MAX_MEMORY // (2 * int(xp.finfo(net.dtype).bits) // 8 * width))

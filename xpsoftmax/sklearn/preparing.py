@@ -15,7 +15,7 @@ from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.data import as_data
-from xpsoftmax._train.steps import Stepper
+from xpsoftmax._train.steps import RowSteps
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.sparse import is_sparse
 from xpsoftmax.sklearn.inputs import block_of
@@ -77,7 +77,7 @@ def _steps_in_memory(
         _refuse_weights(model, weight, "to learn from")
     if held_out is not None and held_out[2] is not None and not bool(xp.any(held_out[2] != 0.0)):
         _refuse_weights(model, held_out[2], "held out")
-    return Stepper(net, data, float(model.alpha), "mean", model.max_memory, averaged=True), held_out
+    return RowSteps(net, data, float(model.alpha), "mean", model.max_memory, averaged=True), held_out
 
 
 def _steps_over_blocks(

@@ -12,6 +12,7 @@ import numpy as np
 from array_api_compat import is_dask_array
 from sklearn.exceptions import ConvergenceWarning
 
+from xpsoftmax._arguments.caller import warn
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import as_network
@@ -20,7 +21,6 @@ from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.loop import Loop, NotFiniteError
 from xpsoftmax._train.optimizers import Optimizer, UncorrectedAdam, VelocitySgd
 from xpsoftmax._train.steps import Batch
-from xpsoftmax.sklearn.caller import warn
 from xpsoftmax.sklearn.checks import INTERRUPTED, diverged, finite_layers, is_overflow
 from xpsoftmax.sklearn.learnt import Record, record_validation_loss, say
 from xpsoftmax.sklearn.predicting import accuracy, codes_of
@@ -185,7 +185,7 @@ def _score_held_out(model: Any, loop: Loop, held_out: Rows, record: Record) -> f
         codes = codes_of(net, X, model.max_memory)
         if is_dask_array(X):
             steps: Any = loop.steps
-            codes = to_host("codes", steps.scheduler.computed(codes))
+            codes = to_host("codes", steps.scheduler.compute(codes))
     except ValueError as error:
         if not is_overflow(error):
             raise

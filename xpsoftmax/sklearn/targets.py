@@ -1,6 +1,6 @@
-"""What a classifier is to learn, in any form: labels of any kind to codes from 0 on, or probabilities; and weights.
+"""The targets and weights of the classifier, checked: labels become codes from 0 on, probabilities stay as they are.
 
-Labels are looked at on the host, where strings live; their codes go to where the data is.
+Labels are encoded on the host, since only NumPy has strings. Codes, probabilities and weights go to the device of `X`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from sklearn.utils import check_array, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.caller import warn
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.options import as_number, check_choice
 from xpsoftmax._arguments.values import first_marked
 from xpsoftmax._typing import Array, Device, Namespace, dtype_name
-from xpsoftmax.sklearn.caller import warn
 from xpsoftmax.sklearn.labels import as_labels, as_raw_array, encode, is_elsewhere, missing_in, refuse_masked, shortened
 
 SUM_TO_ONE = 1e-3
-"""How far from 1 the probabilities of a row may add up: a long row of float32 is not exact."""
+"""How far from 1 the sum of the probabilities of a row may be: sums of long float32 rows are not exact."""
 
 
 class Targets(NamedTuple):
-    """Classes, and what each row is to be."""
+    """Classes, and the target of each row."""
 
     classes: np.ndarray  # (C,), sorted
-    values: Array  # codes (N,) on the host, or probabilities (N, C) where X is
+    values: Array  # codes (N,) on the host, or probabilities (N, C) on the device of X
 
 
 def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hint: str = "") -> Targets:
-    """Check `y`; encode labels as places among the known classes, all of which it must have if `complete`.
+    """Check `y`; encode labels as indices of the known classes, or of the classes that `y` has if `known` is None.
 
-    If none are known they are those that it has. The hint is about labels that are none of them.
+    With `complete`, `y` must have all known classes. The hint ends the error of a label that is not a known class.
     """
     y = as_raw_array("y", y)
     if y.ndim not in (1, 2) or 0 in y.shape:
@@ -74,7 +74,7 @@ def is_probabilities(y: Array) -> bool:
 
 
 def as_classes(classes: Any, hint: str = "") -> np.ndarray:
-    """Check the labels of classes, each once; return a copy on the host, in their order."""
+    """Check that labels of classes differ; return a copy on the host, in their order."""
     raw = as_raw_array("classes", classes)
     if raw.ndim != 1 or 0 in raw.shape:
         raise ValueError(f"classes must be labels (C,), got shape {tuple(raw.shape)}.{hint}")
@@ -89,7 +89,7 @@ def as_classes(classes: Any, hint: str = "") -> np.ndarray:
 
 
 def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
-    """Check a matrix of probabilities, a column for each class; bring it to where X is."""
+    """Check a matrix of probabilities, a column for each class; return it on the device of X."""
     xp = array_namespace(y)
     if not xp.isdtype(y.dtype, "real floating"):
         raise ValueError(
@@ -117,13 +117,13 @@ def as_probabilities(y: Array, X: Array, known: np.ndarray | None) -> Targets:
 
 
 def follow(name: str, value: Any, X: Array) -> Array:
-    """Bring an array to the library, device and dtype of X, through the host unless it is there."""
+    """Return an array in the library, on the device and in the dtype of X; copy it through the host if need be."""
     xp, where = array_namespace(X), device(X)
     if is_elsewhere(value) and (array_namespace(value) is not xp or device(value) != where):
         value = to_host(name, value)
     if is_elsewhere(value):
         return xp.astype(value, X.dtype, copy=False)
-    # In a dtype that every library takes: bfloat16 on the host is none.
+    # Not bfloat16 on the host: libraries do not take arrays of it.
     return xp.asarray(np.asarray(value, dtype=dtype_name(X.dtype)), device=where)
 
 
@@ -176,7 +176,7 @@ def _weights_on_host(weight: Any) -> np.ndarray:
 
 
 def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
-    """One weight a class, from a dict of labels or "balanced": inversely proportional to how frequent it is."""
+    """Return a weight for each class, from a dict of labels, or "balanced": inversely proportional to its frequency."""
     classes, values = targets
     if weight is None:
         return None
@@ -193,7 +193,7 @@ def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
         return weights
     codes = encode(as_labels("class_weight", np.fromiter(weight, object, len(weight)), "key"), classes)
     known = codes >= 0
-    # As scikit-learn has it: weights of all labels and more are right, for a part of the data may lack a label.
+    # As in scikit-learn, a dict with all labels and others is accepted: a part of the data may lack a label.
     if not known.all() and np.unique(codes[known]).size < len(classes):
         label = list(weight)[int((~known).argmax())]
         raise ValueError(f"class_weight must be of the labels of y, {shortened(classes)}, got one of {label!r}.")
@@ -204,17 +204,17 @@ def as_class_weight(weight: Any, targets: Targets) -> np.ndarray | None:
 
 
 def labels_of(classes: np.ndarray, codes: Array) -> Array:
-    """The labels that codes stand for: where the codes are, if its library has these labels, else on the host."""
+    """Return the labels of codes, in the library of the codes if it has such labels, else on the host."""
     xp: Namespace = array_namespace(codes)
-    labels = None if is_numpy_array(codes) else _labels_there(classes, xp, device(codes))
+    labels = None if is_numpy_array(codes) else _labels_in(classes, xp, device(codes))
     return classes[to_host("codes", codes)] if labels is None else xp.take(labels, codes, axis=0)
 
 
-def _labels_there(classes: np.ndarray, xp: Namespace, where: Device) -> Array | None:
-    """Labels in a library; None if it has no such dtype, or others in their place: JAX cuts 64 bits down to 32."""
+def _labels_in(classes: np.ndarray, xp: Namespace, where: Device) -> Array | None:
+    """Return labels in a library; None if the library lacks the dtype or changes them, as JAX does with 64 bits."""
     if classes.dtype.kind not in "biuf" or classes.dtype.itemsize > 8:
         return None
-    if is_torch_namespace(xp) and classes.dtype.kind == "u" and classes.dtype.itemsize > 1:  # it cannot take from them
+    if is_torch_namespace(xp) and classes.dtype.kind == "u" and classes.dtype.itemsize > 1:  # no `take` for these
         return None
     classes = classes.astype(classes.dtype.newbyteorder("="), copy=False)
     labels = xp.asarray(classes, device=where)
