@@ -84,8 +84,8 @@ def softmax_loss(
     For hard labels the loss of each row has a relative error of at most ``B = (4 + T/2 + log2(C)) * eps``, however
     sure the row is: no digit is lost to ``log(p)`` near p = 1. Soft targets, smoothing and z-loss: at most B times the
     sum of the absolute values of the terms (``tests/loss/test_loss.py``). ``-inf`` is the logit of an impossible
-    class: without target mass it adds 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
-    its weight is zero: then it adds exactly 0.
+    class: without target mass it adds 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan.
+    A row of weight zero adds exactly 0, whatever it holds.
 
     JAX differentiates the result as `softmax_loss_and_grad` does, PyTorch does not and says so as for `softmax`. The
     gradient is that of `softmax_loss_and_grad`, which takes tensors that require grad.
