@@ -199,7 +199,7 @@ def softmax_loss_and_grad(
         dtype of `logits`, or float32 for 16-bit logits (small gradients vanish in float16). After an error it is as
         it was. Not for JAX and dask arrays, which cannot be written to.
     aux : bool
-        Return the logsumexp of each row as well.
+        Return the logsumexp of each row as well, at the cost of a second pass over the logits.
 
     Returns
     -------
@@ -255,7 +255,7 @@ def softmax_loss_and_grad(
     array([[ 0.05 , -0.25 ,  0.2  ],
            [ 0.075,  0.075, -0.15 ]])
 
-    The logarithm of the sum, as for a z-loss of one's own or to compare rows:
+    The logsumexp of each row as well:
 
     >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
     >>> loss, dlogits, sums = xs.softmax_loss_and_grad(z, np.array([1, 2]), aux=True)

@@ -25,7 +25,7 @@ from xpsoftmax._typing import FLOATING, INTEGRAL, SIXTEEN_BIT, Array, Device, DT
 
 def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     """Check that `value` is an array; return its namespace and the array, freed of subclasses and autograd."""
-    if type(value) is np.ndarray:  # nothing to ask, and short calls are felt
+    if type(value) is np.ndarray:  # the usual case first: look-up time matters in small calls
         return numpy_namespace(), value
     if not _is_dense(value):
         raise TypeError(f"{name} must be a plain dense array, got {_kind(value)}. Convert it first.")
