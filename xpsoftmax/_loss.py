@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from xpsoftmax._arguments.checks import working_dtype
 from xpsoftmax._arguments.door import enter_loss
-from xpsoftmax._arguments.layout import Layout, deliver, in_rows, rows_out, rowwise
+from xpsoftmax._arguments.layout import deliver, in_rows, rows_out, rowwise
 from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
-from xpsoftmax._typing import Array, Impl, Reduction
-from xpsoftmax.kernels import select, summed
+from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
+from xpsoftmax.kernels import kernel_for, select, summed
 
 
 def softmax_loss(
@@ -199,7 +205,7 @@ def softmax_loss_and_grad(
         dtype of `logits`, or float32 for 16-bit logits (small gradients vanish in float16). After an error it is as
         it was. Not for JAX and dask arrays, which cannot be written to.
     aux : bool
-        Return the logsumexp of each row as well, at the cost of a second pass over the logits.
+        Return the logsumexp of each row as well: on NumPy out of the same pass, elsewhere by a second one.
 
     Returns
     -------
@@ -291,9 +297,10 @@ def _compute(
     xp = layout.home.xp
     with way.context():
         problem = weigh(targets, options, way.terms, layout, for_kernel=way.by_kernel)
-        sums = _logsumexp(array, layout, impl) if aux else None  # before `out`, which may be the logits, is written
         rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
-        loss, dlogits = way.kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
+        kernel = _with_logsumexp(way.kernel, array, impl) if aux else way.kernel
+        loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
+        sums = xp.asarray(rowwise(xp, more[0], layout)) if aux else None
         if options.reduction == "none":
             loss = rowwise(xp, loss, layout)
         elif not way.adds_up:
@@ -303,8 +310,16 @@ def _compute(
         return loss, dlogits if way.direct or not grad else deliver(xp, dlogits, layout, out), sums
 
 
-def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
-    """Of each row, in the working precision."""
-    xp = layout.home.xp
-    rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
-    return xp.asarray(rowwise(xp, select("logsumexp_rows", rows, impl)(rows), layout))
+def _with_logsumexp(kernel: Callable[..., Any], array: Array, impl: Impl) -> Callable[..., Any]:
+    """Return the kernel of loss, gradient and logsumexp; where a backend has none, one that reads the rows twice."""
+    fused = kernel_for("softmax_loss_and_logsumexp_rows", array, impl)
+    if fused is not None:
+        return fused
+
+    def both(rows: Array, targets: Array, row_weight: Array, spec: LossSpec, **options: Any) -> tuple[Array, ...]:
+        xp = array_namespace(rows)
+        wide = xp.astype(rows, working_dtype(xp, rows), copy=False)
+        sums = select("logsumexp_rows", wide, impl)(wide)  # before `out`, which may be the logits, is written
+        return *kernel(rows, targets, row_weight, spec, **options), sums
+
+    return both

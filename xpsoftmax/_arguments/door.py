@@ -223,7 +223,7 @@ def _check_loss(
     array, layout = check.as_logits(logits, axis)
     check_out(out, logits, layout, others)
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
-    kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none")
+    kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none" and not aux)
     direct = _is_direct(layout, out)
     context = _context(layout.home, array, switches=direct and by_kernel and terms.labels_alone)
     way = Way(layout.home, layout.axis, layout.working, kernel, context, direct, terms, adds_up, by_kernel)

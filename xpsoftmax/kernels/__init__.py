@@ -22,6 +22,7 @@ ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax
 OPERATIONS = (
     *ROW_OPERATIONS,
     "softmax_loss_total",
+    "softmax_loss_and_logsumexp_rows",
     "are_classes",
     "are_weights",
     "total",
