@@ -52,7 +52,7 @@ def recall(key: Key | None) -> Any:
     if kernels.BACKENDS is not _backends:
         forget()
     try:
-        return None if key is None else _memory.get(key)
+        return _memory.get(key)  # type: ignore[arg-type]
     except TypeError:  # an option that is not hashable: the checks say what is wrong with it
         return None
 
@@ -217,11 +217,11 @@ def _check_loss(
 ) -> tuple[Array, Array, LossOptions, Layout, Way]:
     check_flag("aux", aux)
     check_impl(impl)
-    others = _others(targets, options)
     if not grad:
-        check_unrecorded(logits=logits, **others)
+        check_unrecorded(logits=logits, **_others(targets, options))
     array, layout = check.as_logits(logits, axis)
-    check_out(out, logits, layout, others)
+    if out is not None:
+        check_out(out, logits, layout, _others(targets, options))
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
     kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none" and not aux)
     direct = _is_direct(layout, out)

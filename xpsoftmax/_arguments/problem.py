@@ -77,15 +77,16 @@ def check_terms(targets: Array, options: LossOptions, layout: Layout) -> tuple[A
     )
     of_classes = (layout.classes,)
     class_weight = check.as_weight("class_weight", options.class_weight, layout, of_classes, "one weight a class")
-    options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
+    if class_weight is not options.class_weight or sample_weight is not options.sample_weight:
+        options = options._replace(class_weight=class_weight, sample_weight=sample_weight)
     soft = array.ndim == len(layout.shape)
     unweighted = class_weight is sample_weight is ignore_index is None
     index_dtype, wraps = (None, False) if soft else check.index_of(array, layout.home.xp)
-    are_classes, are_weights = (kernel_for(name, array, "auto") for name in ("are_classes", "are_weights"))
-    if not unweighted and are_weights is None:  # each of these kernels waits: one wait for all arrays is better
-        are_classes = None
-    terms = Terms(soft, unweighted and not soft, ignore_index, index_dtype, wraps, are_classes, are_weights)
-    return array, options, terms
+    labels_alone = unweighted and not soft
+    are_weights = None if labels_alone else kernel_for("are_weights", array, "auto")
+    # Each of these kernels waits for the device: where they cannot look at all arrays, one wait for all is better.
+    are_classes = kernel_for("are_classes", array, "auto") if labels_alone or are_weights else None
+    return array, options, Terms(soft, labels_alone, ignore_index, index_dtype, wraps, are_classes, are_weights)
 
 
 def weigh(
@@ -220,9 +221,9 @@ def _counting(xp: Namespace, rows: Array, sample_weight: Array | None, ignored: 
     else:
         counting = _flat(xp, sample_weight)
         if layout.lengthless:
-            from xpsoftmax.kernels.dask import beside  # imports dask: not before the caller has
+            from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
 
-            counting = beside("sample_weight", counting, "targets", rows)
+            counting = with_rows_of("sample_weight", counting, "targets", rows)
     return counting if ignored is None else xp.where(_flat(xp, ignored), 0.0, counting)
 
 

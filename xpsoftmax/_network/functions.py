@@ -313,7 +313,7 @@ def mlp_loss_and_grad(
     Notes
     -----
     Rows of weight zero add nothing, whatever they hold, also where their inputs are nan. ReLU has derivative 0 at 0.
-    Checked against numerical gradients, textbook forms with two loops, and PyTorch's autograd
+    Checked against numerical gradients, the two-loop textbook forms and PyTorch's autograd
     (``tests/network/test_mlp.py``).
 
     References

@@ -19,7 +19,7 @@ from xpsoftmax.kernels.numpy.logsumexp import logsumexp_of_tile
 from xpsoftmax.kernels.numpy.mass_loss import label_loss_with_options, soft_target_loss
 from xpsoftmax.kernels.numpy.primitives import SHORT
 from xpsoftmax.kernels.numpy.smoothed_loss import LEAST_SMOOTHING, smoothed_loss
-from xpsoftmax.kernels.numpy.tiles import for_each_tile
+from xpsoftmax.kernels.numpy.tiles import fit_one_tile, for_each_tile
 
 _INT64 = np.dtype(np.int64)
 BYTES_OF_ROW = 200
@@ -63,6 +63,9 @@ def _loss_rows(
         targets, row_weight = _valid_labels(targets, row_weight, logits.shape[1])
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         cached = 4 if logits.shape[1] <= SHORT else 1  # short rows may be computed in float64
+        if grad and out is None and fit_one_tile(logits, cached):
+            label_loss(logits, result, targets, row_weight, losses, z_loss=spec.z_loss, grad=True)
+            return losses, result
         compute = partial(label_loss, z_loss=spec.z_loss, grad=grad)
         per_row = (targets, row_weight, losses) if sums is None else (targets, row_weight, losses, sums)
         for_each_tile(compute, logits, result, *per_row, scratch=0 if grad else 1, cached=cached)

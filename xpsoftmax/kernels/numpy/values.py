@@ -8,6 +8,7 @@ import numpy as np
 
 from xpsoftmax._typing import Array
 
+_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 _UNSIGNED = {
     np.dtype(f"{kind}{size}"): (np.dtype(f"u{size}"), 1 << (8 * size - (kind == "i")))
     for kind in "iu"
@@ -20,11 +21,14 @@ def are_classes(labels: Array, classes: int) -> bool:
     """See `xpsoftmax.kernels.generic.are_classes`. As unsigned numbers, negative labels are large."""
     if labels.size == 0:
         return True
-    unsigned, labels_from_0 = _UNSIGNED.get(labels.dtype, (None, 0))
-    if unsigned is None:  # of another byte order
+    if labels.dtype is _INT64:  # the usual dtype needs no look-up
+        labels = labels.view(_UINT64)
+    elif labels.dtype.isnative:
+        unsigned, labels_from_0 = _UNSIGNED[labels.dtype]
+        labels, classes = labels.view(unsigned), min(classes, labels_from_0)
+    else:
         return bool(labels.min() >= 0 and labels.max() < classes)
-    labels = labels.view(unsigned)
-    return labels.item(labels.argmax()) < min(classes, labels_from_0)  # type: ignore[no-any-return]
+    return labels.item(labels.argmax()) < classes  # type: ignore[no-any-return]
 
 
 def are_weights(weights: Array) -> bool:
