@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax._arguments.checks import working_dtype
@@ -12,7 +13,7 @@ from xpsoftmax._arguments.door import enter_loss
 from xpsoftmax._arguments.layout import deliver, in_rows, rows_out, rowwise
 from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
 from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
-from xpsoftmax.kernels import kernel_for, select, summed
+from xpsoftmax.kernels import generic, kernel_for, select, summed
 
 
 def softmax_loss(
@@ -75,8 +76,7 @@ def softmax_loss(
         If an array is of an unsupported kind or dtype, or of another library than `logits`.
     ValueError
         If a shape, device or option does not fit; with `validate`, if a label is out of range (the message names the
-        first such row) or a weight or soft target is negative or not finite; while PyTorch records gradients, if a
-        tensor requires grad.
+        first such row) or a weight or soft target is negative or not finite.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -93,8 +93,8 @@ def softmax_loss(
     class: without target mass it adds 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan.
     A row of weight zero adds exactly 0, whatever it holds.
 
-    JAX differentiates the result as `softmax_loss_and_grad` does, PyTorch does not and says so as for `softmax`. The
-    gradient is that of `softmax_loss_and_grad`, which takes tensors that require grad.
+    JAX and PyTorch differentiate the result as `softmax_loss_and_grad` does, with respect to logits, soft targets and
+    weights, to every order.
 
     References
     ----------
@@ -300,7 +300,7 @@ def _compute(
         rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
         kernel = _with_logsumexp(way.kernel, array, impl) if aux else way.kernel
         loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
-        sums = xp.asarray(rowwise(xp, more[0], layout)) if aux else None
+        sums = generic.as_0d(rowwise(xp, more[0], layout)) if aux else None
         if options.reduction == "none":
             loss = rowwise(xp, loss, layout)
         elif not way.adds_up:
@@ -312,7 +312,7 @@ def _compute(
 
 def _with_logsumexp(kernel: Callable[..., Any], array: Array, impl: Impl) -> Callable[..., Any]:
     """Return the kernel of loss, gradient and logsumexp; where a backend has none, one that reads the rows twice."""
-    fused = kernel_for("softmax_loss_and_logsumexp_rows", array, impl)
+    fused = kernel_for("softmax_loss_and_logsumexp_rows", array, impl) if isinstance(array, np.ndarray) else None
     if fused is not None:
         return fused
 

@@ -64,7 +64,7 @@ def _loss_rows(
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         cached = 4 if logits.shape[1] <= SHORT else 1  # short rows may be computed in float64
         if grad and out is None and fit_one_tile(logits, cached):
-            label_loss(logits, result, targets, row_weight, losses, z_loss=spec.z_loss, grad=True)
+            label_loss(logits, result, targets, row_weight, losses, sums, z_loss=spec.z_loss, grad=True)
             return losses, result
         compute = partial(label_loss, z_loss=spec.z_loss, grad=grad)
         per_row = (targets, row_weight, losses) if sums is None else (targets, row_weight, losses, sums)
