@@ -21,7 +21,7 @@ from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_network
-from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax._typing import Activation, Array, Impl, Reduction
 
 
 @suggesting(
@@ -46,11 +46,12 @@ def train(
     epochs: int,
     batch_size: int,
     rng: Any,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
     resume: TrainState | None = None,
+    accuracy: bool = False,
     progress: bool = False,
     callback: Callable[[TrainStep], object] | None = None,
     max_memory: int | None = None,
@@ -93,8 +94,11 @@ def train(
     resume : TrainState, optional
         State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
         must be as they were. All of the state is checked before the first step.
+    accuracy : bool
+        Record the accuracy on `X` after each epoch, by another pass over it.
     progress : bool
-        Show a progress bar; needs tqdm.
+        Show a progress bar, with the loss (on a device that of the epoch before) and, where there are any, the last
+        accuracy and validation loss and accuracy; needs tqdm.
     callback : function, optional
         Called with a `TrainStep` after each step; if it returns something true, training stops.
     max_memory : int, optional
@@ -149,6 +153,7 @@ def train(
     epochs = as_integer("epochs", epochs, low=1)
     batch_size = as_integer("batch_size", batch_size, low=1)
     check_flag("progress", progress)
+    check_flag("accuracy", accuracy)
     check_parts(optimizer, callback, patience, validation)
     net = as_network(params, activation, impl)
     net = trained_network(net, activation_to_train(net, activation, resume))
@@ -170,11 +175,14 @@ def train(
     steps = RowSteps(net, data, reg, reduction, max_memory)
     if resume is not None:
         validated, patient = validation is not None, patience is not None
-        resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
+        resume = checked_state(
+            resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient, accurate=accuracy
+        )
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     with quiet(net.xp, net.home.device):
+        counted = data if accuracy else None
         run = Run(steps, optimizer, generator, batch_size, resume)
-        return run_epochs(run, epochs, held_out, patience, callback, progress=progress)
+        return run_epochs(run, epochs, held_out, patience, callback, progress=progress, counted=counted)
 
 
 def check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:

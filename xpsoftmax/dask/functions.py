@@ -23,7 +23,7 @@ from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import activation_to_train
 from xpsoftmax._train.train import check_parts
-from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax._typing import Activation, Array, Impl, Reduction
 from xpsoftmax.dask import graph
 from xpsoftmax.dask.blocks import Model, as_model, sums_of_block
 from xpsoftmax.dask.cluster import ClusterError, Scheduler
@@ -39,7 +39,7 @@ def mlp_loss_and_grad(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -120,7 +120,7 @@ def mlp_loss(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -184,7 +184,7 @@ def mlp_predict(
     X: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     max_memory: int | None = None,
     validate: bool = True,
     impl: Impl = "auto",
@@ -251,7 +251,7 @@ def train(
     batch_size: int | None = None,
     blocks_per_step: int | None = None,
     rng: Any = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
@@ -353,8 +353,8 @@ def train(
     check_parts(optimizer, callback, patience, validation)
     reg = as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
-    activation = activation_to_train(model.network, activation, resume)
-    model = replace(model, params=carrying(model.params, activation), activation=activation)
+    trained_with = activation_to_train(model.network, activation, resume)
+    model = replace(model, params=carrying(model.params, trained_with), activation=trained_with)
     data = graph.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X, model)
     sizes = checked_sizes(scheduler, model, data)
