@@ -66,8 +66,8 @@ def train(
 ) -> TrainResult:
     """Train a network by minibatches.
 
-    Every epoch goes through all rows in a new random order; the last batch may be shorter. A batch of all rows is
-    taken as it is.
+    Every epoch goes through all rows in a new random order; the last batch may be shorter. A batch of all rows keeps
+    their order.
 
     Parameters
     ----------
@@ -86,9 +86,9 @@ def train(
     activation, reg
         As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
     validation : (X, targets), optional
-        Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
-        for after each epoch. Its inputs must be finite in all rows that count; they are looked at before
-        the first step.
+        Data of which loss (with the options of the call, but without penalty and sample weights) and accuracy are
+        computed after each epoch. Its inputs must be finite in all rows that count; they are checked before the first
+        step.
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
@@ -102,9 +102,9 @@ def train(
     callback : function, optional
         Called with a `TrainStep` after each step; if it returns something true, training stops.
     max_memory : int, optional
-        As for `mlp_loss_and_grad`; the rows of a batch are held beside what it bounds.
+        As for `mlp_loss_and_grad`; the rows of a batch, which are a copy, are not counted.
     class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
-        As for `mlp_loss_and_grad`. Labels and weights are looked at once, before the first step.
+        As for `mlp_loss_and_grad`. Labels and weights are checked once, before the first step.
 
     Returns
     -------
@@ -117,10 +117,10 @@ def train(
     TypeError, ValueError, NotImplementedError
         As `mlp_loss_and_grad`, and if an option does not fit.
     DivergenceError
-        A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
-        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end. The
-        message names the first row of `X` that counts and is not finite, if there is one. Also for a validation loss
-        that is not finite, unless no row counts.
+        A FloatingPointError, if a loss is not finite. On a device losses are checked once an epoch, without a wait
+        within it; from the first loss that is not finite on, no update is made. Parameters are checked once, at the
+        end. The message names the first row of `X` that counts and is not finite, if there is one. Also for a
+        validation loss that is not finite, unless no row counts.
     ImportError
         If `progress` is asked for without tqdm.
 
