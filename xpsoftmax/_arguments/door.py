@@ -22,7 +22,7 @@ from array_api_compat import is_cupy_array
 
 from xpsoftmax import kernels
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.axes import as_logits, as_mask
+from xpsoftmax._arguments.axes import as_logits_over_axes, as_mask
 from xpsoftmax._arguments.home import Home, surroundings
 from xpsoftmax._arguments.layout import Layout, rows_out
 from xpsoftmax._arguments.options import check_flag, check_impl
@@ -160,7 +160,7 @@ def _check_rows(
 ) -> tuple[Array, Array | None, Layout, Way]:
     check_impl(impl)
     check_unrecorded(logits=logits)
-    array, layout = as_logits(logits, axis)
+    array, layout = as_logits_over_axes(logits, axis)
     mask = as_mask(where, layout)
     check_out(out, logits, layout, {"where": where})
     kernel, by_kernel = kernels.selected(operation, array, impl)
