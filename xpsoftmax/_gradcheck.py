@@ -1,7 +1,7 @@
 """Numerical gradients: central differences, entry by entry or along random directions.
 
-A computer takes another step than the one that was asked for: x + h is rounded to a number of the dtype. The difference
-is therefore divided by the step that was taken, (x + h) - x.
+x + h is rounded to a number of the dtype, so the step taken is not exactly h. The difference of the function is
+therefore divided by the step that was taken, (x + h) - x.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def numerical_grad(
     function : callable
         Takes an array like `x` and returns one number (a 0-d array or a float).
     x : array, any shape
-        float32 or float64; float64 if the result is to be trusted to more than a few digits. It is not modified.
+        float32 or float64. In float32 only a few digits of the result are right. It is not modified.
     order : {2, 4}
-        The error falls as ``step**order``.
+        The error is proportional to ``step**order``.
     step : float, optional
-        h, absolute, the same for all entries; at least the distance from an entry to the next number of the dtype.
+        h, the same absolute step for all entries; at least the distance from an entry to the next number of the dtype.
         Default: ``eps ** (1 / (order + 1))``, 7e-4 for float64 and order 4; longer at large entries (see Notes).
     directions : int, optional
-        Instead of all entries, take the derivatives along this many random directions: for arrays with many entries.
+        Number of random directions along which to differentiate, instead of along every entry; for large arrays.
     rng : None, int, numpy.random.Generator, ...
-        Where the directions come from: anything that `numpy.random.default_rng` takes.
+        Random generator of the directions: anything that `numpy.random.default_rng` takes.
 
     Returns
     -------
@@ -73,14 +73,15 @@ def numerical_grad(
     The differences are divided by the step that was taken, ``(x + h) - x``, not by h: in float32, 1e6 + 0.04 is
     1e6 + 0.0625. The vectors that `directions` returns are those along which the steps were taken.
 
-    The default step is at least four times the distance between numbers of the dtype. Where entries are above 8 it is
-    lengthened, eightfold at a time and at most in proportion to the largest, as long as the derivative moves by less
-    than the rounding of the function may have moved it: logits near 1e4 need steps of the length 1, and the square of
-    1e8 needs steps of the length 1e5. An entry much smaller than the step gets one in proportion to it where rounding
-    would hide the derivative, or where the function has no value so far away. Each attempt calls the function two or
-    four times more. A function that varies over lengths far below 1 needs a `step` of its own.
+    The default step is at least four times the distance between numbers of the dtype. Longer steps, each eight times
+    the one before, are tried where entries are above 8, up to a step in proportion to the largest entry. A longer step
+    is used as long as it changes the derivative by less than the rounding of the function may have changed it. Logits
+    near 1e4 need steps near 1, for example, and the square of 1e8 needs steps near 1e5. For an entry much smaller than
+    the step, a step in proportion to the entry is used if rounding hides the derivative at the default step, or if the
+    function has no finite value there. Each attempt calls the function two or four times more. Pass `step` for a
+    function that varies over distances far below 1.
 
-    Keep kinks (of a ReLU) a few steps away: across them no difference quotient is right.
+    Keep kinks (as of a ReLU) a few steps away: no difference quotient across a kink is right.
 
     References
     ----------
@@ -135,8 +136,8 @@ def check_grad(
     Returns
     -------
     float
-        0 if both are zero, nan if one is not finite. In float64 with order 4, right gradients are below 1e-8, wrong
-        ones near 1.
+        0 if both are zero, nan if one is not finite. In float64 with order 4, the error of a correct gradient is below
+        1e-8, that of a wrong one usually near 1.
 
     Raises
     ------
@@ -145,8 +146,8 @@ def check_grad(
 
     Notes
     -----
-    A network with ReLUs has kinks, and the default step (7e-4) may reach across one: then a right gradient shows an
-    error of 1e-4 or so. Take a smaller `step` (1e-5) or a smooth activation.
+    A network with ReLUs has kinks, and the default step (7e-4) may reach across one. A correct gradient then shows an
+    error near 1e-4. Use a smaller `step` (1e-5) or a smooth activation.
 
     References
     ----------
@@ -193,7 +194,7 @@ def _arguments(function: Callable[[Array], Any], x: Array, order: int, step: flo
 
 
 def _directions(x: Array, count: int, rng: Any) -> np.ndarray:
-    """Random vectors (count, size of x) of the length 1, on the host."""
+    """Random unit vectors (count, size of x) on the host."""
     count = as_integer("directions", count)
     if count < 1:
         raise ValueError(f"directions must be at least 1, got {count}.")
@@ -205,15 +206,15 @@ def _directions(x: Array, count: int, rng: Any) -> np.ndarray:
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 LEAST_SPACINGS = 4
-"""How many times the distance to the next number a default step is at least: its rounding hardly bends the stencil."""
+"""Least default step, in distances between numbers: rounding then hardly changes the ratios of the offsets."""
 LONGER = 8.0
-"""How much longer the next step is that is tried."""
+"""Ratio of a longer step to the step before."""
 ENOUGH = 8.0
-"""Rounding errors up to so many times those that the default step has at entries and values near 1 are accepted."""
+"""Accepted rounding error, in multiples of that of the default step for entries and values near 1."""
 
 
 class _Range(NamedTuple):
-    """Lengths of steps: the first that is tried, and how much shorter or longer others may be than that."""
+    """Lengths of steps: the first that is tried, the shortest and the longest."""
 
     shortest: float
     first: float
@@ -221,7 +222,7 @@ class _Range(NamedTuple):
 
 
 class _Steps:
-    """How long steps are, at each entry of x (which is on the host here)."""
+    """The lengths of steps at each entry of x, which is on the host here."""
 
     def __init__(self, xp: Namespace, x: Array, order: int, given: float | None) -> None:
         self.xp, self.order, self.given = xp, order, given
@@ -231,7 +232,7 @@ class _Steps:
         with np.errstate(all="ignore"):
             self.size = np.abs(self.x)
             self.spacing = np.spacing(self.size)  # nan for infinities and nan
-            # In proportion to the largest entry: it may be what the function rounds at.
+            # In proportion to the largest entry, because rounding in the function may be relative to it.
             self.longest = self.usual * float(np.max(self.size, where=np.isfinite(self.size), initial=0.0))
             if given is not None and (self.usual < self.spacing).any():
                 raise self.too_short(int(np.argmax(self.usual < self.spacing)), "at least")
@@ -242,14 +243,14 @@ class _Steps:
         return ValueError(f"step must be {rule} {distance} near {value}, got {self.given!r}.")
 
     def range(self, entry: int) -> _Range:
-        """Of an entry."""
+        """Lengths of steps at an entry."""
         if self.given is not None:
             return _Range(self.usual, self.usual, self.usual)
         first = float(np.fmax(self.usual, LEAST_SPACINGS * float(self.spacing[entry])))
         return _Range(self.usual * float(self.size[entry]), first, self.longest)
 
     def range_along(self, vector: np.ndarray) -> tuple[np.ndarray, _Range]:
-        """Of a vector of the length 1, and that vector; it is turned to where x needs longer steps."""
+        """Lengths of steps along a unit vector, and the vector, turned towards entries of x that need longer steps."""
         if self.given is not None or not vector.size:
             return vector, _Range(self.usual, self.usual, self.usual)
         least = LEAST_SPACINGS * math.sqrt(vector.size) * self.spacing.astype(np.float64)
@@ -259,9 +260,11 @@ class _Steps:
 
 
 class _Slope(NamedTuple):
+    """A derivative as it was measured."""
+
     derivative: float
-    error: float  # what is known of it: that of rounding, and how far the derivative has moved
-    vector: Array | None = None  # along which it is taken, of the length 1
+    error: float  # estimate: that of rounding, and the change since the last step
+    vector: Array | None = None  # the unit vector along which it is taken
 
 
 def _of_entry(function: Callable[[Array], Any], x: Array, steps: _Steps, index: Array, entry: int) -> _Slope:
@@ -272,7 +275,7 @@ def _of_entry(function: Callable[[Array], Any], x: Array, steps: _Steps, index: 
         taken, values = 0.0, []
         for offset, weight in _STENCILS[steps.order]:
             with np.errstate(all="ignore"):
-                point = float(dtype.type(value + offset * h))  # a number of the dtype: no library rounds it again
+                point = float(dtype.type(value + offset * h))  # a number of the dtype, which no library rounds
             values.append((weight, _scalar(function(steps.xp.where(index == entry, point, x)))))
             taken += weight * (point - value)
         return _quotient(values, taken, steps.eps)
@@ -296,7 +299,7 @@ def _along(function: Callable[[Array], Any], x: Array, steps: _Steps, direction:
             length = _norm(xp, taken)
             if length == 0.0 and steps.x.size:
                 raise steps.too_short(int(np.argmax(steps.size)), "well above")
-            # Of an x that is not finite no difference is: the vector is as it was drawn.
+            # Where x is not finite, neither is the step taken: the vector stays as it was drawn.
             used = taken / length if 0.0 < length < math.inf else vector
         return _quotient(values, length, steps.eps)._replace(vector=used)
 
@@ -304,7 +307,7 @@ def _along(function: Callable[[Array], Any], x: Array, steps: _Steps, direction:
 
 
 def _quotient(values: list[tuple[float, float]], taken: float, eps: float) -> _Slope:
-    """What the differences of the function are over the step taken; rounding moves each value by eps of it."""
+    """Difference quotient for the step taken; the error assumes that each value is rounded by eps."""
     if not (taken != 0.0 and math.isfinite(taken) and all(math.isfinite(value) for _, value in values)):
         return _Slope(math.nan, math.nan)
     rounding = eps * sum(abs(weight) for weight, _ in values) * max(abs(value) for _, value in values)
@@ -312,10 +315,11 @@ def _quotient(values: list[tuple[float, float]], taken: float, eps: float) -> _S
 
 
 def _best(measured: Callable[[float], _Slope], lengths: _Range, steps: _Steps) -> _Slope:
-    """The derivative by the first step, or by another one where that tells more.
+    """The derivative by the first step, or by another one that is more accurate.
 
-    A longer step rounds less and bends more; for a small entry a short step may round less, since the function is small
-    there too. Another step is taken where the derivative moves by less than the error that it had.
+    A longer step has less rounding error and more curvature error. For a small entry a short step may have less
+    rounding error, because the function is small there, too. A derivative is replaced by that of another step if it
+    changes by less than its error.
     """
     shortest, h, longest = lengths
     best = measured(h)
@@ -337,7 +341,7 @@ def _best(measured: Callable[[float], _Slope], lengths: _Range, steps: _Steps) -
 
 
 def _better(best: _Slope, other: _Slope) -> _Slope | None:
-    """Another measurement with its error, if that is smaller; None if not."""
+    """Another measurement with its error, if the error is smaller; else None."""
     error = abs(other.derivative - best.derivative) + other.error
     return other._replace(error=error) if error < best.error else None
 

@@ -149,14 +149,18 @@ def test_a_number_too_large_for_float32(digits):
         made({}, dtype="float32").fit(sparse.csr_array(X), y)
 
 
-def test_shapes_and_models_elsewhere(digits):
+def test_shapes(digits):
     X, y = digits
     model = made({}).fit(sparse.csr_array(X), y)
     with pytest.raises(ValueError, match=r"X has 63 features, but MLPClassifier is expecting 64 features"):
         model.predict(sparse.csr_array(X[:, 1:]))
     with pytest.raises(ValueError, match=r"[Ff]ound array with 0 sample"):
         model.predict(sparse.csr_array((0, 64)))
+
+
+def test_a_model_in_pytorch(digits):
     torch = pytest.importorskip("torch")
+    X, y = digits
     with pytest.raises(ValueError, match=r"must use the same namespace and device as the model, torch.*got numpy"):
         made({}).fit(torch.asarray(X), y).predict(sparse.csr_array(X))
 

@@ -221,9 +221,9 @@ def _counting(xp: Namespace, rows: Array, sample_weight: Array | None, ignored: 
     else:
         counting = _flat(xp, sample_weight)
         if layout.lengthless:
-            from xpsoftmax.kernels.dask import beside  # imports dask: not before the caller has
+            from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
 
-            counting = beside("sample_weight", counting, "targets", rows)
+            counting = with_rows_of("sample_weight", counting, "targets", rows)
     return counting if ignored is None else xp.where(_flat(xp, ignored), 0.0, counting)
 
 

@@ -1,4 +1,4 @@
-"""The check that layers have the shapes, library and device of others."""
+"""The check that layers (gradients, states, other parameters) match those of a network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from xpsoftmax._network.layers import Params, recorded
 
 
 def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
-    """Check that layers have the shapes, library and device of those that they meet: broadcasting hides mistakes.
+    """Check that layers have the shapes, library, device and activation of `own`.
 
-    Nor may they carry another activation.
+    Without the check, broadcasting could turn a mistake into a wrong result.
     """
     key = _key(layers, own)
     if not recall(key):

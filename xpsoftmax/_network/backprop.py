@@ -1,4 +1,4 @@
-"""Backpropagation: a chunk of rows forward through all layers, and the gradients of its logits back.
+"""Backpropagation: a chunk of rows forward through all layers, and the gradients of its logits backward.
 
 a[0] = X,  z[l] = a[l-1] W[l] + b[l],  a[l] = activation(z[l]),  logits = z[L]
 delta[L] = dloss/dlogits,  dW[l] = a[l-1]^T delta[l],  db[l] = 1^T delta[l],
@@ -23,21 +23,21 @@ from xpsoftmax.kernels.sparse import is_sparse
 
 
 class Buffers:
-    """Arrays that a chunk of rows leaves to the next one, and a call to the next of the same shapes, by name.
+    """Arrays by name that are reused by the next chunk of rows, and by the next call with the same shapes.
 
-    Memory that is new to a process has to be brought in page by page, which takes as long as the arithmetic.
+    The system maps new memory page by page when it is first written, which takes as long as the arithmetic.
     """
 
     def __init__(self) -> None:
         self._arrays: dict[Any, Array] = {}
 
     def take(self, name: tuple[str, int], shape: tuple[int, int], dtype: DType) -> Array:
-        """An array of this shape, of anything."""
+        """An array of this shape, with any contents."""
         array = self._arrays.get(name)
         if array is not None and array.shape == shape and array.dtype == dtype:
             return array
         if array is None or array.shape[0] < shape[0] or array.shape[1] != shape[1] or array.dtype != dtype:
-            self._arrays[name] = array = None  # before there is another one
+            self._arrays[name] = array = None  # frees the old array before the new one is made
             array = self._arrays[name] = np.empty(shape, dtype)
         return array[: shape[0]]
 
@@ -62,7 +62,8 @@ def forward(
 ) -> tuple[list[Array], list[Array | None], Array]:
     """Return the inputs of every layer, the slopes of the hidden ones (with `grad`), and the logits.
 
-    `watch` is called with the product of inputs and first weight. `dead` knows the rows that need not be finite.
+    `watch` is called with the product of the inputs and the first weight. `dead` has the rows of weight 0, which may
+    hold numbers that are not finite.
     """
     inputs: list[Array] = [X]
     slopes: list[Array | None] = []
@@ -96,7 +97,10 @@ def backward(
     buffers: Buffers | None,
     grads: Params | None,
 ) -> None:
-    """Add the gradients of a chunk to `sums`, given the gradient of its logits; the first go to `grads` if given."""
+    """Add the gradients of a chunk to `sums`, given the gradient `delta` of its logits.
+
+    The gradients of the first chunk are written to `grads`, if given.
+    """
     xp = net.xp
     for i in reversed(range(len(net.layers))):
         before, into, kind = sums[i], None if grads is None else grads[i], type(net.layers[i])
@@ -114,14 +118,14 @@ def _first_sums(net: Network, left: Array, delta: Array, into: Layer | None, lik
     kind = type(like)
     if is_sparse(left):
         return kind(sparse.transposed_product(left, delta), _sum_of_rows(net, delta))
-    if type(delta) is np.ndarray:  # the same without the wrappers
+    if type(delta) is np.ndarray:  # without the wrappers of the namespace, which cost time
         weight, bias = (None, None) if into is None else into
         return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(net, delta, bias))
     return kind(_transposed_product(net.xp, left, delta, like.weight), _sum_of_rows(net, delta))
 
 
 def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -> Array:
-    """Return left^T right, in JAX laid out over its devices as `like` is."""
+    """Return left^T right; JAX distributes it over its devices as `like` is distributed."""
     transposed = xp.matrix_transpose(left)
     if is_jax_array(left):
         return select("product", left, "generic")(transposed, right, like)
@@ -129,9 +133,9 @@ def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -
 
 
 def _sum_of_rows(net: Network, delta: Array, out: Array | None = None) -> Array:
-    """Sum over the rows of an array (R, H), to the last digits however many there are; NumPy writes it to `out`.
+    """Sum over the rows of an array (R, H), accurate for any number of rows; with NumPy, written to `out`.
 
-    NumPy adds long sums up in parts: it would take five times as long in float64.
+    NumPy adds parts of long sums, and then the parts: adding in float64 would take five times as long.
     """
     if is_dask_array(delta):
         return generic.sum_of_rows(delta)
@@ -150,7 +154,7 @@ def _sum_of_rows(net: Network, delta: Array, out: Array | None = None) -> Array:
 
 
 def _add_product(xp: Namespace, total: Array, left: Array, right: Array, spare: int, buffers: Buffers | None) -> Array:
-    """Return total + left^T right; where `total` can be written to, in place and by columns of `spare` bytes."""
+    """Return total + left^T right: in place, if `total` can be written to, and by columns of at most `spare` bytes."""
     if not is_writable(total):
         return total + _transposed_product(xp, left, right, total)
     rows, columns = total.shape
@@ -167,10 +171,11 @@ def _columns(array: Array, part: slice) -> Array:
 
 
 class DeadRows:
-    """Rows of weight 0 on their way through the layers, for JAX.
+    """Rows of weight 0 as they pass through the layers, for JAX.
 
-    JAX may differentiate with respect to their weights, which asks for the losses that they would have. They are
-    computed like other rows as long as what they hold is finite. From there on they are zeros, and their logits nan.
+    JAX may differentiate with respect to their weights, for which it needs the losses that they would have. Such a row
+    is computed like other rows as long as its numbers are finite. From the layer on where they are not, the row is
+    zeros, and its logits become nan.
     """
 
     def __init__(self, xp: Namespace, row_weight: Array) -> None:
@@ -184,5 +189,5 @@ class DeadRows:
         return self._xp.where(lost[:, None], 0.0, x)
 
     def marked(self, logits: Array) -> Array:
-        """Logits (R, C) with nan in the rows that were not finite somewhere."""
+        """Logits (R, C) with nan in the rows that were not finite in some layer."""
         return self._xp.where(self._lost[:, None], float("nan"), logits)

@@ -1,4 +1,4 @@
-"""How many rows pass through the network at once: the plan of memory."""
+"""How many rows pass through the network at once, so that temporary arrays stay within a memory limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xpsoftmax.kernels.generic import scratch_arrays
 from xpsoftmax.kernels.sparse import held_for_a_row, is_sparse
 
 DEFAULT_MAX_MEMORY = 256 * 2**20
-"""Bytes of temporary memory of an mlp call if `max_memory` is None (or as many as one row needs)."""
+"""Most bytes of temporary memory of an mlp call if `max_memory` is None and one row does not need more."""
 
 
 def is_writable(array: Array) -> bool:
@@ -26,44 +26,47 @@ def is_writable(array: Array) -> bool:
 
 
 def slices(length: int, step: int) -> list[slice]:
+    """Cut a length into slices of `step`."""
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def overwrites_logits(net: Network) -> bool:
-    """Whether a kernel computes the loss, and writes the gradient over the logits."""
+    """Whether the loss is computed by a kernel that can write the gradient over the logits."""
     return net.kernels.softmax_loss_rows is not generic.softmax_loss_rows and is_writable(net.layers[0].weight)
 
 
 class Plan(NamedTuple):
+    """Chunks of rows (None: all rows), and memory for a temporary product."""
+
     chunks: Sequence[slice | None]
     spare: int  # bytes for the product that is added to a weight gradient
 
 
 ACTIVATION_ARRAYS = 8
-"""Arrays of the size of a hidden layer that an activation holds at most: temporaries, and masks of a byte a number."""
+"""Most arrays of the size of a hidden layer that an activation holds: temporaries, and masks of one byte a number."""
 
 
 SMALL = 2**20
-"""Bytes of NumPy logits up to which their gradient gets an array of its own: the kernel is faster then."""
+"""Most bytes of NumPy logits whose gradient gets an array of its own, which is faster than overwriting them."""
 
 
 IN_PLACE = 8 * 2**20
-"""Bytes that the kernels hold at most beside what they overwrite."""
+"""Most bytes that kernels hold in addition to the arrays that they overwrite."""
 
 
 MOST_HELD = 16
-"""Numbers that are held for a unit of a row at most, in any layer."""
+"""Most numbers that are held for one unit of one row, in any layer."""
 
 
 def features_of(X: Array) -> int:
-    """Return how many numbers a copy of a row of the inputs takes."""
+    """Return how many numbers a copy of one row of the inputs holds."""
     return held_for_a_row(X) if is_sparse(X) else int(X.shape[1])
 
 
 def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | None, features: int | None = None) -> Plan:
-    """Cut the rows so that the temporaries of a chunk stay within `max_memory`; small problems are seen at a glance.
+    """Cut the rows so that the temporaries of a chunk stay within `max_memory`.
 
-    `features` is `features_of` the inputs, where they are known.
+    `features` is `features_of` the inputs, if these are known.
     """
     if max_memory is not None:
         max_memory = as_integer("max_memory", max_memory)
@@ -72,6 +75,7 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
         + sum(net.hidden)
         + net.layers[-1].bias.shape[0]
     )
+    # Small problems are recognised without the counts below.
     if is_dask_array(net.layers[0].weight) or (
         max_memory is None and rows * widths * MOST_HELD * 8 <= DEFAULT_MAX_MEMORY
     ):
@@ -87,14 +91,15 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
 
     cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0
 
-    # Numbers a row, forward and back: what is cast, activations and slopes, then the logits with what the loss takes.
+    # Numbers for each row: inputs and targets that are cast, activations and slopes, and the logits with the
+    # temporaries of the loss (forward), or with the gradients of the layers (backward).
     in_place = net.kernels.bias_activation is not generic.bias_activation
     held = features + cast + 2 * sum(hidden)
-    if not in_place:  # products stay beside what is made of them
+    if not in_place:  # products and their activations are different arrays
         held += 2 * sum(hidden) + classes
     widest = max(hidden, default=0)
     loss = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
-    forward = held + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the logits of the chunk before may be there
+    forward = held + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the last chunk's logits may still exist
     backward = held + classes + 3 * widest
     least = itemsize * max(forward, backward) + column
     if max_memory is None:
@@ -114,7 +119,7 @@ def chunks_of(rows: int, step: int) -> Sequence[slice | None]:
 
 
 def budget(max_memory: int | None) -> int:
-    """Bytes of temporary memory; `plan_chunks` sees whether they are enough."""
+    """Bytes of temporary memory; `plan_chunks` checks whether one row fits."""
     return DEFAULT_MAX_MEMORY if max_memory is None else as_integer("max_memory", max_memory)
 
 

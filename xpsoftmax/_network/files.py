@@ -1,4 +1,4 @@
-"""Parameters in safetensors files: tensors and one line of JSON, no code; any library of arrays reads them.
+"""Parameters in safetensors files, which hold tensors and one line of JSON, and no code.
 
 A file holds NumPy arrays by name, and under the key "xpsoftmax" of its metadata a JSON text that says what they are.
 """
@@ -20,7 +20,7 @@ PARAMS = {"content": "params", "format": 1, "weight": "(fan_in, fan_out)"}
 """The metadata of the parameters of a network; `format` grows when an older xpsoftmax would read them wrongly.
 
 If a layer carries an activation there is also "activation", a list with that of each layer, or null. An older xpsoftmax
-refuses such a file, since it compares the whole.
+refuses such a file, because it compares all of the metadata.
 """
 
 
@@ -30,8 +30,8 @@ def save_params(path: str | os.PathLike[str], params: PairsOfArrays) -> None:
     Parameters
     ----------
     path : str or os.PathLike
-        The file; one that is there already is replaced, in one step: whoever opens it finds the old parameters or the
-        new ones, whole, also if writing fails or the process is killed.
+        The file. An existing file is replaced in one step: a reader finds either the old or the new parameters,
+        complete, even if writing fails or the process is killed.
     params : sequence of Layer
         (weight (fan_in, fan_out), bias (fan_out,)) of each layer, arrays of any library, on any device. The activation
         that the layers carry (see `Layer`) is written into the metadata of the file.
@@ -47,7 +47,7 @@ def save_params(path: str | os.PathLike[str], params: PairsOfArrays) -> None:
     TypeError, ValueError
         If `params` is not a network or `path` not the path of a file; nothing is written.
     OSError
-        If the file cannot be written; nothing is left behind, and an older file stays.
+        If the file cannot be written. An existing file stays as it was, and no other file is left behind.
 
     Notes
     -----
@@ -55,7 +55,7 @@ def save_params(path: str | os.PathLike[str], params: PairsOfArrays) -> None:
     (float16, bfloat16, float32 or float64) and every bit, except that a bfloat16 nan may become another nan.
     ``safetensors.torch.load_file`` and the like read them; a weight is (fan_in, fan_out), the transpose of what
     ``torch.nn.Linear`` holds, and the metadata says so. Arrays on another device are copied to the host, dask arrays
-    computed. While it is written the file is in memory up to twice.
+    computed. While the file is written, memory holds its contents up to twice.
 
     Examples
     --------

@@ -47,10 +47,10 @@ def init_params(
         Anything that `numpy.random.default_rng` takes. The numbers are drawn on the host in float64 and then moved, so
         every library and dtype starts from the same weights.
     activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
-        That the hidden layers carry: every function that takes the parameters then takes it from them. Default: none.
+        The activation that the hidden layers carry: every function takes it from the parameters. Default: none.
     scheme : {"he", "glorot", "lecun"}
     std : float, optional
-        Standard deviation of all weights, in place of the scheme's.
+        Standard deviation of all weights, instead of that of the scheme.
     dtype : dtype of `xp`, optional
         Default: the default floating dtype of `xp`.
     xp : module, optional

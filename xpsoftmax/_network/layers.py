@@ -1,4 +1,8 @@
-"""Layers, and the activation that hidden layers carry: in their type, so that whatever rebuilds a layer keeps it."""
+"""Layers, and the activation that hidden layers carry.
+
+The activation is part of a layer's type: code that rebuilds a layer with `type(layer)(...)`, as JAX, PyTorch, dask and
+pickle do, keeps it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from xpsoftmax.kernels.activations import ACTIVATIONS
 
 
 def check_activation(name: str) -> None:
-    """ValueError with the names there are."""
+    """Check the name of an activation; the error lists the names that exist."""
     check_choice("activation", name, tuple(ACTIVATIONS))
 
 
@@ -27,8 +31,8 @@ class Layer(NamedTuple):
     -----
     ``layer.activation`` is the activation that a hidden layer of a network carries, or None. `init_params` with
     ``activation=`` and `train` return such layers, of a subclass for each activation, and the functions take the
-    activation from them. Whatever makes a layer of a layer keeps it: ``layer._replace(weight=...)``, copies, pickles,
-    and the pytrees of JAX and PyTorch. A plain pair ``(weight, bias)`` can stand for a layer; it carries no activation.
+    activation from them. ``layer._replace(weight=...)``, copies, pickles, and the pytrees of JAX and PyTorch keep it.
+    Every function also takes a plain pair ``(weight, bias)`` in place of a layer; it carries no activation.
 
     Examples
     --------
@@ -113,7 +117,7 @@ Params = tuple[Layer, ...]
 
 
 PairsOfArrays: TypeAlias = Sequence[tuple[Array, Array] | list[Array]]
-"""What the functions take as parameters: layers, or plain pairs (weight, bias)."""
+"""Parameters as the public functions take them: layers, or plain pairs (weight, bias)."""
 
 
 CARRYING: dict[str, type[Layer]] = {
@@ -130,7 +134,7 @@ DEFAULT = "relu"
 
 
 def kind_of(layer: object) -> type[Layer]:
-    """Return the type of the layers that are made of this one: its own, or `Layer` for a plain pair."""
+    """Return the type for a layer that is made from this one: the type of this one, or `Layer` for a plain pair."""
     kind: Any = type(layer)
     if kind in KINDS:
         return kind  # type: ignore[no-any-return]
@@ -138,7 +142,7 @@ def kind_of(layer: object) -> type[Layer]:
 
 
 def recorded(layers: Sequence[Any], name: str = "params") -> str | None:
-    """Return the activation that the hidden layers carry, or None; the last layer has no activation to speak of."""
+    """Return the activation that the hidden layers carry, or None. The last layer has no activation."""
     found, first = None, 0
     for i, layer in enumerate(layers[:-1]):
         own = layer.activation if isinstance(layer, Layer) else None
@@ -151,7 +155,7 @@ def recorded(layers: Sequence[Any], name: str = "params") -> str | None:
 
 
 def chosen(layers: Sequence[Any], activation: str | None) -> str:
-    """Return the activation of a network: the explicit one, or what its layers carry, or the default."""
+    """Return the activation of a network: the explicit one, else the one that its layers carry, else the default."""
     if activation is not None:
         check_activation(activation)
     own = recorded(layers)
@@ -166,11 +170,11 @@ def chosen(layers: Sequence[Any], activation: str | None) -> str:
 
 
 def carrying(layers: Sequence[Layer], activation: str) -> Params:
-    """Let the hidden layers carry an activation."""
+    """Return layers of which the hidden ones carry an activation."""
     kind = CARRYING[activation]
     return (*(kind(*layer) for layer in layers[:-1]), *layers[-1:])
 
 
 def alike(layers: Sequence[Layer], own: Sequence[Layer]) -> Params:
-    """Return layers with the types of others: they carry the same activations."""
+    """Return the layers with the types of `own`, so that they carry the same activations."""
     return tuple(kind_of(like)(*layer) for layer, like in zip(layers, own, strict=True))

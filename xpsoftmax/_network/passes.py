@@ -45,7 +45,7 @@ def sum_over_rows(
         layout = Layout(home, (X.shape[0], classes), 1, net.working, check.blocks_of(X))
         problem = enter_problem(targets, layout, options, budget(max_memory))
         if layout.lengthless:
-            problem = _beside(problem, X)
+            problem = _with_rows_of(problem, X)
         plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))
         loss, grads = sum_over_chunks(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
@@ -53,11 +53,11 @@ def sum_over_rows(
     return net, Sums(loss, problem.total, grads, problem.row_weight), reg
 
 
-def _beside(problem: Problem, X: Array) -> Problem:
+def _with_rows_of(problem: Problem, X: Array) -> Problem:
     """The same problem, in which a block that has not the rows of that of X is an error when it is computed."""
-    from xpsoftmax.kernels.dask import beside  # imports dask: not before the caller has
+    from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
 
-    targets, row_weight = (beside("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
+    targets, row_weight = (with_rows_of("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
     return problem._replace(targets=targets, row_weight=row_weight)
 
 

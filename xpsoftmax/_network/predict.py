@@ -1,4 +1,4 @@
-"""The most probable class of each row: rows pass through the network in chunks, of which only the labels are kept."""
+"""The most probable class of each row. Rows pass through the network in chunks, of which only the labels are kept."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ NO_CLASS = -1
 
 
 LABELS = 32
-"""Bytes a row of a chunk beside its logits: its label, the largest logit, and masks."""
+"""Bytes for each row of a chunk in addition to its logits: its label, the largest logit, and masks."""
 
 
 IN_CACHE = 4 * 2**20
-"""Bytes of NumPy logits up to which larger chunks are faster."""
+"""Bytes of a chunk of NumPy logits above which larger chunks are no faster."""
 
 
 LEAST_ROWS = 64
-"""Rows of a chunk below which the matrix products get slow, however many classes there are."""
+"""Rows of a chunk below which matrix products get slow, for any number of classes."""
 
 
 def predict(
@@ -64,7 +64,7 @@ def _predict_chunks(net: Network, X: Array, chunks: Sequence[slice | None]) -> A
         if X.dtype != net.working:
             part = net.xp.astype(part, net.working)
         found = labels_of(net.xp, forward(net, part, buffers=buffers)[2])
-        del part  # before the next one is cast
+        del part  # frees it before the next chunk is cast
         if labels is None:
             parts.append(found)
         else:
@@ -77,18 +77,18 @@ def _predict_chunks(net: Network, X: Array, chunks: Sequence[slice | None]) -> A
 def labels_of(xp: Namespace, logits: Array) -> Array:
     """The first class of the largest logit of each row (R, C); `NO_CLASS` for a row that holds nan."""
     if type(logits) is np.ndarray:
-        # NumPy takes the first nan for the largest number, so that only one number of a row has to be looked at.
+        # NumPy's argmax finds the first nan, if there is one: a row has a nan if its largest number is nan.
         labels = logits.argmax(axis=1)
         largest = logits[np.arange(labels.size), labels]
-        if math.isnan(np.add.reduce(largest)):  # or the largest are infinities of both signs
+        if math.isnan(np.add.reduce(largest)):  # also where infinities of both signs are added
             labels[np.isnan(largest)] = NO_CLASS
         return labels
-    # What the largest of numbers and nan is, the standard does not say.
+    # The standard does not define argmax for rows that hold a nan.
     return xp.where(xp.any(xp.isnan(logits), axis=1), NO_CLASS, xp.argmax(logits, axis=1))
 
 
 def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[slice | None]:
-    """Chunks of rows whose temporaries stay within `max_memory`; dask arrays are in parts already."""
+    """Chunks of rows whose temporaries stay within `max_memory`; one chunk for dask arrays, which have blocks."""
     if max_memory is not None:
         max_memory = as_integer("max_memory", max_memory)
     if is_dask_array(X):
@@ -97,15 +97,15 @@ def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[
     cast = 0 if X.dtype == net.working else X.shape[1]
     in_place = net.kernels.bias_activation is not generic.bias_activation
     widest = max(net.hidden, default=0)
-    held = cast + sum(net.hidden) + classes  # the logits of the chunk before are there while activations are computed
+    held = cast + sum(net.hidden) + classes  # the last chunk's logits still exist
     numbers = held + max(0 if in_place else classes, ACTIVATION_ARRAYS * widest)
-    beside = classes + LABELS  # a byte a class says whether a logit is nan
+    beside = classes + LABELS  # a mask of one byte a class marks nan
     least = itemsize * numbers + beside
     budget = max(DEFAULT_MAX_MEMORY, least) if max_memory is None else max_memory
     if budget < least:
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {budget}.")
     step = budget // least
-    if in_place:  # large arrays in parts
+    if in_place:  # kernels work on large arrays tile by tile
         step = max(step, (budget - IN_PLACE) // (itemsize * held + beside))
     if type(X) is np.ndarray:
         step = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(classes, widest))))
@@ -141,7 +141,7 @@ def _check_labels(net: Network, X: Array, labels: Array) -> None:
 
 
 def _first_without_class(xp: Namespace, labels: Array) -> int | None:
-    if type(labels) is np.ndarray and (labels.size == 0 or labels.min() > NO_CLASS):  # quicker than what follows
+    if type(labels) is np.ndarray and (labels.size == 0 or labels.min() > NO_CLASS):  # faster than a mask
         return None
     bad = labels == NO_CLASS
     if not bool(xp.any(bad)):
@@ -150,7 +150,7 @@ def _first_without_class(xp: Namespace, labels: Array) -> int | None:
 
 
 def no_class(row: int, *, finite: bool = False) -> Bad:
-    """What is wrong with a row whose logits hold nan; `finite` where its inputs are known to be finite."""
+    """The error for a row whose logits hold nan; `finite` if its inputs are known to be finite."""
     cause = "The row is finite, so that params hold nan or numbers that are too large. " if finite else ""
     hint = f"{cause}With validate=False such rows get the label {NO_CLASS}."
     return Bad("X", "have logits without nan in every row", float("nan"), "row", (row,), hint)

@@ -1,4 +1,4 @@
-"""Sums over rows: partial sums, and the loss and gradients that they end as."""
+"""Sums of losses and gradients over rows, and the means that the public functions return."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from xpsoftmax.kernels.generic import narrowed
 
 
 class PartialSums(NamedTuple):
-    """Sums over some of the rows, as `mlp_partial_sums` returns them: those of disjoint rows add up to those of all.
+    """Sums over some of the rows, as `mlp_partial_sums` returns them.
 
-    Add them with ``+`` or `sum`, then call `finish`.
+    The sums of disjoint sets of rows add up to the sums of all rows: add them with ``+`` or `sum`, then call `finish`.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class PartialSums(NamedTuple):
             return PartialSums(self.loss + other.loss, self.weight + other.weight, grads)
 
     def __radd__(self, other: object) -> PartialSums:
-        """Let `sum` add up partial sums: it starts from 0."""
+        """Make `sum` work, which starts from 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def finish(self, params: PairsOfArrays, *, reg: float = 0.0) -> tuple[Array, Params]:
@@ -66,16 +66,16 @@ class PartialSums(NamedTuple):
         Parameters
         ----------
         params : sequence of Layer
-            The parameters that the sums were taken with.
+            The parameters with which the sums were computed.
         reg : float
             Strength of the L2 penalty on the weight matrices.
 
         Returns
         -------
         loss : array, 0-d
-            nan if the weights add up to nothing.
+            nan if the sum of the weights is 0.
         grads : tuple of Layer
-            In the dtype of `params`.
+            In the dtype of `params`; 0 if the sum of the weights is 0.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class PartialSums(NamedTuple):
             return with_penalty(net, loss, alike(grads, net.layers), reg)
 
     def mean(self, xp: Namespace) -> tuple[Array, Params]:
-        """Loss and gradients over the weight; nan and zero for the mean over nothing."""
+        """Loss and gradients divided by the weight; nan and 0 where the weight is 0."""
         nothing = self.weight == 0.0
         weight = xp.where(nothing, 1.0, xp.where(xp.isfinite(self.weight), self.weight, float("nan")))
         loss = xp.where(nothing, float("nan"), self.loss / weight)
@@ -100,20 +100,20 @@ class PartialSums(NamedTuple):
 
 
 def _kind_of_either(layer: Layer, other: Layer) -> type[Layer]:
-    """Type of the layer that carries an activation, if one of two does."""
+    """Type of the one of two layers that carries an activation, if either does."""
     return type(layer) if layer.activation is not None else type(other)
 
 
 class Sums(NamedTuple):
-    """What becomes `PartialSums`, or loss and gradients."""
+    """Sums over all rows of a call, from which `PartialSums` or loss and gradients are made."""
 
     loss: Array
     weight: Array | float
     grads: Params
-    row_weight: Array  # (R,): all that multiplies a row; 0 where it does not count
+    row_weight: Array  # (R,): product of all that multiplies a row; 0 for a row that does not count
 
     def partial(self, net: Network) -> PartialSums:
-        """What is added to that of other rows."""
+        """The sums in the public form, with an array for the weight."""
         weight = self.weight
         if type(weight) is float:
             with on_device(net.xp, net.home.device):
@@ -122,6 +122,7 @@ class Sums(NamedTuple):
 
 
 def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
+    """Add the L2 penalty to a loss."""
     if reg == 0.0:
         return loss
     for layer in net.layers:
@@ -130,8 +131,11 @@ def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
 
 
 def with_penalty(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:
-    """Add the penalty and its gradient; return the gradients, which may be overwritten, in the parameters' dtype."""
-    if not (type(reg) is float and reg == 0.0):  # an array is not looked at: it may be on a device
+    """Add the L2 penalty and its gradient; return the gradients in the dtype of the parameters.
+
+    The gradients that are given may be overwritten.
+    """
+    if not (type(reg) is float and reg == 0.0):  # reading an array would wait for its device
         complete = []
         for layer, grad in zip(net.layers, grads, strict=True):
             penalty, weight = net.kernels.weight_penalty(layer.weight, grad.weight, reg)

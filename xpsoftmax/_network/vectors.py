@@ -1,4 +1,4 @@
-"""Layers whose arrays are parts of one vector."""
+"""Layers whose arrays are views of one vector: a NumPy update of the vector updates all layers in one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xpsoftmax._network.layers import Params
 
 
 def parts_of(vector: np.ndarray, like: Params) -> Params:
-    """Layers of these shapes whose arrays are parts of a vector, one after the other: all of them at once, too."""
+    """Layers with the shapes of `like`, whose arrays are views of consecutive parts of the vector."""
     start, layers = 0, []
     for layer in like:
         weight, bias = layer
@@ -21,7 +21,7 @@ def parts_of(vector: np.ndarray, like: Params) -> Params:
 
 
 def vector_of(layers: Params) -> np.ndarray | None:
-    """The vector that layers are the parts of, if `parts_of` has made them."""
+    """The vector of which `parts_of` has made these layers; None for other layers."""
     vector: Any = getattr(layers[0].weight, "base", None)
     if type(vector) is not np.ndarray or vector.ndim != 1:
         return None

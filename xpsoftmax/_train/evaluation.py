@@ -60,6 +60,6 @@ def evaluation(
             hits = hits & ((problem.counting if reduction == "mean" else problem.row_weight)[rows] != 0.0)
         losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)
         loss, correct = loss + summed(xp, losses), correct + xp.sum(xp.astype(hits, net.working))
-        del X, targets, logits, losses  # before there are others
+        del X, targets, logits, losses  # before the next chunk allocates its own
     counted = data.rows if data.counts is None else int(np.count_nonzero(data.counts))
     return Evaluation(loss, problem.total, correct, counted)

@@ -55,7 +55,7 @@ class Loop:
         self.steps, self.optimizer = steps, optimizer
         self.params = self.copy(steps.network.layers if params is None else params)
         self.state = optimizer.init(self.params) if state is None else self.copy_of_state(state)
-        self.losses: list[Any] = []  # of the steps since they were last settled; on a device they stay there
+        self.losses: list[Any] = []  # of the steps since the last `settle`; not copied to the host before
         self.finite: Array | None = None  # 0-d, on a device: whether all of them are finite
 
     def run(

@@ -47,7 +47,7 @@ def run_epochs(
 
 
 class Run:
-    """A training between two steps: the loop, and what `TrainState` has beside its parameters."""
+    """A training between two steps: the loop, and all else that a `TrainState` saves."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Row operations on dask arrays: each block of rows by itself, by the operation that takes what the blocks are.
+"""Row operations on dask arrays: each block of rows is computed by the operation for arrays of the kind of the blocks.
 
-A block sees whole rows, however the classes are chunked. The graph has one task a block where the elementwise text of
-`generic` on the dask arrays themselves would have a hundred, and nothing in a block can warn.
+A block sees whole rows, however the classes are chunked. The graph has one task for each block; the elementwise code of
+`generic` on the dask arrays themselves would make a hundred. No warning comes from a block.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from xpsoftmax.kernels.generic import narrowed
 
 
 def by_blocks(operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the row operation for dask arrays, given that for their blocks; what is elementwise needs no help."""
+    """Return the row operation for dask arrays, given that for their blocks.
+
+    Operations that are not listed below are elementwise: dask computes the generic ones block by block by itself.
+    """
     return _OPERATIONS[operation](kernel) if operation in _OPERATIONS else getattr(generic, operation)
 
 
-def beside(name: str, array: Array, owner: str, like: Array) -> Array:
-    """The same array, (R,) or (R, C), that raises ValueError where a block has not the rows of that of `like`.
+def with_rows_of(name: str, array: Array, owner: str, like: Array) -> Array:
+    """Return an array, (R,) or (R, C), that raises ValueError if a block does not have the rows of that of `like`.
 
-    Where the sizes of blocks are not known, dask repeats a block of one row beside a longer one.
+    Where the sizes of blocks are unknown, dask would broadcast a block of one row against a longer one.
     """
-    # Whole rows: "l" is summed over, and "j" is a new index, since dask would align two of the same name.
+    # Blocks get whole rows: the index "l" is contracted, and "j" is new, because dask aligns two axes of one index.
     pairs = [(like, "ik"[: like.ndim]), (array, "il"[: array.ndim])]
     columns = {"j": array.shape[1]} if array.ndim == 2 else {}
     index = "ij"[: array.ndim]
@@ -71,7 +74,7 @@ def _product(kernel: Callable[..., Any]) -> Callable[..., Any]:
 def _bias_activation(kernel: Callable[..., Any]) -> Callable[..., Any]:  # noqa: ARG001
     """Products (R, H) and bias (H,) to the activation and, with `grad`, its slope (R, H).
 
-    Not by the kernel, which would overwrite a block that other tasks may need.
+    The generic operation computes a block: a kernel would overwrite it, and other tasks may need it.
     """
 
     def mapped(
@@ -97,7 +100,7 @@ def _value_of_block(z: Array, bias: Array, *, activation: Activation) -> Array:
 
 
 def _value_and_slope_of_block(z: Array, bias: Array, *, activation: Activation) -> Array:
-    """Both in one array, which is what a block gives."""
+    """Value and slope stacked: a task returns one array."""
     xp = array_namespace(z)
     value, slope = generic.bias_activation(z, bias, activation, grad=True)
     return xp.stack([value, xp.ones_like(value) if slope is None else slope])
@@ -130,7 +133,7 @@ def _loss(kernel: Callable[..., Any]) -> Callable[..., Any]:
             pairs.append((spec.class_weight, "j"))
         width = 1 + (logits.shape[1] if grad else 0)
         options = {"kernel": kernel, "spec": replace(spec, class_weight=None), "grad": grad, "names": ROWS_OF_LOSS}
-        # A block gives one array: the loss is its first column. In the working precision both keep their digits.
+        # A task returns one array, with the loss as its first column, in the working precision.
         both = _blockwise(_loss_of_block, "ik", *pairs, new_axes={"k": width}, dtype=row_weight.dtype, **options)
         return both[:, 0], narrowed(array_namespace(both), both[:, 1:], logits.dtype) if grad else None
 
@@ -172,7 +175,7 @@ def _blockwise(
 
 
 def by_rows(function: Callable[..., Array], array: Array, dtype: Any, **options: Any) -> Array:
-    """Array (R,) of what a function makes of each block (r, C) of an array (R, C), and of the number of the block."""
+    """Apply a function to each block (r, C) of an array (R, C), and to the number of the block; the result is (R,)."""
     numbers = da.arange(array.numblocks[0], chunks=1)
     meta = meta_from_array(array, ndim=1, dtype=dtype)
     return da.blockwise(
@@ -182,9 +185,9 @@ def by_rows(function: Callable[..., Array], array: Array, dtype: Any, **options:
 
 
 def _quietly(*blocks: Array, function: Callable[..., Any], names: tuple[str, ...] = (), **options: Any) -> Array:
-    """Call a function with blocks that have the same rows, those of these names.
+    """Call a function with blocks without warnings; blocks that have a name must have the rows of the first.
 
-    Threads of a pool do not inherit the errstate of the caller.
+    The threads of dask do not inherit the errstate of the caller.
     """
     for name, block in zip(names[1:], blocks[1:], strict=False):
         rows, found = blocks[0].shape[0], block.shape[0]

@@ -150,7 +150,7 @@ class Predictor:
         if found is not None:
             row, column, value = found
             place = f"row {row}, column {column} of a block" if first is None else f"row {first + row}, column {column}"
-            # In `fit` these are rows held out: it looks for the first bad row of all.
+            # Marked, because `fit` calls this for rows held out; it names the first bad row of all inputs instead.
             raise as_overflow(input_error(f"at {place}", value, dtype_name(X.dtype)))
         if self.method in ("predict", "codes"):
             codes = _codes(model, X, first)

@@ -233,7 +233,7 @@ def _passes(net: Network, X: Array, max_memory: int | None) -> Iterator[tuple[sl
     doubtful: Any = False
     for rows in chunks:
         logits = forward(net, X[rows, :], buffers=buffers, watch=watch)[2]
-        # A flag for all chunks: elsewhere the result is waited for once, after the last.
+        # One flag for all chunks: on a device it is waited for only once, after the last.
         if type(logits) is np.ndarray:
             doubtful = doubtful or not sum_is_finite(logits)
         else:

@@ -44,7 +44,7 @@ def learn(
 
     The loss of `watched`, validation data, is recorded after each epoch.
     """
-    loop = _begun(model, steps, record, incremental=incremental)
+    loop = _begin(model, steps, record, incremental=incremental)
     schedule, first_rate, power = record._schedule
     record.expect(loop.copy() if held_out is not None else None)
     epochs = _epochs(steps, rng if model.shuffle else None, _batch_size(model, steps.rows))
@@ -60,13 +60,13 @@ def learn(
             say(model, f"Iteration {record.n_iter_}, loss = {loss:.8f}")
             record_validation_loss(model, steps, loop.params, watched, record)
             try:
-                waited = _waited(model, loop, held_out, record)
+                stalled = _has_stalled(model, loop, held_out, record)
             except Interrupted:
                 warn(INTERRUPTED)
                 break
             if schedule == "invscaling":
                 _set_rate(loop, first_rate / (record.t_ + 1) ** power)
-            if waited and not _slowed(model, loop, record):
+            if stalled and not _reduce_rate(model, loop, record):
                 break
             if record.n_iter_ == model.max_iter and not incremental:
                 warn(
@@ -78,7 +78,7 @@ def learn(
     return finite_layers(steps.network, record._best if held_out is not None else loop.params)
 
 
-def _begun(model: Any, steps: Any, record: Record, *, incremental: bool) -> Loop:
+def _begin(model: Any, steps: Any, record: Record, *, incremental: bool) -> Loop:
     """Return a loop with a new optimiser, or for `partial_fit` with that of the steps before."""
     if not incremental or record._optimizer is None:
         return Loop(steps, _new_optimizer(model, record))
@@ -160,8 +160,8 @@ def _mean_loss(loop: Loop, batches: Iterable[Batch], interrupted: Callable[[], b
     return mean
 
 
-def _waited(model: Any, loop: Loop, held_out: Rows | None, record: Record) -> bool:
-    """Compare an epoch with the best; return whether too many in a row have brought nothing."""
+def _has_stalled(model: Any, loop: Loop, held_out: Rows | None, record: Record) -> bool:
+    """Compare an epoch with the best so far; return whether too many in a row did not improve on it."""
     if held_out is None:
         better = record.loss_ <= record.best_loss_ - float(model.tol)
         record.best_loss_ = min(record.best_loss_, record.loss_)
@@ -193,8 +193,8 @@ def _score_held_out(model: Any, loop: Loop, held_out: Rows, record: Record) -> f
     return accuracy(xp, codes == (y if y.ndim == 1 else xp.argmax(y, axis=1)), weight)
 
 
-def _slowed(model: Any, loop: Loop, record: Record) -> bool:
-    """After too many epochs that brought nothing: make the learning rate smaller; return False if training stops."""
+def _reduce_rate(model: Any, loop: Loop, record: Record) -> bool:
+    """After too many epochs without improvement: divide an adaptive learning rate; return False if training stops."""
     what = "Validation score" if model.early_stopping else "Training loss"
     said = f"{what} did not improve more than tol={model.tol:f} for {model.n_iter_no_change} consecutive epochs."
     rate: Any = loop.optimizer.learning_rate
@@ -205,7 +205,7 @@ def _slowed(model: Any, loop: Loop, record: Record) -> bool:
         say(model, f"{said} Learning rate too small. Stopping.")
         return False
     say(model, f"{said} Setting learning rate to {rate / 5.0:f}")
-    record._no_improvement_count = 0  # else it stays, as in scikit-learn: a warm start that brings nothing stops soon
+    record._no_improvement_count = 0  # only here, as in scikit-learn: a warm start without improvement stops soon
     _set_rate(loop, rate / 5.0)
     return True
 
