@@ -12,7 +12,6 @@ from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.problem import Problem
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
-from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.generic import scratch_arrays
 from xpsoftmax.kernels.sparse import held_for_a_row, is_sparse
 
@@ -32,7 +31,7 @@ def slices(length: int, step: int) -> list[slice]:
 
 def overwrites_logits(net: Network) -> bool:
     """Whether the loss is computed by a kernel that can write the gradient over the logits."""
-    return net.kernels.softmax_loss_rows is not generic.softmax_loss_rows and is_writable(net.layers[0].weight)
+    return net.kernels.has_kernel("softmax_loss_rows") and is_writable(net.layers[0].weight)
 
 
 class Plan(NamedTuple):
@@ -93,7 +92,7 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
 
     # Numbers for each row: inputs and targets that are cast, activations and slopes, and the logits with the
     # temporaries of the loss (forward), or with the gradients of the layers (backward).
-    in_place = net.kernels.bias_activation is not generic.bias_activation
+    in_place = net.kernels.has_kernel("bias_activation")
     held = features + cast + 2 * sum(hidden)
     if not in_place:  # products and their activations are different arrays
         held += 2 * sum(hidden) + classes

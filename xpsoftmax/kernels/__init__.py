@@ -114,11 +114,20 @@ def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG0
     return select("total", x, "generic" if impl == "generic" else "auto")(x)
 
 
+def of_library(operation: str, array: Array) -> Callable[..., Any]:
+    """Return a generic operation in the version for the library of this array: JAX and dask have their own."""
+    return getattr(generic, operation) if type(array) is np.ndarray else select(operation, array, "generic")
+
+
 class Operations:
     """The row operations for arrays of one kind, as attributes: each is selected when it is first asked for."""
 
     def __init__(self, array: Array, impl: Impl) -> None:
         self._selected_by = array, impl
+
+    def has_kernel(self, operation: str) -> bool:
+        """Whether an operation is computed by a kernel: it needs less memory, and may overwrite its arguments."""
+        return getattr(self, operation) is not getattr(generic, operation)
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         selected = select(operation, *self._selected_by)
