@@ -78,7 +78,7 @@ def softmax_loss(
     -----
     For hard labels the loss of each row has a relative error of at most ``B = (4 + T/2 + log2(C)) * eps``, however
     sure the row is: no digit is lost to ``log(p)`` near p = 1. Soft targets, smoothing and z-loss: at most B times the
-    sum of the absolute values of the terms (``tests/test_loss.py``). ``-inf`` logits are classes that cannot be:
+    sum of the absolute values of the terms (``tests/loss/test_loss.py``). ``-inf`` logits are classes that cannot be:
     without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
     its weight is zero: then it adds exactly 0.
 
@@ -163,7 +163,7 @@ def softmax_loss_and_grad(
     Notes
     -----
     The gradient at the label is formed from the other classes, never as p - 1: every entry keeps its relative
-    precision down to underflow (the bound is that of `softmax_loss`, ``tests/test_loss.py``).
+    precision down to underflow (the bound is that of `softmax_loss`, ``tests/loss/test_loss.py``).
 
     PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD, which would take
     their derivatives for zero, are an error.

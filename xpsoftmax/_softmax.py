@@ -52,12 +52,13 @@ def softmax(
     Notes
     -----
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
-    the smallest that still counts (``tests/test_softmax.py``). 16-bit logits are computed in float32.
+    the smallest that still counts (``tests/loss/test_softmax.py``). 16-bit logits are computed in float32.
 
-    JAX differentiates the result as `softmax_jvp` does, to every order (``tests/test_jax_derivatives.py``).
+    JAX differentiates the result as `softmax_jvp` does, to every order (``tests/jax/test_jax_derivatives.py``).
     PyTorch does not differentiate through the result: tensors that require grad are an error while it records
     gradients, and so are those that torch.func (``grad``, ``jvp``, ``jacrev``, ...) or forward-mode AD differentiates.
-    Within ``torch.no_grad()`` they are taken. ``torch.func.vmap`` may be used (``tests/test_torch_derivatives.py``).
+    Within ``torch.no_grad()`` they are taken. ``torch.func.vmap`` may be used
+    (``tests/torch/test_torch_derivatives.py``).
 
     References
     ----------
@@ -113,7 +114,7 @@ def log_softmax(
     Notes
     -----
     At the largest logit the value is ``-log1p(sum of the others)``, which keeps its digits where ``log(p)`` rounds to
-    zero: every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps`` (``tests/test_softmax.py``).
+    zero: every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps`` (``tests/loss/test_softmax.py``).
 
     References
     ----------
@@ -165,7 +166,7 @@ def logsumexp(
     Notes
     -----
     The error is at most ``(4 + T/2 + log2(C)) * eps * (abs(m) + log1p(sum of the others))``
-    (``tests/test_softmax.py``).
+    (``tests/loss/test_softmax.py``).
 
     References
     ----------
@@ -218,7 +219,7 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     -----
     The mean of v under p is taken off twice: first v's entry nearest to it, which is exact for a constant v and small
     for a row that is nearly certain, then the mean of what remains. The error of entry k is at most
-    ``(4 + T/2 + log2(C)) * eps * p[k] * sum(p[j] * abs(v[k] - v[j]))`` (``tests/test_softmax.py``).
+    ``(4 + T/2 + log2(C)) * eps * p[k] * sum(p[j] * abs(v[k] - v[j]))`` (``tests/loss/test_softmax.py``).
 
     References
     ----------
@@ -271,7 +272,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     Notes
     -----
     It holds C times as many numbers as `logits`; for products with it use `softmax_jvp`. On the diagonal of the most
-    probable class, ``1 - p`` is the sum of the other probabilities (``tests/test_softmax.py``).
+    probable class, ``1 - p`` is the sum of the other probabilities (``tests/loss/test_softmax.py``).
 
     References
     ----------

@@ -105,6 +105,18 @@ def test_tests_that_a_page_names_exist(page):
         assert name in (files if name.endswith(".py") else functions), name
 
 
+def test_paths_that_a_text_names_exist():
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *(DOCS / "adr").glob("*.md")]
+    texts += [path for path in (ROOT / "xpsoftmax").rglob("*") if path.suffix in (".py", ".cu", ".cuh")]
+    named = {
+        name
+        for path in texts
+        for name in re.findall(r"\b(?:tests|scripts|benchmarks|examples)/[\w/.-]*\w\.\w+", path.read_text("utf-8"))
+    }
+    assert len(named) > 40
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
 def test_the_map_names_every_module():
     drawn = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
     words, files = set(re.findall(r"\w+", drawn)), re.findall(r"\b\w+\.py\b", drawn)

@@ -210,7 +210,7 @@ def test_every_entry_of_a_parameter_has_a_thread():
     for length, grid in ((1, 1), (256, 1), (257, 2)):
         launch = plan.update_launch("adamw_rule", (64, 128, 192), 256, 0, length, "float64", (0.5,) * 8)
         assert (launch.grid, launch.block) == (grid, 256)
-        assert len(launch.arguments) == 6 + plan.RULE_NUMBERS
+        assert len(launch.arguments) == 8 + plan.RULE_NUMBERS
     assert plan.update_launch("sgd_rule", (64,), 256, 0, 9, "float32", (0.5,)).arguments[1:3] == (0, 0)
 
 

@@ -23,7 +23,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "x
 NEEDED = {name: ("jax",) for name in MODULES if name.startswith("xpsoftmax.kernels.jax")}
 NEEDED |= {
     f"xpsoftmax.kernels.cuda.{name}": ("cupy",)
-    for name in ("arrays", "launches", "sums", "rows", "losses", "layers", "launcher")
+    for name in ("arrays", "launches", "sums", "rows", "losses", "layers", "steps", "products", "capture", "launcher")
 }
 NEEDED |= {name: ("sklearn",) for name in MODULES if name.startswith("xpsoftmax.sklearn")}
 NEEDED |= {name: ("dask",) for name in MODULES if name.startswith(("xpsoftmax.dask", "xpsoftmax.kernels.dask"))}

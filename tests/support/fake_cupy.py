@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ import numpy as np
 from xpsoftmax.kernels.cuda import plan, texts
 
 MULTIPROCESSORS = 3
-IMPORT_CUPY = ("arrays", "launches", "sums", "rows", "losses", "layers", "launcher")
+IMPORT_CUPY = (
+    *("arrays", "launches", "sums", "rows", "losses", "layers"),
+    *("steps", "products", "capture", "launcher"),
+)
 """The modules of kernels/cuda/ that import CuPy, each after those that it imports."""
 
 
@@ -77,6 +81,45 @@ def only_launches() -> Iterator[list[str]]:
             delattr(Array, name)
 
 
+class Stream(AbstractContextManager):
+    """A stream: what is launched while it is captured is written down, to be run when its graph is launched."""
+
+    def __init__(self, recorder: Recorder, ptr: int) -> None:
+        self.recorder, self.ptr = recorder, ptr
+        self.captured: list[Any] | None = None
+
+    def __enter__(self) -> Stream:
+        self.before, self.recorder.current_stream = self.recorder.current_stream, self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.recorder.current_stream = self.before
+
+    def record(self, event: Any) -> Any:
+        self.recorder.order.append(("record", self.ptr))
+        return event
+
+    def wait_event(self, event: Any) -> None:
+        self.recorder.order.append(("wait", self.ptr))
+
+    def begin_capture(self) -> None:
+        self.captured = []
+
+    def end_capture(self) -> Any:
+        captured, self.captured = self.captured, None
+
+        def launch(stream: Stream) -> None:
+            self.recorder.order.append(("graph", stream.ptr))
+            for work in captured:
+                work()
+
+        return SimpleNamespace(launch=launch)
+
+    def do(self, work: Any) -> None:
+        """Run, or write down."""
+        work() if self.captured is None else self.captured.append(work)
+
+
 class Recorder:
     """A module of the name cupy; `launches` are those it was asked for."""
 
@@ -85,7 +128,9 @@ class Recorder:
         self.compiled: list[str] = []
         self.modules: dict[str, ModuleType] = {}
         self.module = ModuleType("cupy")
-        self.capturing, self.stream = False, 7
+        self.capturing, self.current_stream = False, Stream(self, 7)
+        self.order: list[tuple[str, int]] = []  # of events, and of graphs that are launched
+        self.allocator: Any = None
         runtime = SimpleNamespace(
             is_hip=False, getDevice=lambda: Device.current, streamIsCapturing=lambda stream: self.capturing
         )
@@ -99,13 +144,72 @@ class Recorder:
                 runtime=runtime,
                 Device=device,
                 driver=driver,
-                get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
+                get_current_stream=lambda: self.current_stream,
+                Stream=lambda non_blocking: Stream(self, 100 + non_blocking),
+                Event=lambda **options: SimpleNamespace(),
+                using_allocator=self._using_allocator,
             ),
-            empty=lambda shape, dtype: np.full(shape, 123, dtype).view(Array),
-            zeros=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
+            empty=lambda shape, dtype: self._allocated(np.full(shape, 123, dtype)),
+            zeros=lambda shape, dtype: self._allocated(np.zeros(shape, dtype)),
+            matmul=lambda a, b, out: self.current_stream.do(lambda: np.matmul(a, b, out=out)),
             ascontiguousarray=lambda x: x if x.flags.c_contiguous and x.ndim else np.ascontiguousarray(x).view(Array),
             RawModule=self._raw_module,
         )
+
+    @property
+    def stream(self) -> int:
+        return self.current_stream.ptr
+
+    @stream.setter
+    def stream(self, ptr: int) -> None:
+        self.current_stream = Stream(self, ptr)
+
+    @contextmanager
+    def _using_allocator(self, allocator: Any) -> Iterator[None]:
+        self.allocator = allocator
+        try:
+            yield
+        finally:
+            self.allocator = None
+
+    def _allocated(self, values: np.ndarray) -> Array:
+        if self.allocator is not None:
+            self.allocator(values.nbytes)
+        return values.view(Array)
+
+    def cublas(self) -> ModuleType:
+        """nvmath.bindings.cublas: products of matrices that are read column by column, from their addresses."""
+        module = ModuleType("nvmath.bindings.cublas")
+
+        def gemm(real: Any) -> Any:
+            def product(handle, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+                def matrix(address: int, rows: int, columns: int) -> np.ndarray:  # columns lie one after the other
+                    return (
+                        np.ctypeslib.as_array((real * (rows * columns)).from_address(address)).reshape(columns, rows).T
+                    )
+
+                left = matrix(a, lda, m if ta else k)
+                right = matrix(b, ldb, k if tb else n)
+                assert left.shape == ((k, m) if ta else (m, k))
+                assert right.shape == ((n, k) if tb else (k, n))
+                factors = [real.from_address(address).value for address in (alpha, beta)]
+                assert factors == [1, 0]
+
+                def work() -> None:
+                    matrix(c, ldc, n)[...] = (left.T if ta else left) @ (right.T if tb else right)
+
+                self.current_stream.do(work)
+
+            return product
+
+        module.__dict__.update(
+            create=lambda: 1,
+            set_stream=lambda handle, stream: None,
+            set_workspace=lambda handle, address, size: None,
+            sgemm=gemm(ctypes.c_float),
+            dgemm=gemm(ctypes.c_double),
+        )
+        return module
 
     def _raw_module(self, *, code: str, options: tuple[str, ...], backend: str) -> Any:
         assert backend == "nvrtc"
@@ -121,8 +225,9 @@ class Recorder:
                 assert shared_mem <= getattr(launch, "max_dynamic_shared_size_bytes", 48 * 1024)
                 arguments = tuple(np.uint64(x.data.ptr) if isinstance(x, Array) else x for x in arguments)
                 cluster = int(dict(defines).get("BLOCKS", "1"))
-                self.launches.append(plan.Launch(name, defines, *grid, *block, arguments, cluster, False, shared_mem))
-                cpu.run(self.launches[-1], schedule=2)
+                made = plan.Launch(name, defines, *grid, *block, arguments, cluster, False, shared_mem)
+                self.launches.append(made)
+                self.current_stream.do(lambda: cpu.run(made, schedule=2))
 
             launch.kernel = SimpleNamespace(ptr=0)
             return launch

@@ -257,7 +257,8 @@ def mlp_loss_and_grad(
     Notes
     -----
     Rows of weight zero add nothing, whatever they hold, also where their inputs are nan. ReLU has derivative 0 at 0.
-    Checked against numerical gradients, the two-loop textbook forms and PyTorch's autograd (``tests/test_mlp.py``).
+    Checked against numerical gradients, the two-loop textbook forms and PyTorch's autograd
+    (``tests/network/test_mlp.py``).
 
     References
     ----------

@@ -82,6 +82,10 @@ class Loop:
 
     def step(self, batch: Batch) -> Any:
         """Update the parameters by one batch; return its loss, or nan if no row of it counts."""
+        if self.steps.programs is not None:
+            loss = self.steps.programs.step(self, batch)
+            if loss is not None:
+                return loss
         found = self.steps.of_batch(self.params, batch)
         if found is None:
             return math.nan

@@ -260,7 +260,7 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
 
     Notes
     -----
-    Step by step that of ``torch.optim.SGD`` (``tests/test_optim.py``).
+    Step by step that of ``torch.optim.SGD`` (``tests/train/test_optim.py``).
 
     References
     ----------
@@ -311,7 +311,7 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
 
     Notes
     -----
-    Step by step that of ``torch.optim.Adam`` (``tests/test_optim.py``).
+    Step by step that of ``torch.optim.Adam`` (``tests/train/test_optim.py``).
 
     References
     ----------
@@ -358,7 +358,7 @@ def adamw(
 
     Notes
     -----
-    Step by step that of ``torch.optim.AdamW`` (``tests/test_optim.py``).
+    Step by step that of ``torch.optim.AdamW`` (``tests/train/test_optim.py``).
 
     References
     ----------

@@ -19,6 +19,7 @@ from xpsoftmax._network.sums import with_penalty
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._train.data import Data, first_flaw
 from xpsoftmax._train.evaluation import evaluation
+from xpsoftmax._train.programmed import ProgrammedSteps
 from xpsoftmax._train.state import TrainState
 from xpsoftmax._typing import Array, Reduction
 from xpsoftmax.kernels.sparse import is_sparse
@@ -59,6 +60,7 @@ class Steps(Protocol):
     on_host: bool  # whether losses are on the host: to look at one waits for nothing
     rows: int
     blocks: tuple[tuple[int, ...], int] | None  # rows of each block, and blocks of a step; None for rows in memory
+    programs: ProgrammedSteps | None  # what makes whole steps, where something does
 
     def batch_count(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
         """Return how many batches the epoch has that the generator draws; without one about how many."""
@@ -85,6 +87,8 @@ class RowBatch(NamedTuple):
     rows: Array | slice | None  # their numbers, where the data is; None for all rows
     size: int
     counts: bool  # whether a row of it counts
+    order: Array | None = None  # of all rows, where the data is; None for that which they have
+    start: int = 0  # where the batch begins in it
 
 
 class RowBatches:
@@ -102,7 +106,8 @@ class RowBatches:
         for start in range(0, self.stepper.rows, self.batch_size):
             part = slice(start, min(start + self.batch_size, self.stepper.rows))
             rows = None if self.all_at_once else part if self.numbers is None else self.numbers[part]
-            yield RowBatch(rows, part.stop - part.start, self.stepper.counts(self.order, part))
+            counts = self.stepper.counts(self.order, part)
+            yield RowBatch(rows, part.stop - part.start, counts, self.numbers, start)
 
 
 class RowSteps:
@@ -130,6 +135,8 @@ class RowSteps:
         self.plans: dict[int, Plan] = {}
         self.equal_weights: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
+        runner = net.kernels.runner()
+        self.programs = None if runner is None else ProgrammedSteps(self, runner)
         self.buffers = Buffers() if self.on_host else None
         self.grads: Params | None = None
         if self.on_host:

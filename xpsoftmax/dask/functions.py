@@ -90,7 +90,7 @@ def mlp_loss_and_grad(
     Notes
     -----
     Equal to the result in memory to 1e-12 in float64, whatever the blocks, and from run to run the same in every bit
-    for the same blocks (``tests/test_dask.py``). A task uses no threads of its own but those of the BLAS.
+    for the same blocks (``tests/dask/test_dask.py``). A task uses no threads of its own but those of the BLAS.
 
     References
     ----------
@@ -317,7 +317,7 @@ def train(
     -----
     Over one group of blocks the steps are those of `xpsoftmax.train` with the same `rng`. The result depends on the
     blocks and on `rng`, not on scheduler, workers or their number, and not on workers that die on the way: Dask
-    computes again what they held (``tests/test_dask.py``). An interrupt (Ctrl-C) gives up the step whose sums are
+    computes again what they held (``tests/dask/test_dask.py``). An interrupt (Ctrl-C) gives up the step whose sums are
     waited for; what was learnt before it is returned. Whole blocks are computed from the graph of `X` in every epoch:
     call ``X.persist()`` before where they fit into the memory of the cluster.
 

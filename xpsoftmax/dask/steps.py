@@ -16,6 +16,7 @@ from xpsoftmax._arguments.values import Bad
 from xpsoftmax._network.layers import Params
 from xpsoftmax._train.data import Data, as_data, first_flaw
 from xpsoftmax._train.evaluation import Evaluation, evaluation
+from xpsoftmax._train.programmed import ProgrammedSteps
 from xpsoftmax._typing import Array, Reduction
 from xpsoftmax.dask import graph
 from xpsoftmax.dask.blocks import Block, Model, loss_and_grads_of, one_thread, sums_of_block, uneven
@@ -68,6 +69,8 @@ class BlockSteps:
 
     With `averaged` the penalty is divided by the weight of the batch, as the losses are.
     """
+
+    programs: ProgrammedSteps | None = None  # of rows in memory only
 
     def __init__(
         self,

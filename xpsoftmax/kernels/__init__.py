@@ -134,6 +134,16 @@ class Operations:
         setattr(self, operation, selected)
         return selected
 
+    def runner(self) -> Any:
+        """Return what runs programs (xpsoftmax/_train/programs.py) on these arrays; None if nothing does."""
+        array, impl = self._selected_by
+        for backend in BACKENDS if impl != "generic" else ():
+            if backend.takes(array):
+                module = backend.load()
+                refused = hasattr(module, "refusal") and module.refusal(array) is not None
+                return None if refused else getattr(module, "Runner", None)
+        return None
+
 
 def operations(array: Array, impl: Impl) -> Operations:
     """Return the row operations for arrays like this one."""

@@ -10,6 +10,7 @@ import cupy
 
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda.capture import Runner
 from xpsoftmax.kernels.cuda.launches import capability_of
 from xpsoftmax.kernels.cuda.layers import activation_backward, bias_activation, parameter_update
 from xpsoftmax.kernels.cuda.losses import are_classes, softmax_loss_rows, softmax_loss_total
@@ -30,6 +31,7 @@ def refusal(logits: Array) -> str | None:
 
 
 __all__ = [
+    "Runner",
     "activation_backward",
     "are_classes",
     "bias_activation",

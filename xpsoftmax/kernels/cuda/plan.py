@@ -137,7 +137,7 @@ def masses_launch(
     return Launch(
         "softmax_loss_of_masses",
         mass_defines(kind, logits.dtype, _result_dtype(logits, result)),
-        _grid(logits.rows),
+        checked_grid(logits.rows),
         kind.threads,
         (
             *_rows_of(logits),
@@ -148,7 +148,7 @@ def masses_launch(
             np.uint64(losses),
             *_rows_of(result),
             np.int64(_classes(logits)),
-            *_reals(logits.dtype, (1.0 - label_smoothing, label_smoothing / logits.classes, z_loss)),
+            *as_reals(logits.dtype, (1.0 - label_smoothing, label_smoothing / logits.classes, z_loss)),
         ),
     )
 
@@ -178,20 +178,32 @@ RULE_NUMBERS = 8
 
 
 def update_launch(
-    rule: str, arrays: tuple[int, ...], grad: int, ok: int, length: int, dtype: str, numbers: tuple[float, ...]
+    rule: str,
+    arrays: tuple[int, ...],
+    grad: int,
+    ok: int,
+    length: int,
+    dtype: str,
+    numbers: tuple[float, ...] = (),
+    table: tuple[int, int] = (0, 0),
 ) -> Launch:
-    """Launch of a rule: of a parameter and what is kept of it (at most two more), and its gradient; all addresses."""
+    """Launch of a rule: of a parameter and what is kept of it (at most two more), and its gradient; all addresses.
+
+    `table` has the addresses of rows of `RULE_NUMBERS` numbers and of the int64 that says which row is taken; without
+    one the numbers are those given.
+    """
     kept = (*arrays, *(0,) * (3 - len(arrays)))
     rest = (0.0,) * (RULE_NUMBERS - len(numbers))
     return Launch(
         "parameter_update",
         unit_defines(dtype, ("RULE", rule)),
-        _grid(-(-length // UNIT_THREADS)),
+        checked_grid(-(-length // UNIT_THREADS)),
         UNIT_THREADS,
         (
             *(np.uint64(address) for address in (*kept, grad, ok)),
             np.int64(length),
-            *_reals(dtype, (*numbers, *rest)),
+            *map(np.uint64, table),
+            *as_reals(dtype, (*numbers, *rest)),
         ),
     )
 
@@ -207,7 +219,7 @@ def total_launch(x: int, sums: int, length: int, dtype: str) -> Launch:
     return Launch(
         "total",
         total_defines(dtype),
-        _grid(total_parts(length)),
+        checked_grid(total_parts(length)),
         TOTAL_THREADS,
         (np.uint64(x), np.uint64(sums), np.int64(length)),
     )
@@ -232,13 +244,13 @@ def penalty_launch(weight: int, grad: int, strength: int, reg: float, sums: int,
     return Launch(
         "weight_penalty",
         total_defines(dtype),
-        _grid(total_parts(length)),
+        checked_grid(total_parts(length)),
         TOTAL_THREADS,
         (
             np.uint64(weight),
             np.uint64(grad),
             np.uint64(strength),
-            *_reals(dtype, (reg,)),
+            *as_reals(dtype, (reg,)),
             np.uint64(sums),
             np.int64(length),
         ),
@@ -257,7 +269,7 @@ def sum_of_rows_launch(x: Matrix, sums: int) -> Launch:
     return Launch(
         "sum_of_rows",
         sum_defines(x.dtype),
-        _grid(groups * sum_parts(x.rows)),
+        checked_grid(groups * sum_parts(x.rows)),
         SUM_THREADS,
         (*_rows_of(x), np.uint64(sums), np.int64(x.rows), np.int64(x.classes), np.int64(groups)),
     )
@@ -282,7 +294,7 @@ def bad_labels_launch(labels: tuple[int, str], found: int, rows: int, classes: i
     """Launch of the look at labels, given by address and dtype; `found` is the address of an int32, which is 0."""
     threads = int(dict(LABEL_DEFINES)["THREADS"])
     arguments = (np.uint64(labels[0]), _label_bytes(labels[1]), np.uint64(found), np.int64(rows), np.int64(classes))
-    return Launch("bad_labels", LABEL_DEFINES, _grid(-(-rows // threads)), threads, arguments)
+    return Launch("bad_labels", LABEL_DEFINES, checked_grid(-(-rows // threads)), threads, arguments)
 
 
 UNIT_THREADS = 256
@@ -299,7 +311,7 @@ def _units_launch(kernel: str, units: Matrix, define: tuple[str, str], arguments
     return Launch(
         kernel,
         unit_defines(units.dtype, define),
-        _grid(-(-(units.rows << lane_bits) // UNIT_THREADS)),
+        checked_grid(-(-(units.rows << lane_bits) // UNIT_THREADS)),
         UNIT_THREADS,
         (*_rows_of(units), *arguments, np.int32(lane_bits), np.int64(units.rows), np.int64(_classes(units))),
     )
@@ -355,7 +367,7 @@ def _row_shape(
     quick = texts.takes_quick(classes, dtype, result)
     return _RowShape(
         texts.defines(kind, dtype, result, quick=quick),
-        _grid(-(-rows // kind.rows) * kind.blocks),
+        checked_grid(-(-rows // kind.rows) * kind.blocks),
         kind,
         (np.int64(rows), np.int64(classes)),
     )
@@ -365,7 +377,7 @@ def _rows_of(matrix: Matrix | None) -> tuple[Any, ...]:
     return (np.uint64(0), np.int64(0)) if matrix is None else (np.uint64(matrix.address), np.int64(matrix.stride))
 
 
-def _reals(dtype: str, numbers: tuple[float, ...]) -> tuple[Any, ...]:
+def as_reals(dtype: str, numbers: tuple[float, ...]) -> tuple[Any, ...]:
     """Numbers that users chose, in the working precision: what is beyond it is infinite, without a warning."""
     with np.errstate(over="ignore"):
         return tuple(map(REALS[dtype], numbers))
@@ -383,7 +395,8 @@ def _classes(logits: Matrix) -> int:
     return logits.classes
 
 
-def _grid(blocks: int) -> int:
+def checked_grid(blocks: int) -> int:
+    """Return a number of blocks; raise where CUDA does not launch so many."""
     if blocks > MOST_BLOCKS:
         raise NotImplementedError(f"logits must need at most {MOST_BLOCKS} blocks here, got {blocks}.")
     return blocks

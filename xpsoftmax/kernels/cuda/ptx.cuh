@@ -1,6 +1,6 @@
 // What has no name in plain CUDA C++ without NVIDIA's headers: a few instructions, as inline PTX.
 //
-// The only header that does not compile as C++; tests/cuda_on_cpu/ptx.h says the same for a CPU.
+// The only header that does not compile as C++; tests/support/cuda_on_cpu/ptx.h says the same for a CPU.
 #pragma once
 
 using Long = long long;

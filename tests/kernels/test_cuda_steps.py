@@ -1,0 +1,304 @@
+"""Steps of training as programs, on a fake CuPy: each operation is its kernel, run on the CPU, and graphs are replayed.
+
+With --kernels only (nox -s kernels). What NumPy's formulas make of the same program is the reference.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import cuda_on_cpu as cpu
+import numpy as np
+import pytest
+from fake_cupy import Recorder, array
+from program_reference import ReferenceRunner
+
+from xpsoftmax._train.programs import ENTRIES_OF_A_PART, Step, step_program
+from xpsoftmax.kernels.activations import ACTIVATIONS
+from xpsoftmax.kernels.cuda import plan, step_plan
+from xpsoftmax.kernels.rules import ADAMW, MOMENTUM, SGD
+
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(cpu.unusable() is not None, reason=f"CUDA cannot be run on this CPU: {cpu.unusable()}"),
+]
+
+N, ROWS = 12, 4
+EPS = {"float32": 2e-5, "float64": 1e-13}
+STEP = Step(
+    rows=ROWS,
+    sizes=(5, 6, 3),
+    activation=ACTIVATIONS["relu"],
+    dtype="float64",
+    soft=False,
+    weighted=False,
+    class_weighted=False,
+    mean=True,
+    reg=0.0,
+    averaged=False,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    rule=SGD,
+    kept=0,
+)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    recorder = Recorder(90)
+    recorder.backend(monkeypatch)
+    return recorder
+
+
+@pytest.fixture
+def nvmath(recorder, monkeypatch):
+    parent = ModuleType("nvmath")
+    parent.__spec__ = ModuleSpec("nvmath", None)
+    monkeypatch.setitem(sys.modules, "nvmath", parent)
+    monkeypatch.setitem(sys.modules, "nvmath.bindings", ModuleType("nvmath.bindings"))
+    monkeypatch.setitem(sys.modules, "nvmath.bindings.cublas", recorder.cublas())
+
+
+@pytest.fixture
+def runner(recorder):
+    return recorder.modules["capture"].Runner
+
+
+def arrays_of(step: Step, rng: np.random.Generator, x_dtype: str | None = None) -> dict[str, np.ndarray]:
+    dtype = step.dtype
+    named = {
+        "X": rng.normal(size=(N, step.sizes[0])).astype(x_dtype or dtype),
+        "targets": rng.dirichlet(np.ones(step.sizes[-1]), N).astype(dtype)
+        if step.soft
+        else rng.integers(step.sizes[-1], size=N),
+        "counting": rng.uniform(0.5, 2, N).astype(dtype),
+        "class_weight": rng.uniform(0.5, 2, step.sizes[-1]).astype(dtype),
+        "order": rng.permutation(N),
+        "place": np.zeros(3, "i8"),
+        "numbers": np.full((8, 8), 0.05, dtype) * rng.uniform(0.5, 1, (8, 1)).astype(dtype),
+        "finite": np.array(True),
+        "loss": np.zeros((), dtype),
+    }
+    named["counting"][::5] = 0
+    named["row_weight"] = named["counting"] * dtype_of(dtype)(1.5)
+    if step.weighted:
+        named["X"][::5] = np.nan  # rows that weigh nothing
+    for i, (fan_in, units) in enumerate(zip(step.sizes[:-1], step.sizes[1:], strict=True)):
+        for name, shape in ((f"weight{i}", (fan_in, units)), (f"bias{i}", (units,))):
+            named[name] = rng.normal(size=shape).astype(dtype)
+            named |= {f"{name}.kept{k}": np.abs(rng.normal(size=shape)).astype(dtype) for k in range(step.kept)}
+    return named
+
+
+def dtype_of(name):
+    return np.dtype(name).type
+
+
+def check(runner, step, rng, times=3, x_dtype=None):
+    """Run a program a few times, by both runners; the parameters go on changing from step to step."""
+    program = step_program(step)
+    wanted = arrays_of(step, rng, x_dtype)
+    found = {name: array(value.copy()) for name, value in wanted.items()}
+    reference, made = ReferenceRunner(program, wanted), runner(program, found)
+    for _ in range(times):
+        reference.run()
+        made.run()
+        for name, value in wanted.items():
+            eps = EPS[step.dtype]
+            scale = np.nanmax(np.abs(value), initial=1) if value.dtype.kind == "f" else 1
+            np.testing.assert_allclose(np.asarray(found[name]), value, rtol=eps, atol=eps * scale, err_msg=name)
+    return made
+
+
+VARIANTS = {
+    "plain": {},
+    "float32": {"dtype": "float32"},
+    "one layer": {"sizes": (5, 3)},
+    "three layers": {"sizes": (5, 6, 4, 3)},
+    "tanh": {"activation": ACTIVATIONS["tanh"]},
+    "gelu": {"activation": ACTIVATIONS["gelu"], "dtype": "float32"},
+    "identity": {"activation": ACTIVATIONS["identity"]},
+    "sum": {"mean": False},
+    "penalty": {"reg": 0.1},
+    "penalty of a mean": {"reg": 0.1, "averaged": True},
+    "weights": {"weighted": True},
+    "weights of a sum": {"weighted": True, "mean": False, "reg": 0.1},
+    "weights and penalty": {"weighted": True, "reg": 0.1, "averaged": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "a little smoothing": {"label_smoothing": 1e-7},
+    "z-loss": {"z_loss": 0.01},
+    "soft": {"soft": True},
+    "class weights": {"soft": True, "class_weighted": True, "weighted": True},
+    "momentum": {"rule": MOMENTUM, "kept": 1},
+    "adamw": {"rule": ADAMW, "kept": 2},
+    "a sum in parts": {"sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3), "reg": 0.1, "dtype": "float64"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_operations_are_those_of_the_reference(recorder, runner, rng, name):
+    """Without nvmath-python nothing is captured."""
+    check(runner, replace(STEP, **VARIANTS[name]), rng)
+    assert ("graph", 101) not in recorder.order
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_captured_step_gives_the_same_numbers(recorder, runner, nvmath, rng, name):
+    """The first step runs one by one; the others are one graph, which reads what the arrays hold then."""
+    check(runner, replace(STEP, **VARIANTS[name]), rng, times=4 if N >= 4 * ROWS else 3)
+    assert recorder.order.count(("graph", 101)) == 2
+
+
+@pytest.mark.parametrize("x_dtype", ["float16", "float32", "float64"])
+def test_inputs_of_other_dtypes_are_gathered_in_the_working_precision(runner, rng, x_dtype):
+    check(runner, replace(STEP, dtype="float32"), rng, x_dtype=x_dtype, times=1)
+
+
+def test_sums_have_parts_of_the_size_that_the_kernel_adds_up():
+    assert ENTRIES_OF_A_PART == plan.TOTAL_PART
+
+
+def test_updates_end_with_a_loss_that_is_not_finite(runner, rng):
+    program, arrays = step_program(STEP), arrays_of(STEP, rng)
+    arrays["X"][arrays["order"][ROWS + 1]] = np.inf  # in the second batch
+    found = {name: array(value) for name, value in arrays.items()}
+    made = runner(program, found)
+    made.run()
+    before = arrays["weight0"].copy()
+    assert bool(arrays["finite"])
+    for _ in range(2):
+        with np.errstate(invalid="ignore"):  # the products here are NumPy's
+            made.run()
+        assert not bool(arrays["finite"])
+    assert np.array_equal(arrays["weight0"], before)
+    assert arrays["place"].tolist() == [3 * ROWS, 2, 3]
+
+
+def test_the_streams_wait_for_each_other(recorder, runner, nvmath, rng):
+    arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
+    made = runner(step_program(STEP), arrays)
+    around = [("record", 7), ("wait", 101)], [("record", 101), ("wait", 7)]
+    made.run()
+    assert recorder.order == [*around[0], *around[1]]
+    recorder.order.clear()
+    made.run()
+    assert recorder.order == [*around[0], ("graph", 101), *around[1]]
+
+
+def test_nothing_is_launched_beside_a_graph(recorder, runner, nvmath, rng):
+    arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
+    made = runner(step_program(STEP), arrays)
+    for _ in range(2):
+        made.run()
+    recorder.launches.clear()
+    made.run()
+    assert recorder.launches == []
+
+
+def test_a_step_that_allocates_is_not_captured_and_still_made(recorder, runner, nvmath, rng):
+    program, wanted = step_program(STEP), arrays_of(STEP, rng)
+    found = {name: array(value.copy()) for name, value in wanted.items()}
+    reference, made = ReferenceRunner(program, wanted), runner(program, found)
+    made._operations.insert(3, lambda: recorder.module.empty(4, "f4"))
+    for number in range(3):
+        reference.run()
+        if number == 1:
+            with pytest.warns(RuntimeWarning, match=r"^A step of training could not be captured: 16 bytes were asked"):
+                made.run()
+        else:
+            made.run()
+        np.testing.assert_allclose(np.asarray(found["weight0"]), wanted["weight0"], rtol=1e-12)
+    assert ("graph", 101) not in recorder.order
+    assert recorder.allocator is None
+    assert gc.isenabled()
+
+
+def test_an_interrupt_while_a_step_is_captured_is_raised_afterwards(recorder, runner, nvmath, rng):
+    arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
+    made = runner(step_program(STEP), arrays)
+    made.run()
+    done = []
+    made._operations.insert(0, lambda: signal.raise_signal(signal.SIGINT))
+    made._operations.append(lambda: done.append(gc.isenabled()))
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert done == [False], "the capture was not completed, or garbage was collected meanwhile"
+    assert gc.isenabled()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def wrong_gather(change) -> bool:
+    rng = np.random.default_rng(0)
+    source, order = rng.normal(size=(9, 307)).astype("f8"), rng.permutation(9)
+    weights, place = np.array([1, 0, 1, 1, 0, 1, 1, 1, 1.0], "f4"), np.array([3, 9, 9])
+    for columns in (300, 7, 1):  # more than the lanes of a row, as many, one
+        out = np.full((5, columns), -1, "f4")
+        matrix = plan.Matrix(cpu.address(source), 9, columns, 307, "float64")
+        for given in (order, None):
+            at = cpu.address(given), cpu.address(place), cpu.address(weights), cpu.address(out)
+            cpu.run(step_plan.gather_launch(matrix, *at, 4, "float32"), change=change)
+            rows = (np.arange(9) if given is None else order)[3:7]
+            wanted = np.where(weights[rows, None] == 0, 0, source[rows, :columns]).astype("f4")
+            if not np.array_equal(out[:4], wanted) or not (out[4] == -1).all():
+                return True
+    return False
+
+
+def wrong_weigh(change) -> bool:
+    counting = (np.arange(1300) % 5).astype("f8")
+    for total in (counting.sum(), 0.0, np.inf):
+        given = counting * (0 if total == 0 else 1)
+        given[7] = np.inf if total == np.inf else given[7]
+        weights, strength = np.full(1301, 2.0), np.zeros(1)
+        at = cpu.address(given), cpu.address(weights)
+        cpu.run(step_plan.weigh_launch(*at, 1300, 0.5, cpu.address(strength), "float64"), change=change)
+        wanted = 0.0 if total == 0 else np.nan if total == np.inf else 2.0 / total
+        with np.errstate(divide="ignore"):
+            right = np.array_equal(strength, [0.5 / np.float64(total)], equal_nan=True)
+        if not (right and np.array_equal(weights, [wanted] * 1300 + [2.0], equal_nan=True)):
+            return True
+    return False
+
+
+def wrong_record(change) -> bool:
+    for loss, finite, after in ((1.0, True, True), (np.nan, True, False), (1.0, False, False), (np.inf, True, False)):
+        given, flag, place = np.array(loss), np.array(finite), np.array([4, 1, 2])
+        at = cpu.address(given), cpu.address(flag), cpu.address(place)
+        cpu.run(step_plan.record_launch(*at, 3, "float64"), change=change)
+        if bool(flag) != after or place.tolist() != [7, 2, 3]:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "change"),
+    [
+        (wrong_gather, ("? order[*start + i] :", "? order[i] :")),
+        (wrong_gather, ("order[*start + i] : *start + i", "order[*start + i] : i")),
+        (wrong_gather, ("if (i >= rows) return;", "if (i > rows) return;")),
+        (wrong_gather, ("weights[r] != 0", "weights[i] != 0")),
+        (wrong_gather, ("source[r * stride + j]", "source[r * columns + j]")),
+        (wrong_gather, ("j += lanes", "j += 2 * lanes")),
+        (wrong_gather, ("threadIdx.x & (lanes - 1)", "0")),
+        (wrong_weigh, ("weights[i] = total == 0 ? 0 : ", "weights[i] = ")),
+        (wrong_weigh, ("is_finite(total) ? weights[i] / total : Limits<Scalar>::nan()", "weights[i] / total")),
+        (wrong_weigh, ("*strength = reg / total", "*strength = reg")),
+        (wrong_weigh, ("weights != nullptr && i < rows", "weights != nullptr && i < rows - 1")),
+        (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "")),
+        (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "*finite = is_finite(*loss);")),
+        (wrong_record, ("place[0] += rows;", "place[0] += 1;")),
+        (wrong_record, ("place[1] = place[2];", "")),
+        (wrong_record, ("place[2] += 1;", "")),
+    ],
+)
+def test_faults_are_caught(wrong, change):
+    assert not wrong(None)
+    assert wrong(change)

@@ -1,0 +1,99 @@
+"""Programs of steps (xpsoftmax/_train/programs.py) run by NumPy's formulas: what the CUDA operations are compared with.
+
+`ReferenceRunner` stands where the CUDA backend's runner does. It reads and writes the arrays that it was given, and no
+others, and counts its runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpsoftmax._typing import LossSpec
+from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.activations import ACTIVATIONS
+from xpsoftmax.kernels.cuda import plan
+
+
+def of_numpy(array: Any) -> np.ndarray:
+    """The memory of an array of the stand-in CuPy, or of NumPy, to read and write."""
+    return array if isinstance(array, np.ndarray) else array._array
+
+
+class ReferenceRunner:
+    runs: int = 0
+
+    def __init__(self, program: Any, arrays: dict[str, Any]) -> None:
+        self.arrays = {name: of_numpy(array) for name, array in arrays.items()}
+        for name, buffer in program.buffers.items():
+            assert name not in self.arrays, f"{name} is the caller's"
+            self.arrays[name] = np.full(buffer.shape, 99, buffer.dtype)  # what a program does not write shows
+        self.program = program
+
+    @staticmethod
+    def has_rule(rule: Any) -> bool:
+        return rule in plan.RULES
+
+    def run(self) -> None:
+        ReferenceRunner.runs += 1
+        with np.errstate(all="ignore"):
+            for operation in self.program.operations:
+                arrays = [None if name is None else self.arrays[name] for name in operation.arrays]
+                getattr(self, operation.name)(*arrays, **operation.options)
+
+    def gather(self, source, order, place, weights, out):
+        rows = order[place[0] : place[0] + len(out)]
+        out[...] = source[rows]
+        if weights is not None:
+            out[weights[rows] == 0] = 0
+
+    def weigh(self, counting, weights, strength, *, reg):
+        total = counting.sum()
+        if strength is not None:
+            strength[...] = reg / total
+        if weights is not None:
+            weights /= total
+
+    def product(self, left, right, out, *, transposed):
+        out[...] = (left.T if transposed == "left" else left) @ (right.T if transposed == "right" else right)
+
+    def bias_activation(self, z, bias, slopes, *, activation):
+        value, slope = generic.bias_activation(z, bias, ACTIVATIONS[activation], grad=True)
+        z[...] = value
+        if slopes is not None:
+            slopes[...] = slope
+
+    def activation_backward(self, delta, slopes, *, step):
+        delta *= slopes > 0 if step else slopes
+
+    def softmax_loss(self, logits, targets, weights, class_weight, terms, *, weight_of_all, label_smoothing, z_loss):
+        weights = np.full(len(logits), weight_of_all, logits.dtype) if weights is None else weights
+        spec = LossSpec(class_weight, label_smoothing, z_loss)
+        losses, dlogits = generic.softmax_loss_rows(logits, targets, weights, spec, grad=True)
+        terms[: len(logits)], logits[...] = losses, dlogits
+
+    def sum_of_rows(self, x, out):
+        out[...] = x.sum(axis=0)
+
+    def penalty(self, weight, grad, strength, terms, *, reg, first):
+        reg = reg if strength is None else strength
+        size = plan.TOTAL_PART
+        for part in range(-(-weight.size // size)):
+            terms[first + part] = 0.5 * reg * (weight.ravel()[part * size : (part + 1) * size] ** 2).sum()
+        grad += (reg * weight).astype(grad.dtype)
+
+    def total(self, terms, loss):
+        loss[...] = terms.sum()
+
+    def record(self, loss, finite, place, *, rows):
+        finite[...] = finite & np.isfinite(loss)
+        place[:] = place[0] + rows, place[2], place[2] + 1
+
+    def update(self, grad, finite, numbers, place, parameter, *kept, rule):
+        if not finite:
+            return
+        count = {"sgd": 1, "adam": 7, "adamw": 8}.get(rule.name, 2)
+        after = rule(parameter, *kept, grad, *numbers[place[1], :count])
+        for array, value in zip((parameter, *kept), after, strict=True):
+            array[...] = value

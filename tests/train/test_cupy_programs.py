@@ -1,0 +1,261 @@
+"""Steps as programs: the same trainings as step by step on NumPy.
+
+On the stand-in CuPy (nox -s stand_in) the programs are run by NumPy's formulas, and what is around them is tested. On a
+GPU they are captured. What the CUDA backend makes of the operations: tests/kernels/test_cuda_steps.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from program_reference import ReferenceRunner
+
+import xpsoftmax as xs
+from xpsoftmax import kernels
+from xpsoftmax._train.loop import Loop
+from xpsoftmax._train.optimizers import VelocitySgd
+
+ROWS, FEATURES, CLASSES = 23, 6, 4
+OPTIMIZERS = {
+    "sgd": lambda: xs.sgd(0.3),
+    "momentum": lambda: xs.sgd(0.1, 0.9),
+    "nesterov": lambda: xs.sgd(0.1, 0.9, nesterov=True),
+    "velocity": lambda: VelocitySgd(0.1, 0.9, nesterov=False),
+    "adam": lambda: xs.adam(0.05),
+    "adamw": lambda: xs.adamw(0.05, weight_decay=0.1),
+}
+
+
+@pytest.fixture
+def cp(monkeypatch):
+    cupy = sys.modules.get("cupy")
+    if cupy is None or not hasattr(cupy, "cuda"):
+        pytest.skip("neither CuPy nor what stands in for it is here: nox -s stand_in")
+    (backend,) = (backend for backend in kernels.BACKENDS if backend.name == "cupy")
+    if getattr(cupy, "stands_in", False):
+        monkeypatch.setattr(backend.load(), "Runner", ReferenceRunner, raising=False)
+        ReferenceRunner.runs = 0
+    elif not cupy.cuda.is_available():
+        pytest.skip("no GPU")
+    return cupy
+
+
+def data(dtype="float64", seed=0, *, soft=False):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(ROWS, FEATURES)).astype(dtype)
+    y = rng.dirichlet(np.ones(CLASSES), ROWS).astype(dtype) if soft else rng.integers(CLASSES, size=ROWS)
+    return X, y
+
+
+def trained(xp, params, X, y, *, optimizer, epochs=4, batch_size=5, callback=None, resume=None, **options):
+    given = {name: xp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in options.items()}
+    return xs.train(
+        xs.to_namespace(params, xp) if xp is not np else params,
+        xp.asarray(X),
+        xp.asarray(y),
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        rng=3,
+        callback=callback,
+        resume=resume,
+        **given,
+    )
+
+
+def on_host(result):
+    return [np.asarray(array.get() if hasattr(array, "get") else array) for layer in result.params for array in layer]
+
+
+def assert_alike(found, wanted, eps=1e-9):
+    np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=eps)
+    for a, b in zip(on_host(found), on_host(wanted), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=eps, atol=eps)
+
+
+STEPS = 4 * 5  # epochs of five batches, the last of them of three rows
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer(cp, name):
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    wanted = trained(np, params, X, y, optimizer=OPTIMIZERS[name]())
+    found = trained(cp, params, X, y, optimizer=OPTIMIZERS[name]())
+    assert_alike(found, wanted)
+    assert found.state.optimizer[0] == STEPS
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def weights(n, seed=5):
+    given = np.random.default_rng(seed).uniform(0.5, 2, n)
+    given[::4] = 0
+    return given
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reg": 0.1},
+        {"reduction": "sum", "reg": 0.01},
+        {"label_smoothing": 0.1},
+        {"z_loss": 0.01},
+        {"class_weight": np.linspace(0.5, 2, CLASSES)},
+        {"class_weight": np.linspace(0.5, 2, CLASSES), "label_smoothing": 0.1},
+        {"sample_weight": weights(ROWS), "reg": 0.1},
+        {"sample_weight": weights(ROWS), "reduction": "sum"},
+        {"ignore_index": 2},
+    ],
+    ids=lambda options: ", ".join(options),
+)
+@pytest.mark.parametrize("soft", [False, True])
+def test_every_option(cp, options, soft):
+    if soft and "ignore_index" in options:
+        return
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data(soft=soft)
+    if "sample_weight" in options:
+        X[::4] = np.nan  # rows that weigh nothing may hold anything
+    wanted = trained(np, params, X, y, optimizer=xs.sgd(0.02), **options)
+    found = trained(cp, params, X, y, optimizer=xs.sgd(0.02), **options)
+    assert_alike(found, wanted)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "identity"])
+@pytest.mark.parametrize("sizes", [(FEATURES, CLASSES), (FEATURES, 5, CLASSES), (FEATURES, 5, 3, CLASSES)])
+def test_every_depth_and_activation(cp, activation, sizes):
+    params = xs.init_params(sizes, rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.adam(0.05), "activation": activation}
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+
+
+@pytest.mark.parametrize("batch_size", [1, ROWS, 100])
+def test_every_batch_size(cp, batch_size):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.sgd(0.1, 0.5), "batch_size": batch_size}
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+
+
+def test_parameters_of_16_bits(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float16)
+    X, y = data("float16")
+    options = {"optimizer": xs.sgd(0.1, 0.5)}
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options), eps=2e-3)
+
+
+def test_batches_in_which_no_row_counts(cp):
+    """Their losses are nan, they make no update, and the others are found where they are."""
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    given = np.zeros(ROWS)
+    given[[3, 11, 12]] = 1
+    options = {"optimizer": xs.adam(0.05), "batch_size": 3, "sample_weight": given, "epochs": 6}
+    found, wanted = trained(cp, params, X, y, **options), trained(np, params, X, y, **options)
+    assert_alike(found, wanted)
+    assert 0 < np.isnan(found.history["loss"]).sum() < len(found.history["loss"])
+    assert found.state.optimizer[0] == wanted.state.optimizer[0]
+
+
+def test_a_training_that_is_stopped_and_resumed(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.adam(0.05)}
+    wanted = trained(np, params, X, y, **options)
+    seen = []
+
+    def stop(step):
+        seen.append(float(step.loss))
+        return len(seen) == 7
+
+    first = trained(cp, params, X, y, callback=stop, **options)
+    assert len(first.history["loss"]) == 7
+    np.testing.assert_allclose(seen, first.history["loss"])
+    assert_alike(trained(cp, params, X, y, resume=first.state, **options), wanted)
+
+
+def test_the_losses_of_a_callback_stay_what_they_are(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    kept = []
+    found = trained(cp, params, X, y, optimizer=xs.sgd(0.3), callback=lambda step: kept.append(step.loss))
+    assert [float(loss) for loss in kept] == found.history["loss"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_without_an_update(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    X[9, 2] = np.inf
+    caught = {}
+    for xp in (np, cp):
+        with pytest.raises(xs.DivergenceError) as error:
+            trained(xp, params, X, y, optimizer=xs.sgd(0.1, 0.5))
+        caught[xp] = error.value
+    assert caught[cp].step == caught[np].step
+    assert_alike(caught[cp].result, caught[np].result)
+    assert caught[cp].result.state.optimizer[0] == caught[np].result.state.optimizer[0]
+
+
+@pytest.mark.parametrize("why", ["a learning rate of the user", "chunks"])
+def test_steps_that_are_left_to_the_loop(cp, why):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.sgd((lambda step: 0.1 / (1 + step)) if "rate" in why else 0.1)}
+    if why == "chunks":
+        options["max_memory"] = 1000
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 0
+
+
+def test_numbers_of_the_rule_are_sent_again_when_they_are_used_up(cp, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("xpsoftmax._train.programmed"), "NUMBERS", 3)
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.adam(0.05)}
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+
+
+@pytest.mark.parametrize("rate", ["constant", "adaptive"])
+def test_the_classifier_makes_the_same_steps(cp, rate):
+    sklearn = pytest.importorskip("xpsoftmax.sklearn")
+    X, y = data()
+    X[:, 0] += 2 * y
+    options = {"hidden_layer_sizes": (5,), "solver": "sgd", "learning_rate": rate, "learning_rate_init": 0.05}
+    options |= {"max_iter": 12, "n_iter_no_change": 2, "tol": 0.05, "batch_size": 5, "random_state": 0}
+    fitted = {}
+    for xp in (np, cp):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 12 epochs are few
+            fitted[xp] = sklearn.MLPClassifier(**options).fit(xp.asarray(X), y)
+    np.testing.assert_allclose(fitted[cp].loss_curve_, fitted[np].loss_curve_, rtol=1e-9)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 5 * len(fitted[cp].loss_curve_)
+
+
+def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch):
+    if not getattr(cp, "stands_in", False):
+        pytest.skip("on a GPU: test_nothing_waits_for_the_device_within_an_epoch")
+    run = Loop.run
+
+    def steps(self, *arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CuPy's, of the name
+            with importlib.import_module("cupyx").allow_synchronize(False):
+                return run(self, *arguments)
+
+    monkeypatch.setattr(Loop, "run", steps)
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    kept = []
+    trained(cp, params, X, y, optimizer=xs.adam(0.1), callback=lambda step: kept.append(step.loss))
+    assert len(kept) == ReferenceRunner.runs == STEPS

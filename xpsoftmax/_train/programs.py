@@ -1,0 +1,172 @@
+"""A step of training as a program: a fixed list of operations on fixed buffers, described without any array library.
+
+`step_program` describes the step. A backend runs the operations one by one, or records them once and replays them
+(xpsoftmax/kernels/cuda/capture.py). What changes from step to step is read from arrays: the order of the rows, where
+the batch begins in it, and the numbers of the update rule.
+
+The caller gives arrays of these names: `X`, `targets`, `row_weight`, `counting`, `class_weight`, `order`; `weight0`,
+`bias0`, ... and what the optimiser keeps of them, `weight0.kept0`, ...; `place` (the first row of the batch in the
+order, the number of this update, that of the next), `numbers` (a row for each update), `finite` and `loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xpsoftmax.kernels.activations import Activation
+from xpsoftmax.kernels.rules import Rule
+
+
+class Buffer(NamedTuple):
+    """An array that belongs to the program."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Operation(NamedTuple):
+    """One operation, by name; which arrays it has, and what else it is told."""
+
+    name: str
+    arrays: tuple[str | None, ...]  # None: there is no such array
+    options: dict[str, Any]
+
+
+class Program(NamedTuple):
+    """What a step of a given number of rows does."""
+
+    buffers: dict[str, Buffer]
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that the description of a step depends on."""
+
+    rows: int  # of the batch
+    sizes: tuple[int, ...]  # (D, H, ..., C)
+    activation: Activation
+    dtype: str  # the working precision
+    soft: bool  # targets are masses, not labels
+    weighted: bool  # rows have weights of their own
+    class_weighted: bool
+    mean: bool  # the loss is a mean, not a sum
+    reg: float
+    averaged: bool  # the penalty is divided by the weight of the batch, as the losses are
+    label_smoothing: float
+    z_loss: float
+    rule: Rule
+    kept: int  # arrays that the rule keeps of each parameter
+
+
+def step_program(step: Step) -> Program:
+    """Describe a step: gather the batch, forward, loss, backward, penalty, record, update."""
+    maker = _Maker(step)
+    maker.gather()
+    maker.forward()
+    maker.backward()
+    maker.end()
+    return Program(maker.buffers, tuple(maker.operations))
+
+
+class _Maker:
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.buffers: dict[str, Buffer] = {}
+        self.operations: list[Operation] = []
+        self.depth = len(step.sizes) - 1
+
+    def add(self, name: str, *arrays: str | None, **options: Any) -> None:
+        self.operations.append(Operation(name, arrays, options))
+
+    def buffer(self, name: str, *shape: int, dtype: str | None = None) -> str:
+        self.buffers[name] = Buffer(shape, dtype or self.step.dtype)
+        return name
+
+    def gather(self) -> None:
+        step, rows = self.step, self.step.rows
+        dead = "row_weight" if step.weighted else None  # rows that do not count may hold anything: they become zeros
+        self.add("gather", "X", "order", "place", dead, self.buffer("inputs0", rows, step.sizes[0]))
+        if step.soft:
+            targets = self.buffer("batch_targets", rows, step.sizes[-1])
+        else:
+            targets = self.buffer("batch_targets", rows, dtype="int64")
+        self.add("gather", "targets", "order", "place", None, targets)
+        if not step.weighted:
+            return
+        for name in ("row_weight", "counting"):
+            self.add("gather", name, "order", "place", None, self.buffer(f"batch_{name}", rows))
+        strength = self.buffer("strength") if step.averaged and step.reg != 0.0 else None
+        if step.mean or strength:
+            divided = "batch_row_weight" if step.mean else None
+            self.add("weigh", "batch_counting", divided, strength, reg=step.reg)
+
+    def forward(self) -> None:
+        step, rows = self.step, self.step.rows
+        for i in range(self.depth):
+            last, units = i == self.depth - 1, step.sizes[i + 1]
+            z = self.buffer(f"inputs{i + 1}", rows, units)
+            self.add("product", f"inputs{i}", f"weight{i}", z, transposed="")
+            slopes = None
+            if not last and step.activation.kept == "slope":
+                slopes = self.buffer(f"slopes{i}", rows, units)
+            activation = "identity" if last else step.activation.name
+            self.add("bias_activation", z, f"bias{i}", slopes, activation=activation)
+        of_all = 1.0 / rows if step.mean else 1.0
+        self.buffer("terms", rows + self.penalties())
+        self.add(
+            "softmax_loss",
+            f"inputs{self.depth}",
+            "batch_targets",
+            "batch_row_weight" if step.weighted else None,
+            "class_weight" if step.class_weighted else None,
+            "terms",
+            weight_of_all=0.0 if step.weighted else of_all,
+            label_smoothing=step.label_smoothing,
+            z_loss=step.z_loss,
+        )
+
+    def penalties(self) -> int:
+        """How many sums the penalties of all weights have."""
+        return sum(map(self.parts, range(self.depth))) if self.step.reg != 0.0 else 0
+
+    def parts(self, i: int) -> int:
+        return -(-self.step.sizes[i] * self.step.sizes[i + 1] // ENTRIES_OF_A_PART)
+
+    def backward(self) -> None:
+        """Gradients; the gradient of the logits lies where the logits were."""
+        step, rows = self.step, self.step.rows
+        delta, first = f"inputs{self.depth}", rows
+        for i in reversed(range(self.depth)):
+            fan_in, units = step.sizes[i], step.sizes[i + 1]
+            weight = self.buffer(f"grad_weight{i}", fan_in, units)
+            self.add("product", f"inputs{i}", delta, weight, transposed="left")
+            self.add("sum_of_rows", delta, self.buffer(f"grad_bias{i}", units))
+            if i > 0:
+                before = self.buffer(f"delta{i}", rows, fan_in)
+                self.add("product", delta, f"weight{i}", before, transposed="right")
+                kept = {"nothing": None, "value": f"inputs{i}", "slope": f"slopes{i - 1}"}[step.activation.kept]
+                if kept is not None:
+                    self.add("activation_backward", before, kept, step=step.activation.kept == "value")
+                delta = before
+        if step.reg == 0.0:
+            return
+        strength = "strength" if step.averaged and step.weighted else None
+        reg = step.reg / rows if step.averaged else step.reg
+        for i in range(self.depth):
+            self.add("penalty", f"weight{i}", f"grad_weight{i}", strength, "terms", reg=reg, first=first)
+            first += self.parts(i)
+
+    def end(self) -> None:
+        step = self.step
+        self.add("total", "terms", "loss")
+        self.add("record", "loss", "finite", "place", rows=step.rows)
+        for i in range(self.depth):
+            for name in (f"weight{i}", f"bias{i}"):
+                kept = tuple(f"{name}.kept{k}" for k in range(step.kept))
+                self.add("update", f"grad_{name}", "finite", "numbers", "place", name, *kept, rule=step.rule)
+
+
+ENTRIES_OF_A_PART = 16_384
+"""Entries of a weight whose squares are one sum."""

@@ -1,0 +1,177 @@
+"""Programs on the GPU: their operations one by one, or captured once as a CUDA graph and replayed.
+
+All work is done on a non-blocking stream of the thread, in order with the stream that is current for the caller: events
+let each wait for the other. The arrays of a program are never given to others while it lives, because a graph has their
+addresses in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import cupy
+
+from xpsoftmax._typing import Array
+from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda.products import PlainProducts, Products, can_be_captured
+from xpsoftmax.kernels.cuda.steps import bound
+from xpsoftmax.kernels.rules import Rule
+
+RUNS_BEFORE = 1
+"""How often a program runs one by one, before it is captured: kernels are compiled and loaded then."""
+
+
+class CaptureError(RuntimeError):
+    """A step asked for memory while it was captured."""
+
+
+class Runner:
+    """A program with its arrays.
+
+    Parameters
+    ----------
+    program : Program
+        See xpsoftmax/_train/programs.py.
+    arrays : mapping of str to array
+        The arrays that do not belong to the program, by name.
+    """
+
+    def __init__(self, program: Any, arrays: Mapping[str, Array]) -> None:
+        device = arrays["loss"].device
+        self._device = device
+        with device:
+            self._workplace = _workplace(device.id, threading.get_ident())
+            self._arrays = dict(arrays)
+            for name, buffer in program.buffers.items():
+                self._arrays[name] = cupy.zeros(buffer.shape, buffer.dtype)
+            self._operations = [self._bound(operation) for operation in program.operations]
+        self._runs = 0
+        self._graph: Any = None
+
+    @staticmethod
+    def has_rule(rule: Rule) -> bool:
+        """Whether there is a kernel for this update rule."""
+        return rule in plan.RULES
+
+    def _bound(self, operation: Any) -> Callable[[], None]:
+        arrays = tuple(None if name is None else self._arrays[name] for name in operation.arrays)
+        if operation.name == "product":
+            product = self._workplace.products.product
+            return lambda: product(*arrays, **operation.options)
+        return bound(operation.name, arrays, operation.options)
+
+    def run(self) -> None:
+        """Make the step: one by one for the first time, then captured where products can be."""
+        with self._device, self._workplace.in_order() as stream:
+            if self._graph is None and self._runs == RUNS_BEFORE and self._workplace.captures:
+                self._graph = self._captured(stream)
+            self._runs += 1
+            if self._graph is None:
+                self._one_by_one()
+            else:
+                self._graph.launch(stream)
+
+    def _one_by_one(self) -> None:
+        for operation in self._operations:
+            operation()
+
+    def _captured(self, stream: Any) -> Any:
+        """Return the graph of the program; None, with a warning, where it cannot be captured."""
+        try:
+            with _undisturbed():
+                return _graph_of(stream, self._one_by_one)
+        except Exception as error:  # noqa: BLE001 - whatever CUDA or cuBLAS says: the step can be made without
+            warnings.warn(f"A step of training could not be captured: {error}", RuntimeWarning, stacklevel=2)
+            self._runs += 1  # it is not tried again
+            return None
+
+
+def _graph_of(stream: Any, work: Callable[[], None]) -> Any:
+    stream.begin_capture()
+    graph = None
+    try:
+        work()
+    finally:
+        graph = stream.end_capture()  # also after an error: the stream could not be used any more
+    return graph
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Nothing is allocated or freed within, and Ctrl-C is told afterwards.
+
+    CuPy's pool would hand out memory that it may give to others after the capture, whose address the graph keeps. The
+    garbage collector may free memory, or run anything.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with cupy.cuda.using_allocator(_refuse), _interrupts_later():
+            yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _refuse(size: int) -> Any:
+    raise CaptureError(f"{size} bytes were asked for while a step was captured")
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[tuple[int, Any]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if noted and callable(before):
+            before(*noted[0])
+
+
+class _Workplace:
+    """Stream and cuBLAS handle of a device and a thread."""
+
+    def __init__(self) -> None:
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self._before, self._after = (cupy.cuda.Event(block=False, disable_timing=True) for _ in range(2))
+        self.products: Products | PlainProducts = PlainProducts()
+        self.captures = can_be_captured()
+        try:
+            if self.captures:
+                self.products = Products(self.stream)
+        except (ImportError, AttributeError) as error:
+            self.captures = False
+            warnings.warn(
+                f"nvmath-python cannot be used, steps are not captured: {error}", RuntimeWarning, stacklevel=2
+            )
+        else:
+            if not self.captures:
+                logging.getLogger("xpsoftmax").debug("nvmath-python is not installed: steps are not captured")
+
+    @contextmanager
+    def in_order(self) -> Iterator[Any]:
+        """Let the stream of this thread go on after the caller's, and the caller's after it."""
+        caller = cupy.cuda.get_current_stream()
+        self.stream.wait_event(caller.record(self._before))
+        try:
+            with self.stream:
+                yield self.stream
+        finally:
+            caller.wait_event(self.stream.record(self._after))
+
+
+@cache
+def _workplace(device: int, thread: int) -> _Workplace:  # noqa: ARG001 - one for each
+    return _Workplace()

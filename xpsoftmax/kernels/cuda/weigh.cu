@@ -1,0 +1,20 @@
+// Denominators of a batch: weights[i] /= sum of counting[i], and the strength of a penalty that is divided alike.
+//
+// A mean over nothing weighs no row. Where the sum is not finite all weights are nan.
+//
+// Layout   counting and weights (rows,); weights is null where nothing is divided, strength where there is none.
+// Launch   one block of THREADS.
+// Traffic  counting and weights read once, weights written once.
+#include "last_block.cuh"
+
+using Scalar = SCALAR;
+
+KERNEL __launch_bounds__(THREADS) void weigh(const Scalar* counting, Scalar* weights, Long rows, Scalar reg,
+                                             Scalar* strength) {
+    LongSum<Scalar> sum;
+    for (Long i = threadIdx.x; i < rows; i += THREADS) sum.add(counting[i]);
+    const Scalar total = Team<THREADS, 1>::over_all<0>(Total<Scalar>{sum.total()}).value;
+    if (threadIdx.x == 0 && strength != nullptr) *strength = reg / total;
+    for (Long i = threadIdx.x; weights != nullptr && i < rows; i += THREADS)
+        weights[i] = total == 0 ? 0 : is_finite(total) ? weights[i] / total : Limits<Scalar>::nan();
+}
