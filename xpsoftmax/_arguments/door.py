@@ -49,10 +49,12 @@ _backends = kernels.BACKENDS
 
 def recall(key: Key | None) -> Any:
     """What is remembered under a key, or None."""
+    if key is None:  # first: torch.compile cannot trace what follows
+        return None
     if kernels.BACKENDS is not _backends:
         forget()
     try:
-        return _memory.get(key)  # type: ignore[arg-type]
+        return _memory.get(key)
     except TypeError:  # an option that is not hashable: the checks say what is wrong with it
         return None
 
