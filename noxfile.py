@@ -52,10 +52,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """mypy --strict on the package, and on what a user would write."""
+    """mypy --strict on the package; it and pyright on what a user would write."""
     session.install(".", *nox.project.dependency_groups(PYPROJECT, "typecheck"))
     session.run("mypy")
     session.run("mypy", "tests/package/test_typing.py")
+    session.run("pyright", "--pythonpath", str(Path(session.bin, "python")), "tests/package/test_typing.py")
 
 
 def run_tests(session: nox.Session, *arguments: str, folders: Sequence[str] = (), **environment: str) -> None:

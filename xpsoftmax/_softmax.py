@@ -57,7 +57,7 @@ def softmax(
     JAX differentiates the result as `softmax_jvp` does, to every order (``tests/jax/test_jax_derivatives.py``).
     PyTorch does not differentiate through the result: tensors that require grad are an error while it records
     gradients, and so are those that torch.func (``grad``, ``jvp``, ``jacrev``, ...) or forward-mode AD differentiates.
-    Within ``torch.no_grad()`` they are taken. ``torch.func.vmap`` may be used
+    Within ``torch.no_grad()`` they are accepted. ``torch.func.vmap`` may be used
     (``tests/torch/test_torch_derivatives.py``).
 
     References

@@ -31,6 +31,12 @@ Impl: TypeAlias = Literal["auto", "generic", "kernel"]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
+Activation: TypeAlias = Literal["identity", "relu", "tanh", "logistic", "silu", "gelu"]
+
+
+Scheme: TypeAlias = Literal["he", "glorot", "lecun"]
+
+
 @dataclass(frozen=True)
 class LossSpec:
     """What a row operation has to know of the loss beyond the weight of each row.

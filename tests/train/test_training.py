@@ -753,7 +753,7 @@ def test_a_row_of_nan_is_never_right(label, options, backend, problem):
     with quiet(net.xp, net.home.device):
         found = evaluation(net, data, "mean", None, None)
     counts = (y != options.get("ignore_index")) & np.isfinite(X).all(axis=1)
-    assert float(found.right) == np.sum((xs.mlp_predict(params, X, validate=False) == y) & counts)
+    assert float(found.correct) == np.sum((xs.mlp_predict(params, X, validate=False) == y) & counts)
     assert found.counted == np.sum(y != options.get("ignore_index"))
 
 

@@ -93,13 +93,13 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     # Numbers for each row: inputs and targets that are cast, activations and slopes, and the logits with the
     # temporaries of the loss (forward), or with the gradients of the layers (backward).
     in_place = net.kernels.has_kernel("bias_activation")
-    held = features + cast + 2 * sum(hidden)
+    kept = features + cast + 2 * sum(hidden)
     if not in_place:  # products and their activations are different arrays
-        held += 2 * sum(hidden) + classes
+        kept += 2 * sum(hidden) + classes
     widest = max(hidden, default=0)
     loss = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
-    forward = held + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the last chunk's logits may still exist
-    backward = held + classes + 3 * widest
+    forward = kept + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the last chunk's logits may still exist
+    backward = kept + classes + 3 * widest
     least = itemsize * max(forward, backward) + column
     if max_memory is None:
         max_memory = max(DEFAULT_MAX_MEMORY, least)

@@ -19,11 +19,13 @@ from xpsoftmax._network.network import as_inputs, as_network
 from xpsoftmax._network.passes import sum_over_rows
 from xpsoftmax._network.predict import predict
 from xpsoftmax._network.sums import PartialSums, loss_with_penalty, with_penalty
-from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax._typing import Activation, Array, Impl, Reduction
 from xpsoftmax.kernels.generic import narrowed
 
 
-def mlp_logits(params: PairsOfArrays, X: Array, /, *, activation: str | None = None, impl: Impl = "auto") -> Array:
+def mlp_logits(
+    params: PairsOfArrays, X: Array, /, *, activation: Activation | None = None, impl: Impl = "auto"
+) -> Array:
     r"""Logits (N, C) of a network for inputs (N, D).
 
     .. math:: a_0 = X, \quad z_l = a_{l-1} W_l + b_l, \quad a_l = f(z_l), \quad \text{logits} = z_L
@@ -83,7 +85,7 @@ def mlp_predict(
     X: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     max_memory: int | None = None,
     validate: bool = True,
     impl: Impl = "auto",
@@ -138,7 +140,7 @@ def mlp_loss(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -212,7 +214,7 @@ def mlp_loss_and_grad(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -288,7 +290,7 @@ def mlp_partial_sums(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     max_memory: int | None = None,
     class_weight: Array | None = None,
     sample_weight: Array | None = None,

@@ -14,7 +14,7 @@ from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice
 from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import Layer, Params, carrying, check_activation
-from xpsoftmax._typing import Device, DType, Namespace
+from xpsoftmax._typing import Activation, Device, DType, Namespace, Scheme
 
 
 @suggesting(
@@ -27,8 +27,8 @@ def init_params(
     sizes: Sequence[int],
     *,
     rng: Any,
-    activation: str | None = None,
-    scheme: str = "he",
+    activation: Activation | None = None,
+    scheme: Scheme = "he",
     std: float | None = None,
     dtype: DType | None = None,
     xp: Namespace | None = None,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from xpsoftmax._arguments.options import check_choice
-from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax._typing import Activation, Array, dtype_name
 from xpsoftmax.kernels.activations import ACTIVATIONS
 
 
@@ -50,7 +50,7 @@ class Layer(NamedTuple):
     bias: Array
 
     @property
-    def activation(self) -> str | None:
+    def activation(self) -> Activation | None:
         """Activation that the layer carries."""
         return None
 

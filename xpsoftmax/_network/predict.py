@@ -96,16 +96,16 @@ def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[
     cast = 0 if X.dtype == net.working else X.shape[1]
     in_place = net.kernels.has_kernel("bias_activation")
     widest = max(net.hidden, default=0)
-    held = cast + sum(net.hidden) + classes  # the last chunk's logits still exist
-    numbers = held + max(0 if in_place else classes, ACTIVATION_ARRAYS * widest)
-    beside = classes + LABELS  # a mask of one byte a class marks nan
-    least = itemsize * numbers + beside
+    kept = cast + sum(net.hidden) + classes  # the last chunk's logits still exist
+    numbers = kept + max(0 if in_place else classes, ACTIVATION_ARRAYS * widest)
+    label_bytes = classes + LABELS  # a mask of one byte a class marks nan
+    least = itemsize * numbers + label_bytes
     budget = max(DEFAULT_MAX_MEMORY, least) if max_memory is None else max_memory
     if budget < least:
         raise ValueError(f"max_memory must be at least {least} bytes, what one row needs, got {budget}.")
     step = budget // least
     if in_place:  # kernels work on large arrays tile by tile
-        step = max(step, (budget - IN_PLACE) // (itemsize * held + beside))
+        step = max(step, (budget - IN_PLACE) // (itemsize * kept + label_bytes))
     if type(X) is np.ndarray:
         step = min(step, max(LEAST_ROWS, IN_CACHE // (itemsize * max(classes, widest))))
     return chunks_of(X.shape[0], step)

@@ -18,9 +18,14 @@ class TrainResult(NamedTuple):
         With `patience` those of the epoch with the least validation loss, otherwise the last ones.
     history : dict of lists
         "loss": of each step, penalty included; nan for a batch without a row that counts. With validation data, for
-        each epoch: "validation_loss", without the penalty, and "validation_accuracy".
+        each epoch: "validation_loss", without the penalty, and "validation_accuracy". With ``accuracy=True``, for each
+        epoch: "accuracy", on the data that is trained with.
     state : TrainState
         To go on from, by ``train(..., resume=state)``.
+
+    Notes
+    -----
+    ``result.interrupted`` says whether Ctrl-C has ended the training.
 
     Examples
     --------
@@ -40,10 +45,16 @@ class TrainResult(NamedTuple):
     history: History
     state: TrainState
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C has ended the training."""
+        return self.state.interrupted
+
     def __repr__(self) -> str:
         """Sizes, epochs, last loss, and the validation accuracy of the parameters: the numbers would fill pages."""
         epoch = 0 if self.state.best is None else self.state.best[1]
-        return f"TrainResult({', '.join([*self.state.progress(), *self.state.last(epoch)])})"
+        words = [*self.state.progress(), *self.state.last(epoch), *(["interrupted"] if self.interrupted else [])]
+        return f"TrainResult({', '.join(words)})"
 
 
 class TrainStep:

@@ -16,7 +16,7 @@ from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.loop import Loop, NotFiniteError, are_finite
 from xpsoftmax._train.optimizers import Optimizer, State
 from xpsoftmax._train.records import BEFORE, DivergenceError, TrainResult, TrainStep
-from xpsoftmax._train.state import History, TrainState
+from xpsoftmax._train.state import ACCURACY, History, TrainState
 from xpsoftmax._train.steps import Steps
 from xpsoftmax.kernels.generic import narrowed
 
@@ -29,17 +29,23 @@ def run_epochs(
     callback: Callable[[TrainStep], object] | None,
     *,
     progress: bool,
+    counted: Any = None,
 ) -> TrainResult:
-    """Train until so many epochs are complete, or something ends it before."""
-    with _progress(run.steps_left(epochs), shown=progress) as tick, interrupts() as interrupted:
+    """Train until so many epochs are complete, or something ends it before.
+
+    After each epoch `held_out` is evaluated, and the accuracy on `counted` is recorded.
+    """
+    with _progress(run.steps_left(epochs), shown=progress) as bar, interrupts() as interrupted:
         going = True
         try:
             while going and not interrupted() and run.epoch < epochs and not run.out_of_patience(patience):
-                going = run.steps_of_epoch(callback, tick, interrupted)
+                going = run.steps_of_epoch(callback, bar.tick, interrupted)
                 if run.step == run.batches:
-                    run.end_epoch(held_out, keep_best=patience is not None)
+                    run.end_epoch(held_out, keep_best=patience is not None, counted=counted)
+                bar.show(run.history)
         except Interrupted:  # while validation data was waited for
-            pass
+            run.interrupted = True
+        run.interrupted = run.interrupted or interrupted()
         result = run.result(best=patience is not None)
         if not are_finite(run.steps.network, result.params):
             run.diverged_params(result)
@@ -62,6 +68,7 @@ class Run:
         self.epoch, self.step = 0, 0  # completed, and of this epoch: those whose losses are in the history
         self.best: tuple[float, int, Params] | None = None
         self.history: History = {"loss": []}
+        self.interrupted = False
         if resume is None:
             self.loop = Loop(steps, optimizer)
         else:
@@ -80,7 +87,7 @@ class Run:
     def steps_of_epoch(
         self,
         callback: Callable[[TrainStep], object] | None,
-        tick: Callable[[], object],
+        tick: Callable[[Any], object],
         interrupted: Callable[[], bool],
     ) -> bool:
         """Make the steps that an epoch still lacks; return whether to go on after them."""
@@ -89,7 +96,7 @@ class Run:
         self.batches = len(epoch)
 
         def after_step(loss: Any) -> bool:
-            tick()
+            tick(loss)
             return callback is None or not self.asked_to_stop(callback, loss)
 
         try:
@@ -106,6 +113,7 @@ class Run:
         try:
             return bool(callback(step))
         except KeyboardInterrupt:
+            self.interrupted = True
             return True
         finally:
             step._expire()
@@ -166,12 +174,15 @@ class Run:
         self.settle()
         return self.result(best=False)
 
-    def end_epoch(self, held_out: Any, *, keep_best: bool) -> None:
+    def end_epoch(self, held_out: Any, *, keep_best: bool, counted: Any = None) -> None:
         """Count an epoch; look at the validation data, and keep the parameters if they are the best so far."""
         found = None if held_out is None else self.steps.evaluated(self.loop.params, held_out)
         if found is not None and not math.isfinite(found[0]) and not math.isnan(found[1]):  # and a row counts
             self.diverged_validation(found[0], held_out)
+        right = None if counted is None else self.steps.evaluated(self.loop.params, counted)[1]
         self.epoch, self.step = self.epoch + 1, 0
+        if right is not None:
+            self.history.setdefault(ACCURACY, []).append(right)
         self.rng = dict(self.generator.bit_generator.state)
         if found is None:
             return
@@ -200,7 +211,8 @@ class Run:
     def _state_of(self, params: Params, optimizer: State) -> TrainState:
         history = {name: list(values) for name, values in self.history.items()}
         sizes = self.steps.rows, self.batch_size, self.steps.blocks
-        return TrainState(params, optimizer, self.rng, self.epoch, self.step, self.best, history, *sizes)
+        place = self.rng, self.epoch, self.step, self.best
+        return TrainState(params, optimizer, *place, history, *sizes, interrupted=self.interrupted)
 
     def result(self, *, best: bool) -> TrainResult:
         """Return the last parameters, or those of the best epoch, with the history and the state."""
@@ -208,14 +220,40 @@ class Run:
         return TrainResult(self.params_of(params), self.history, self._state_of(self.loop.params, self.loop.state))
 
 
+class _Bar:
+    """A progress bar of tqdm, or none."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
+        self._words: dict[str, str] = {}
+
+    def tick(self, loss: Any) -> None:
+        """Count a step; show its loss, unless that would wait for a device."""
+        if self._bar is not None:
+            if type(loss) is float:
+                self._write({"loss": [loss]})
+            self._bar.update()
+
+    def show(self, history: History) -> None:
+        """Show the last numbers of a history."""
+        if self._bar is not None:
+            self._write(history)
+
+    def _write(self, history: History) -> None:
+        for name, values in history.items():
+            if values:
+                self._words[name.replace("_", " ")] = f"{values[-1]:.3g}"
+        self._bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in self._words.items()), refresh=False)
+
+
 @contextmanager
-def _progress(steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
+def _progress(steps: int, *, shown: bool) -> Iterator[_Bar]:
     if not shown:
-        yield lambda: None
+        yield _Bar()
         return
     try:
         from tqdm.auto import tqdm
     except ImportError:
         raise ImportError("progress needs tqdm, which is not installed: pip install tqdm.") from None
     with tqdm(total=steps, unit="step") as bar:
-        yield bar.update
+        yield _Bar(bar)

@@ -23,6 +23,8 @@ History = dict[str, list[float]]
 
 
 VALIDATION = ("validation_loss", "validation_accuracy")
+ACCURACY = "accuracy"
+"""In a history: the accuracy on the data that is trained with, after each epoch, where it is asked for."""
 
 
 class TrainState(NamedTuple):
@@ -47,6 +49,8 @@ class TrainState(NamedTuple):
         Of the training: the steps of an epoch are counted in them.
     blocks : tuple or None
         Of `xpsoftmax.dask.train`: how many rows each block has, and how many blocks a step goes over.
+    interrupted : bool
+        Whether Ctrl-C has ended the training.
 
     Examples
     --------
@@ -71,6 +75,7 @@ class TrainState(NamedTuple):
     rows: int
     batch_size: int
     blocks: tuple[tuple[int, ...], int] | None = None
+    interrupted: bool = False
 
     def __repr__(self) -> str:
         """Where the training is: the numbers would fill pages."""
@@ -116,6 +121,7 @@ def checked_state(
     *,
     validated: bool,
     patient: bool,
+    accurate: bool = False,
 ) -> TrainState:
     """Return a state that fits this training, its numbers as plain ones; TypeError or ValueError says what is wrong."""
     if not isinstance(resume, TrainState):
@@ -127,7 +133,7 @@ def checked_state(
     epoch, step = _checked_place(resume, rng, steps, generator, batch_size)
     params = _checked_layers("resume.params", resume.params, steps.network)
     updates, *kept = _checked_optimizer(resume.optimizer, optimizer, steps.network)
-    history = _checked_history(resume.history, epoch, validated=validated)
+    history = _checked_history(resume.history, epoch, validated=validated, accurate=accurate)
     _check_counts(history, epoch, step, updates, steps.batch_count_range(batch_size))
     best = _checked_best(resume.best, epoch, history, steps.network, patient=patient)
     _check_numbers(steps.network, params, kept, optimizer.squares, best)
@@ -273,8 +279,8 @@ def _check_numbers(
         check_values(net.xp, [suspect(*entry) for entry in named()])
 
 
-def _checked_history(history: Any, epoch: int, *, validated: bool) -> History:
-    if not isinstance(history, dict) or set(history) not in ({"loss"}, {"loss", *VALIDATION}):
+def _checked_history(history: Any, epoch: int, *, validated: bool, accurate: bool) -> History:
+    if not isinstance(history, dict) or set(history) - {ACCURACY} not in ({"loss"}, {"loss", *VALIDATION}):
         got = list(history) if isinstance(history, dict) else history
         raise _wrong(history, dict)(
             f'resume.history must have the lists "loss" and, with validation data, "{VALIDATION[0]}" and '
@@ -291,8 +297,10 @@ def _checked_history(history: Any, epoch: int, *, validated: bool) -> History:
     if epoch > 0 and there != validated:
         had, has = ("with", "without") if there else ("without", "with")
         raise ValueError(f"validation must be as in the training that is resumed, {had} such data, got one {has} it.")
-    for name in VALIDATION:
-        if there and len(checked[name]) != epoch:
+    if epoch > 0 and (ACCURACY in checked) != accurate:
+        raise ValueError(f"accuracy must be {not accurate}, as in the training that is resumed, got {accurate}.")
+    for name in (*VALIDATION, ACCURACY):
+        if name in checked and len(checked[name]) != epoch:
             raise ValueError(
                 f'resume.history["{name}"] must have a number for each of {epoch} epochs, got {len(checked[name])}.'
             )

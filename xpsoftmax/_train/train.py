@@ -21,7 +21,7 @@ from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_network
-from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax._typing import Activation, Array, Impl, Reduction
 
 
 @suggesting(
@@ -46,11 +46,12 @@ def train(
     epochs: int,
     batch_size: int,
     rng: Any,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
     resume: TrainState | None = None,
+    accuracy: bool = False,
     progress: bool = False,
     callback: Callable[[TrainStep], object] | None = None,
     max_memory: int | None = None,
@@ -65,8 +66,8 @@ def train(
 ) -> TrainResult:
     """Train a network by minibatches.
 
-    Every epoch goes through all rows in a new random order; the last batch may be shorter. A batch of all rows is
-    taken as it is.
+    Every epoch goes through all rows in a new random order; the last batch may be shorter. A batch of all rows keeps
+    their order.
 
     Parameters
     ----------
@@ -85,22 +86,25 @@ def train(
     activation, reg
         As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
     validation : (X, targets), optional
-        Data that loss (with the options of the call, but no penalty and no sample weights) and accuracy are computed
-        for after each epoch. Its inputs must be finite in all rows that count; they are looked at before
-        the first step.
+        Data of which loss (with the options of the call, but without penalty and sample weights) and accuracy are
+        computed after each epoch. Its inputs must be finite in all rows that count; they are checked before the first
+        step.
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
         State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
         must be as they were. All of the state is checked before the first step.
+    accuracy : bool
+        Record the accuracy on `X` after each epoch, by another pass over it.
     progress : bool
-        Show a progress bar; needs tqdm.
+        Show a progress bar, with the loss (on a device that of the epoch before) and, where there are any, the last
+        accuracy and validation loss and accuracy; needs tqdm.
     callback : function, optional
         Called with a `TrainStep` after each step; if it returns something true, training stops.
     max_memory : int, optional
-        As for `mlp_loss_and_grad`; the rows of a batch are held beside what it bounds.
+        As for `mlp_loss_and_grad`; the rows of a batch, which are a copy, are not counted.
     class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
-        As for `mlp_loss_and_grad`. Labels and weights are looked at once, before the first step.
+        As for `mlp_loss_and_grad`. Labels and weights are checked once, before the first step.
 
     Returns
     -------
@@ -113,10 +117,10 @@ def train(
     TypeError, ValueError, NotImplementedError
         As `mlp_loss_and_grad`, and if an option does not fit.
     DivergenceError
-        A FloatingPointError, if a loss is not finite. Where looking at each would mean waiting for a device the loss
-        is looked at once an epoch; no update is made from that step on. Parameters are looked at once, at the end. The
-        message names the first row of `X` that counts and is not finite, if there is one. Also for a validation loss
-        that is not finite, unless no row counts.
+        A FloatingPointError, if a loss is not finite. On a device losses are checked once an epoch, without a wait
+        within it; from the first loss that is not finite on, no update is made. Parameters are checked once, at the
+        end. The message names the first row of `X` that counts and is not finite, if there is one. Also for a
+        validation loss that is not finite, unless no row counts.
     ImportError
         If `progress` is asked for without tqdm.
 
@@ -149,6 +153,7 @@ def train(
     epochs = as_integer("epochs", epochs, low=1)
     batch_size = as_integer("batch_size", batch_size, low=1)
     check_flag("progress", progress)
+    check_flag("accuracy", accuracy)
     check_parts(optimizer, callback, patience, validation)
     net = as_network(params, activation, impl)
     net = trained_network(net, activation_to_train(net, activation, resume))
@@ -170,11 +175,14 @@ def train(
     steps = RowSteps(net, data, reg, reduction, max_memory)
     if resume is not None:
         validated, patient = validation is not None, patience is not None
-        resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
+        resume = checked_state(
+            resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient, accurate=accuracy
+        )
         generator = copy.deepcopy(generator)  # it is set back: not the caller's
     with quiet(net.xp, net.home.device):
+        counted = data if accuracy else None
         run = Run(steps, optimizer, generator, batch_size, resume)
-        return run_epochs(run, epochs, held_out, patience, callback, progress=progress)
+        return run_epochs(run, epochs, held_out, patience, callback, progress=progress, counted=counted)
 
 
 def check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:

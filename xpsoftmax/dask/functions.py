@@ -23,7 +23,7 @@ from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import activation_to_train
 from xpsoftmax._train.train import check_parts
-from xpsoftmax._typing import Array, Impl, Reduction
+from xpsoftmax._typing import Activation, Array, Impl, Reduction
 from xpsoftmax.dask import graph
 from xpsoftmax.dask.blocks import Model, as_model, sums_of_block
 from xpsoftmax.dask.cluster import ClusterError, Scheduler
@@ -39,7 +39,7 @@ def mlp_loss_and_grad(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -64,7 +64,7 @@ def mlp_loss_and_grad(
         In blocks of rows, also of unknown sizes. Features in more than one chunk are put together, with a warning.
     targets : dask array, (N,) or (N, C)
         Labels or soft targets. They are chunked as `X` is where the sizes are known; otherwise the blocks must be as
-        many. Arrays in memory are taken too, where the number of rows is known.
+        many. Arrays in memory are accepted, too, if the number of rows is known.
     sample_weight : dask array, (N,), optional
         As `targets`.
     class_weight : array, (C,), optional
@@ -120,7 +120,7 @@ def mlp_loss(
     targets: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     max_memory: int | None = None,
     class_weight: Array | None = None,
@@ -184,7 +184,7 @@ def mlp_predict(
     X: Array,
     /,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     max_memory: int | None = None,
     validate: bool = True,
     impl: Impl = "auto",
@@ -251,7 +251,7 @@ def train(
     batch_size: int | None = None,
     blocks_per_step: int | None = None,
     rng: Any = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     reg: float = 0.0,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
@@ -270,9 +270,9 @@ def train(
 ) -> TrainResult:
     """Train a network over the blocks of dask arrays.
 
-    Without `batch_size` every step takes whole blocks: all of them, or `blocks_per_step` at a time. With it, an epoch
-    goes from `blocks_per_step` blocks to the next in a random order of the blocks; those are loaded, and their rows
-    taken in random batches. Sums come from the blocks, the update is made here.
+    Without `batch_size` a step goes over whole blocks: all of them, or `blocks_per_step` at a time. With it, an epoch
+    goes over groups of `blocks_per_step` blocks, in a random order of the blocks. A group is loaded into memory, and
+    each step takes a random batch of its rows. Workers compute the sums of a step; the client makes the update.
 
     Parameters
     ----------
@@ -283,19 +283,19 @@ def train(
     batch_size : int, optional
         Rows of a step, of all its blocks together; the last ones of some blocks may be fewer. Default: all.
     blocks_per_step : int, optional
-        How many blocks a step goes over, and how many are in memory at once when batches are drawn. As many can be
-        worked on at a time. Default: all without `batch_size`, otherwise 8.
+        How many blocks a step goes over, and with `batch_size` how many are in memory at once. It is also the largest
+        number of workers that a step can use. Default: all blocks without `batch_size`, otherwise 8.
     rng : None, int, numpy.random.Generator, ...
-        Anything that `numpy.random.default_rng` takes; where every step takes all blocks nothing is drawn.
+        Anything that `numpy.random.default_rng` takes. It is not used if every step goes over all blocks.
     validation : (X, targets), optional
-        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them. They are looked at before the first step,
-        inputs included: one pass over them.
+        Dask arrays, or arrays in memory, as `xpsoftmax.train` uses them. All of them are checked before the first
+        step, in one pass.
     max_memory : int, optional
         Bytes of temporary memory of each task.
     reduction : {"mean", "sum"}
     validate : bool
-        Labels and weights are looked at once, before the first step: a pass over them, not over `X`. Their rows are
-        counted in any case where `X` does not know how many it has.
+        Check labels and weights once, before the first step: one pass over them, not over `X`. If the number of rows
+        of `X` is unknown, this pass is made in any case, to count them.
 
     Returns
     -------
@@ -307,19 +307,19 @@ def train(
     TypeError, ValueError, NotImplementedError
         As `mlp_loss_and_grad`, and if an option does not fit.
     ClusterError
-        A ConnectionError, if the scheduler of a cluster is lost, or a task loses one worker after the other; its
-        `result` has the parameters after the last step and the state to resume from; None before the first one,
-        while labels are looked at.
+        A ConnectionError, if the scheduler of a cluster is lost, or a task loses one worker after the other. Its
+        `result` has the parameters after the last step and the state to resume from; it is None while labels are
+        checked, before the first step.
     DivergenceError, ImportError
         As `xpsoftmax.train`.
 
     Notes
     -----
     Over one group of blocks the steps are those of `xpsoftmax.train` with the same `rng`. The result depends on the
-    blocks and on `rng`, not on scheduler, workers or their number, and not on workers that die on the way: Dask
-    computes again what they held (``tests/dask/test_dask.py``). An interrupt (Ctrl-C) gives up the step whose sums are
-    waited for; what was learnt before it is returned. Whole blocks are computed from the graph of `X` in every epoch:
-    call ``X.persist()`` before where they fit into the memory of the cluster.
+    blocks and on `rng`, not on the scheduler, the number of workers or workers that die: Dask computes again what a
+    lost worker had in memory (``tests/dask/test_dask.py``). An interrupt (Ctrl-C) abandons the step that is being
+    computed; what was learnt before it is returned. Each epoch computes the blocks of `X` from their graph: call
+    ``X.persist()`` before if they fit into the memory of the cluster.
 
     References
     ----------
@@ -353,8 +353,8 @@ def train(
     check_parts(optimizer, callback, patience, validation)
     reg = as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
-    activation = activation_to_train(model.network, activation, resume)
-    model = replace(model, params=carrying(model.params, activation), activation=activation)
+    trained_with = activation_to_train(model.network, activation, resume)
+    model = replace(model, params=carrying(model.params, trained_with), activation=trained_with)
     data = graph.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X, model)
     sizes = checked_sizes(scheduler, model, data)

@@ -1,8 +1,8 @@
 """Activation functions with their slopes, as `Activation` objects; `ACTIVATIONS` finds them by name.
 
 The slope is the derivative at the same pre-activation z. All formulas use exponentials that cannot overflow, and no
-slope subtracts nearly equal numbers: the gradient of a saturated unit is small, not zero. Backends that compute an
-activation in another way look it up by its object.
+slope subtracts nearly equal numbers: the gradient of a saturated unit is small, not zero. Backends that have their own
+version of an activation look it up by its object.
 """
 
 from __future__ import annotations

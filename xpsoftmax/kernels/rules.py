@@ -1,8 +1,8 @@
 """Update rules of the optimisers: new parameters from parameters and gradients.
 
-A `Rule` is a formula for NumPy, CuPy and every other array library. Backends that compute a rule in another way (the
-NumPy kernels in place, the CUDA kernels in one launch) look it up by the `Rule` object; a rule that they do not know is
-computed by its formula.
+A `Rule` is a formula for NumPy, CuPy and every other array library. Backends that have their own
+version of a rule (the NumPy kernels in place, the CUDA kernels in one launch) look it up by the `Rule` object. Other
+rules are computed by their formula.
 """
 
 from __future__ import annotations

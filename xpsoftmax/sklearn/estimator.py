@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import Params
+from xpsoftmax._typing import Activation
 from xpsoftmax.sklearn import fitting
 from xpsoftmax.sklearn.converting import Conversion
 from xpsoftmax.sklearn.learnt import params_of
@@ -176,12 +177,12 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100,),
-        activation: str = "relu",
+        activation: Activation = "relu",
         *,
-        solver: str = "adam",
+        solver: Literal["adam", "sgd", "lbfgs"] = "adam",
         alpha: float = 0.0001,
-        batch_size: int | str = "auto",
-        learning_rate: str = "constant",
+        batch_size: int | Literal["auto"] = "auto",
+        learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
         learning_rate_init: float = 0.001,
         power_t: float = 0.5,
         max_iter: int = 200,
@@ -315,7 +316,10 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         the state of the optimiser stays.
         """
         if self.early_stopping:
-            raise ValueError("early_stopping must be False for partial_fit, got True: partial_fit sees no whole epoch.")
+            raise ValueError(
+                "early_stopping must be False for partial_fit, got True: partial_fit does not support "
+                "early_stopping=True, because it sees no whole epoch."
+            )
         if isinstance(self.class_weight, str):
             raise ValueError(
                 f"class_weight must be None or a dict for partial_fit, got {self.class_weight!r}. "

@@ -161,7 +161,8 @@ class Predictor:
 
 
 def _logits(model: Model, X: Array, first: int | None) -> Array:
-    logits = mlp_logits(model.params, X, activation=model.activation, impl=model.impl)
+    activation: Any = model.activation
+    logits = mlp_logits(model.params, X, activation=activation, impl=model.impl)
     check_logits(model.network, logits, first)
     return logits
 

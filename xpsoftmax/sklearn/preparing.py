@@ -124,13 +124,25 @@ def _refuse_weights(model: Any, weight: Array | None, which: str) -> NoReturn:
     raise ValueError(f"{name} must let a row count, got {got}.")
 
 
+def _rare(y: np.ndarray) -> str:
+    """Return what scikit-learn says of two classes of which one has a single row; it calls them False and True."""
+    counts = np.bincount(y) if y.ndim == 1 else np.zeros(0, int)
+    if len(counts) != 2 or counts.min() != 1:
+        return ""
+    rare = [str(bool(code)) for code in np.flatnonzero(counts == 1)]
+    return (
+        " The least populated classes in y have only 1 member, and no row of them can be held out and another one "
+        f"learnt from. Classes with too few members are: {rare}, if the first class is False and the second one True."
+    )
+
+
 def split_rows(y: np.ndarray, validation_fraction: float, rng: Any) -> Sequence[np.ndarray]:
     """Return rows to learn from and rows to hold out: of each class its share, if every class has enough rows."""
     held, stratify = math.ceil(validation_fraction * len(y)), None
     if not 2 <= held < len(y):
         raise ValueError(
             f"validation_fraction must hold out at least 2 rows and leave one, got {validation_fraction} of "
-            f"{len(y)} rows, which is {held}. The validation set is too {'small' if held < 2 else 'large'}."
+            f"{len(y)} rows, which is {held}. The validation set is too {'small' if held < 2 else 'large'}.{_rare(y)}"
         )
     if y.ndim == 1:
         counts = np.bincount(y)

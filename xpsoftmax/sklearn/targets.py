@@ -55,15 +55,16 @@ def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hi
         check_classification_targets(codes)  # which warns of very many classes
         return Targets(classes, codes)
     codes = encode(labels, known)
+    if complete and ((codes < 0).any() or np.unique(codes).size < known.size):
+        raise ValueError(
+            "y must have the classes of the fit that it goes on from: warm_start can only be used where `y` has the "
+            f"same classes as in the previous call to fit. Previously got {shortened(known)}, "
+            f"`y` has {shortened(np.unique(labels))}."
+        )
     if (codes < 0).any():
         raise ValueError(
             f"y must have no classes but those that are known, {shortened(known)}, "
             f"got also {shortened(np.unique(labels[codes < 0]))}.{hint}"
-        )
-    if complete and np.unique(codes).size < known.size:
-        raise ValueError(
-            f"y must have the classes of the call that it goes on from, {shortened(known)}, "
-            f"got {shortened(np.unique(labels))}."
         )
     return Targets(known, codes)
 

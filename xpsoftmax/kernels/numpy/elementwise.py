@@ -1,4 +1,4 @@
-"""Elementwise work on NumPy arrays, tile by tile: what is read twice is still in the cache the second time."""
+"""Elementwise work on NumPy arrays, tile by tile, so that a second pass over a tile finds it in the cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xpsoftmax._typing import Array
 from xpsoftmax.kernels.numpy.threads import share
 
 TILE = 2**20
-"""Bytes of a tile of the first array: a second pass over it finds it in the cache, and there are few calls."""
+"""Bytes of a tile of the first array: small enough for the cache, large enough for few Python calls."""
 TILE_OF_EXP = 2**18
 """Bytes of a tile for formulas with half a dozen temporary arrays, which must stay in the cache too."""
 SHARE = 2**21

@@ -177,7 +177,7 @@ def _loss_in_float64(z: Array, e: Array, labels: Array, weight: Array, *, z_loss
 
 
 def _loss_from_label(z: Array, e: Array, labels: Array, weight: Array, *, grad: bool) -> Array:
-    """Losses without z-loss, for rows of any kind: `generic`'s odds in few passes.
+    """Losses without z-loss, for rows of any kind, by the formula of `generic.odds`.
 
     The numbers of which a row has one are float64.
     """

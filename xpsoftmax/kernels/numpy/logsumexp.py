@@ -56,7 +56,7 @@ def _logsumexp_without_shift(z: Array, e: Array) -> Array:
 
 
 def _logsumexp_with_shift(z: Array, e: Array) -> Array:
-    """For sums far from 1: what is lost of the others beside the largest makes no difference."""
+    """Return largest + log(sum of exp(z - largest)), which is accurate for sums far from 1."""
     tile = working(z, e)
     top = row_max(tile)
     by_column(np.subtract, tile, top, e)

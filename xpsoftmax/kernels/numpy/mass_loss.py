@@ -28,7 +28,7 @@ from xpsoftmax.kernels.numpy.tiles import recompute
 SMALL = 1e-10
 """A larger logit than this, added to a sum of the others below the least of `RANGES`, leaves no digit of that sum."""
 ROOM = 2.0**10
-"""Least mass, in smallest normal numbers, beside which the error of a subnormal probability does not count."""
+"""Least mass, in units of the smallest normal number, that makes the error of a subnormal probability negligible."""
 
 
 def soft_target_loss(spec: LossSpec, like: Array, *, grad: bool) -> Callable[..., Array]:

@@ -62,7 +62,7 @@ class SoftTargets:
 
 
 class LabelMasses:
-    """Masses of labels with any options: `share` for every class, and what is added to it at the label."""
+    """Masses of labels with any options: `share` for every class, and an addition to it at the label."""
 
     def __init__(self, spec: LossSpec, like: Array) -> None:
         self.share: Array | None = None  # (C,)

@@ -1,4 +1,4 @@
-"""The loss of labels with smoothing as the only option, in few passes.
+"""The loss of labels with smoothing as the only option.
 
 All masses but the label's are eps/C, so that no matrix of masses and only the sum of t = z - largest is needed:
 
