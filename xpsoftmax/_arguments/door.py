@@ -137,11 +137,11 @@ class Way(NamedTuple):
     axis: int  # of the classes, not negative
     working: DType
     kernel: Callable[..., Any]
-    context: Callable[[], AbstractContextManager[Any]]  # surroundings of the computation
+    context: Callable[[], AbstractContextManager[Any]]  # makes the context manager of the computation
     direct: bool  # whether the kernel takes the logits, and `out`, as they are
     terms: Any = None  # of a loss: `Terms`
     adds_up: bool = False  # whether the kernel of a loss returns the sum over the rows
-    by_kernel: bool = False  # whether the loss is not computed by the generic text
+    by_kernel: bool = False  # whether `kernel` is a kernel, not the generic operation
 
 
 def enter_rows(
@@ -297,7 +297,7 @@ def _is_direct(layout: Layout, out: Array | None) -> bool:
 
 
 def _context(home: Home, array: Array, *, switches: bool) -> Callable[[], AbstractContextManager[Any]]:
-    """Surroundings of a computation; none where it consists of CUDA kernels, which switch to the device themselves."""
+    """Return what makes the context manager. CUDA kernels need none: they switch to the device themselves."""
     if switches and is_cupy_array(array) and array.size > 0:
         return nullcontext
     return surroundings(home.xp, home.device)

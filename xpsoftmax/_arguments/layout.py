@@ -12,7 +12,7 @@ from xpsoftmax.kernels import generic, of_library
 
 
 class Layout(NamedTuple):
-    """Where the logits live and what they look like: the other arrays of a call must fit."""
+    """Home, shape and class axis of the logits. The other arrays of a call must fit."""
 
     home: Home
     shape: tuple[Any, ...]  # of the logits; a size is nan where a dask array does not know it
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return math.prod(int(self.shape[axis]) for axis in self.axes) if self.axes else int(self.shape[self.axis])
 
     @property
@@ -55,7 +55,7 @@ def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
 
 
 def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
-    """Array in another shape; in JAX it may be in parts on several devices."""
+    """Reshape an array. JAX arrays may be distributed over several devices, and have their own function."""
     return of_library("reshaped", array)(array, shape)
 
 
@@ -89,7 +89,7 @@ def rowwise(values: Array, layout: Layout) -> Array:
 
 
 def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
-    """Put an axis elsewhere. PyTorch's moveaxis does not run under torch.func.vmap."""
+    """Move an axis. PyTorch's moveaxis does not run under torch.func.vmap."""
     if axis == to:
         return array
     order = [i for i in range(array.ndim) if i != axis]
@@ -113,7 +113,7 @@ def copied(xp: Namespace, result: Array, out: Array) -> None:
 
 
 def rows_out(layout: Layout, out: Array | None) -> Array | None:
-    """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
+    """Return `out` as rows that a kernel can write to; None if its layout or byte order needs a copy."""
     if (
         out is None
         or len(layout.shape) != 2

@@ -76,7 +76,7 @@ def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int
 
 
 def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether a step is shorter than what the smaller steps span, as in no view but a broadcast or `as_strided`."""
+    """Whether a stride is shorter than the span of the smaller strides, as in broadcasts and `as_strided` views."""
     span = itemsize
     for step, size in sorted((abs(step), size) for step, size in zip(strides, shape, strict=True) if size > 1):
         if step < span:
@@ -106,7 +106,7 @@ def _share_memory(a: Array, b: Array) -> bool:
 
 
 def _extent(array: Array) -> tuple[int, int] | None:
-    """First byte of an array and the one after its last. Interleaved arrays overlap in these, and are refused."""
+    """Return the address of the first byte and the one after the last. Interleaved arrays count as overlapping."""
     footprint = _footprint(array)
     if footprint is None or 0 in footprint[1]:
         return None

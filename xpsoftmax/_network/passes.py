@@ -54,7 +54,7 @@ def sum_over_rows(
 
 
 def _with_rows_of(problem: Problem, X: Array) -> Problem:
-    """The same problem, in which a block that has not the rows of that of X is an error when it is computed."""
+    """Return the problem with a check, made when a block is computed, that it has as many rows as the block of X."""
     from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
 
     targets, row_weight = (with_rows_of("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
