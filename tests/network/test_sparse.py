@@ -84,6 +84,18 @@ def test_a_row_has_the_same_bits_in_every_company(problem):
         np.testing.assert_array_equal(xs.mlp_logits(params, S[rows]), whole[rows])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_by_several_threads_have_the_bits_of_one(rng, dtype, kind, threads):
+    """Large enough for several; the last part of the rows is shorter."""
+    X = KINDS[kind](sparse.random(1003, 300, 0.1, format="csr", random_state=0, dtype=dtype))
+    weight = rng.standard_normal((300, 150)).astype(dtype)
+    assert X.nnz * weight.shape[1] > 4 * 2**20
+    with xs.threads(threads):
+        logits = xs.mlp_logits((xs.Layer(weight, np.zeros(150, dtype)),), X)
+    np.testing.assert_array_equal(logits, X @ weight)
+
+
 def test_chunks_add_up(problem, dtype):
     params, X, y = problem
     least = 4000 if dtype == "float32" else 8000
@@ -253,9 +265,8 @@ X = sparse.csr_array((data, indices, np.arange(0, 10 * rows + 1, 10)), shape=(ro
 y = rng.integers(0, 3, rows)
 params = xs.init_params((columns, 4, 3), rng=0, dtype="float32")
 xs.threads(1).__enter__()
-limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 100 * 2**20
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, resource.RLIM_INFINITY))
 result = xs.train(params, X, y, optimizer=xs.sgd(0.1), epochs=1, batch_size=2000, rng=0, validation=(X, y))
 loss, _ = xs.mlp_loss_and_grad(result.params, X, y, sample_weight=np.ones(rows, np.float32))
 labels = xs.mlp_predict(result.params, X)
@@ -265,3 +276,15 @@ print(len(result.history["loss"]), bool(loss < 1.2), labels.shape)
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert process.returncode == 0, process.stderr[-1500:]
     assert process.stdout == "10 True (20000,)\n"
+
+
+def test_a_matrix_of_another_library_is_refused(problem, monkeypatch):
+    """One of cupyx beside NumPy parameters."""
+    from xpsoftmax.kernels import sparse as kernel
+
+    params, X, y = problem
+    S = sparse.csr_array(X)
+    monkeypatch.setattr(kernel, "LIBRARIES", {"scipy.sparse": "cupy"})
+    message = r"^X must be an array of the same library as params\[0\]\.weight \(numpy\), got a sparse matrix .* cupy"
+    with pytest.raises(TypeError, match=message):
+        xs.mlp_loss(params, S, y)

@@ -182,7 +182,7 @@ y = rng.integers(0, 3, rows)
 MLPClassifier((2,), max_iter=1).fit(X[:3, :9], y[:3])
 xs.threads(1).__enter__()
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20, resource.RLIM_INFINITY))
 model = MLPClassifier((4,), max_iter=1, batch_size=2000, random_state=0, early_stopping=True).fit(X, y)
 print(model.predict_proba(X).shape, model.predict(X).shape)
 """
@@ -190,3 +190,28 @@ print(model.predict_proba(X).shape, model.predict(X).shape)
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert process.returncode == 0, process.stderr[-1500:]
     assert process.stdout == "(20000, 3) (20000,)\n"
+
+
+def test_the_way_of_matrices_of_cupyx(digits, monkeypatch):
+    """Taken with SciPy's, since there may be no GPU here: the checks, and what they say, are those of that way."""
+    from xpsoftmax.sklearn import inputs
+
+    X, y = digits
+    S = sparse.csr_array(X)
+    desired = made({}).fit(S, y)
+    monkeypatch.setattr(inputs, "library_of", lambda value: "cupy" if sparse.issparse(value) else None)
+    model = made({}, dtype="float64").fit(sparse.csc_array(X), y, X_val=S, y_val=y)
+    np.testing.assert_array_equal(model.coefs_[0], desired.coefs_[0])
+    np.testing.assert_array_equal(model.predict_proba(S), desired.predict_proba(S))
+    single = made({}, dtype="float32").fit(S, y)
+    assert single.coefs_[0].dtype == np.float32
+    assert single.predict_proba(S).dtype == np.float32
+    with pytest.raises(ValueError, match=r"^X must have shape \(N, D\), both at least 1, got \(0, 64\)\.$"):
+        model.predict(S[:0])
+    with pytest.raises(ValueError, match=r"^X must be of real numbers, got complex128: complex data is not"):
+        made({}).fit(S.astype(complex), y)
+    with pytest.raises(ValueError, match=r"X has 63 features, but MLPClassifier is expecting 64 features"):
+        model.predict(S[:, 1:])
+    S.data[7] = np.nan
+    with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 0, column "):
+        model.predict(S)

@@ -12,6 +12,7 @@ from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.problem import Problem
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
+from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.generic import scratch_arrays
 from xpsoftmax.kernels.sparse import held_for_a_row, is_sparse
 
@@ -80,26 +81,8 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     ):
         return Plan([None], 0)
     itemsize = itemsize_of(net.xp, net.working)
-    soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
-    hidden, classes = net.hidden, net.layers[-1].bias.shape[0]
-    if not (problem.weighted or net.dtype != net.working):
-        features = 0  # the inputs are not copied
-    elif features is None:
-        features = net.layers[0].weight.shape[0]
-    column = itemsize * max(layer.weight.shape[0] for layer in net.layers)
-
-    cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0
-
-    # Numbers for each row: inputs and targets that are cast, activations and slopes, and the logits with the
-    # temporaries of the loss (forward), or with the gradients of the layers (backward).
-    in_place = net.kernels.has_kernel("bias_activation")
-    kept = features + cast + 2 * sum(hidden)
-    if not in_place:  # products and their activations are different arrays
-        kept += 2 * sum(hidden) + classes
-    widest = max(hidden, default=0)
-    loss = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
-    forward = kept + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the last chunk's logits may still exist
-    backward = kept + classes + 3 * widest
+    forward, backward = _numbers_for_a_row(net, problem, features)
+    column = itemsize * max(layer.weight.shape[0] for layer in net.layers)  # of the product added to a weight gradient
     least = itemsize * max(forward, backward) + column
     if max_memory is None:
         max_memory = max(DEFAULT_MAX_MEMORY, least)
@@ -110,6 +93,28 @@ def plan_chunks(net: Network, rows: int, problem: Problem, max_memory: int | Non
     if overwrites_logits(net):
         step = max(step, (max_memory - spare - IN_PLACE) // (itemsize * backward))
     return Plan(chunks_of(rows, max(1, step)), spare)
+
+
+def _numbers_for_a_row(net: Network, problem: Problem, features: int | None) -> tuple[int, int]:
+    """How many numbers a row of a chunk needs at most on the way forward, and backward.
+
+    These are inputs and targets that are cast, activations and slopes, and the logits with the temporaries of the loss
+    (forward), or with the gradients of the layers (backward).
+    """
+    hidden, classes = net.hidden, net.layers[-1].bias.shape[0]
+    soft = problem.targets.ndim == 2 or problem.spec.label_smoothing > 0.0
+    if not (problem.weighted or net.dtype != net.working):
+        features = 0  # the inputs are not copied
+    elif features is None:
+        features = net.layers[0].weight.shape[0]
+    cast = classes if problem.targets.ndim == 2 and problem.targets.dtype != net.working else 0
+    kept = features + cast + 2 * sum(hidden)
+    if net.kernels.bias_activation is generic.bias_activation:  # products and their activations are different arrays
+        kept += 2 * sum(hidden) + classes
+    widest = max(hidden, default=0)
+    loss = classes * scratch_arrays(soft=soft, z_loss=problem.spec.z_loss > 0.0)
+    forward = kept + max(loss, classes + ACTIVATION_ARRAYS * widest)  # the last chunk's logits may still exist
+    return forward, kept + classes + 3 * widest
 
 
 def chunks_of(rows: int, step: int) -> Sequence[slice | None]:

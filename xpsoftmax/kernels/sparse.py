@@ -8,9 +8,13 @@ result alone, (R, H), and ``X.T @ D`` for its result, (D, H).
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xpsoftmax._typing import Array, Namespace
+from xpsoftmax.kernels.numpy.threads import share
 
 LIBRARIES = {"scipy.sparse": "numpy", "cupyx.scipy.sparse": "cupy"}
 """Modules with sparse matrices, and the library of arrays that each computes with."""
@@ -40,8 +44,20 @@ def stand_in(xp: Namespace, X: Any) -> Array:
 
 
 def product(X: Any, weight: Array) -> Array:
-    """Return X W, (R, H)."""
-    return _contiguous(X @ weight)
+    """Return X W, (R, H). SciPy uses one thread, so several are given some of the rows each."""
+    multiplications = X.nnz * weight.shape[1]
+    if type(weight) is not np.ndarray or multiplications < 2 * SHARE:
+        return _contiguous(X @ weight)
+    result = np.empty((X.shape[0], weight.shape[1]), weight.dtype)
+    step = max(1, X.shape[0] * SHARE // multiplications)
+
+    def worker(starts: Iterator[int]) -> None:
+        for start in starts:
+            rows = slice(start, start + step)
+            result[rows] = X[rows] @ weight
+
+    share(worker, range(0, X.shape[0], step), multiplications // SHARE)
+    return result
 
 
 def transposed_product(X: Any, delta: Array) -> Array:
@@ -49,6 +65,8 @@ def transposed_product(X: Any, delta: Array) -> Array:
     return _contiguous(X.T @ delta)
 
 
+SHARE = 2**20
+"""Least multiplications for each thread: below, starting a thread takes longer than its work."""
 ENTRY = 3
 """Numbers that are held for an entry while rows are cleared: its number, its row, masks."""
 

@@ -136,6 +136,8 @@ def classes_on(operation: str, dtype: str, capability: int) -> tuple[SizeClass, 
     kinds = [kind for kind in size_classes(operation, dtype) if exists_on(kind, capability)]
     if dtype == "float64" and capability >= 120:  # 16 vectors of it spill there
         kinds = [kind for kind in kinds if kind.vectors < 16]
+    if (operation, dtype) == ("softmax_loss", "float32") and capability in (86, 89):  # 25 vectors spill there
+        kinds = [kind for kind in kinds if kind.vectors < 25]
     return tuple(kind for kind, after in zip(kinds, (*kinds[1:], STREAMED), strict=True) if not after.slots)
 
 
