@@ -6,7 +6,7 @@ from xpsoftmax._arguments.door import enter_loss
 from xpsoftmax._arguments.layout import Layout, deliver, in_rows, rows_out, rowwise
 from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
 from xpsoftmax._typing import Array, Impl, Reduction
-from xpsoftmax.kernels import select, summed
+from xpsoftmax.kernels import generic, select, summed
 
 
 def softmax_loss(
@@ -69,8 +69,7 @@ def softmax_loss(
         If an array is of an unsupported kind or dtype, or of another library than `logits`.
     ValueError
         If a shape, device or option does not fit; with `validate`, if a label is out of range (the message names the
-        first such row) or a weight or soft target is negative or not finite; while PyTorch records gradients, if a
-        tensor requires grad.
+        first such row) or a weight or soft target is negative or not finite.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -82,8 +81,8 @@ def softmax_loss(
     without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
     its weight is zero: then it adds exactly 0.
 
-    JAX differentiates the result as `softmax_loss_and_grad` does, PyTorch does not and says so as for `softmax`. The
-    gradient is that of `softmax_loss_and_grad`, which takes tensors that require grad.
+    JAX and PyTorch differentiate the result as `softmax_loss_and_grad` does, with respect to logits, soft targets and
+    weights, to every order.
 
     References
     ----------
@@ -235,4 +234,4 @@ def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
     """Of each row, in the working precision."""
     xp = layout.home.xp
     rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
-    return xp.asarray(rowwise(select("logsumexp_rows", rows, impl)(rows), layout))
+    return generic.as_0d(rowwise(select("logsumexp_rows", rows, impl)(rows), layout))

@@ -8,7 +8,6 @@ from xpsoftmax._arguments.door import enter_rows
 from xpsoftmax._arguments.layout import copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
 from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.shapes import same_shape, size_hint
-from xpsoftmax._arguments.tracing import check_unrecorded
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic, select
 
@@ -45,7 +44,7 @@ def softmax(
     TypeError
         If an array is of an unsupported kind or dtype.
     ValueError
-        If `axis`, `where`, `out` or `impl` does not fit; if PyTorch records gradients, and `logits` requires grad.
+        If `axis`, `where`, `out` or `impl` does not fit; if `out` is given where PyTorch differentiates the result.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -55,9 +54,7 @@ def softmax(
     the smallest that still counts (``tests/loss/test_softmax.py``). 16-bit logits are computed in float32.
 
     JAX differentiates the result as `softmax_jvp` does, to every order (``tests/jax/test_jax_derivatives.py``).
-    PyTorch does not differentiate through the result: tensors that require grad are an error while it records
-    gradients, and so are those that torch.func (``grad``, ``jvp``, ``jacrev``, ...) or forward-mode AD differentiates.
-    Within ``torch.no_grad()`` they are accepted. ``torch.func.vmap`` may be used
+    So does PyTorch, with ``backward``, ``torch.func``, forward-mode AD and ``torch.compile``
     (``tests/torch/test_torch_derivatives.py``).
 
     References
@@ -181,14 +178,13 @@ def logsumexp(
     """
     check_flag("keepdims", keepdims)
     array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
-    xp = layout.home.xp
     with way.context():
         sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
             sums = reshaped(sums, shape)
         if not keepdims:
-            return xp.asarray(sums)
+            return generic.as_0d(sums)
         # Not expand_dims: dask's fails where the number of rows is unknown.
         return sums[tuple(slice(None) if i in layout.row_axes else None for i in range(array.ndim))]
 
@@ -232,9 +228,8 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     >>> xs.softmax_jvp(np.log([2.0, 3.0, 5.0]), np.array([1.0, 0.0, 0.0])).round(6)
     array([ 0.16, -0.06, -0.1 ])
     """
-    check_unrecorded(logits=logits, tangent=tangent)
-    array, layout = check.as_logits(logits, axis)
-    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, layout.home))
+    array, layout = check.as_logits(logits, axis, differentiable=True)
+    _, v = check.as_floating("tangent", check.as_companion("tangent", tangent, layout.home), differentiable=True)
     if v.dtype != array.dtype:
         raise TypeError(f"tangent must have the dtype of logits, {array.dtype}, got {v.dtype}.")
     if not same_shape(v.shape, layout.shape):
@@ -287,8 +282,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
            [-0.06,  0.21, -0.15],
            [-0.1 , -0.15,  0.25]])
     """
-    check_unrecorded(logits=logits)
-    array, layout = check.as_logits(logits, axis)
+    array, layout = check.as_logits(logits, axis, differentiable=True)
     xp = layout.home.xp
     with layout.home.context():
         rows = xp.astype(to_rows(xp, array, layout.axis), layout.working, copy=False)

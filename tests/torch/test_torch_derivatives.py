@@ -1,11 +1,18 @@
-"""PyTorch: a derivative that would be lost without a word is an error; torch.func.vmap runs everything."""
+"""PyTorch's derivatives of the package's functions: of every order, in every mode, and never zero without a word.
+
+The functions that return gradients are constants for PyTorch: tensors under a transform are an error there.
+"""
 
 import re
 
 import numpy as np
+import oracle
 import pytest
+from assertions import EPS, assert_within
+from grid import KINDS, SOME, labels, logits
 
 import xpsoftmax as xs
+from xpsoftmax.kernels.activations import ACTIVATIONS
 
 torch = pytest.importorskip("torch")
 
@@ -84,11 +91,8 @@ DETACHED = {
     "numerical_grad": ("x", Z, lambda x: xs.numerical_grad(lambda x: (x * x).sum(), x)),
 }
 every_result = pytest.mark.parametrize("case", RESULTS)
-everything = pytest.mark.parametrize("case", [*RESULTS, *DETACHED])
+every_constant = pytest.mark.parametrize("case", DETACHED)
 
-RECORDED = (
-    r"^{} must not require grad while PyTorch records gradients, got a tensor that does: .* Call detach\(\) on it"
-)
 TRANSFORMED = r"^{} must not be differentiated by torch\.func or forward-mode AD, got a tensor that is: .* detach\(\)"
 
 
@@ -96,13 +100,62 @@ def case_of(name):
     return RESULTS.get(name) or DETACHED[name]
 
 
+def assert_same(actual, desired):
+    """The same to rounding: under a transform another text computes it than a kernel."""
+    torch.testing.assert_close(actual, desired, rtol=20 * 2.0**-52, atol=2.0**-51, equal_nan=True)
+
+
+def in_scale(function):
+    """One number from a result, with a derivative that depends on every entry."""
+
+    def scaled(x):
+        result = function(x)
+        return (result * torch.arange(1.0, 1.0 + result.numel(), dtype=result.dtype).reshape(result.shape)).sum()
+
+    return scaled
+
+
+@pytest.mark.filterwarnings("ignore:The input has been resized")
 @every_result
-def test_a_result_that_autograd_would_take_for_a_constant(case):
-    argument, value, function = RESULTS[case]
-    with pytest.raises(ValueError, match=RECORDED.format(re.escape(argument))):
-        function(value.clone().requires_grad_())
-    with pytest.raises(ValueError, match=RECORDED.format(re.escape(argument))):
-        function(2.0 * value.clone().requires_grad_())  # not a leaf
+def test_derivatives_are_those_of_the_function(case):
+    """First and second ones, by numerical differences, backward and forward."""
+    _, value, function = RESULTS[case]
+    x = value.clone().requires_grad_()
+    if case in ("softmax_loss soft", "softmax_loss sample", "softmax_loss class") or case.startswith("mlp_loss "):
+        function = unvalidated(function)
+    assert torch.autograd.gradcheck(function, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, x)
+
+
+def unvalidated(function):
+    """Numerical differences take weights below 0, where there is no loss to speak of; these stay above."""
+    return lambda x: function(x)
+
+
+@every_result
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "vmap of grad", "twice"])
+def test_transforms_agree_with_backward(transform, case):
+    _, value, function = RESULTS[case]
+    number = in_scale(function)
+    x = value.clone().requires_grad_()
+    (first,) = torch.autograd.grad(number(x), x, create_graph=True)
+    if transform in ("hessian", "twice"):
+        actual = F.hessian(number)(value) if transform == "hessian" else F.jacrev(F.jacrev(number))(value)
+        again = torch.zeros(value.numel(), *value.shape, dtype=value.dtype)
+        if first.requires_grad:  # it does not depend on x if the function is linear
+            again = torch.stack([torch.autograd.grad(entry, x, retain_graph=True)[0] for entry in first.reshape(-1)])
+        torch.testing.assert_close(actual.reshape(again.shape), again, rtol=1e-12, atol=1e-14)
+        return
+    first = first.detach()
+    if transform == "jvp":
+        actual, first = F.jvp(number, (value,), (value,))[1], (first * value).sum()
+    elif transform == "vjp":
+        actual = F.vjp(number, value)[1](torch.ones((), dtype=value.dtype))[0]
+    elif transform == "vmap of grad":
+        actual = F.vmap(F.grad(number))(torch.stack([value, value]))[1]
+    else:
+        actual = getattr(F, transform)(number)(value)
+    torch.testing.assert_close(actual, first, rtol=1e-12, atol=1e-14)
 
 
 @every_result
@@ -114,10 +167,23 @@ def test_where_nothing_is_recorded_all_tensors_are_taken(mode, case):
     assert torch.equal(result, function(value))
 
 
-def test_a_loss_beside_a_penalty_is_not_lost():
+@pytest.mark.parametrize("function", [xs.softmax, xs.log_softmax])
+def test_out_where_gradients_are_recorded(function):
+    message = r"^out must be None where PyTorch differentiates the result, got a tensor\. Call detach\(\) first\.$"
+    out = torch.empty_like(Z)
+    with pytest.raises(ValueError, match=message):
+        function(Z.clone().requires_grad_(), out=out)
+    with pytest.raises(ValueError, match=message):
+        F.grad(lambda z: function(z, out=out).sum())(Z)
+    assert function(Z, out=out) is out
+    with torch.no_grad():
+        assert torch.equal(function(Z.clone().requires_grad_(), out=out), function(Z))
+
+
+def test_a_loss_beside_a_penalty():
     weight = Z.clone().requires_grad_()
-    with pytest.raises(ValueError, match=RECORDED.format("logits")):
-        (xs.softmax_loss(weight, Y) + 0.1 * (weight * weight).sum()).backward()
+    (xs.softmax_loss(weight, Y) + 0.1 * (weight * weight).sum()).backward()
+    torch.testing.assert_close(weight.grad, xs.softmax_loss_and_grad(Z, Y)[1] + 0.2 * Z, rtol=1e-15, atol=1e-16)
 
 
 @pytest.mark.parametrize("case", DETACHED)
@@ -143,18 +209,18 @@ TRANSFORMS = {
 }
 
 
-@everything
+@every_constant
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_torch_func_gives_no_zeros(transform, case):
-    argument, value, function = case_of(case)
-    message = f"({RECORDED}|{TRANSFORMED})".replace("{}", re.escape(argument))
+def test_constants_are_no_zeros_in_torch_func(transform, case):
+    argument, value, function = DETACHED[case]
+    message = TRANSFORMED.format(re.escape(argument))
     with pytest.raises(ValueError, match=message):
         TRANSFORMS[transform](function, value)
 
 
-@everything
-def test_forward_mode_gives_no_zeros(case):
-    argument, value, function = case_of(case)
+@every_constant
+def test_constants_are_no_zeros_in_forward_mode(case):
+    argument, value, function = DETACHED[case]
     with forward_ad.dual_level(), pytest.raises(ValueError, match=TRANSFORMED.format(re.escape(argument))):
         function(forward_ad.make_dual(value.clone(), value))
 
@@ -174,7 +240,7 @@ def test_what_is_detached_or_constant_is_taken_under_transforms(case):
     assert torch.equal(F.jvp(detached, (value,), (value,))[1], 2.0 * (value * value).sum())
     assert len(seen) == 4
     with forward_ad.dual_level():
-        assert torch.equal(function(forward_ad.make_dual(value.clone(), value).detach()), held)
+        assert_same(function(forward_ad.make_dual(value.clone(), value).detach()), held)
 
 
 # --- vmap -------------------------------------------------------------------------------------------------------------
@@ -193,8 +259,8 @@ def test_vmap_along_any_axis(case, shape, axis):
     for dim in range(len(shape) + 1):
         z = some(*shape[:dim], 4, *shape[dim:])
         desired = torch.stack([function(part) for part in z.unbind(dim)])
-        assert torch.equal(F.vmap(function, in_dims=dim)(z), desired)
-        assert torch.equal(F.vmap(F.vmap(function, in_dims=dim))(torch.stack([z, z]))[1], desired)
+        assert_same(F.vmap(function, in_dims=dim)(z), desired)
+        assert_same(F.vmap(F.vmap(function, in_dims=dim))(torch.stack([z, z]))[1], desired)
 
 
 OPTIONS = {
@@ -238,9 +304,9 @@ def test_vmap_of_losses(in_dims, soft, options, shape, axis):
     alone = [both(*(part(a, dim, i) for a, dim in zip(given, in_dims, strict=True))) for i in range(4)]
     for actual, desired in zip(mapped, map(torch.stack, zip(*alone, strict=True)), strict=True):
         # Sums of a batch may be added up in another order.
-        torch.testing.assert_close(actual, desired, rtol=20 * 2.0**-52, atol=0.0, equal_nan=True)
+        torch.testing.assert_close(actual, desired, rtol=20 * 2.0**-52, atol=2.0**-51, equal_nan=True)
     loss = F.vmap(lambda *a: xs.softmax_loss(*a[:2], axis=axis, **a[2], **more), in_dims=in_dims)(*given)
-    torch.testing.assert_close(loss, mapped[0], rtol=20 * 2.0**-52, atol=0.0, equal_nan=True)
+    torch.testing.assert_close(loss, mapped[0], rtol=20 * 2.0**-52, atol=2.0**-51, equal_nan=True)
 
 
 def test_vmap_of_networks():
@@ -303,8 +369,10 @@ def test_training_under_vmap():
 
 
 def test_vmap_over_what_autograd_records():
-    with pytest.raises(ValueError, match=RECORDED.format("logits")):
-        F.vmap(xs.softmax)(Z.clone().requires_grad_())
+    z = torch.stack([Z, 2.0 * Z]).requires_grad_()
+    F.vmap(lambda z: xs.softmax_loss(z, Y))(z).sum().backward()
+    desired = torch.stack([xs.softmax_loss_and_grad(part, Y)[1] for part in z.detach()])
+    torch.testing.assert_close(z.grad, desired, rtol=1e-14, atol=0.0)
 
 
 # --- torch.compile ----------------------------------------------------------------------------------------------------
@@ -323,25 +391,167 @@ def trusting(function):
     return lambda z: function(z, Y, validate=False)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_compiled_code_gives_no_zeros(fullgraph, compiled):
-    function = compiled(trusting(xs.softmax_loss), fullgraph=fullgraph)
-    with pytest.raises(Exception, match=r"(?s)must not require grad|Observed exception"):
-        function(Z.clone().requires_grad_())
-    assert torch.equal(function(Z), xs.softmax_loss(Z, Y))
+COMPILED = {
+    "softmax": xs.softmax,
+    "log_softmax": xs.log_softmax,
+    "logsumexp": xs.logsumexp,
+    "softmax_loss": trusting(xs.softmax_loss),
+    "none": lambda z: xs.softmax_loss(z, Y, reduction="none", label_smoothing=0.1, validate=False),
+    "mlp_loss": lambda X: network(xs.mlp_loss, X=X, activation="gelu", validate=False),
+}
+every_compiled = pytest.mark.parametrize("case", COMPILED)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("function", [xs.softmax_loss, lambda *a, **k: xs.softmax_loss_and_grad(*a, **k)[0]])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@every_compiled
+def test_compiled_code_has_the_same_gradients(case, compiled):
+    function = in_scale(COMPILED[case])
+    x, again = (Z.clone().requires_grad_() for _ in range(2))
+    loss = compiled(lambda x: function(2.0 * x), fullgraph=True)(x)
+    loss.backward()
+    desired = function(2.0 * again)
+    desired.backward()
+    torch.testing.assert_close(loss, desired, rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(x.grad, again.grad, rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@every_compiled
+@pytest.mark.parametrize("transform", ["grad", "hessian", "jvp", "vmap of grad"])
+def test_compiled_transforms(transform, case, compiled):
+    function = in_scale(COMPILED[case])
+    call = {
+        "grad": F.grad(function),
+        "hessian": F.hessian(function),
+        "jvp": lambda z: F.jvp(function, (z,), (z,))[1],
+        "vmap of grad": lambda z: F.vmap(F.grad(function))(torch.stack([z, 2.0 * z])),
+    }[transform]
+    torch.testing.assert_close(compiled(call, fullgraph=True)(Z), call(Z), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_second_derivatives_of_compiled_code_are_an_error_not_zero():
+    torch.compiler.reset()
+    x = Z.clone().requires_grad_()
+    loss = torch.compile(trusting(xs.softmax_loss), backend="aot_eager")(x)
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        first.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("transform", ["grad", "jvp"])
-def test_compiled_transforms_give_no_zeros(transform, function, compiled):
-    transformed = compiled(lambda z: TRANSFORMS[transform](trusting(function), z))
-    with pytest.raises(Exception, match=r"(?s)must not (require grad|be differentiated)"):
+def test_compiled_transforms_of_constants_give_no_zeros(transform, compiled):
+    function = trusting(lambda *a, **k: xs.softmax_loss_and_grad(*a, **k)[0])
+    transformed = compiled(lambda z: TRANSFORMS[transform](function, z))
+    with pytest.raises(Exception, match=r"(?s)must not be differentiated"):
         transformed(Z)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_operators_keep_the_rules_of_pytorch():
+    names = {"softmax_rows", "log_softmax_rows", "logsumexp_rows"}
+    for name in names:
+        torch.library.opcheck(getattr(torch.ops.xpsoftmax, name).default, (Z,))
+    for grad in (True, False):
+        for targets, weight in ((Y, None), (Q, CLASS_WEIGHT)):
+            arguments = (Z, targets, WEIGHT, weight, 0.1, 0.01, grad)
+            torch.library.opcheck(torch.ops.xpsoftmax.softmax_loss_rows.default, arguments)
+
+
+def test_a_program_for_export():
+    class Model(torch.nn.Module):
+        def forward(self, z, y):
+            return xs.softmax_loss(z, y, validate=False)
+
+    program = torch.export.export(Model(), (Z, Y)).module()
+    torch.testing.assert_close(program(2.0 * Z, Y), xs.softmax_loss(2.0 * Z, Y), rtol=1e-15, atol=0.0)
+
+
+# --- where it matters -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", ["kernel", "generic"])
+@pytest.mark.parametrize("way", ["backward", "torch.func"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.01}], ids=["plain", "smooth", "z"])
+def test_gradients_keep_the_contract(rng, kind, dtype, way, impl, options):
+    z = logits(rng, kind, SOME, dtype)
+    y = labels(rng, z)
+    if kind == "minus-inf" and options.get("label_smoothing"):
+        pytest.skip("the loss is infinite")
+    exact = oracle.softmax_loss(z, y, **options)
+
+    def loss(z):
+        return xs.softmax_loss(z, torch.from_numpy(y), impl=impl, **options)
+
+    if way == "torch.func":
+        grad, value = F.grad_and_value(loss)(torch.from_numpy(z))
+    else:
+        x = torch.from_numpy(z).requires_grad_()
+        value = loss(x)
+        value.backward()
+        grad = x.grad
+    compared = assert_within(grad.numpy(), exact.grad.value, bound=exact.grad.bound, where=exact.grad.where)
+    compared += assert_within(value.detach().numpy(), exact.loss.value, bound=exact.loss.bound, where=exact.loss.where)
+    assert compared > z.size / 4
+
+
+@pytest.mark.parametrize("equal", [0.0, 7.0])
+def test_derivatives_at_ties(equal):
+    """Where all logits are equal every class is the largest one."""
+    z = torch.full((2, 4), equal, dtype=torch.float64)
+    y = torch.tensor([0, 3])
+    p = torch.full((4,), 0.25, dtype=torch.float64)
+    desired = (torch.diag(p) - torch.outer(p, p)) / 2
+    for hessian in (
+        F.hessian,
+        lambda f: F.jacrev(F.jacrev(f)),
+        lambda f: lambda z: torch.autograd.functional.hessian(f, z),
+    ):
+        H = hessian(lambda z: xs.softmax_loss(z, y))(z)
+        for i in range(2):
+            torch.testing.assert_close(H[i, :, i], desired, rtol=1e-14, atol=1e-16)
+        assert torch.equal(H[0, :, 1], torch.zeros(4, 4, dtype=torch.float64))
+
+
+def test_the_hessian_of_a_sure_row_is_not_zero():
+    z = torch.tensor([[50.0, 0.0]], dtype=torch.float64)
+    small = float(np.exp(-50.0))
+    H = F.hessian(lambda z: xs.softmax_loss(z, torch.tensor([0])))(z)[0, :, 0]
+    torch.testing.assert_close(
+        H, torch.tensor([[small, -small], [-small, small]], dtype=torch.float64), rtol=1e-14, atol=0
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "silu", "gelu"])
+@pytest.mark.parametrize("at", [0.0, 30.0, -30.0])
+def test_activations_at_zero_and_far_from_it(activation, at):
+    """A saturated unit has a small slope, not none."""
+    layers = xs.Layer(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    X = torch.tensor([[at]], dtype=torch.float64)
+    actual = F.grad(lambda X: xs.mlp_logits((layers, layers), X, activation=activation).sum())(X)
+    *_, slope = ACTIVATIONS[activation].with_slope(np, X.numpy())
+    desired = (slope > 0.0).astype("f8") if activation == "relu" else slope
+    np.testing.assert_allclose(actual.numpy(), desired, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_gradients_are_rounded_once(rng, dtype):
+    """Also those that the backward pass multiplies: a rounded gradient would have lost its small entries."""
+    kind = getattr(torch, dtype)
+    z = torch.from_numpy(logits(rng, "scale-1", 1000, "float32")).to(kind)
+    y = torch.from_numpy(labels(rng, z.float().numpy()))
+    x = z.clone().requires_grad_()
+    (65536.0 * xs.softmax_loss(x, y)).backward()
+    wide = 65536.0 * xs.softmax_loss_and_grad(z.float(), y)[1]
+    assert x.grad.dtype == kind
+    ulps = (x.grad.float() - wide).abs() / (wide.abs() * EPS[dtype])
+    assert ulps.max() <= 0.5 * (1 + 2**-8)  # of what float32 rounds to
+    assert (x.grad != 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_compiled_gradients_come_back_detached(compiled):
     loss, dlogits = compiled(trusting(xs.softmax_loss_and_grad))(Z.clone().requires_grad_())
     assert (loss.requires_grad, dlogits.requires_grad) == (False, False)

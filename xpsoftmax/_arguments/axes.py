@@ -15,18 +15,18 @@ Axes: TypeAlias = int | tuple[int, ...] | None
 """The axes that are summed over; None for all."""
 
 
-def as_logits_over_axes(logits: object, axis: object) -> tuple[Array, Layout]:
+def as_logits_over_axes(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Layout]:
     """Check the logits and the class axes."""
     if axis is not None and not isinstance(axis, tuple):
-        return check.as_logits(logits, axis)
-    _, array = check.as_floating("logits", logits)
+        return check.as_logits(logits, axis, differentiable=differentiable)
+    _, array = check.as_floating("logits", logits, differentiable=differentiable)
     axes = sorted(check.as_axis(each, array.ndim) for each in (range(array.ndim) if axis is None else axis))
     if axis == ():
         raise ValueError("axis must name at least one axis, got ().")
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis must name each axis once, got {axis}.")
     for each in axes or (-1,):  # no axis of them may be empty, or of unknown size; a number has none
-        array, layout = check.as_logits(array, each)
+        array, layout = check.as_logits(array, each, differentiable=differentiable)
     return array, layout._replace(axis=axes[-1], axes=tuple(axes) if len(axes) > 1 else ())
 
 

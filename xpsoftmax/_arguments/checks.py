@@ -23,8 +23,11 @@ from xpsoftmax._arguments.tracing import check_untransformed
 from xpsoftmax._typing import FLOATING, INTEGRAL, SIXTEEN_BIT, Array, Device, DType, Namespace, dtype_name
 
 
-def as_array(name: str, value: object) -> tuple[Namespace, Array]:
-    """Check that `value` is an array; return its namespace and the array, freed of subclasses and autograd."""
+def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple[Namespace, Array]:
+    """Check that `value` is an array; return its namespace and the array, freed of subclasses.
+
+    It is freed of autograd, too, unless the result of the function is `differentiable`.
+    """
     if type(value) is np.ndarray:  # nothing to check; this saves time in small calls
         return numpy_namespace(), value
     if not _is_dense(value):
@@ -37,8 +40,9 @@ def as_array(name: str, value: object) -> tuple[Namespace, Array]:
     if is_numpy_array(value):
         value = np.asarray(value)
     elif is_torch_array(value):
-        check_untransformed(name, value)
-        value = value.detach()
+        if not differentiable:
+            check_untransformed(name, value)
+            value = value.detach()
     elif is_dask_array(value):
         value = without_empty_blocks(value)
     return xp, value
@@ -75,9 +79,9 @@ def _is_floating(array: Array) -> bool:
     return not (is_numpy_array(array) or is_dask_array(array))
 
 
-def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
+def as_floating(name: str, value: object, *, differentiable: bool = False) -> tuple[Namespace, Array]:
     """Check for an array of float16, bfloat16, float32 or float64; return it in native byte order."""
-    xp, array = as_array(name, value)
+    xp, array = as_array(name, value, differentiable=differentiable)
     if not _is_floating(array):
         raise TypeError(f"{name} must be of dtype float16, bfloat16, float32 or float64, got {array.dtype}.")
     if not getattr(array.dtype, "isnative", True):
@@ -85,9 +89,9 @@ def as_floating(name: str, value: object) -> tuple[Namespace, Array]:
     return xp, array
 
 
-def as_logits(logits: object, axis: object) -> tuple[Array, Layout]:
+def as_logits(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Layout]:
     """Check the logits and the class axis."""
-    xp, array = as_floating("logits", logits)
+    xp, array = as_floating("logits", logits, differentiable=differentiable)
     if array.ndim == 0:
         raise ValueError("logits must have at least one dimension, got shape ().")
     position = as_axis(axis, array.ndim)
@@ -98,7 +102,7 @@ def as_logits(logits: object, axis: object) -> tuple[Array, Layout]:
             f"logits must be of known size, except for the rows of a matrix, got shape {tuple(array.shape)}. "
             "For a dask array, call compute_chunk_sizes() first."
         )
-    where = Home(xp, home_of(array))
+    where = Home(xp, home_of(array), differentiable=differentiable)
     return array, Layout(where, tuple(array.shape), position, working_dtype(xp, array), blocks_of(array))
 
 
@@ -117,7 +121,7 @@ def as_axis(axis: object, ndim: int) -> int:
 
 def as_companion(name: str, value: object, home: Home) -> Array:
     """Check that an array is of the library, and on the device, of the arrays of a call."""
-    xp, array = as_array(name, value)
+    xp, array = as_array(name, value, differentiable=home.differentiable)
     if xp is home.xp and type(array) is np.ndarray:
         return array
     if xp is not home.xp:

@@ -28,7 +28,6 @@ from xpsoftmax._arguments.layout import Layout, rows_out
 from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_memory, check_out
 from xpsoftmax._arguments.problem import LossOptions, Problem, check_terms, weigh
-from xpsoftmax._arguments.tracing import check_unrecorded
 from xpsoftmax._typing import Array, DType, Impl
 
 Key = tuple[Any, ...]
@@ -161,8 +160,7 @@ def _check_rows(
     key: Key | None, operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None, where: Array | None
 ) -> tuple[Array, Array | None, Layout, Way]:
     check_impl(impl)
-    check_unrecorded(logits=logits)
-    array, layout = as_logits_over_axes(logits, axis)
+    array, layout = as_logits_over_axes(logits, axis, differentiable=True)
     mask = as_mask(where, layout)
     check_out(out, logits, layout, {"where": where})
     kernel, by_kernel = kernels.selected(operation, array, impl)
@@ -219,9 +217,7 @@ def _check_loss(
 ) -> tuple[Array, Array, LossOptions, Layout, Way]:
     check_flag("aux", aux)
     check_impl(impl)
-    if not grad:
-        check_unrecorded(logits=logits, **_others(targets, options))
-    array, layout = check.as_logits(logits, axis)
+    array, layout = check.as_logits(logits, axis, differentiable=not grad)
     if out is not None:
         check_out(out, logits, layout, _others(targets, options))
     plain_targets, plain_options, terms = check_terms(targets, options, layout)

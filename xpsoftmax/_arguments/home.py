@@ -27,6 +27,7 @@ class Home(NamedTuple):
     xp: Namespace
     device: Device
     owner: str = "logits"  # the argument that brought them, for messages
+    differentiable: bool = False  # whether PyTorch may differentiate the result; if not, its tensors are detached
 
     def context(self) -> AbstractContextManager[Any]:
         """Return a context manager for a computation; see `surroundings`."""

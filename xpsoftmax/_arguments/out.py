@@ -15,7 +15,7 @@ from array_api_compat import (
 from xpsoftmax._arguments.checks import as_companion
 from xpsoftmax._arguments.home import library
 from xpsoftmax._arguments.layout import Layout
-from xpsoftmax._arguments.tracing import is_batched
+from xpsoftmax._arguments.tracing import is_batched, is_differentiated
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
 
 
@@ -24,6 +24,9 @@ def check_out(out: object, logits: object, layout: Layout, others: dict[str, obj
     if out is None:
         return
     array = as_companion("out", out, layout.home)
+    recorded = layout.home.differentiable and (is_differentiated(out) or is_differentiated(logits))
+    if recorded and not is_batched(out):
+        raise ValueError("out must be None where PyTorch differentiates the result, got a tensor. Call detach() first.")
     if is_jax_array(array) or is_dask_array(array):
         raise TypeError(
             f"out must be an array that can be written to, got one of {library(layout.home.xp)}. Leave it out."

@@ -12,19 +12,6 @@ from array_api_compat import is_jax_array, is_torch_array
 from xpsoftmax._typing import Array
 
 
-def check_unrecorded(**arrays: object) -> None:
-    """Refuse PyTorch tensors through which PyTorch would differentiate the result of a function."""
-    for name, value in arrays.items():
-        if type(value) is np.ndarray or not is_torch_array(value):
-            continue
-        if _is_recorded(value):
-            raise ValueError(
-                f"{name} must not require grad while PyTorch records gradients, got a tensor that does: they would not "
-                "pass through the result. Call detach() on it, or take loss and gradient from softmax_loss_and_grad or "
-                "mlp_loss_and_grad."
-            )
-
-
 def layers_by_name(params: object) -> dict[str, object]:
     """Arrays of the layers by their names in messages; without what is not a layer."""
     if not isinstance(params, (tuple, list)):
@@ -44,6 +31,11 @@ def check_untransformed(name: str, tensor: Array) -> None:
             f"{name} must not be differentiated by torch.func or forward-mode AD, got a tensor that is: its derivative "
             "would be zero. Call detach() on it, and take gradients from softmax_loss_and_grad or mlp_loss_and_grad."
         )
+
+
+def is_differentiated(array: object) -> bool:
+    """Whether PyTorch differentiates what is computed from an array, in whatever way."""
+    return is_torch_array(array) and (_is_recorded(array) or _is_transformed(array))
 
 
 def _is_recorded(tensor: Array) -> bool:

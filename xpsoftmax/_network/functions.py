@@ -8,11 +8,8 @@ activations of all rows are ever held at once.
 
 from __future__ import annotations
 
-import numpy as np
-
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.tracing import check_unrecorded, layers_by_name
 from xpsoftmax._network.backprop import forward
 from xpsoftmax._network.layers import PairsOfArrays, Params
 from xpsoftmax._network.network import as_inputs, as_network
@@ -52,8 +49,7 @@ def mlp_logits(
     ------
     TypeError, ValueError
         If parameters and inputs do not fit each other; the message says which. ValueError if `activation` is not the
-        one that the layers carry, or if they carry different ones. PyTorch tensors that require grad are treated as by
-        `softmax`.
+        one that the layers carry, or if they carry different ones.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
@@ -70,10 +66,8 @@ def mlp_logits(
     >>> xs.mlp_logits(params, np.ones((5, 4))).shape
     (5, 3)
     """
-    if type(X) is not np.ndarray:
-        check_unrecorded(X=X, **layers_by_name(params))
     check_impl(impl)
-    net = as_network(params, activation, impl)
+    net = as_network(params, activation, impl, differentiable=True)
     X = as_inputs(net, X)
     with net.home.context():
         logits = forward(net, X if X.dtype == net.working else net.xp.astype(X, net.working))[2]
@@ -184,8 +178,7 @@ def mlp_loss(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small. PyTorch
-        tensors that require grad are an error while it records gradients: `mlp_loss_and_grad` takes them.
+        As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small.
 
     References
     ----------
@@ -200,9 +193,6 @@ def mlp_loss(
     True
     """
     options = LossOptions(class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate)
-    if type(X) is not np.ndarray:
-        weights = {"class_weight": class_weight, "sample_weight": sample_weight}
-        check_unrecorded(X=X, targets=targets, **weights, **layers_by_name(params))
     net, total, reg = sum_over_rows(params, X, targets, activation, reg, max_memory, options, impl, grad=False)
     with net.home.context():
         return loss_with_penalty(net, total.loss, reg)

@@ -34,7 +34,9 @@ class Network:
         return [layer.bias.shape[0] for layer in self.layers[:-1]]
 
 
-def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto") -> Network:
+def as_network(
+    params: PairsOfArrays, activation: str | None, impl: Impl = "auto", *, differentiable: bool = False
+) -> Network:
     """Check the parameters: one library, device and dtype, and each layer fitting the one before.
 
     Without an explicit activation the network has the one that its layers carry.
@@ -48,7 +50,7 @@ def as_network(params: PairsOfArrays, activation: str | None, impl: Impl = "auto
         home, chosen_activation, dtype = found
         layers: Any = tuple(params)  # only layers have a key
         return Network(home.xp, layers, chosen_activation, dtype, dtype, home, operations(layers[0].weight, impl))
-    net = _checked(params, activation, impl)
+    net = _checked(params, activation, impl, differentiable=differentiable)
     if all(a is b for layer, given in zip(net.layers, params, strict=True) for a, b in zip(layer, given, strict=True)):
         learn(net.layers[0].weight)
         remember(key, (net.home, net.activation, net.dtype), activation)
@@ -68,7 +70,7 @@ def _key_of_network(params: Sequence[Any], activation: str | None) -> Any:
     return ("network", activation, *layers) if len(layers) == len(params) else None
 
 
-def _checked(params: PairsOfArrays, activation: str | None, impl: Impl) -> Network:
+def _checked(params: PairsOfArrays, activation: str | None, impl: Impl, *, differentiable: bool) -> Network:
     pairs = []
     for i, layer in enumerate(params):
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
@@ -76,9 +78,9 @@ def _checked(params: PairsOfArrays, activation: str | None, impl: Impl) -> Netwo
             raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
         pairs.append(kind_of(layer)(*layer))
     activation = chosen(pairs, activation)
-    xp, first = check.as_floating("params[0].weight", pairs[0].weight)
+    xp, first = check.as_floating("params[0].weight", pairs[0].weight, differentiable=differentiable)
     dtype, working = first.dtype, check.working_dtype(xp, first)
-    home = Home(xp, home_of(first), "params[0].weight")
+    home = Home(xp, home_of(first), "params[0].weight", differentiable)
     layers: list[Layer] = []
     for i, layer in enumerate(pairs):
         weight, bias = _layer(i, layer, home, dtype, layers[-1].bias.shape[0] if layers else None)
@@ -99,7 +101,7 @@ def _layer(i: int, layer: Sequence[Array], home: Home, dtype: DType, fan_in: int
     for name, ndim, value in (("weight", 2, layer[0]), ("bias", 1, layer[1])):
         name = f"params[{i}].{name}"
         check.as_companion(name, value, home)
-        _, array = check.as_floating(name, value)
+        _, array = check.as_floating(name, value, differentiable=home.differentiable)
         if array.dtype != dtype:
             raise TypeError(f"{name} must have the dtype of params[0].weight, {dtype}, got {array.dtype}.")
         if array.ndim != ndim:
@@ -140,7 +142,7 @@ def _checked_inputs(net: Network, X: Array, name: str, fan_in: int) -> Array:
         array = _sparse_companion(name, X, net.home)
     else:
         check.as_companion(name, X, net.home)
-        _, array = check.as_floating(name, X)
+        _, array = check.as_floating(name, X, differentiable=net.home.differentiable)
     if array.dtype != net.dtype:
         raise TypeError(
             f"{name} must have the dtype of the parameters, {net.dtype}, got {array.dtype}. Cast one of them."

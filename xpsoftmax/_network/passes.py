@@ -36,7 +36,7 @@ def sum_over_rows(
     """Check everything and add up all chunks; with the reduction "mean" the sums are already divided by the weight."""
     check_impl(impl)
     check_choice("reduction", options.reduction, ("mean", "sum"))
-    net = as_network(params, activation, impl)
+    net = as_network(params, activation, impl, differentiable=not grad)
     reg = as_number("reg", reg)
     X = as_inputs(net, X)
     xp, classes = net.xp, net.layers[-1].bias.shape[0]

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_cupy_array, is_dask_array, is_jax_array
+from array_api_compat import is_cupy_array, is_dask_array, is_jax_array, is_torch_array
 
 from xpsoftmax._typing import Array, Impl, Namespace
 from xpsoftmax.kernels import generic
@@ -44,15 +44,25 @@ class Backend(NamedTuple):
     load: Callable[[], Any]
 
 
+def _for_torch() -> Any:
+    import xpsoftmax.kernels.torch as module  # a statement, and no cache: torch.compile sees through these alone
+
+    return module
+
+
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
     Backend("numpy", lambda array: isinstance(array, (np.ndarray, np.generic)), lambda: numpy_kernels),
     Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda.launcher"))),
+    Backend("torch", is_torch_array, _for_torch),
 )
 
 # The generic arithmetic with derivative rules, for libraries that differentiate what they compute. A module here stands
 # in for `generic`, also with impl="generic"; what it lacks is taken from there.
-WITH_RULES: tuple[Backend, ...] = (Backend("jax", is_jax_array, cache(lambda: import_module("xpsoftmax.kernels.jax"))),)
+WITH_RULES: tuple[Backend, ...] = (
+    Backend("jax", is_jax_array, cache(lambda: import_module("xpsoftmax.kernels.jax"))),
+    Backend("torch", is_torch_array, lambda: _for_torch().texts),
+)
 
 
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ largest soft target). The other classes are summed without it, so nothing is eve
 """
 
 from xpsoftmax.kernels.generic.arithmetic import narrowed, row_max, row_sum
-from xpsoftmax.kernels.generic.arrays import are_classes, are_weights, product, reshaped, some_rows, total
+from xpsoftmax.kernels.generic.arrays import are_classes, are_weights, as_0d, product, reshaped, some_rows, total
 from xpsoftmax.kernels.generic.jacobian import (
     log_softmax_jvp_rows,
     log_softmax_vjp_rows,
@@ -33,6 +33,7 @@ __all__ = [
     "activation_backward",
     "are_classes",
     "are_weights",
+    "as_0d",
     "bias_activation",
     "class_weight_at",
     "class_weight_of",

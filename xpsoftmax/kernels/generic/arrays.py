@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax._typing import Array
@@ -33,7 +34,11 @@ def are_weights(weights: Array) -> bool:
     return bool(xp.all(xp.isfinite(weights) & (weights >= 0.0)))
 
 
+def as_0d(x: Array) -> Array:
+    """A 0-d array in the place of a NumPy scalar; other arrays as they are."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
 def total(x: Array) -> Array:
     """Sum of all entries, 0-d."""
-    xp = array_namespace(x)
-    return xp.asarray(xp.sum(x))
+    return as_0d(array_namespace(x).sum(x))
