@@ -122,7 +122,8 @@ def _key_of_terms(targets: Array, options: LossOptions, shape: tuple[int, ...], 
     )
 
 
-NO_KEY = (AttributeError, IndexError, KeyError, TypeError)
+# The warning is what NumPy 2.0 makes of an axis of type bool, where it is an error; later versions raise a TypeError.
+NO_KEY = (AttributeError, DeprecationWarning, IndexError, KeyError, TypeError)
 """What is raised where arguments are of a kind for which no key is made; the checks will take them or refuse them."""
 
 
