@@ -300,9 +300,9 @@ def _compute(
         rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
         kernel = _with_logsumexp(way.kernel, array, impl) if aux else way.kernel
         loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
-        sums = generic.as_0d(rowwise(xp, more[0], layout)) if aux else None
+        sums = generic.as_0d(rowwise(more[0], layout)) if aux else None
         if options.reduction == "none":
-            loss = rowwise(xp, loss, layout)
+            loss = rowwise(loss, layout)
         elif not way.adds_up:
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
