@@ -222,7 +222,7 @@ def _compute(
         rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
         loss, dlogits = way.kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
         if options.reduction == "none":
-            loss = rowwise(xp, loss, layout)
+            loss = rowwise(loss, layout)
         elif not way.adds_up:
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
@@ -234,4 +234,4 @@ def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
     """Of each row, in the working precision."""
     xp = layout.home.xp
     rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
-    return generic.as_0d(rowwise(xp, select("logsumexp_rows", rows, impl)(rows), layout))
+    return generic.as_0d(rowwise(select("logsumexp_rows", rows, impl)(rows), layout))

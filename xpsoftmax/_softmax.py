@@ -178,12 +178,11 @@ def logsumexp(
     """
     check_flag("keepdims", keepdims)
     array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
-    xp = layout.home.xp
     with way.context():
         sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
-            sums = reshaped(xp, sums, shape)
+            sums = reshaped(sums, shape)
         if not keepdims:
             return generic.as_0d(sums)
         # Not expand_dims: dask's fails where the number of rows is unknown.
@@ -290,7 +289,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return reshaped(xp, jacobian, (*layout.rows_shape, layout.classes, layout.classes))
+        return reshaped(jacobian, (*layout.rows_shape, layout.classes, layout.classes))
 
 
 def _map_rows(

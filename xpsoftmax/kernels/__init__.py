@@ -68,8 +68,8 @@ WITH_RULES: tuple[Backend, ...] = (
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     """Return the row operation for these logits.
 
-    `"auto"` is a kernel if one takes them, else the generic text; `"generic"` and `"kernel"` force one of the two.
-    A backend whose row operations take these logits need not have the other operations: the generic text has them.
+    `"auto"` is a kernel if one takes them, else the generic operation; `"generic"` and `"kernel"` force one of the two.
+    A backend may lack operations that are not row operations: the generic ones are used then.
     Dask arrays get what their blocks get, block by block.
 
     Raises
@@ -94,7 +94,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
 
 
 def kernel_for(operation: str, logits: Array, impl: Impl) -> Callable[..., Any] | None:
-    """Return the kernel that `select` would return for these logits; None where it is the generic text or an error."""
+    """Return the kernel that `select` would return for these logits; None where that is generic or an error."""
     kernel = None if impl == "generic" else _offer(operation, logits)[0]
     return None if kernel is getattr(generic, operation) else kernel
 
@@ -119,9 +119,14 @@ def selected_loss(logits: Array, impl: Impl, *, add_up: bool) -> tuple[Callable[
 
 def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG001
     """Sum of all entries, 0-d."""
-    if type(x) is np.ndarray:  # the same without the wrappers: they take longer than the sum of a small array
+    if type(x) is np.ndarray:  # without the wrappers of the namespace, which take longer than a small sum
         return np.asarray(np.add.reduce(x, axis=None))
     return select("total", x, "generic" if impl == "generic" else "auto")(x)
+
+
+def of_library(operation: str, array: Array) -> Callable[..., Any]:
+    """Return a generic operation in the version for the library of this array: JAX and dask have their own."""
+    return getattr(generic, operation) if type(array) is np.ndarray else select(operation, array, "generic")
 
 
 class Operations:
@@ -129,6 +134,10 @@ class Operations:
 
     def __init__(self, array: Array, impl: Impl) -> None:
         self._selected_by = array, impl
+
+    def has_kernel(self, operation: str) -> bool:
+        """Whether an operation is computed by a kernel: it needs less memory, and may overwrite its arguments."""
+        return getattr(self, operation) is not getattr(generic, operation)
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         selected = select(operation, *self._selected_by)
@@ -153,12 +162,12 @@ def operations(array: Array, impl: Impl) -> Operations:
 
 @cache
 def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa: ARG001
-    """The same for all arrays, and soon to hand: small calls are felt."""
+    """Cached: look-up time matters in small calls. NumPy arrays of all dtypes have the same kernels."""
     return Operations(np.empty((0, 1)), impl)
 
 
 def _generic(operation: str, logits: Array) -> Callable[..., Any]:
-    """Return the generic text of an operation, with derivative rules if the library of these logits has some here."""
+    """Return a generic operation, with derivative rules if the library of these logits has some here."""
     for backend in WITH_RULES:
         if backend.takes(logits) and hasattr(backend.load(), operation):
             return getattr(backend.load(), operation)  # type: ignore[no-any-return]
@@ -168,7 +177,7 @@ def _generic(operation: str, logits: Array) -> Callable[..., Any]:
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:
     """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words.
 
-    Where backends take the logits, but none has an operation that is not a row operation: the generic text.
+    If a backend takes the logits, but none has an operation that is not a row operation, the generic one is returned.
     """
     reason, taken = None, False
     for backend in BACKENDS:
