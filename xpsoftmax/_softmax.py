@@ -48,6 +48,11 @@ def softmax(
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
+    See Also
+    --------
+    log_softmax : the logarithms, which do not underflow
+    softmax_loss_and_grad : the loss that is taken of probabilities, from logits
+
     Notes
     -----
     Every entry has a relative error of at most ``(4 + T/2 + log2(C)) * eps``, T the distance from the largest logit to
@@ -108,6 +113,11 @@ def log_softmax(
     TypeError, ValueError, NotImplementedError
         As `softmax`.
 
+    See Also
+    --------
+    softmax : the probabilities
+    logsumexp : what is taken off the logits
+
     Notes
     -----
     At the largest logit the value is ``-log1p(sum of the others)``, which keeps its digits where ``log(p)`` rounds to
@@ -160,6 +170,11 @@ def logsumexp(
     TypeError, ValueError, NotImplementedError
         As `softmax`.
 
+    See Also
+    --------
+    log_softmax : logits minus this
+    softmax_loss_and_grad : returns it beside loss and gradient with ``aux=True``
+
     Notes
     -----
     The error is at most ``(4 + T/2 + log2(C)) * eps * (abs(m) + log1p(sum of the others))``
@@ -178,12 +193,11 @@ def logsumexp(
     """
     check_flag("keepdims", keepdims)
     array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
-    xp = layout.home.xp
     with way.context():
         sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
-            sums = reshaped(xp, sums, shape)
+            sums = reshaped(sums, shape)
         if not keepdims:
             return generic.as_0d(sums)
         # Not expand_dims: dask's fails where the number of rows is unknown.
@@ -198,9 +212,11 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     Parameters
     ----------
     logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64; C at least 1.
     tangent : array, shape and dtype of `logits`
         The vector, one a row.
     axis : int
+        The axis of the classes.
 
     Returns
     -------
@@ -211,6 +227,10 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     ------
     TypeError, ValueError
         As `softmax`, and if `tangent` does not fit `logits`.
+
+    See Also
+    --------
+    softmax_jacobian : the whole matrix
 
     Notes
     -----
@@ -254,7 +274,9 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     Parameters
     ----------
     logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64; C at least 1.
     axis : int
+        The axis of the classes.
 
     Returns
     -------
@@ -265,6 +287,10 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     ------
     TypeError, ValueError
         As `softmax`.
+
+    See Also
+    --------
+    softmax_jvp : products with it, without the matrix
 
     Notes
     -----
@@ -291,7 +317,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return reshaped(xp, jacobian, (*layout.rows_shape, layout.classes, layout.classes))
+        return reshaped(jacobian, (*layout.rows_shape, layout.classes, layout.classes))
 
 
 def _map_rows(

@@ -15,7 +15,7 @@ Axes: TypeAlias = int | tuple[int, ...] | None
 """The axes that are summed over; None for all."""
 
 
-def as_logits(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Layout]:
+def as_logits_over_axes(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Layout]:
     """Check the logits and the class axes."""
     if axis is not None and not isinstance(axis, tuple):
         return check.as_logits(logits, axis, differentiable=differentiable)

@@ -49,7 +49,7 @@ def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple
 
 
 def without_empty_blocks(array: Array) -> Array:
-    """A dask array without the blocks that are known to have no entries; one block stays where there are no others.
+    """Drop the blocks of a dask array that are known to be empty; if all are empty, one block stays.
 
     Dask repeats every dimension of size 1 for the blocks of other arrays, and does not reshape empty blocks. If a
     single row lies among empty blocks, both lead to wrong results, or to errors about the graph of dask.
@@ -120,7 +120,7 @@ def as_axis(axis: object, ndim: int) -> int:
 
 
 def as_companion(name: str, value: object, home: Home) -> Array:
-    """Check that an array is of the library and on the device of others."""
+    """Check that an array is of the library, and on the device, of the arrays of a call."""
     xp, array = as_array(name, value, differentiable=home.differentiable)
     if xp is home.xp and type(array) is np.ndarray:
         return array
@@ -138,7 +138,7 @@ def as_companion(name: str, value: object, home: Home) -> Array:
 
 
 def blocks_of(array: Array) -> tuple[int, ...]:
-    """How many blocks a dask array has along each axis; other arrays have none."""
+    """Number of blocks of a dask array along each axis; () for other arrays."""
     return tuple(array.numblocks) if is_dask_array(array) else ()
 
 

@@ -1,4 +1,4 @@
-"""Where arrays live: their library and device, and the context that a computation there needs."""
+"""Where arrays live: their library and device, and the context managers that a computation there needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xpsoftmax._typing import Array, Device, Namespace
 
 
 class Home(NamedTuple):
-    """Where arrays live: other arrays of a call must be of the same library and on the same device."""
+    """Library and device of an array. The other arrays of a call must be of this library, and on this device."""
 
     xp: Namespace
     device: Device
@@ -30,7 +30,7 @@ class Home(NamedTuple):
     differentiable: bool = False  # whether PyTorch may differentiate the result; if not, its tensors are detached
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return the context of a computation; see `quiet`."""
+        """Return a context manager for a computation; see `surroundings`."""
         return quiet(self.xp, self.device)
 
 
@@ -71,12 +71,12 @@ def library(xp: Namespace) -> str:
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
-    """Return the context of a computation; see `surroundings`."""
+    """Return a context manager for a computation; see `surroundings`."""
     return surroundings(xp, device)()
 
 
 def surroundings(xp: Namespace, device: Device) -> Callable[[], AbstractContextManager[Any]]:
-    """Return a function that makes the context of a computation.
+    """Return a function that makes the context manager for a computation.
 
     Underflow, infinities and nan are intended: NumPy must not warn of them, whatever the caller's errstate is. CuPy
     computes on its current device, which may differ from the device of the arrays, and uses NumPy to cast numbers.
@@ -102,5 +102,5 @@ class _QuietOnDevice(AbstractContextManager[None]):
 
 
 def on_device(xp: Namespace, device: Device | None) -> AbstractContextManager[Any]:
-    """Return a context in which new arrays are made on this device; for None, on the current device."""
+    """Return a context manager in which new arrays are made on a device; None stands for the current device."""
     return nullcontext() if device is None or not is_cupy_namespace(xp) else device

@@ -13,7 +13,7 @@ from xpsoftmax._typing import Array
 
 
 def layers_by_name(params: object) -> dict[str, object]:
-    """Return the arrays of layers by their names in messages; anything that is not a layer is left out."""
+    """Arrays of the layers by their names in messages; without what is not a layer."""
     if not isinstance(params, (tuple, list)):
         return {}
     return {
@@ -74,7 +74,7 @@ class _Level(NamedTuple):
 
 
 def _levels(tensor: Array) -> list[_Level]:
-    """What a tensor is on each level, from the innermost transform out; the last one is PyTorch's own."""
+    """Properties of a tensor on each level, from the innermost transform outwards; the last level is PyTorch's own."""
     functorch = sys.modules["torch"]._C._functorch
     if functorch.peek_interpreter_stack() is None:
         return [_Level(wraps=False, requires_grad=bool(tensor.requires_grad), has_tangent=False)]
@@ -97,7 +97,7 @@ def _levels(tensor: Array) -> list[_Level]:
 
 
 def unbatched(array: Array) -> Array:
-    """A tensor within torch.func.vmap with the dimensions that vmap hides, the outermost first; others as they are."""
+    """Return a tensor inside torch.func.vmap with the dimensions that vmap hides, outermost first."""
     if not is_torch_array(array):
         return array
     functorch = sys.modules["torch"]._C._functorch

@@ -115,9 +115,11 @@ def load_state(
     Parameters
     ----------
     path : str or os.PathLike
+        The file, as `save_state` wrote it.
     xp : module, optional
         Library of the arrays: numpy (default), cupy, torch, jax.numpy, ..., whatever library trained before.
     device : device of `xp`, optional
+        Where the arrays are made. Default: that of `xp`.
 
     Returns
     -------

@@ -247,6 +247,7 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
     momentum : float
         :math:`\mu`, usually below 1.
     nesterov : bool
+        Take the step from where the momentum leads.
 
     Returns
     -------
@@ -257,6 +258,11 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
     ------
     TypeError, ValueError
         If an option is not a number from 0 on; if `nesterov` comes without momentum.
+
+    See Also
+    --------
+    adam : steps that do not depend on the size of the gradients
+    train : uses it
 
     Notes
     -----
@@ -295,9 +301,11 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     Parameters
     ----------
     learning_rate : float or function of int
-        As for `sgd`.
+        :math:`\eta`; a function is called with the number of updates made so far: 0 for the first.
     betas : (float, float), from 0 to below 1
+        :math:`\beta_1, \beta_2`: how much of the means of gradients and of their squares is kept at each step.
     eps : float
+        :math:`\epsilon`, added to the root.
 
     Returns
     -------
@@ -308,6 +316,11 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     ------
     TypeError, ValueError
         If an option is not a number in its range.
+
+    See Also
+    --------
+    adamw : with weight decay
+    sgd : plain steps, with momentum
 
     Notes
     -----
@@ -341,8 +354,12 @@ def adamw(
 
     Parameters
     ----------
-    learning_rate, betas, eps
-        As for `adam`.
+    learning_rate : float or function of int
+        :math:`\eta`; a function is called with the number of updates made so far: 0 for the first.
+    betas : (float, float), from 0 to below 1
+        How much of the means of gradients and of their squares is kept at each step.
+    eps : float
+        Added to the root of the mean of the squares.
     weight_decay : float
         :math:`\lambda`, for weights and biases alike.
 
@@ -355,6 +372,10 @@ def adamw(
     ------
     TypeError, ValueError
         As `adam`.
+
+    See Also
+    --------
+    adam : without weight decay
 
     Notes
     -----

@@ -22,6 +22,7 @@ ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax
 OPERATIONS = (
     *ROW_OPERATIONS,
     "softmax_loss_total",
+    "softmax_loss_and_logsumexp_rows",
     "are_classes",
     "are_weights",
     "total",
@@ -68,8 +69,8 @@ WITH_RULES: tuple[Backend, ...] = (
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     """Return the row operation for these logits.
 
-    `"auto"` is a kernel if one takes them, else the generic code; `"generic"` and `"kernel"` force one of the two.
-    A backend whose row operations take these logits need not have the other operations: the generic code has them.
+    `"auto"` is a kernel if one takes them, else the generic operation; `"generic"` and `"kernel"` force one of the two.
+    A backend may lack operations that are not row operations: the generic ones are used then.
     Dask arrays get what their blocks get, block by block.
 
     Raises
@@ -94,7 +95,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
 
 
 def kernel_for(operation: str, logits: Array, impl: Impl) -> Callable[..., Any] | None:
-    """Return the kernel that `select` would return for these logits; None for the generic code or an error."""
+    """Return the kernel that `select` would return for these logits; None where that is generic or an error."""
     kernel = None if impl == "generic" else _offer(operation, logits)[0]
     return None if kernel is getattr(generic, operation) else kernel
 
@@ -119,9 +120,14 @@ def selected_loss(logits: Array, impl: Impl, *, add_up: bool) -> tuple[Callable[
 
 def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG001
     """Sum of all entries, 0-d."""
-    if type(x) is np.ndarray:  # without the wrappers, which take longer than the sum of a small array
+    if type(x) is np.ndarray:  # without the wrappers of the namespace, which take longer than a small sum
         return np.asarray(np.add.reduce(x, axis=None))
     return select("total", x, "generic" if impl == "generic" else "auto")(x)
+
+
+def of_library(operation: str, array: Array) -> Callable[..., Any]:
+    """Return a generic operation in the version for the library of this array: JAX and dask have their own."""
+    return getattr(generic, operation) if type(array) is np.ndarray else select(operation, array, "generic")
 
 
 class Operations:
@@ -129,6 +135,10 @@ class Operations:
 
     def __init__(self, array: Array, impl: Impl) -> None:
         self._selected_by = array, impl
+
+    def has_kernel(self, operation: str) -> bool:
+        """Whether an operation is computed by a kernel: it needs less memory, and may overwrite its arguments."""
+        return getattr(self, operation) is not getattr(generic, operation)
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         selected = select(operation, *self._selected_by)
@@ -153,12 +163,12 @@ def operations(array: Array, impl: Impl) -> Operations:
 
 @cache
 def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa: ARG001
-    """Return the row operations for NumPy arrays. Cached: the time to look them up matters in small calls."""
+    """Cached: look-up time matters in small calls. NumPy arrays of all dtypes have the same kernels."""
     return Operations(np.empty((0, 1)), impl)
 
 
 def _generic(operation: str, logits: Array) -> Callable[..., Any]:
-    """Return the generic operation, with derivative rules if `WITH_RULES` has some for the library of these logits."""
+    """Return a generic operation, with derivative rules if the library of these logits has some here."""
     for backend in WITH_RULES:
         if backend.takes(logits) and hasattr(backend.load(), operation):
             return getattr(backend.load(), operation)  # type: ignore[no-any-return]
@@ -168,8 +178,7 @@ def _generic(operation: str, logits: Array) -> Callable[..., Any]:
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:
     """Return the first kernel that takes these logits; else None and, if a backend refuses them, the reason in words.
 
-    An operation that is not a row operation may be missing in the backends that take the logits; the generic one is
-    returned then.
+    If a backend takes the logits, but none has an operation that is not a row operation, the generic one is returned.
     """
     reason, taken = None, False
     for backend in BACKENDS:

@@ -59,7 +59,7 @@ class Record:
         self.validation_loss_curve_ = (self.validation_loss_curve_ or []) if given else None
 
     def expect(self, layers: Params | None) -> None:
-        """Set the best loss so far or, if `layers` (the present ones) are given, the best validation score."""
+        """Prepare the comparison of losses or, if the present `layers` are given, of validation scores."""
         if layers is None:
             self.best_validation_score_ = self.validation_scores_ = None
             if self.best_loss_ is None:

@@ -229,7 +229,7 @@ def by_rows(
     else:
         losses, _ = select("softmax_loss_rows", array, "auto")(rows, *problem[:2], problem.spec, grad=False)
     if options.reduction == "none":
-        return rowwise(xp, losses, layout)
+        return rowwise(losses, layout)
     loss = losses.sum()
     return mean_or_nan(xp, loss, problem.total) if options.reduction == "mean" else loss
 
