@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xpsoftmax._train.state import TrainState
     from xpsoftmax._train.train import train
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "DivergenceError",

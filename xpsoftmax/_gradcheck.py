@@ -130,8 +130,15 @@ def check_grad(
     grad : array, shape of `x`
         The gradient to check.
     x : array
-    order, step, directions, rng
-        As for `numerical_grad`. With `directions`, g and n are the derivatives along them.
+        Where the gradients are compared.
+    order : {2, 4}
+        Order of the central differences.
+    step : float, optional
+        Distance of the points of a difference. Default: from the dtype and the size of the entries.
+    directions : int, optional
+        Compare along so many random directions; g and n are the derivatives along them. Default: every entry.
+    rng : None, int, numpy.random.Generator, ...
+        Draws the directions: anything that `numpy.random.default_rng` takes.
 
     Returns
     -------

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from xpsoftmax._arguments.checks import working_dtype
 from xpsoftmax._arguments.door import enter_loss
-from xpsoftmax._arguments.layout import Layout, deliver, in_rows, rows_out, rowwise
+from xpsoftmax._arguments.layout import deliver, in_rows, rows_out, rowwise
 from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
-from xpsoftmax._typing import Array, Impl, Reduction
-from xpsoftmax.kernels import generic, select, summed
+from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
+from xpsoftmax.kernels import generic, kernel_for, select, summed
 
 
 def softmax_loss(
@@ -55,7 +62,7 @@ def softmax_loss(
         Look at the values of labels, soft targets and weights. It costs one small reduction and, on a GPU, one
         synchronisation. Without it a bad row becomes nan, and nothing else does.
     impl : {"auto", "generic", "kernel"}
-        As for `softmax`.
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -73,13 +80,18 @@ def softmax_loss(
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
 
+    See Also
+    --------
+    softmax_loss_and_grad : the gradient as well, in the same pass
+    mlp_loss : the loss of a network, in bounded memory
+
     Notes
     -----
     For hard labels the loss of each row has a relative error of at most ``B = (4 + T/2 + log2(C)) * eps``, however
     sure the row is: no digit is lost to ``log(p)`` near p = 1. Soft targets, smoothing and z-loss: at most B times the
-    sum of the absolute values of the terms (``tests/loss/test_loss.py``). ``-inf`` logits are classes that cannot be:
-    without target mass they add 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan, unless
-    its weight is zero: then it adds exactly 0.
+    sum of the absolute values of the terms (``tests/loss/test_loss.py``). ``-inf`` is the logit of an impossible
+    class: without target mass it adds 0, with it the loss is inf. A row with nan or +inf, or with -inf only, is nan.
+    A row of weight zero adds exactly 0, whatever it holds.
 
     JAX and PyTorch differentiate the result as `softmax_loss_and_grad` does, with respect to logits, soft targets and
     weights, to every order.
@@ -94,8 +106,38 @@ def softmax_loss(
     >>> import numpy as np
     >>> import xpsoftmax as xs
     >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
-    >>> xs.softmax_loss(z, np.array([1, 2]), reduction="none").round(6)
+    >>> labels = np.array([1, 2])
+    >>> xs.softmax_loss(z, labels, reduction="none").round(6)
     array([1.203973, 0.693147])
+    >>> round(float(xs.softmax_loss(z, labels)), 6)
+    0.94856
+    >>> round(float(xs.softmax_loss(z, labels, reduction="sum")), 6)
+    1.89712
+
+    Each option, by what it does to the two rows:
+
+    >>> xs.softmax_loss(z, labels, class_weight=np.array([1.0, 10.0, 1.0]), reduction="none").round(6)
+    array([12.039728,  0.693147])
+    >>> xs.softmax_loss(z, labels, sample_weight=np.array([1.0, 0.5]), reduction="none").round(6)
+    array([1.203973, 0.346574])
+    >>> xs.softmax_loss(z, labels, ignore_index=2, reduction="none").round(6)
+    array([1.203973, 0.      ])
+    >>> xs.softmax_loss(z, labels, label_smoothing=0.3, reduction="none").round(6)
+    array([1.193437, 0.831777])
+    >>> xs.softmax_loss(z, labels, z_loss=0.1, reduction="none").round(6)
+    array([1.734163, 0.885328])
+
+    Soft targets, classes along another axis, and labels that are not checked:
+
+    >>> xs.softmax_loss(z, np.array([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]), reduction="none").round(6)
+    array([1.203973, 1.039721])
+    >>> float(xs.softmax_loss(z.T, labels, axis=0)) == float(xs.softmax_loss(z, labels))
+    True
+    >>> xs.softmax_loss(z, np.array([1, 3]), validate=False, reduction="none").round(6)
+    array([1.203973,      nan])
+
+    A sure row:
+
     >>> print(f"{xs.softmax_loss(np.array([50.0, 0.0]), np.array(0)):.9g}")
     1.92874985e-22
     """
@@ -135,14 +177,35 @@ def softmax_loss_and_grad(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
-        As for `softmax_loss`.
+    logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64.
+    targets : array
+        Labels from 0 to C - 1, of any integer dtype and of the shape of `logits` without `axis`; or soft targets:
+        floating, not negative, of the shape of `logits`, with any sum along `axis`.
+    axis : int
+        The axis of the classes.
+    class_weight : array, (C,), optional
+        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+    sample_weight : array, shape of `logits` without `axis`, optional
+        Multiplies the loss of each row.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    reduction : {"mean", "sum", "none"}
+        Weighted mean, weighted sum, or one weighted loss a row.
+    validate : bool
+        Check the values of labels, soft targets and weights. False: a bad row becomes nan, and nothing waits for a GPU.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
     out : array, shape of `logits`, optional
         Where the gradient is written: `logits` itself, or an array that shares no memory with any argument; of the
         dtype of `logits`, or float32 for 16-bit logits (small gradients vanish in float16). After an error it is as
         it was. Not for JAX and dask arrays, which cannot be written to.
     aux : bool
-        Return the logsumexp of each row as well.
+        Return the logsumexp of each row as well: on NumPy out of the same pass, elsewhere by a second one.
 
     Returns
     -------
@@ -159,13 +222,19 @@ def softmax_loss_and_grad(
     TypeError, ValueError, NotImplementedError
         As `softmax_loss`, and if `out` does not fit.
 
+    See Also
+    --------
+    softmax_loss : the loss alone
+    mlp_loss_and_grad : loss and gradients of a network
+    check_grad : compares a gradient with numerical differences
+
     Notes
     -----
     The gradient at the label is formed from the other classes, never as p - 1: every entry keeps its relative
     precision down to underflow (the bound is that of `softmax_loss`, ``tests/loss/test_loss.py``).
 
-    PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD, which would take
-    their derivatives for zero, are an error.
+    PyTorch tensors may require grad: loss and gradient are detached. torch.func and forward-mode AD raise an error,
+    because they would treat the derivatives of both as zero.
 
     References
     ----------
@@ -182,7 +251,17 @@ def softmax_loss_and_grad(
     >>> xs.softmax_loss_and_grad(np.array([50.0, 0.0]), np.array(0))[1]
     array([-1.92874985e-22,  1.92874985e-22])
 
-    The logarithm of the sum, as for a z-loss of one's own or to compare rows:
+    In place, with options:
+
+    >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
+    >>> loss, dlogits = xs.softmax_loss_and_grad(z, np.array([1, 2]), label_smoothing=0.3, out=z)
+    >>> dlogits is z
+    True
+    >>> z.round(6)
+    array([[ 0.05 , -0.25 ,  0.2  ],
+           [ 0.075,  0.075, -0.15 ]])
+
+    The logsumexp of each row as well:
 
     >>> z = np.log([[2.0, 3.0, 5.0], [1.0, 1.0, 2.0]])
     >>> loss, dlogits, sums = xs.softmax_loss_and_grad(z, np.array([1, 2]), aux=True)
@@ -218,11 +297,12 @@ def _compute(
     xp = layout.home.xp
     with way.context():
         problem = weigh(targets, options, way.terms, layout, for_kernel=way.by_kernel)
-        sums = _logsumexp(array, layout, impl) if aux else None  # before `out`, which may be the logits, is written
         rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
-        loss, dlogits = way.kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
+        kernel = _with_logsumexp(way.kernel, array, impl) if aux else way.kernel
+        loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
+        sums = generic.as_0d(rowwise(more[0], layout)) if aux else None
         if options.reduction == "none":
-            loss = rowwise(xp, loss, layout)
+            loss = rowwise(loss, layout)
         elif not way.adds_up:
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
@@ -230,8 +310,16 @@ def _compute(
         return loss, dlogits if way.direct or not grad else deliver(xp, dlogits, layout, out), sums
 
 
-def _logsumexp(array: Array, layout: Layout, impl: Impl) -> Array:
-    """Of each row, in the working precision."""
-    xp = layout.home.xp
-    rows = xp.astype(in_rows(array, layout, None), layout.working, copy=False)
-    return generic.as_0d(rowwise(xp, select("logsumexp_rows", rows, impl)(rows), layout))
+def _with_logsumexp(kernel: Callable[..., Any], array: Array, impl: Impl) -> Callable[..., Any]:
+    """Return the kernel of loss, gradient and logsumexp; where a backend has none, one that reads the rows twice."""
+    fused = kernel_for("softmax_loss_and_logsumexp_rows", array, impl) if isinstance(array, np.ndarray) else None
+    if fused is not None:
+        return fused
+
+    def both(rows: Array, targets: Array, row_weight: Array, spec: LossSpec, **options: Any) -> tuple[Array, ...]:
+        xp = array_namespace(rows)
+        wide = xp.astype(rows, working_dtype(xp, rows), copy=False)
+        sums = select("logsumexp_rows", wide, impl)(wide)  # before `out`, which may be the logits, is written
+        return *kernel(rows, targets, row_weight, spec, **options), sums
+
+    return both

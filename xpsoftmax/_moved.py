@@ -18,7 +18,7 @@ MOVED = {
 
 
 class _Moved(ModuleType):
-    """A module that was here; its classes are looked up where they are now."""
+    """A module of an earlier version; its classes are looked up in the modules that have them now."""
 
     def __getattr__(self, name: str) -> Any:
         places = () if name.startswith("__") else MOVED[self.__name__.removeprefix("xpsoftmax.")]

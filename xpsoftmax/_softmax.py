@@ -32,7 +32,7 @@ def softmax(
         Where the result is written: `logits` itself, or an array that shares no memory with it; of the dtype of
         `logits`, or float32 for 16-bit logits.
     impl : {"auto", "generic", "kernel"}
-        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+        "auto": the fastest code for these arrays; "generic": the generic code; "kernel": a kernel, or an error.
 
     Returns
     -------
@@ -47,6 +47,11 @@ def softmax(
         If `axis`, `where`, `out` or `impl` does not fit; if `out` is given where PyTorch differentiates the result.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
+
+    See Also
+    --------
+    log_softmax : the logarithms, which do not underflow
+    softmax_loss_and_grad : the loss that is taken of probabilities, from logits
 
     Notes
     -----
@@ -96,7 +101,7 @@ def log_softmax(
     out : array, shape of `logits`, optional
         Where the result is written: `logits` itself, or an array that shares no memory with it.
     impl : {"auto", "generic", "kernel"}
-        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+        "auto": the fastest code for these arrays; "generic": the generic code; "kernel": a kernel, or an error.
 
     Returns
     -------
@@ -107,6 +112,11 @@ def log_softmax(
     ------
     TypeError, ValueError, NotImplementedError
         As `softmax`.
+
+    See Also
+    --------
+    softmax : the probabilities
+    logsumexp : what is taken off the logits
 
     Notes
     -----
@@ -145,9 +155,9 @@ def logsumexp(
     where : array of bool, optional
         False leaves an entry out of the sum. Of a shape that broadcasts to that of `logits`.
     keepdims : bool
-        Keep what is summed over as axes of size 1.
+        Keep the summed axes, with size 1.
     impl : {"auto", "generic", "kernel"}
-        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+        "auto": the fastest code for these arrays; "generic": the generic code; "kernel": a kernel, or an error.
 
     Returns
     -------
@@ -159,6 +169,11 @@ def logsumexp(
     ------
     TypeError, ValueError, NotImplementedError
         As `softmax`.
+
+    See Also
+    --------
+    log_softmax : logits minus this
+    softmax_loss_and_grad : returns it beside loss and gradient with ``aux=True``
 
     Notes
     -----
@@ -178,12 +193,11 @@ def logsumexp(
     """
     check_flag("keepdims", keepdims)
     array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
-    xp = layout.home.xp
     with way.context():
         sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
-            sums = reshaped(xp, sums, shape)
+            sums = reshaped(sums, shape)
         if not keepdims:
             return generic.as_0d(sums)
         # Not expand_dims: dask's fails where the number of rows is unknown.
@@ -198,9 +212,11 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     Parameters
     ----------
     logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64; C at least 1.
     tangent : array, shape and dtype of `logits`
         The vector, one a row.
     axis : int
+        The axis of the classes.
 
     Returns
     -------
@@ -212,11 +228,16 @@ def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
     TypeError, ValueError
         As `softmax`, and if `tangent` does not fit `logits`.
 
+    See Also
+    --------
+    softmax_jacobian : the whole matrix
+
     Notes
     -----
-    The mean of v under p is taken off twice: first v's entry nearest to it, which is exact for a constant v and small
-    for a row that is nearly certain, then the mean of what remains. The error of entry k is at most
-    ``(4 + T/2 + log2(C)) * eps * p[k] * sum(p[j] * abs(v[k] - v[j]))`` (``tests/loss/test_softmax.py``).
+    The mean of v under p is subtracted in two steps. The first subtracts the entry of v that is nearest to the mean:
+    for a constant v this leaves exactly 0, for a nearly certain row only small numbers. The second subtracts the mean
+    of the rest. The error of entry k is at most ``(4 + T/2 + log2(C)) * eps * p[k] * sum(p[j] * abs(v[k] - v[j]))``
+    (``tests/loss/test_softmax.py``).
 
     References
     ----------
@@ -253,7 +274,9 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     Parameters
     ----------
     logits : array, (..., C, ...)
+        float16, bfloat16, float32 or float64; C at least 1.
     axis : int
+        The axis of the classes.
 
     Returns
     -------
@@ -264,6 +287,10 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
     ------
     TypeError, ValueError
         As `softmax`.
+
+    See Also
+    --------
+    softmax_jvp : products with it, without the matrix
 
     Notes
     -----
@@ -290,7 +317,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
         jacobian = xp.astype(select("softmax_jacobian_rows", array, "auto")(rows), array.dtype, copy=False)
         if array.ndim == 2:
             return jacobian
-        return reshaped(xp, jacobian, (*layout.rows_shape, layout.classes, layout.classes))
+        return reshaped(jacobian, (*layout.rows_shape, layout.classes, layout.classes))
 
 
 def _map_rows(

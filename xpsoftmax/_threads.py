@@ -14,7 +14,8 @@ def threads(n: int, /) -> AbstractContextManager[None]:
     Parameters
     ----------
     n : int
-        At least 1: that of the caller. Without a limit they use as many as the process may use cores, where it pays.
+        At least 1, the thread of the caller. Without a limit the kernels use up to one thread for each core that the
+        process may use.
 
     Returns
     -------
@@ -30,8 +31,8 @@ def threads(n: int, /) -> AbstractContextManager[None]:
     Notes
     -----
     The limit holds for the whole process, also for calls from other threads, so that it can be put around a thread
-    pool or a Dask computation. Of several blocks that are open at once the lowest limit counts. Results do not depend
-    on it, not in a single bit.
+    pool or a Dask computation. If several ``with`` statements are active, the lowest limit counts. The limit changes no
+    bit of any result.
 
     Examples
     --------

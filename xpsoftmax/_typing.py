@@ -1,4 +1,4 @@
-"""The types that every layer speaks of."""
+"""The types that all modules share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Scheme: TypeAlias = Literal["he", "glorot", "lecun"]
 
 @dataclass(frozen=True)
 class LossSpec:
-    """What a row operation has to know of the loss beyond the weight of each row.
+    """The options of a loss that a row operation needs, beside the weight of each row.
 
     `class_weight` (C,) in the working precision is given only where it cannot be folded into the weight of the row:
     with label smoothing or soft targets. `labels_known` says that all labels are classes: a kernel need not look.

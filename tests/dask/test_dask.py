@@ -707,8 +707,8 @@ def test_blocks_are_read_once_an_epoch_and_labels_looked_at_once(problem, tmp_pa
 def test_labels_are_looked_at_before_the_first_step_and_never_again(problem, monkeypatch):
     params, X, y = problem
     looks = []
-    check_values = loss_problem._check_values
-    monkeypatch.setattr(loss_problem, "_check_values", lambda *args: looks.append(1) or check_values(*args))
+    are_sound = loss_problem._are_sound
+    monkeypatch.setattr(loss_problem, "_are_sound", lambda *args: looks.append(1) or are_sound(*args))
     counts = []
     for epochs in (1, 4):
         looks.clear()

@@ -685,6 +685,26 @@ def test_gradients_keep_the_types_of_the_layers(rng):
         assert [type(layer) for layer in grads] == [type(layer) for layer in params]
 
 
+def test_gradients_that_do_not_fit_are_seen_after_those_that_do():
+    params = xs.init_params((4, 6, 3), rng=0)
+    optimizer = xs.sgd(0.1)
+    state = optimizer.init(params)
+    zeros = tuple(layer._replace(weight=0 * layer.weight, bias=0 * layer.bias) for layer in params)
+    for _ in range(2):
+        optimizer.update(params, zeros, state)
+    others = {
+        "fewer layers": (zeros[:1], "weights of the shapes"),
+        "weights": ((zeros[0]._replace(weight=np.zeros((4, 5))), zeros[1]), "layer|weights of the shapes|bias"),
+        "float32": (tuple(xs.Layer(*(x.astype("f4") for x in layer)) for layer in zeros), "dtype"),
+        "lists": ([[x.tolist() for x in layer] for layer in zeros], "array"),
+    }
+    for _ in range(2):
+        for grads, message in others.values():
+            with pytest.raises((TypeError, ValueError), match=message):
+                optimizer.update(params, grads, state)
+        optimizer.update(params, zeros, state)
+
+
 # --- flags of libraries -----------------------------------------------------------------------------------------------
 
 

@@ -271,3 +271,12 @@ def test_pickles_of_earlier_versions_find_the_classes(module, name):
     assert issubclass(optimizer, type(xs.adam(0.1)))
     with pytest.raises(AttributeError, match="attribute 'nothing'"):
         pickle.loads(b"cxpsoftmax._training\nnothing\n.")
+
+
+def test_the_release_is_named_everywhere():
+    """Version, date and licence agree in the package, the changelog and the citation file."""
+    citation = dict(re.findall(r"^(\S+): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    released = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released.groups() == (citation["version"], citation["date-released"])
+    assert citation["version"] == xs.__version__.partition(".dev")[0]
+    assert f'license = "{citation["license"]}"' in (ROOT / "pyproject.toml").read_text()

@@ -169,11 +169,15 @@ def test_what_is_refused(digits, name, early_stopping):
         assert caught.value.__notes__ == ["It is about the validation data, X_val, y_val and sample_weight_val."]
 
 
-def test_other_libraries_and_dask(digits):
+def test_tensors_of_pytorch_beside_numpy(digits):
     X, y, X_val, y_val = digits
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"must use the same namespace and device as the model"):
         made().fit(X, y, X_val=torch.asarray(X_val), y_val=y_val)
+
+
+def test_dask(digits):
+    X, y, X_val, y_val = digits
     da = pytest.importorskip("dask.array")
     with pytest.raises(TypeError, match=r"^X_val must be None where X is of dask, and no dask array itself\."):
         made().fit(da.from_array(X, chunks=(100, 64)), y, X_val=X_val, y_val=y_val)

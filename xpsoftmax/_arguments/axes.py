@@ -15,7 +15,7 @@ Axes: TypeAlias = int | tuple[int, ...] | None
 """The axes that are summed over; None for all."""
 
 
-def as_logits(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Layout]:
+def as_logits_over_axes(logits: object, axis: object, *, differentiable: bool = False) -> tuple[Array, Layout]:
     """Check the logits and the class axes."""
     if axis is not None and not isinstance(axis, tuple):
         return check.as_logits(logits, axis, differentiable=differentiable)
@@ -50,5 +50,5 @@ def as_mask(where: object, layout: Layout) -> Array | None:
 
 
 def masked(array: Array, mask: Array | None, layout: Layout) -> Array:
-    """The logits, where classes that are left out are impossible."""
+    """Return the logits with -inf for the classes that the mask leaves out."""
     return array if mask is None else layout.home.xp.where(mask, array, -INF)

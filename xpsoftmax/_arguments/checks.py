@@ -28,7 +28,7 @@ def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple
 
     It is freed of autograd, too, unless the result of the function is `differentiable`.
     """
-    if type(value) is np.ndarray:  # nothing to ask, and short calls are felt
+    if type(value) is np.ndarray:  # nothing to check; this saves time in small calls
         return numpy_namespace(), value
     if not _is_dense(value):
         raise TypeError(f"{name} must be a plain dense array, got {_kind(value)}. Convert it first.")
@@ -49,10 +49,10 @@ def as_array(name: str, value: object, *, differentiable: bool = False) -> tuple
 
 
 def without_empty_blocks(array: Array) -> Array:
-    """A dask array without the blocks that are known to have no entries; one block stays where there are no others.
+    """Drop the blocks of a dask array that are known to be empty; if all are empty, one block stays.
 
-    Dask takes every dimension of size 1 for one that is repeated as often as others have blocks, and reshapes no empty
-    blocks: both of them give wrong results, or errors about its graph, where one row lies among empty blocks.
+    Dask repeats every dimension of size 1 for the blocks of other arrays, and does not reshape empty blocks. If a
+    single row lies among empty blocks, both lead to wrong results, or to errors about the graph of dask.
     """
     for axis, sizes in enumerate(array.chunks):
         kept = [block for block, size in enumerate(sizes) if size != 0] or [0]
@@ -75,7 +75,7 @@ def _is_floating(array: Array) -> bool:
     kind = dtype_name(array.dtype)
     if kind != "bfloat16":
         return kind in FLOATING
-    # NumPy knows bfloat16 only as a foreign type: comparisons and reductions on it are not what they seem.
+    # For NumPy, bfloat16 is a user-defined dtype: its comparisons and reductions are not reliable.
     return not (is_numpy_array(array) or is_dask_array(array))
 
 
@@ -120,7 +120,7 @@ def as_axis(axis: object, ndim: int) -> int:
 
 
 def as_companion(name: str, value: object, home: Home) -> Array:
-    """Check that an array is of the library and on the device of others."""
+    """Check that an array is of the library, and on the device, of the arrays of a call."""
     xp, array = as_array(name, value, differentiable=home.differentiable)
     if xp is home.xp and type(array) is np.ndarray:
         return array
@@ -138,7 +138,7 @@ def as_companion(name: str, value: object, home: Home) -> Array:
 
 
 def blocks_of(array: Array) -> tuple[int, ...]:
-    """How many blocks a dask array has along each axis; other arrays have none."""
+    """Number of blocks of a dask array along each axis; () for other arrays."""
     return tuple(array.numblocks) if is_dask_array(array) else ()
 
 

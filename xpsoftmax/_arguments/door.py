@@ -1,4 +1,4 @@
-"""The door: what the checks of arguments find is remembered for all calls of one kind.
+"""The door: it checks arguments, and caches what the checks found for later calls of the same kind.
 
 Almost all that a check looks at is the same from call to call: types, dtypes, numbers of dimensions and classes, layout
 in memory, devices, options. These make a key. The full checks run once for a key, and what they found (a `Way`) is kept
@@ -22,7 +22,7 @@ from array_api_compat import is_cupy_array
 
 from xpsoftmax import kernels
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.axes import as_logits, as_mask
+from xpsoftmax._arguments.axes import as_logits_over_axes, as_mask
 from xpsoftmax._arguments.home import Home, surroundings
 from xpsoftmax._arguments.layout import Layout, rows_out
 from xpsoftmax._arguments.options import check_flag, check_impl
@@ -48,7 +48,7 @@ _backends = kernels.BACKENDS
 
 def recall(key: Key | None) -> Any:
     """What is remembered under a key, or None."""
-    if key is None:  # seen first: torch.compile does not trace what follows
+    if key is None:  # first: torch.compile cannot trace what follows
         return None
     if kernels.BACKENDS is not _backends:
         forget()
@@ -122,7 +122,8 @@ def _key_of_terms(targets: Array, options: LossOptions, shape: tuple[int, ...], 
     )
 
 
-NO_KEY = (AttributeError, IndexError, KeyError, TypeError)
+# The warning is what NumPy 2.0 makes of an axis of type bool, where it is an error; later versions raise a TypeError.
+NO_KEY = (AttributeError, DeprecationWarning, IndexError, KeyError, TypeError)
 """What is raised where arguments are of a kind for which no key is made; the checks will take them or refuse them."""
 
 
@@ -136,11 +137,11 @@ class Way(NamedTuple):
     axis: int  # of the classes, not negative
     working: DType
     kernel: Callable[..., Any]
-    context: Callable[[], AbstractContextManager[Any]]  # surroundings of the computation
+    context: Callable[[], AbstractContextManager[Any]]  # makes the context manager of the computation
     direct: bool  # whether the kernel takes the logits, and `out`, as they are
     terms: Any = None  # of a loss: `Terms`
     adds_up: bool = False  # whether the kernel of a loss returns the sum over the rows
-    by_kernel: bool = False  # whether the loss is not computed by the generic text
+    by_kernel: bool = False  # whether `kernel` is a kernel, not the generic operation
 
 
 def enter_rows(
@@ -160,7 +161,7 @@ def _check_rows(
     key: Key | None, operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None, where: Array | None
 ) -> tuple[Array, Array | None, Layout, Way]:
     check_impl(impl)
-    array, layout = as_logits(logits, axis, differentiable=True)
+    array, layout = as_logits_over_axes(logits, axis, differentiable=True)
     mask = as_mask(where, layout)
     check_out(out, logits, layout, {"where": where})
     kernel, by_kernel = kernels.selected(operation, array, impl)
@@ -221,7 +222,7 @@ def _check_loss(
     if out is not None:
         check_out(out, logits, layout, _others(targets, options))
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
-    kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none")
+    kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none" and not aux)
     direct = _is_direct(layout, out)
     context = _context(layout.home, array, switches=direct and by_kernel and terms.labels_alone)
     way = Way(layout.home, layout.axis, layout.working, kernel, context, direct, terms, adds_up, by_kernel)
@@ -293,7 +294,7 @@ def _is_direct(layout: Layout, out: Array | None) -> bool:
 
 
 def _context(home: Home, array: Array, *, switches: bool) -> Callable[[], AbstractContextManager[Any]]:
-    """Surroundings of a computation; none where it consists of CUDA kernels, which switch to the device themselves."""
+    """Return what makes the context manager. CUDA kernels need none: they switch to the device themselves."""
     if switches and is_cupy_array(array) and array.size > 0:
         return nullcontext
     return surroundings(home.xp, home.device)

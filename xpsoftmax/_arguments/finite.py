@@ -14,7 +14,7 @@ from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.kernels import sparse
 
 BYTES_OF_A_NUMBER = 10
-"""What is held at most for a number that is looked at: the number itself, which may be read from a file, and masks."""
+"""Most bytes in memory for each number that is checked: the number, which may come from a file, and masks."""
 
 
 def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budget: int) -> Bad | None:
@@ -46,7 +46,7 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
 
 
 def sum_is_finite(x: np.ndarray) -> bool:
-    """Whether the sum of all numbers is finite: then all of them are. If not, it may be the sum that overflows."""
+    """Whether the sum of all numbers is finite, and therefore each number. A sum of finite numbers may overflow."""
     with np.errstate(all="ignore"):
         return math.isfinite(np.add.reduce(x, axis=None))
 

@@ -1,4 +1,4 @@
-"""Where arrays live: their library and device, and the surroundings that a computation there needs."""
+"""Where arrays live: their library and device, and the context managers that a computation there needs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from xpsoftmax._typing import Array, Device, Namespace
 
 
 class Home(NamedTuple):
-    """Where arrays live: other arrays of a call must be of the same library and on the same device."""
+    """Library and device of an array. The other arrays of a call must be of this library, and on this device."""
 
     xp: Namespace
     device: Device
-    owner: str = "logits"  # the argument that brought them, for messages
+    owner: str = "logits"  # the argument that they come from, for messages
     differentiable: bool = False  # whether PyTorch may differentiate the result; if not, its tensors are detached
 
     def context(self) -> AbstractContextManager[Any]:
-        """Surroundings of a computation; see `quiet`."""
+        """Return a context manager for a computation; see `surroundings`."""
         return quiet(self.xp, self.device)
 
 
@@ -71,15 +71,15 @@ def library(xp: Namespace) -> str:
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
-    """Surroundings of a computation; see `surroundings`."""
+    """Return a context manager for a computation; see `surroundings`."""
     return surroundings(xp, device)()
 
 
 def surroundings(xp: Namespace, device: Device) -> Callable[[], AbstractContextManager[Any]]:
-    """What makes the surroundings of a computation.
+    """Return a function that makes the context manager for a computation.
 
-    NumPy must not warn of underflow, infinities and nan, which are meant, whatever the caller's errstate is; CuPy
-    computes on its current device, which may be another than the one that holds the arrays, and has NumPy cast numbers.
+    Underflow, infinities and nan are intended: NumPy must not warn of them, whatever the caller's errstate is. CuPy
+    computes on its current device, which may differ from the device of the arrays, and uses NumPy to cast numbers.
     """
     if is_cupy_namespace(xp):
         return partial(_QuietOnDevice, device)
@@ -102,5 +102,5 @@ class _QuietOnDevice(AbstractContextManager[None]):
 
 
 def on_device(xp: Namespace, device: Device | None) -> AbstractContextManager[Any]:
-    """Surroundings in which new arrays are made on this device; None: on that which is current."""
+    """Return a context manager in which new arrays are made on a device; None stands for the current device."""
     return nullcontext() if device is None or not is_cupy_namespace(xp) else device

@@ -16,7 +16,7 @@ def to_host(name: str, array: Array) -> np.ndarray:
     """Bring an array of any library to the host: a C-contiguous NumPy array."""
     xp, array = check.as_array(name, array)
     check_concrete(**{name: array})
-    if dtype_name(array.dtype) == "bfloat16":  # which no library hands over; float32 holds every one of them
+    if dtype_name(array.dtype) == "bfloat16":  # no library exports it to NumPy; float32 holds all its numbers
         with on_device(xp, device_of(array)):
             return to_host(name, xp.astype(array, xp.float32)).astype("bfloat16")
     if is_cupy_array(array):
@@ -25,7 +25,7 @@ def to_host(name: str, array: Array) -> np.ndarray:
         array = array.cpu().numpy()
     elif not (is_numpy_array(array) or is_jax_array(array) or is_dask_array(array)):
         array = np.from_dlpack(array)
-    return np.asarray(array, order="C")  # safetensors would write the bytes as they lie in memory
+    return np.asarray(array, order="C")  # safetensors writes bytes in the order of memory
 
 
 def to_library(host: np.ndarray, xp: Namespace, device: Device | None) -> Array:

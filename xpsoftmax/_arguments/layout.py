@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from array_api_compat import is_jax_namespace
-
 from xpsoftmax._arguments.home import Home
 from xpsoftmax._arguments.shapes import unknown
 from xpsoftmax._typing import Array, DType, Namespace
-from xpsoftmax.kernels import generic, select
+from xpsoftmax.kernels import generic, of_library
 
 
 class Layout(NamedTuple):
-    """Where the logits live and what they look like: the other arrays of a call must fit."""
+    """Home, shape and class axis of the logits. The other arrays of a call must fit."""
 
     home: Home
     shape: tuple[Any, ...]  # of the logits; a size is nan where a dask array does not know it
@@ -30,7 +28,7 @@ class Layout(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return math.prod(int(self.shape[axis]) for axis in self.axes) if self.axes else int(self.shape[self.axis])
 
     @property
@@ -53,20 +51,20 @@ def to_rows(xp: Namespace, array: Array, axis: int) -> Array:
     if axis != array.ndim - 1:
         array = moved(xp, array, axis, array.ndim - 1)
     classes = array.shape[-1]
-    return reshaped(xp, array, (math.prod(array.shape[:-1]), classes))
+    return reshaped(array, (math.prod(array.shape[:-1]), classes))
 
 
-def reshaped(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
-    """Array in another shape; in JAX it may be in parts on several devices."""
-    return select("reshaped", array, "generic")(array, shape) if is_jax_namespace(xp) else xp.reshape(array, shape)
+def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
+    """Reshape an array. JAX arrays may be distributed over several devices, and have their own function."""
+    return of_library("reshaped", array)(array, shape)
 
 
 def in_rows(array: Array, layout: Layout, out: Array | None) -> Array:
-    """Return the logits as rows; widened if the result goes to `out` by way of a copy, which must round only once."""
+    """Return the logits as rows; in the working precision if the result is copied to `out`, to round only once."""
     xp = layout.home.xp
     if layout.axes:
         array = xp.permute_dims(array, (*layout.row_axes, *layout.axes))
-        rows = reshaped(xp, array, (math.prod(layout.rows_shape), layout.classes))
+        rows = reshaped(array, (math.prod(layout.rows_shape), layout.classes))
     else:
         rows = to_rows(xp, array, layout.axis)
     if out is not None and rows_out(layout, out) is None:
@@ -78,20 +76,20 @@ def from_rows(xp: Namespace, rows: Array, layout: Layout) -> Array:
     """Undo `in_rows`."""
     if layout.axes:
         order = (*layout.row_axes, *layout.axes)
-        array = reshaped(xp, rows, tuple(layout.shape[axis] for axis in order))
+        array = reshaped(rows, tuple(layout.shape[axis] for axis in order))
         return xp.permute_dims(array, tuple(order.index(axis) for axis in range(len(order))))
     if len(layout.shape) == 2:
         return rows if layout.axis == 1 else xp.permute_dims(rows, (1, 0))
-    return moved(xp, reshaped(xp, rows, (*layout.rows_shape, layout.classes)), len(layout.shape) - 1, layout.axis)
+    return moved(xp, reshaped(rows, (*layout.rows_shape, layout.classes)), len(layout.shape) - 1, layout.axis)
 
 
-def rowwise(xp: Namespace, values: Array, layout: Layout) -> Array:
+def rowwise(values: Array, layout: Layout) -> Array:
     """One value a row, in the shape of the logits without the class axes."""
-    return values if len(layout.shape) == 2 and not layout.axes else reshaped(xp, values, layout.rows_shape)
+    return values if len(layout.shape) == 2 and not layout.axes else reshaped(values, layout.rows_shape)
 
 
 def moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
-    """Put an axis elsewhere. PyTorch's moveaxis does not run under torch.func.vmap."""
+    """Move an axis. PyTorch's moveaxis does not run under torch.func.vmap."""
     if axis == to:
         return array
     order = [i for i in range(array.ndim) if i != axis]
@@ -115,7 +113,7 @@ def copied(xp: Namespace, result: Array, out: Array) -> None:
 
 
 def rows_out(layout: Layout, out: Array | None) -> Array | None:
-    """Return `out` as the rows that a kernel can write straight into, if it lies that way."""
+    """Return `out` as rows that a kernel can write to; None if its layout or byte order needs a copy."""
     if (
         out is None
         or len(layout.shape) != 2

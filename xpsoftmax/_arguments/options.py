@@ -47,7 +47,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def as_generator(name: str, rng: Any) -> np.random.Generator:
-    """Make a random generator of anything that stands for one (SPEC 7)."""
+    """Make a random generator from a seed or generator (SPEC 7)."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
@@ -55,7 +55,7 @@ def as_generator(name: str, rng: Any) -> np.random.Generator:
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Check for one of a few words."""
+    """Check for one of the words in `choices`."""
     if not isinstance(value, str) or value not in choices:
         words = ", ".join(f'"{choice}"' for choice in choices)
         raise ValueError(f"{name} must be one of {words}, got {value!r}.")

@@ -61,8 +61,8 @@ def check_memory(out: Array, logits: Array, others: dict[str, object]) -> None:
 
 
 def _is_contiguous(array: Array) -> bool:
-    """Whether an array of NumPy or CuPy is C-contiguous."""
-    return (type(array) is np.ndarray or is_cupy_array(array)) and bool(array.flags.c_contiguous)
+    """Whether an array of NumPy or CuPy is C-contiguous; other libraries have no such flag."""
+    return bool(getattr(getattr(array, "flags", None), "c_contiguous", False))
 
 
 def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:
@@ -79,7 +79,7 @@ def _footprint(array: Array) -> tuple[int, tuple[int, ...], tuple[int, ...], int
 
 
 def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether a step is shorter than what the smaller steps span, as in no view but a broadcast or `as_strided`."""
+    """Whether a stride is shorter than the span of the smaller strides, as in broadcasts and `as_strided` views."""
     span = itemsize
     for step, size in sorted((abs(step), size) for step, size in zip(strides, shape, strict=True) if size > 1):
         if step < span:
@@ -89,8 +89,13 @@ def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize:
 
 
 def _share_memory(a: Array, b: Array) -> bool:
-    if type(a) is type(b) is np.ndarray and a is not b and a.flags.owndata and b.flags.owndata:
-        return False
+    if type(a) is type(b) is np.ndarray:
+        if a is not b and a.flags.owndata and b.flags.owndata:
+            return False
+    elif is_cupy_array(a) and is_cupy_array(b) and a.flags.c_contiguous and b.flags.c_contiguous:
+        first, second = a.data.ptr, b.data.ptr
+        apart = first + a.nbytes <= second or second + b.nbytes <= first or a.nbytes == 0 or b.nbytes == 0
+        return a is b or not apart
     a, b = _as_numpy(a), _as_numpy(b)
     if is_numpy_array(a) and is_numpy_array(b):
         if not np.may_share_memory(a, b):
@@ -104,12 +109,10 @@ def _share_memory(a: Array, b: Array) -> bool:
 
 
 def _extent(array: Array) -> tuple[int, int] | None:
-    """First byte of an array and the one after its last. Interleaved arrays overlap in these, and are refused."""
+    """Return the address of the first byte and the one after the last. Interleaved arrays count as overlapping."""
     footprint = _footprint(array)
     if footprint is None or 0 in footprint[1]:
         return None
-    if _is_contiguous(array):
-        return footprint[0], footprint[0] + array.nbytes
     address, shape, strides, itemsize = footprint
     spans = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
     return address + sum(s for s in spans if s < 0), address + sum(s for s in spans if s > 0) + itemsize

@@ -18,7 +18,7 @@ from xpsoftmax._arguments.layout import Layout, reshaped, to_rows
 from xpsoftmax._arguments.options import as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.values import Rows, Suspect, bad_labels, bad_masses, check_values, rows_of
 from xpsoftmax._typing import Array, DType, LossSpec, Namespace, Reduction, dtype_name
-from xpsoftmax.kernels import kernel_for, select
+from xpsoftmax.kernels import kernel_for, of_library
 
 
 class LossOptions(NamedTuple):
@@ -125,7 +125,7 @@ def _weigh_equally(
     *,
     for_kernel: bool,
 ) -> Problem:
-    """All rows weigh the same: one number, or an array of NumPy."""
+    """Weigh rows that all weigh the same: with one number for a kernel, else with a NumPy array of it."""
     rows = targets if targets.ndim == 1 else targets.reshape(-1)
     count = rows.shape[0]
     row_weight: Any = 1.0 / count if count and options.reduction == "mean" else 1.0
@@ -152,7 +152,7 @@ def _weigh_each(
     z_loss: float,
     max_memory: int | None,
 ) -> Problem:
-    """The same, with an array for the weights of the rows."""
+    """Weigh rows of which each has a weight of its own."""
     xp, soft, ignore_index = layout.home.xp, terms.soft, terms.ignore_index
     class_weight, sample_weight = options.class_weight, options.sample_weight
     if class_weight is not None:
@@ -169,7 +169,7 @@ def _weigh_each(
         _check_values(array, ignored, ignore_index, weights, targets, options, layout, max_memory)
     if soft and max_memory is None:
         array = check.as_dtype(xp, array, layout.working)
-    rows = to_rows(xp, array, layout.axis) if soft else _flat(xp, array)
+    rows = to_rows(xp, array, layout.axis) if soft else _flat(array)
 
     alike = sample_weight is None and ignored is None and (class_weight is None or soft)
     counting = _counting(xp, rows, sample_weight, ignored, layout)
@@ -219,12 +219,12 @@ def _counting(xp: Namespace, rows: Array, sample_weight: Array | None, ignored: 
     if sample_weight is None:
         counting = _ones(xp, rows, layout.working)
     else:
-        counting = _flat(xp, sample_weight)
+        counting = _flat(sample_weight)
         if layout.lengthless:
-            from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
+            from xpsoftmax.kernels.dask import with_rows_of  # imports dask, as the caller has done already
 
             counting = with_rows_of("sample_weight", counting, "targets", rows)
-    return counting if ignored is None else xp.where(_flat(xp, ignored), 0.0, counting)
+    return counting if ignored is None else xp.where(_flat(ignored), 0.0, counting)
 
 
 def _weight_of_labels(xp: Namespace, class_weight: Array, labels: Array, *, known: bool) -> Array:
@@ -232,7 +232,7 @@ def _weight_of_labels(xp: Namespace, class_weight: Array, labels: Array, *, know
     if known:
         return class_weight[labels]
     inside = (labels >= 0) & (labels < class_weight.shape[0])
-    of_label = select("class_weight_at", class_weight, "generic")(class_weight, xp.where(inside, labels, 0))
+    of_label = of_library("class_weight_at", class_weight)(class_weight, xp.where(inside, labels, 0))
     return xp.where(inside, of_label, 1.0)
 
 
@@ -275,9 +275,9 @@ def _equal(xp: Namespace, labels: Array, value: int) -> Array:
     return labels == value if info.min <= value <= info.max else xp.zeros_like(labels, dtype=xp.bool)
 
 
-def _flat(xp: Namespace, array: Array) -> Array:
-    """One entry a row; a 1-D array is not reshaped: dask may not know its length."""
-    return array if array.ndim == 1 else reshaped(xp, array, (math.prod(array.shape),))
+def _flat(array: Array) -> Array:
+    """Flatten to one entry a row. A 1-D array is not reshaped: dask may not know its length."""
+    return array if array.ndim == 1 else reshaped(array, (math.prod(array.shape),))
 
 
 def _check_values(
@@ -290,9 +290,9 @@ def _check_values(
     layout: Layout,
     max_memory: int | None,
 ) -> None:
-    """Look at the values of labels or soft targets, and of weights in the working precision; all share one wait.
+    """Check the values of labels or soft targets, and of weights in the working precision, with one synchronisation.
 
-    A message shows a value as it is in `targets` and `options`.
+    Messages show values as they are in `targets` and `options`, before any cast.
     """
     if array.ndim == len(layout.shape):
         parts = _parts_to_look_at(array, max_memory)
@@ -308,7 +308,7 @@ def _check_values(
 
 
 def _parts_to_look_at(masses: Array, max_memory: int | None) -> Sequence[Rows]:
-    """Rows of soft targets (R, C) that can be looked at within a budget; dask arrays are in parts already."""
+    """Parts of soft targets (R, C) that are checked within a budget; the parts of a dask array are its blocks."""
     if max_memory is None or is_dask_array(masses):
         return (None,)
     rows, classes = masses.shape
@@ -317,11 +317,11 @@ def _parts_to_look_at(masses: Array, max_memory: int | None) -> Sequence[Rows]:
 
 
 LOOKED_AT = 12
-"""Bytes that are held at most for a number that is looked at: the number in the working precision, and masks."""
+"""Most bytes of temporary arrays for each number that is checked: the number in the working precision, and masks."""
 
 
 LEAST_LOOK = 2**16
-"""Bytes for a look below which there would only be more of them."""
+"""Least bytes of rows that are checked in one step: smaller steps save no memory that matters, and take longer."""
 
 
 def _suspected_masses(

@@ -1,4 +1,4 @@
-"""Shapes, of which a library may not know all sizes yet."""
+"""Shapes. A library may not know all sizes yet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def size_hint(*shapes: Sequence[Any]) -> str:
-    """What to do where the shape of a dask array is not known, if it is not."""
+    """Return advice for a message if a size of a dask array is not known, else nothing."""
     if any(unknown(size) for shape in shapes for size in shape):
         return " Call compute_chunk_sizes() on dask arrays of unknown sizes first."
     return ""

@@ -1,4 +1,4 @@
-"""A mistaken keyword is answered by the right one: people bring the names of other libraries."""
+"""Errors for unknown keywords that name the right one: users know the names of other libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 def suggesting(**meant: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function name the keyword that was meant, from what other libraries call it or from what is spelled alike.
 
-    `meant` has what to say to a name that other libraries use.
+    `meant` maps names that other libraries use to advice.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -13,7 +13,7 @@ from xpsoftmax._typing import Array
 
 
 def layers_by_name(params: object) -> dict[str, object]:
-    """The arrays of layers, by the names that messages give them; nothing of what are no layers."""
+    """Arrays of the layers by their names in messages; without what is not a layer."""
     if not isinstance(params, (tuple, list)):
         return {}
     return {
@@ -25,7 +25,7 @@ def layers_by_name(params: object) -> dict[str, object]:
 
 
 def check_untransformed(name: str, tensor: Array) -> None:
-    """Refuse a tensor by which torch.func, or forward-mode AD, differentiates whatever is computed from it."""
+    """Refuse a tensor if torch.func or forward-mode AD differentiates what is computed from it."""
     if _is_transformed(tensor):
         raise ValueError(
             f"{name} must not be differentiated by torch.func or forward-mode AD, got a tensor that is: its derivative "
@@ -43,7 +43,7 @@ def _is_recorded(tensor: Array) -> bool:
     torch = sys.modules["torch"]
     if not torch.is_grad_enabled():
         return False
-    if torch.compiler.is_compiling():  # where torch.func.grad is compiled only what is made of its argument says so
+    if torch.compiler.is_compiling():  # in a compiled torch.func.grad, only a view of its argument requires grad
         return bool(tensor.requires_grad or tensor.view_as(tensor).requires_grad)
     return any(level.requires_grad for level in _levels(tensor))
 
@@ -74,7 +74,7 @@ class _Level(NamedTuple):
 
 
 def _levels(tensor: Array) -> list[_Level]:
-    """What a tensor is on each level, from the innermost transform out; the last one is PyTorch's own."""
+    """Properties of a tensor on each level, from the innermost transform outwards; the last level is PyTorch's own."""
     functorch = sys.modules["torch"]._C._functorch
     if functorch.peek_interpreter_stack() is None:
         return [_Level(wraps=False, requires_grad=bool(tensor.requires_grad), has_tangent=False)]
@@ -86,7 +86,7 @@ def _levels(tensor: Array) -> list[_Level]:
             wraps = functorch.is_functorch_wrapped_tensor(tensor)
             now = functorch.maybe_current_level()
             if now is not None and not (wraps and functorch.maybe_get_level(tensor) == now):
-                # A tensor answers on its own level alone.
+                # A tensor can be queried only on its own level.
                 outside.enter_context(temporarily_pop_interpreter_stack())
                 continue
             has_tangent = not functorch.is_batchedtensor(tensor) and _has_tangent(tensor)
@@ -97,7 +97,7 @@ def _levels(tensor: Array) -> list[_Level]:
 
 
 def unbatched(array: Array) -> Array:
-    """A tensor within torch.func.vmap with the dimensions that vmap hides, the outermost first; others as they are."""
+    """Return a tensor inside torch.func.vmap with the dimensions that vmap hides, outermost first."""
     if not is_torch_array(array):
         return array
     functorch = sys.modules["torch"]._C._functorch

@@ -18,7 +18,7 @@ Rows: TypeAlias = "slice | None"
 
 
 def first_marked(xp: Namespace, marks: Array) -> int:
-    """Place of the first True among marks (N,), of which one is True; it waits for the device."""
+    """Index of the first True in marks (N,), which has one; waits for the device."""
     return int(xp.argmax(xp.astype(marks, xp.int32)))
 
 
@@ -34,14 +34,14 @@ def bad_masses(xp: Namespace, values: Array) -> Array:
 
 
 class Suspect(NamedTuple):
-    """Values that can be looked at only by waiting for them."""
+    """Values to check, which means to wait for them."""
 
     name: str
     rule: str
     unit: str  # what an entry is: row, class, index
     bad: Callable[[Rows], Array]  # the mask of some rows
     values: Array  # as the user gave them
-    parts: Sequence[Rows] = (None,)  # that are looked at one after the other
+    parts: Sequence[Rows] = (None,)  # checked one after the other
 
 
 def rows_of(array: Array, rows: Rows) -> Array:
@@ -64,7 +64,7 @@ def check_values(xp: Namespace, suspects: Sequence[Suspect]) -> None:
 
 
 class Bad(NamedTuple):
-    """The first bad value. Those who look at one block of rows after the other put its row of all into it."""
+    """The first bad value. If only a block of the rows was checked, `in_block` makes its row one of all rows."""
 
     name: str
     rule: str
@@ -74,13 +74,13 @@ class Bad(NamedTuple):
     hint: str = ""
 
     def text(self) -> str:
-        """The message."""
+        """The message of the exception."""
         place = f" at {self.unit} {self.position[0] if len(self.position) == 1 else self.position}"
         text = f"{self.name} must {self.rule}, got {self.value}{place if self.position else ''}."
         return f"{text} {self.hint}" if self.hint else text
 
     def error(self) -> ValueError:
-        """What is raised for it, which knows it."""
+        """The exception to raise, with this object as its attribute `bad`."""
         error = ValueError(self.text())
         error.bad = self  # type: ignore[attr-defined]
         return error
@@ -94,7 +94,7 @@ def starts_of(sizes: Sequence[float]) -> tuple[int, ...] | None:
 
 
 def in_block(bad: Bad, number: int, starts: Sequence[int] | None) -> Bad:
-    """A bad row of a block, as a row of all blocks; where their sizes are not known, with the number of the block."""
+    """Turn the row of a block into a row of all blocks, or name the block where the sizes of blocks are not known."""
     row, *rest = bad.position
     if starts is None:
         return bad._replace(unit=f"block {number}, {bad.unit}")

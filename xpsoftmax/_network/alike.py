@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from xpsoftmax._arguments import checks as check
+from xpsoftmax._arguments.door import NO_KEY, SEEN, recall, remember
 from xpsoftmax._arguments.home import Home, home_of
-from xpsoftmax._network.layers import KINDS, Params, recorded
+from xpsoftmax._network.layers import Params, recorded
 
 
 def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
@@ -16,8 +15,39 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
 
     Without the check, broadcasting could turn a mistake into a wrong result.
     """
-    if _seen_alike(layers, own):
-        return
+    key = _key(layers, own)
+    if not recall(key):
+        _check(name, layers, own, owner)
+        remember(key, found=True)
+
+
+def _key(layers: Params, own: Params) -> Any:
+    try:
+        return (
+            "alike",
+            len(layers),
+            len(own),
+            *[
+                (
+                    type(layer),
+                    type(like),
+                    type(layer.weight),
+                    type(layer.bias),
+                    type(like.weight),
+                    SEEN[type(layer.weight)](layer.weight),
+                    SEEN[type(layer.bias)](layer.bias),
+                    SEEN[type(like.weight)](like.weight),
+                    layer.weight.shape == like.weight.shape,
+                    layer.bias.shape == like.bias.shape,
+                )
+                for layer, like in zip(layers, own, strict=True)
+            ],
+        )
+    except (*NO_KEY, ValueError):  # ValueError: not as many layers
+        return None
+
+
+def _check(name: str, layers: Params, own: Params, owner: str) -> None:
     for layer in layers:
         for array in layer:
             check.as_array(name, array)
@@ -32,18 +62,3 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
     theirs, ours = recorded(layers, name), recorded(own, owner)
     if theirs is not None and ours is not None and theirs != ours:
         raise ValueError(f"{name} must carry the activation of {owner}, {ours!r}, got {theirs!r}.")
-
-
-def _seen_alike(layers: Any, own: Params) -> bool:
-    if type(layers) is not tuple or len(layers) != len(own):
-        return False
-    for layer, like in zip(layers, own, strict=True):
-        if not (
-            type(layer) is type(like)
-            and type(layer) in KINDS
-            and type(layer.weight) is type(like.weight) is np.ndarray
-            and layer.weight.shape == like.weight.shape
-            and layer.bias.shape == like.bias.shape
-        ):
-            return False
-    return True

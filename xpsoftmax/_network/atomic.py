@@ -42,8 +42,8 @@ def replace(target: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that live no more; one that cannot be locked is left alone."""
-    if fcntl is None:  # nothing tells the file of a live writer
+    """Remove the temporary files of dead writers; a file that cannot be locked is left alone."""
+    if fcntl is None:  # without locks, the file of a live writer cannot be recognised
         return
     for leftover in folder.glob(PATTERN):
         try:

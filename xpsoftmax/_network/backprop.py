@@ -17,7 +17,7 @@ from xpsoftmax._network.chunks import is_writable, itemsize_of, slices
 from xpsoftmax._network.layers import Layer, Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
-from xpsoftmax.kernels import generic, select, sparse
+from xpsoftmax.kernels import generic, of_library, select, sparse
 from xpsoftmax.kernels.activations import ACTIVATIONS, IDENTITY
 from xpsoftmax.kernels.sparse import is_sparse
 
@@ -46,8 +46,7 @@ def _product(left: Array, right: Array, buffers: Buffers | None, name: tuple[str
     if is_sparse(left):
         return sparse.product(left, right)
     if buffers is None:
-        has_own = is_jax_array(left) or is_dask_array(left)
-        return select("product", left, "generic")(left, right) if has_own else left @ right
+        return of_library("product", left)(left, right)
     return np.matmul(left, right, out=buffers.take(name, (left.shape[0], right.shape[1]), left.dtype))
 
 

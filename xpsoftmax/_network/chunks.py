@@ -32,7 +32,7 @@ def slices(length: int, step: int) -> list[slice]:
 
 def overwrites_logits(net: Network) -> bool:
     """Whether the loss is computed by a kernel that can write the gradient over the logits."""
-    return net.kernels.softmax_loss_rows is not generic.softmax_loss_rows and is_writable(net.layers[0].weight)
+    return net.kernels.has_kernel("softmax_loss_rows") and is_writable(net.layers[0].weight)
 
 
 class Plan(NamedTuple):

@@ -81,9 +81,11 @@ def load_params(path: str | os.PathLike[str], *, xp: Namespace | None = None, de
     Parameters
     ----------
     path : str or os.PathLike
+        The file, as `save_params` wrote it.
     xp : module, optional
         Library of the arrays: numpy (default), cupy, torch, jax.numpy, ..., whatever library they were saved from.
     device : device of `xp`, optional
+        Where the arrays are made. Default: that of `xp`.
 
     Returns
     -------

@@ -36,9 +36,9 @@ def mlp_logits(
         cupyx with CuPy; they are never made dense, and formats other than CSR are converted to it in each call.
     activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
         Of the hidden layers; gelu is its tanh form. Default: the one that the layers carry (see `Layer`), or "relu" for
-        plain pairs. It must be that one.
+        plain pairs. It must agree with the one that the layers carry.
     impl : {"auto", "generic", "kernel"}
-        As for `softmax`.
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -52,6 +52,11 @@ def mlp_logits(
         one that the layers carry, or if they carry different ones.
     NotImplementedError
         With ``impl="kernel"``, if no kernel takes these arrays.
+
+    See Also
+    --------
+    mlp_predict : the labels, in bounded memory
+    init_params : parameters to start from
 
     References
     ----------
@@ -88,15 +93,19 @@ def mlp_predict(
 
     Parameters
     ----------
-    params, X, activation
-        As for `mlp_logits`. `X` may be a memory map: it is read in chunks of rows.
+    params : sequence of Layer
+        (weight (fan_in, fan_out), bias (fan_out,)) of each layer.
+    X : array or sparse matrix, (N, D)
+        Inputs, of the library, device and dtype of the parameters. A memory map is read in chunks of rows.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
     max_memory : int, optional
         Bytes of temporary memory, as for `mlp_loss`: the logits of all rows are never held at once.
     validate : bool
         Whether a row whose logits hold nan is an error. A GPU is waited for once. With False, which ``jax.jit``
         needs, nothing waits, and the label of such a row is -1.
-    impl
-        As for `mlp_logits`.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -110,6 +119,10 @@ def mlp_predict(
         As `mlp_logits`; ValueError with the least value if `max_memory` is too small, and with the first row whose
         logits hold nan: no class is the most probable one there. For dask arrays the latter is raised when the labels
         are computed, by the first block that finds one.
+
+    See Also
+    --------
+    mlp_logits : the logits; `softmax` of them are the probabilities
 
     References
     ----------
@@ -152,23 +165,35 @@ def mlp_loss(
 
     Parameters
     ----------
-    params, X
-        As for `mlp_logits`.
+    params : sequence of Layer
+        (weight (fan_in, fan_out), bias (fan_out,)) of each layer.
+    X : array or sparse matrix, (N, D)
+        Inputs, of the library, device and dtype of the parameters.
     targets : array, (N,) or (N, C)
-        Labels or soft targets, as for `softmax_loss`.
-    activation
-        As for `mlp_logits`.
+        Integer labels from 0 to C - 1, or floating soft targets.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
     reg : float
-        Strength of the L2 penalty on the weight matrices; biases are free.
+        Strength of the L2 penalty on the weight matrices; biases are not penalised.
     max_memory : int, optional
         Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
         Dask arrays are not chunked here: their own chunks are.
-    class_weight, sample_weight, ignore_index, label_smoothing, z_loss
-        As for `softmax_loss`.
+    class_weight : array, (C,), optional
+        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+    sample_weight : array, (N,), optional
+        Multiplies the loss of each row.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
     reduction : {"mean", "sum"}
-        The penalty is added once to either.
-    validate, impl
-        As for `softmax_loss`.
+        Weighted mean or weighted sum of the rows; the penalty is added once to either.
+    validate : bool
+        Check the values of labels, soft targets and weights. False: a bad row becomes nan, and nothing waits for a GPU.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -179,6 +204,11 @@ def mlp_loss(
     ------
     TypeError, ValueError, NotImplementedError
         As `mlp_logits` and `softmax_loss`; ValueError with the least value if `max_memory` is too small.
+
+    See Also
+    --------
+    mlp_loss_and_grad : the gradients as well
+    mlp_partial_sums : the same over parts of the rows
 
     References
     ----------
@@ -225,14 +255,34 @@ def mlp_loss_and_grad(
 
     Parameters
     ----------
-    params, X, targets, activation, reg, max_memory
-        As for `mlp_loss`.
-    class_weight, sample_weight, ignore_index, label_smoothing, z_loss
-        As for `softmax_loss`.
-    reduction
-        As for `mlp_loss`.
-    validate, impl
-        As for `softmax_loss`.
+    params : sequence of Layer
+        (weight (fan_in, fan_out), bias (fan_out,)) of each layer.
+    X : array or sparse matrix, (N, D)
+        Inputs, of the library, device and dtype of the parameters.
+    targets : array, (N,) or (N, C)
+        Integer labels from 0 to C - 1, or floating soft targets.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
+    reg : float
+        Strength of the L2 penalty on the weight matrices; biases are free.
+    max_memory : int, optional
+        Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
+    class_weight : array, (C,), optional
+        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+    sample_weight : array, (N,), optional
+        Multiplies the loss of each row.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    reduction : {"mean", "sum"}
+        Weighted mean or weighted sum of the rows; the penalty is added once to either.
+    validate : bool
+        Check the values of labels, soft targets and weights. False: a bad row becomes nan, and nothing waits for a GPU.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -245,6 +295,12 @@ def mlp_loss_and_grad(
     ------
     TypeError, ValueError, NotImplementedError
         As `mlp_loss`.
+
+    See Also
+    --------
+    train : goes through the rows in minibatches
+    mlp_partial_sums : the same over parts of the rows
+    check_grad : compares a gradient with numerical differences
 
     Notes
     -----
@@ -290,17 +346,37 @@ def mlp_partial_sums(
     validate: bool = True,
     impl: Impl = "auto",
 ) -> PartialSums:
-    """Sums over some of the rows of what makes up the loss and its gradients.
+    """Sums over some of the rows, from which the loss and its gradients over all rows are made.
 
     Batches, memory-mapped files and workers each give partial sums; they are added with ``+``, and ``finish`` makes
     the mean of them.
 
     Parameters
     ----------
-    params, X, targets, activation, max_memory
-        As for `mlp_loss`.
-    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, validate, impl
-        As for `softmax_loss`.
+    params : sequence of Layer
+        (weight (fan_in, fan_out), bias (fan_out,)) of each layer.
+    X : array or sparse matrix, (N, D)
+        Inputs, of the library, device and dtype of the parameters.
+    targets : array, (N,) or (N, C)
+        Integer labels from 0 to C - 1, or floating soft targets.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
+    max_memory : int, optional
+        Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
+    class_weight : array, (C,), optional
+        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+    sample_weight : array, (N,), optional
+        Multiplies the loss of each row.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    validate : bool
+        Check the values of labels, soft targets and weights. False: a bad row becomes nan, and nothing waits for a GPU.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -312,6 +388,10 @@ def mlp_partial_sums(
     ------
     TypeError, ValueError, NotImplementedError
         As `mlp_loss`.
+
+    See Also
+    --------
+    mlp_loss_and_grad : all rows at once
 
     References
     ----------

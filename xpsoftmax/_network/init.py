@@ -49,6 +49,7 @@ def init_params(
     activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
         The activation that the hidden layers carry: every function takes it from the parameters. Default: none.
     scheme : {"he", "glorot", "lecun"}
+        The variance of the weights, as above.
     std : float, optional
         Standard deviation of all weights, instead of that of the scheme.
     dtype : dtype of `xp`, optional
@@ -56,6 +57,7 @@ def init_params(
     xp : module, optional
         Library of the arrays: numpy (default), cupy, torch, jax.numpy, ...
     device : device of `xp`, optional
+        Where the arrays are made. Default: that of `xp`.
 
     Returns
     -------

@@ -64,7 +64,7 @@ class Layer(NamedTuple):
 
 
 def sizes_of(layers: Sequence[Any]) -> str | None:
-    """Return the sizes of layers in a word, such as "64-32-10"; None for what are no arrays."""
+    """Return the sizes of layers in a word, such as "64-32-10"; None if an entry is not an array."""
     shapes: list[Any] = [getattr(layer[0], "shape", ()) for layer in layers]
     if not shapes or any(len(shape) != 2 for shape in shapes) or not hasattr(layers[0][0], "dtype"):
         return None

@@ -133,7 +133,7 @@ def as_inputs(net: Network, X: Array, name: str = "X") -> Array:
         return X
     array = _checked_inputs(net, X, name, fan_in)
     if array is X:
-        remember(key, True)  # noqa: FBT003 - there is nothing else to know
+        remember(key, found=True)
     return array
 
 

@@ -18,7 +18,7 @@ from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.network import Network, as_inputs, as_network
 from xpsoftmax._network.sums import Sums
 from xpsoftmax._typing import Array, Impl
-from xpsoftmax.kernels import select, sparse, summed
+from xpsoftmax.kernels import of_library, sparse, summed
 
 
 def sum_over_rows(
@@ -54,7 +54,7 @@ def sum_over_rows(
 
 
 def _with_rows_of(problem: Problem, X: Array) -> Problem:
-    """The same problem, in which a block that has not the rows of that of X is an error when it is computed."""
+    """Return the problem with a check, made when a block is computed, that it has as many rows as the block of X."""
     from xpsoftmax.kernels.dask import with_rows_of  # imports dask: not before the caller has
 
     targets, row_weight = (with_rows_of("targets", array, "X", X) for array in (problem.targets, problem.row_weight))
@@ -126,6 +126,4 @@ def _chunk(
 
 
 def _some_rows(array: Array, rows: slice) -> Array:
-    if is_jax_array(array):
-        return select("some_rows", array, "generic")(array, rows)
-    return array[rows, :] if sparse.is_sparse(array) else array[rows, ...]
+    return array[rows, :] if sparse.is_sparse(array) else of_library("some_rows", array)(array, rows)

@@ -17,7 +17,6 @@ from xpsoftmax._network.chunks import ACTIVATION_ARRAYS, DEFAULT_MAX_MEMORY, IN_
 from xpsoftmax._network.layers import PairsOfArrays
 from xpsoftmax._network.network import Network, as_inputs, as_network
 from xpsoftmax._typing import Array, Impl, Namespace
-from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.sparse import is_sparse
 
 NO_CLASS = -1
@@ -95,7 +94,7 @@ def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[
         return [None]
     itemsize, classes = itemsize_of(net.xp, net.working), net.layers[-1].bias.shape[0]
     cast = 0 if X.dtype == net.working else X.shape[1]
-    in_place = net.kernels.bias_activation is not generic.bias_activation
+    in_place = net.kernels.has_kernel("bias_activation")
     widest = max(net.hidden, default=0)
     kept = cast + sum(net.hidden) + classes  # the last chunk's logits still exist
     numbers = kept + max(0 if in_place else classes, ACTIVATION_ARRAYS * widest)
@@ -113,7 +112,7 @@ def plan_prediction(net: Network, X: Array, max_memory: int | None) -> Sequence[
 
 
 def _predict_blocks(net: Network, X: Array, *, validate: bool) -> Array:
-    from xpsoftmax.kernels import dask as blocks  # imports dask: not before the caller has
+    from xpsoftmax.kernels import dask as blocks  # imports dask, as the caller has done already
 
     logits = forward(net, net.xp.astype(X, net.working, copy=False))[2]
     starts = starts_of(X.chunks[0])

@@ -1,4 +1,4 @@
-"""Gradients that are too long are shortened before the update: an optimiser around another one."""
+"""Clipping of gradients by their global norm: an optimiser that wraps another one."""
 
 from __future__ import annotations
 

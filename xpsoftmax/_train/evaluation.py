@@ -55,7 +55,7 @@ def evaluation(
         _, _, logits = forward(net, X, buffers=buffers)
         labels = targets if targets.ndim == 1 else xp.argmax(targets, axis=1)
         found = labels_of(xp, logits)
-        hits = (found == labels) & (found != NO_CLASS)  # which may be a label, too: one that is ignored
+        hits = (found == labels) & (found != NO_CLASS)  # an ignored label may equal NO_CLASS
         if problem.counting is not None:
             hits = hits & ((problem.counting if reduction == "mean" else problem.row_weight)[rows] != 0.0)
         losses, _ = net.kernels.softmax_loss_rows(logits, targets, row_weight, problem.spec, grad=False)

@@ -36,13 +36,13 @@ NUMBERS = ("epoch", "step", "rows", "batch_size")
 
 
 def save_state(path: str | os.PathLike[str], state: TrainState) -> None:
-    """Write the state of a training to a safetensors file, from which `load_state` lets it go on.
+    """Write the state of a training to a safetensors file; `load_state` reads it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        The file; one that is there already is replaced, in one step: whoever opens it finds the old state or the new
-        one, whole, also if writing fails or the process is killed.
+        The file. An existing file is replaced in one step: a reader finds either the old or the new state, complete,
+        even if writing fails or the process is killed.
     state : TrainState
         The `state` of what `train` returned, or of the step that a callback sees.
 
@@ -57,7 +57,7 @@ def save_state(path: str | os.PathLike[str], state: TrainState) -> None:
     TypeError, ValueError
         If `state` is not a state, or `path` not the path of a file; nothing is written.
     OSError
-        If the file cannot be written; nothing is left behind, and an older file stays.
+        If the file cannot be written. An existing file stays as it was, and no other file is left behind.
 
     Notes
     -----
@@ -115,9 +115,11 @@ def load_state(
     Parameters
     ----------
     path : str or os.PathLike
+        The file, as `save_state` wrote it.
     xp : module, optional
         Library of the arrays: numpy (default), cupy, torch, jax.numpy, ..., whatever library trained before.
     device : device of `xp`, optional
+        Where the arrays are made. Default: that of `xp`.
 
     Returns
     -------
@@ -167,15 +169,15 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     Parameters
     ----------
     path : str or os.PathLike
-        The file, as for `save_state`; its folder must be there.
+        The file, as for `save_state`; its folder must exist.
     every : int
         Steps from one save to the next. On a GPU each save waits for the device.
 
     Returns
     -------
     function
-        For ``train(callback=...)``. A save that fails, on a full disk for one, is a warning: the training goes on, and
-        the state that was saved before stays.
+        For ``train(callback=...)``. If a save fails, for example on a full disk, it warns; training goes on, and the
+        state that was saved before stays.
 
     Raises
     ------
@@ -184,11 +186,11 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     TypeError, ValueError
         If `path` is not the path of a file, or `every` not an integer above 0.
     FileNotFoundError
-        If the folder of `path` is not there.
+        If the folder of `path` does not exist.
 
     Notes
     -----
-    After ``kill -9`` at any moment the file is there whole, or not yet there. The steps since the last save are made
+    After ``kill -9`` at any moment the file is complete, or does not exist yet. The steps since the last save are made
     again.
 
     Examples
@@ -223,7 +225,7 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     return save
 
 
-# --- there ------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def _named(prefix: str, layers: Params) -> dict[str, Any]:
@@ -247,7 +249,7 @@ def _without_arrays(name: str, value: Any, arrays: dict[str, Any]) -> Any:
     raise TypeError(f"state.{name} must be a number, a text or an array, got {value!r:.60}.")
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _state_of(

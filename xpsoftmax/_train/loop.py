@@ -1,7 +1,7 @@
 """The loop over minibatches, which `train`, its counterpart over dask blocks and the classifier share.
 
-It makes steps, keeps the losses on the device until they are asked for, and finds the first that is not finite. When an
-epoch begins and ends, in which order its rows come, and when training stops, its users say.
+It makes steps, keeps the losses on the device until they are asked for, and finds the first that is not finite. The
+callers decide when an epoch begins and ends, the order of its rows, and when training stops.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Loop:
             if not math.isfinite(loss):
                 raise NotFiniteError(loss, self.settle())
         else:
-            # To look at the loss would wait for the device. From the first that is not finite on, no update is made.
+            # Looking at the loss would wait for the device. Instead, a loss that is not finite stops all later updates.
             finite = self.steps.network.xp.isfinite(loss)
             self.finite = finite if self.finite is None else self.finite & finite
         self.params, self.state = self.optimizer.step(self.params, grads, self.state, ok=self.finite, in_place=True)

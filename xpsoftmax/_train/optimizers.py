@@ -29,7 +29,7 @@ State: TypeAlias = tuple[Any, ...]
 
 
 class Optimizer(ABC):
-    """What `sgd`, `adam` and `adamw` return. It never changes: what does is in the parameters and the state.
+    """What `sgd`, `adam` and `adamw` return. It is immutable: all that changes is in the parameters and the state.
 
     Examples
     --------
@@ -130,7 +130,7 @@ class Optimizer(ABC):
         """`update` without checks; where `ok`, 0-d, is false nothing changes but the number of updates.
 
         With `in_place` parameters and state may be overwritten. Where they and the gradients are parts of vectors, all
-        are updated at once: with small layers the calls are what takes the time.
+        are updated at once: with small layers the calls take most of the time.
         """
         count, *kept = state
         rate = self.learning_rate
@@ -156,7 +156,7 @@ class Optimizer(ABC):
     @property
     @abstractmethod
     def kept(self) -> int:
-        """How many arrays are kept of each parameter."""
+        """How many arrays are kept for each parameter."""
 
     @property
     def squares(self) -> tuple[int, ...]:
@@ -167,8 +167,8 @@ class Optimizer(ABC):
     def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         """The rule of the `step`-th update, counted from 1, and its numbers.
 
-        It is called with a parameter, what is kept of it, its gradient and the numbers, and returns all but the
-        latter two anew.
+        The rule is called with a parameter, the arrays that are kept for it, its gradient and the numbers. It returns
+        the new parameter and the new arrays.
         """
 
 
@@ -215,7 +215,7 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class VelocitySgd(Sgd):
-    """In the form of scikit-learn: the rate is part of what is kept, so that a change of it takes a while."""
+    """In the form of scikit-learn: the rate is part of the velocity, so a new rate takes effect gradually."""
 
     def rule(self, rate: float, step: int) -> tuple[Rule, tuple[float, ...]]:
         if not self.kept:
@@ -247,6 +247,7 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
     momentum : float
         :math:`\mu`, usually below 1.
     nesterov : bool
+        Take the step from where the momentum leads.
 
     Returns
     -------
@@ -257,6 +258,11 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
     ------
     TypeError, ValueError
         If an option is not a number from 0 on; if `nesterov` comes without momentum.
+
+    See Also
+    --------
+    adam : steps that do not depend on the size of the gradients
+    train : uses it
 
     Notes
     -----
@@ -295,9 +301,11 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     Parameters
     ----------
     learning_rate : float or function of int
-        As for `sgd`.
+        :math:`\eta`; a function is called with the number of updates made so far: 0 for the first.
     betas : (float, float), from 0 to below 1
+        :math:`\beta_1, \beta_2`: how much of the means of gradients and of their squares is kept at each step.
     eps : float
+        :math:`\epsilon`, added to the root.
 
     Returns
     -------
@@ -308,6 +316,11 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     ------
     TypeError, ValueError
         If an option is not a number in its range.
+
+    See Also
+    --------
+    adamw : with weight decay
+    sgd : plain steps, with momentum
 
     Notes
     -----
@@ -341,8 +354,12 @@ def adamw(
 
     Parameters
     ----------
-    learning_rate, betas, eps
-        As for `adam`.
+    learning_rate : float or function of int
+        :math:`\eta`; a function is called with the number of updates made so far: 0 for the first.
+    betas : (float, float), from 0 to below 1
+        How much of the means of gradients and of their squares is kept at each step.
+    eps : float
+        Added to the root of the mean of the squares.
     weight_decay : float
         :math:`\lambda`, for weights and biases alike.
 
@@ -355,6 +372,10 @@ def adamw(
     ------
     TypeError, ValueError
         As `adam`.
+
+    See Also
+    --------
+    adam : without weight decay
 
     Notes
     -----

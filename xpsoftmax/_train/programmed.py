@@ -1,7 +1,7 @@
 """Steps of the loop as programs: for rows in memory, where a backend runs programs.
 
-Some steps are left to the loop: where the learning rate is a function, where a batch passes in several chunks, where
-arrays lie in another way than kernels read them.
+The loop itself makes the other steps: those with a function as learning rate, with a batch in several chunks, or with
+arrays of a layout that kernels cannot read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ProgrammedSteps:
         self._runners: dict[Any, Any] = {}  # by the number of rows and the rule
         self._order: Array | None = None  # of the rows, as the epoch drew it
         self._place = (-1, -1)  # where the programs would go on: the first row, and the row of the numbers
-        self._optimizer: Optimizer | None = None  # that the numbers are of
+        self._optimizer: Optimizer | None = None  # for which the numbers were computed
         self._first = 0  # the update that the first row of the numbers is for
 
     def step(self, loop: Loop, batch: Any) -> Array | None:
@@ -83,9 +83,9 @@ class ProgrammedSteps:
         return (int(layers[0].weight.shape[0]), *(int(layer.bias.shape[0]) for layer in layers))
 
     def _bind(self, loop: Loop) -> bool:
-        """Make new programs if the loop has other arrays than those that there are programs for.
+        """Make new programs if the loop has other arrays than the present programs.
 
-        Return whether kernels can change them where they are.
+        Return whether kernels can update the arrays in place.
         """
         named = {}
         for k, layers in enumerate((loop.params, *loop.state[1:])):
@@ -140,7 +140,7 @@ class ProgrammedSteps:
         )
 
     def _send(self, loop: Loop, batch: RowBatch, rate: float) -> None:
-        """Send what the arrays on the device do not say yet."""
+        """Send to the device what has changed since the last step."""
         order = batch.order
         if order is not self._order:
             self._arrays["order"][...] = self._on_device(np.arange(self._steps.rows)) if order is None else order

@@ -26,7 +26,7 @@ class Buffer(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One operation, by name; which arrays it has, and what else it is told."""
+    """One operation: its name, its arrays and its options."""
 
     name: str
     arrays: tuple[str | None, ...]  # None: there is no such array

@@ -126,10 +126,10 @@ class DivergenceError(FloatingPointError):
         The step of that loss, counted from 0; or the last one, after which the parameters or the validation loss are
         not finite.
     loss : float or None
-        None where it is the parameters.
+        None if the parameters are not finite.
     result : TrainResult
-        As it was before the step of that loss. Where a validation loss is not finite: as it was before validation.
-        Where it is the parameters: as it is, with them.
+        The result before the step of that loss. If a validation loss is not finite: the result before validation. If
+        the parameters are not finite: the result with these parameters.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A run of `train`: epochs, history, validation, early stopping, and what to say of numbers that are not finite."""
+"""A run of `train`: epochs, history, validation, early stopping, and the errors for numbers that are not finite."""
 
 from __future__ import annotations
 

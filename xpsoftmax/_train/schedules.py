@@ -54,11 +54,12 @@ class _WarmUp:
 
 
 def constant_schedule(rate: float) -> Schedule:
-    """Keep the learning rate: what `warm_up_schedule` can lead to.
+    """Keep the learning rate constant, for example after `warm_up_schedule`.
 
     Parameters
     ----------
     rate : float
+        The learning rate of all updates.
 
     Returns
     -------
@@ -90,6 +91,7 @@ def step_schedule(rate: float, *, every: int, factor: float = 0.1) -> Schedule:
     every : int
         Updates with the same rate.
     factor : float
+        What the rate is multiplied by after each `every` updates.
 
     Returns
     -------
@@ -123,6 +125,7 @@ def cosine_schedule(rate: float, *, steps: int, final: float = 0.0) -> Schedule:
     steps : int
         :math:`T`, updates until the rate is `final`; it stays so.
     final : float
+        The rate that is reached at the end.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What a training leaves to the next one; all of it is checked before the first step."""
+"""The state from which a training is resumed; all of it is checked before the first step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
         (validation loss, epoch, parameters) of the best epoch so far, where `patience` is given.
     history : dict of lists
     rows, batch_size : int
-        Of the training: the steps of an epoch are counted in them.
+        Rows of the data and of a batch; they determine the number of steps of an epoch.
     blocks : tuple or None
         Of `xpsoftmax.dask.train`: how many rows each block has, and how many blocks a step goes over.
     interrupted : bool
@@ -99,7 +99,7 @@ def _counted(number: int, name: str) -> str:
 
 
 class Counted(Protocol):
-    """What a training goes over, as far as a state has to fit it."""
+    """The sizes of a training that a state to resume from must match."""
 
     network: Network
     rows: int

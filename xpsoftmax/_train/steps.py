@@ -39,7 +39,7 @@ def trained_network(net: Network, activation: str) -> Network:
 
 
 class Batch(Protocol):
-    """The rows of a step; which, only the steps know that drew it."""
+    """The rows of a step. Only the `Steps` that drew the batch knows which rows these are."""
 
     @property
     def size(self) -> int:
@@ -57,13 +57,13 @@ class Steps(Protocol):
     """What a training goes over: rows in memory (`RowSteps`), or the blocks of dask arrays (`BlockSteps`)."""
 
     network: Network  # with the parameters to start from
-    on_host: bool  # whether losses are on the host: to look at one waits for nothing
+    on_host: bool  # whether losses are on the host, where reading one does not wait
     rows: int
     blocks: tuple[tuple[int, ...], int] | None  # rows of each block, and blocks of a step; None for rows in memory
-    programs: ProgrammedSteps | None  # what makes whole steps, where something does
+    programs: ProgrammedSteps | None  # runs whole steps; None if no backend does
 
     def batch_count(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
-        """Return how many batches the epoch has that the generator draws; without one about how many."""
+        """Return the number of batches of the epoch that the generator draws; without one, an estimate."""
 
     def batch_count_range(self, batch_size: int) -> tuple[int, int]:
         """Return how many batches an epoch has at least and at most."""
@@ -87,7 +87,7 @@ class RowBatch(NamedTuple):
     rows: Array | slice | None  # their numbers, where the data is; None for all rows
     size: int
     counts: bool  # whether a row of it counts
-    order: Array | None = None  # of all rows, where the data is; None for that which they have
+    order: Array | None = None  # of all rows, on the device of the data; None: the order of the data
     start: int = 0  # where the batch begins in it
 
 

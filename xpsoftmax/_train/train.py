@@ -71,20 +71,27 @@ def train(
 
     Parameters
     ----------
-    params, X, targets
-        As for `mlp_loss_and_grad`. The arguments are not modified. 16-bit parameters are trained in float32 and
-        rounded at the end; layers that share an array are trained apart. `X` may be a memory map: only the rows of a
-        batch are read.
+    params : sequence of Layer
+        (weight (fan_in, fan_out), bias (fan_out,)) of each layer, to start from; not modified. 16-bit parameters are
+        trained in float32 and rounded at the end; layers that share an array are trained apart.
+    X : array or sparse matrix, (N, D)
+        Inputs, of the library, device and dtype of the parameters. It may be a memory map: only the rows of a batch are
+        read.
+    targets : array, (N,) or (N, C)
+        Integer labels from 0 to C - 1, or floating soft targets.
     optimizer : Optimizer
         `sgd`, `adam` or `adamw`.
     epochs : int
         Epochs in all, those before `resume` included.
     batch_size : int
+        Rows of a step; the last batch of an epoch may have fewer.
     rng : None, int, numpy.random.Generator, ...
         Anything that `numpy.random.default_rng` takes. Batches are drawn on the host: every library sees the same.
         With `resume` only its kind matters.
-    activation, reg
-        As for `mlp_loss_and_grad`. Without `activation`, plain pairs are trained on with the one that `resume` carries.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or for plain pairs that of `resume`, or "relu".
+    reg : float
+        Strength of the L2 penalty on the weight matrices; biases are free.
     validation : (X, targets), optional
         Data of which loss (with the options of the call, but without penalty and sample weights) and accuracy are
         computed after each epoch. Its inputs must be finite in all rows that count; they are checked before the first
@@ -102,9 +109,24 @@ def train(
     callback : function, optional
         Called with a `TrainStep` after each step; if it returns something true, training stops.
     max_memory : int, optional
-        As for `mlp_loss_and_grad`; the rows of a batch, which are a copy, are not counted.
-    class_weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, validate, impl
-        As for `mlp_loss_and_grad`. Labels and weights are checked once, before the first step.
+        Bytes of temporary memory of a step; the rows of its batch are held beside it. Default: 256 MiB, or what one row
+        needs.
+    class_weight : array, (C,), optional
+        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+    sample_weight : array, (N,), optional
+        Multiplies the loss of each row.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    reduction : {"mean", "sum"}
+        Weighted mean or weighted sum of the rows; the penalty is added once to either.
+    validate : bool
+        Check the values of labels, soft targets and weights once, before the first step.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -123,6 +145,13 @@ def train(
         validation loss that is not finite, unless no row counts.
     ImportError
         If `progress` is asked for without tqdm.
+
+    See Also
+    --------
+    init_params : parameters to start from
+    mlp_predict : labels of other rows
+    save_params : writes the parameters into a file
+    xpsoftmax.dask.train : the same over dask arrays
 
     Notes
     -----
@@ -178,7 +207,7 @@ def train(
         resume = checked_state(
             resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient, accurate=accuracy
         )
-        generator = copy.deepcopy(generator)  # it is set back: not the caller's
+        generator = copy.deepcopy(generator)  # a copy, because its state is set below
     with quiet(net.xp, net.home.device):
         counted = data if accuracy else None
         run = Run(steps, optimizer, generator, batch_size, resume)

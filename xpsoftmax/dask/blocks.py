@@ -32,7 +32,7 @@ from xpsoftmax.kernels.numpy.blas import single_threaded
 
 @dataclass(frozen=True)
 class Model:
-    """All that a block is computed with beside its rows, as one object: dask looks into tuples, but not into this."""
+    """What the computation of a block needs beside its rows, as one object: dask searches tuples, but not this."""
 
     params: Params
     activation: str
@@ -84,15 +84,16 @@ Flaw = Uneven | Bad
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The result of consecutive blocks of rows. Results are added in the order of the blocks.
+    """The result of consecutive blocks of rows.
 
-    So the number of a bad row, which is counted from the first row of its block, becomes its number of all rows.
+    Results are added in the order of the blocks. A bad row is counted from the first row of its block; adding results
+    turns this into its number among all rows.
     """
 
     sizes: tuple[int, ...]  # rows of each block
     flaw: Flaw | None = None  # the first that a check of all rows at once would find
     sums: Any = None  # None beside a flaw
-    counts: bool = True  # whether a row counts
+    counts: bool = True  # whether any row counts
 
     def __add__(self, other: Block) -> Block:
         sizes, counts = self.sizes + other.sizes, self.counts or other.counts
@@ -109,7 +110,7 @@ class Block:
 
 
 def _shifted(block: Block, flaw: Flaw | None) -> Flaw | None:
-    """Count the place of a flaw from the first row, or block, of the result before."""
+    """Return a flaw with its row and block counted from the first of the preceding result."""
     if isinstance(flaw, Uneven):
         return flaw._replace(block=flaw.block + len(block.sizes))
     if isinstance(flaw, Bad):

@@ -25,7 +25,8 @@ class ClusterError(ConnectionError):
     ----------
     reason : str
         What was lost.
-    result : TrainResult
+    result : TrainResult or None
+        What had been trained until then.
 
     Attributes
     ----------

@@ -65,14 +65,28 @@ def mlp_loss_and_grad(
     targets : dask array, (N,) or (N, C)
         Labels or soft targets. They are chunked as `X` is where the sizes are known; otherwise the blocks must be as
         many. Arrays in memory are accepted, too, if the number of rows is known.
-    sample_weight : dask array, (N,), optional
-        As `targets`.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
+    reg : float
+        Strength of the L2 penalty on the weight matrices; biases are free.
+    max_memory : int, optional
+        Bytes of temporary memory of each block that is being computed.
     class_weight : array, (C,), optional
-        In memory, as `params`.
+        In memory, as `params`: multiplies the loss of the rows with this label.
+    sample_weight : dask array, (N,), optional
+        Multiplies the loss of each row; in blocks like those of `X`.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    reduction : {"mean", "sum"}
+        Weighted mean or weighted sum of the rows; the penalty is added once to either.
     validate : bool
-        Labels and weights are looked at in the same pass.
-    activation, reg, max_memory, ignore_index, label_smoothing, z_loss, reduction, impl
-        As for `xpsoftmax.mlp_loss_and_grad`; `max_memory` bounds each block that is being computed.
+        Check the values of labels, soft targets and weights, in the same pass.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -136,9 +150,34 @@ def mlp_loss(
 
     Parameters
     ----------
-    params, X, targets, activation, reg, max_memory, class_weight, sample_weight, ignore_index, label_smoothing, \
-z_loss, reduction, validate, impl
-        As for `mlp_loss_and_grad`.
+    params : sequence of Layer
+        In memory, of the library and dtype of the blocks of `X`. They are copied, and reach every worker once.
+    X : dask array, (N, D)
+        Inputs in blocks of rows, also of unknown sizes.
+    targets : dask array, (N,) or (N, C)
+        Labels or soft targets, in blocks like those of `X`.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
+    reg : float
+        Strength of the L2 penalty on the weight matrices; biases are free.
+    max_memory : int, optional
+        Bytes of temporary memory of each block that is being computed.
+    class_weight : array, (C,), optional
+        In memory, as `params`: multiplies the loss of the rows with this label.
+    sample_weight : dask array, (N,), optional
+        Multiplies the loss of each row; in blocks like those of `X`.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    reduction : {"mean", "sum"}
+        Weighted mean or weighted sum of the rows; the penalty is added once to either.
+    validate : bool
+        Check the values of labels, soft targets and weights, in the same pass.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
@@ -193,21 +232,30 @@ def mlp_predict(
 
     Parameters
     ----------
-    params, X, activation, max_memory, impl
-        As for `mlp_loss_and_grad`.
+    params : sequence of Layer
+        In memory, of the library and dtype of the blocks of `X`. They are copied, and reach every worker once.
+    X : dask array, (N, D)
+        Inputs in blocks of rows, also of unknown sizes.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
+    max_memory : int, optional
+        Bytes of temporary memory of each block that is being computed.
     validate : bool
         Whether a row whose logits hold nan is an error. With False its label is -1.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
 
     Returns
     -------
     dask array, (N,)
-        Labels, in blocks like those of `X`: of each what `xpsoftmax.mlp_predict` says.
+        Labels, in blocks like those of `X`; each block is what `xpsoftmax.mlp_predict` returns for it.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `xpsoftmax.mlp_predict`. When computed: ValueError that names a row whose logits hold nan, the first one of
-        its block, as a row of `X`, or, where `X` does not know how many rows its blocks have, of the block.
+        As `xpsoftmax.mlp_predict`. When computed: ValueError that names the first row of a block whose logits hold nan.
+        The row is counted from the first row of `X`, or from that of the block where the sizes of the blocks are
+        unknown.
 
     References
     ----------
@@ -276,10 +324,40 @@ def train(
 
     Parameters
     ----------
-    params, X, targets, activation, reg, class_weight, sample_weight, ignore_index, label_smoothing, z_loss, impl
-        As for `mlp_loss_and_grad`.
-    optimizer, epochs, patience, resume, progress, callback
-        As for `xpsoftmax.train`. With `resume` the blocks, too, must be as they were.
+    params : sequence of Layer
+        In memory, of the library and dtype of the blocks of `X`. They are copied, and reach every worker once.
+    X : dask array, (N, D)
+        Inputs in blocks of rows, also of unknown sizes.
+    targets : dask array, (N,) or (N, C)
+        Labels or soft targets, in blocks like those of `X`.
+    activation : {"identity", "relu", "tanh", "logistic", "silu", "gelu"}, optional
+        Of the hidden layers. Default: the one that the layers carry, or "relu" for plain pairs.
+    reg : float
+        Strength of the L2 penalty on the weight matrices; biases are free.
+    class_weight : array, (C,), optional
+        In memory, as `params`: multiplies the loss of the rows with this label.
+    sample_weight : dask array, (N,), optional
+        Multiplies the loss of each row; in blocks like those of `X`.
+    ignore_index : int, optional
+        Rows with this label add nothing. None: no label is ignored.
+    label_smoothing : float, 0 to 1
+        Take this share of the target's mass and spread it evenly over the classes.
+    z_loss : float
+        Adds ``z_loss * logsumexp(logits)**2``, times the weight of the row.
+    impl : {"auto", "generic", "kernel"}
+        Which code computes it: the fastest that takes these arrays, the generic one, or a kernel or nothing.
+    optimizer : Optimizer
+        `sgd`, `adam` or `adamw`.
+    epochs : int
+        Epochs in all, those before `resume` included.
+    patience : int, optional
+        Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
+    resume : TrainState, optional
+        State of an earlier call: go on from there. The blocks, too, must be as they were.
+    progress : bool
+        Show a progress bar; needs tqdm.
+    callback : function, optional
+        Called with a `TrainStep` after each step; if it returns something true, training stops.
     batch_size : int, optional
         Rows of a step, of all its blocks together; the last ones of some blocks may be fewer. Default: all.
     blocks_per_step : int, optional
@@ -293,6 +371,7 @@ def train(
     max_memory : int, optional
         Bytes of temporary memory of each task.
     reduction : {"mean", "sum"}
+        Weighted mean or weighted sum of the rows; the penalty is added once to either.
     validate : bool
         Check labels and weights once, before the first step: one pass over them, not over `X`. If the number of rows
         of `X` is unknown, this pass is made in any case, to count them.
@@ -367,7 +446,7 @@ def train(
     if resume is not None:
         validated, patient = validation is not None, patience is not None
         resume = checked_state(resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient)
-        generator = copy.deepcopy(generator)  # it is set back: not the caller's
+        generator = copy.deepcopy(generator)  # a copy, because its state is set below
     with quiet(steps.network.xp, steps.network.home.device):
         run = Run(steps, optimizer, generator, batch_size, resume)
         try:

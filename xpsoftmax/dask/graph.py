@@ -154,7 +154,7 @@ def _aligned(name: str, array: Array, X: Array) -> Array:
     if not is_unknown(array) and not is_unknown(X):
         if array.shape[0] != X.shape[0]:
             raise ValueError(f"{name} must have as many rows as X, {X.shape[0]}, got {array.shape[0]}.")
-        if X.shape[0] == 0:  # dask cuts nothing into no other number of blocks
+        if X.shape[0] == 0:  # dask cannot cut an array without rows into several blocks
             array = da.concatenate([check.without_empty_blocks(array)] * X.numblocks[0])
         return array if array.chunks[0] == X.chunks[0] else array.rechunk({0: X.chunks[0]})
     if array.numblocks[0] != X.numblocks[0]:

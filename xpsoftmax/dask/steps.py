@@ -29,7 +29,7 @@ class _Batch(NamedTuple):
     """The rows of a step."""
 
     blocks: list[int]
-    rows: np.ndarray | None  # their numbers, counted through these blocks; None for all rows of the blocks
+    rows: np.ndarray | None  # their indices, counted over these blocks; None for all rows of the blocks
     size: int
 
 
@@ -138,7 +138,7 @@ class BlockSteps:
         return self.data if len(blocks) == len(self.sizes) else self.data.blocks(blocks)
 
     def load(self, blocks: list[int]) -> Partitions:
-        """Return these blocks in the memory of the workers, which forget those before first."""
+        """Load these blocks into the memory of the workers, after the blocks loaded before are freed; return them."""
         if self.loaded is None or self.loaded[0] != blocks:
             self.loaded = None
             self.loaded = blocks, Partitions(*self.scheduler.persist(self.partitions(blocks).arrays))
@@ -169,7 +169,7 @@ class BlockSteps:
             found = check_all_blocks(self.scheduler, model, self.data if data is None else data, "X").flaw
         except ClusterError:
             return None
-        except ValueError as error:  # of a weight of a class
+        except ValueError as error:  # about a class weight
             return getattr(error, "bad", None)
         return found if isinstance(found, Bad) else None
 

@@ -22,6 +22,7 @@ ROW_OPERATIONS = ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax
 OPERATIONS = (
     *ROW_OPERATIONS,
     "softmax_loss_total",
+    "softmax_loss_and_logsumexp_rows",
     "are_classes",
     "are_weights",
     "total",
@@ -34,9 +35,9 @@ OPERATIONS = (
 
 
 class Backend(NamedTuple):
-    """A module of kernels: it is imported by `load`, and only for arrays that `takes` it.
+    """A module of kernels. `takes` says whether it is for an array; `load` imports it, and only then.
 
-    It may have a function `refusal(logits)` that says in words why it cannot take some after all, or None.
+    The module may have a function `refusal(logits)`: the reason, in words, why it cannot take these logits, or None.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Backend(NamedTuple):
 
 
 def _for_torch() -> Any:
-    import xpsoftmax.kernels.torch as module  # a statement, and no cache: torch.compile sees through these alone
+    import xpsoftmax.kernels.torch as module  # a plain import: torch.compile cannot trace a cached function
 
     return module
 
@@ -68,8 +69,8 @@ WITH_RULES: tuple[Backend, ...] = (
 def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
     """Return the row operation for these logits.
 
-    `"auto"` is a kernel if one takes them, else the generic text; `"generic"` and `"kernel"` force one of the two.
-    A backend whose row operations take these logits need not have the other operations: the generic text has them.
+    `"auto"` is a kernel if one takes them, else the generic operation; `"generic"` and `"kernel"` force one of the two.
+    A backend may lack operations that are not row operations: the generic ones are used then.
     Dask arrays get what their blocks get, block by block.
 
     Raises
@@ -82,7 +83,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
         if kernel is not None:
             return kernel
     if is_dask_array(logits):
-        from xpsoftmax.kernels.dask import by_blocks  # imports dask: not before the caller has
+        from xpsoftmax.kernels.dask import by_blocks  # imports dask, as the caller has done already
 
         return by_blocks(operation, select(operation, logits._meta, impl))
     if impl == "kernel":
@@ -94,7 +95,7 @@ def select(operation: str, logits: Array, impl: Impl) -> Callable[..., Any]:
 
 
 def kernel_for(operation: str, logits: Array, impl: Impl) -> Callable[..., Any] | None:
-    """Return the kernel that `select` would return for these logits; None where it is the generic text or an error."""
+    """Return the kernel that `select` would return for these logits; None where that is generic or an error."""
     kernel = None if impl == "generic" else _offer(operation, logits)[0]
     return None if kernel is getattr(generic, operation) else kernel
 
@@ -106,9 +107,9 @@ def selected(operation: str, logits: Array, impl: Impl) -> tuple[Callable[..., A
 
 
 def selected_loss(logits: Array, impl: Impl, *, add_up: bool) -> tuple[Callable[..., Any], bool, bool]:
-    """Return the operation for the losses of these logits, whether it adds them up, and whether it is a kernel.
+    """Return the loss operation for these logits, whether it returns the sum of the losses, and whether it is a kernel.
 
-    With `add_up` it does so if there is a kernel for that; `summed` adds up what others return.
+    With `add_up` it returns the sum if a kernel can; otherwise the caller adds up the losses with `summed`.
     """
     total = kernel_for("softmax_loss_total", logits, impl) if add_up else None
     if total is not None:
@@ -119,9 +120,14 @@ def selected_loss(logits: Array, impl: Impl, *, add_up: bool) -> tuple[Callable[
 
 def summed(xp: Namespace, x: Array, impl: Impl = "auto") -> Array:  # noqa: ARG001
     """Sum of all entries, 0-d."""
-    if type(x) is np.ndarray:  # the same without the wrappers: they take longer than the sum of a small array
+    if type(x) is np.ndarray:  # without the wrappers of the namespace, which take longer than a small sum
         return np.asarray(np.add.reduce(x, axis=None))
     return select("total", x, "generic" if impl == "generic" else "auto")(x)
+
+
+def of_library(operation: str, array: Array) -> Callable[..., Any]:
+    """Return a generic operation in the version for the library of this array: JAX and dask have their own."""
+    return getattr(generic, operation) if type(array) is np.ndarray else select(operation, array, "generic")
 
 
 class Operations:
@@ -130,13 +136,17 @@ class Operations:
     def __init__(self, array: Array, impl: Impl) -> None:
         self._selected_by = array, impl
 
+    def has_kernel(self, operation: str) -> bool:
+        """Whether an operation is computed by a kernel: it needs less memory, and may overwrite its arguments."""
+        return getattr(self, operation) is not getattr(generic, operation)
+
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         selected = select(operation, *self._selected_by)
         setattr(self, operation, selected)
         return selected
 
     def runner(self) -> Any:
-        """Return what runs programs (xpsoftmax/_train/programs.py) on these arrays; None if nothing does."""
+        """Return the class that runs programs (xpsoftmax/_train/programs.py) on these arrays; None if there is none."""
         array, impl = self._selected_by
         for backend in BACKENDS if impl != "generic" else ():
             if backend.takes(array):
@@ -153,12 +163,12 @@ def operations(array: Array, impl: Impl) -> Operations:
 
 @cache
 def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa: ARG001
-    """The same for all arrays, and soon to hand: small calls are felt."""
+    """Cached: look-up time matters in small calls. NumPy arrays of all dtypes have the same kernels."""
     return Operations(np.empty((0, 1)), impl)
 
 
 def _generic(operation: str, logits: Array) -> Callable[..., Any]:
-    """Return the generic text of an operation, with derivative rules if the library of these logits has some here."""
+    """Return a generic operation, with derivative rules if the library of these logits has some here."""
     for backend in WITH_RULES:
         if backend.takes(logits) and hasattr(backend.load(), operation):
             return getattr(backend.load(), operation)  # type: ignore[no-any-return]
@@ -166,9 +176,9 @@ def _generic(operation: str, logits: Array) -> Callable[..., Any]:
 
 
 def _offer(operation: str, logits: Array) -> tuple[Callable[..., Any] | None, str | None]:
-    """The first kernel that takes these logits; else None and, where a backend refuses them, the reason in words.
+    """Return the first kernel that takes these logits; else None and, if a backend refuses them, the reason in words.
 
-    Where backends take the logits, but none has an operation that is not a row operation: the generic text.
+    If a backend takes the logits, but none has an operation that is not a row operation, the generic one is returned.
     """
     reason, taken = None, False
     for backend in BACKENDS:

@@ -22,7 +22,7 @@ from xpsoftmax.kernels.generic import narrowed
 
 
 def by_blocks(operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the row operation for dask arrays, given that for their blocks.
+    """Return the row operation for dask arrays, given the operation for their blocks.
 
     Operations that are not listed below are elementwise: dask computes the generic ones block by block by itself.
     """
@@ -30,7 +30,7 @@ def by_blocks(operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_rows_of(name: str, array: Array, owner: str, like: Array) -> Array:
-    """Return an array, (R,) or (R, C), that raises ValueError if a block does not have the rows of that of `like`.
+    """Return an array, (R,) or (R, C), of which each block must have as many rows as that of `like`; else ValueError.
 
     Where the sizes of blocks are unknown, dask would broadcast a block of one row against a longer one.
     """

@@ -1,6 +1,6 @@
 """The row operations on PyTorch tensors in a form whose derivatives PyTorch can take by itself, of every order.
 
-PyTorch differentiates a program as it is written. The text of `generic` has an `abs`, a maximum or a `where` at points
+PyTorch differentiates a program as it is written. The code of `generic` has an `abs`, a maximum or a `where` at points
 where the function is smooth, and there the derivative of the program is not that of the function. Here the program is
 smooth wherever the function is: one class of each row, the largest, is picked without a derivative, and the others are
 looked at relative to it. With d[j] = z[j] - z[top] and r the sum of exp(d[j]) over the other classes,
@@ -123,7 +123,7 @@ def softmax_loss_rows(
     z = _working(logits)
     poor = generic.undefined_rows(z.detach(), targets.detach())
     counted = row_weight.detach() != 0.0
-    # Rows that must not count are zeros before anything is computed from them, if they hold no number.
+    # Rows that must not count are replaced by zeros before anything is computed from them, if they are not finite.
     empty = (poor & ~counted)[:, None]
     z = torch.where(empty, 0.0, z)
     row_weight = torch.where(poor, torch.where(counted, float("nan"), 0.0), row_weight)

@@ -1,8 +1,8 @@
 """Inputs that are sparse matrices: SciPy's on NumPy, cupyx's on CuPy; never made dense.
 
-What a network does with its inputs is little: take rows, multiply the first weight by them, and multiply their
-transpose by the gradient that comes back. Both products are those of the sparse library: ``X @ W`` takes memory for its
-result alone, (R, H), and ``X.T @ D`` for its result, (D, H).
+A network uses its inputs in three ways only: it takes rows, multiplies them by the first weight, and multiplies their
+transpose by a gradient. The sparse library computes both products: ``X @ W`` takes memory for its result alone, (R, H),
+and ``X.T @ D`` for its result, (D, H).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def as_rows(X: Any) -> Any:
 
 
 def stand_in(xp: Namespace, X: Any) -> Array:
-    """Return a dense array of the library, shape and dtype of a sparse matrix: a single zero, seen everywhere."""
+    """Return a dense array of the library, shape and dtype of a sparse matrix: a single zero, broadcast."""
     return xp.broadcast_to(xp.zeros((), dtype=X.dtype), X.shape)
 
 
@@ -82,7 +82,7 @@ def _contiguous(array: Array) -> Array:
 
 
 def without_rows(xp: Namespace, X: Any, kept: Array) -> Any:
-    """Return the matrix with zeros, stored as they are, in the rows that are not kept (R,): they may hold anything."""
+    """Return the matrix with stored zeros in the rows that are not `kept` (R,), which may hold anything."""
     rows = rows_of_entries(xp, X)
     data = xp.where(kept[rows], X.data, xp.zeros_like(X.data))
     return type(X)((data, X.indices, X.indptr), shape=X.shape)

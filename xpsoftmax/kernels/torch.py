@@ -1,11 +1,11 @@
 """The row operations on PyTorch tensors: the kernels for NumPy and CuPy, with derivative rules of their own.
 
 A tensor in host memory is read as a NumPy array, one on an NVIDIA GPU as a CuPy array, without a copy. No single
-`torch.autograd.Function` serves all that PyTorch does with a function, so each operation has three ways, chosen for
-each call:
+`torch.autograd.Function` supports all that PyTorch can do with a function. Each operation therefore has three
+implementations, and each call chooses one:
 
 - Eager: a plain `Function` without `setup_context`, `vmap` and `jvp`, each of which costs more than a small loss.
-- `torch.func`, forward-mode AD and second derivatives: the text of `smooth`, which PyTorch differentiates by itself.
+- `torch.func`, forward-mode AD and second derivatives: the code of `smooth`, which PyTorch differentiates by itself.
 - While compiling: the same `Function` around operators of `torch.library`, which register no autograd of their own.
 
 This module imports PyTorch. `select` loads it for tensors only.
@@ -116,7 +116,7 @@ def softmax_loss_rows(
 
 
 def _plain_rows(logits: Array, targets: Array, row_weight: Array | float) -> tuple[Array, Array, Array]:
-    """Labels in the index dtype, and a weight for each row: kernels are given other dtypes, and numbers, too."""
+    """Labels in the index dtype, and one weight for each row. The caller may have other dtypes, and a single number."""
     if targets.ndim == 1 and targets.dtype != torch.int64:
         targets = targets.to(torch.int64)
     if isinstance(row_weight, float):
@@ -211,9 +211,9 @@ class _Logsumexp(torch.autograd.Function):
 class _Losses(torch.autograd.Function):
     """Weighted losses (R,).
 
-    In host memory a 32 or 64-bit gradient is made with the loss and held: the logits are read once. On a GPU, and for
-    16-bit logits, it is made in the backward pass, with what comes in as a factor of the weights of the rows: it is
-    rounded once, after it has been multiplied, and no second matrix is held.
+    In host memory the forward pass computes a 32 or 64-bit gradient with the loss and keeps it: the logits are read
+    once. On a GPU, and for 16-bit logits, the backward pass computes the gradient, with row weights that are multiplied
+    by the incoming gradient: the result is rounded only once, and no second matrix is held.
     """
 
     @staticmethod
@@ -257,7 +257,7 @@ def is_held(logits: Array) -> bool:
 
 
 def scaled(dlogits: Array, cotangent: Array) -> Array:
-    """The gradient of the losses (R,) times what comes in for them; itself where that is 1 everywhere."""
+    """Multiply the gradient by the incoming gradient of the losses (R,); unchanged if that is 1 everywhere."""
     equal = not torch.compiler.is_compiling() and cotangent.stride() == (0,) and cotangent.shape[0] > 0
     if equal and cotangent[0].item() == 1.0:
         return dlogits
@@ -280,7 +280,7 @@ def by_autograd(
     """Gradients of a function that PyTorch differentiates by itself, for the arrays that are needed."""
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views: one array may have been computed from another, and that is not this function's matter.
+        # Views cut the graph here: one of these arrays may have been computed from another.
         views: list[Any] = [
             x.view_as(x) if x is not None and need else x for x, need in zip(arrays, needed, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Errors of numbers that are not finite: inputs and logits, named by their first row, and what a solver came to."""
+"""Errors about numbers that are not finite: inputs and logits (the first row is named), and results of a solver."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def is_overflow(error: BaseException) -> bool:
 
 
 def diverged(what: str) -> ValueError:
-    """Return the error of a solver that came to numbers that are not finite."""
+    """Return the error for a solver whose numbers are no longer finite."""
     return overflow_error(NOT_FINITE.format(what))
 
 

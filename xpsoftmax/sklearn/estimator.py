@@ -29,10 +29,10 @@ __all__ = ["MLPClassifier"]
 class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Multi-layer perceptron for scikit-learn: softmax loss and network of xpsoftmax, on any array library.
 
-    Parameters, rules of training and, from the same `random_state`, initial weights and batches are those of
-    `sklearn.neural_network.MLPClassifier` (but with `early_stopping`: the split is stratified here). Beyond it: arrays
-    of CuPy, PyTorch and others are computed with where they are; class weights, label smoothing, probabilities as
-    targets, bounded memory, no matrix of one-hot targets.
+    The parameters and the rules of training are those of `sklearn.neural_network.MLPClassifier`. The same
+    `random_state` gives the same initial weights and batches (except with `early_stopping`: the split is stratified
+    here). In addition: arrays of CuPy, PyTorch and others stay on their device; class weights, label smoothing,
+    probabilities as targets, bounded memory, no matrix of one-hot targets.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         For initial weights, the rows held out and the order of the rows. Numbers are drawn on the host: every library
         sees the same.
     tol : float, default=1e-4
-        An epoch that improves the loss, or with `early_stopping` the score, by less counts as none; for lbfgs the
-        largest entry of the gradient to stop at.
+        An epoch counts as an improvement if the loss (with `early_stopping` the score) improves by at least this. lbfgs
+        stops when the largest entry of the gradient is at most this.
     verbose : bool or int, default=False
         Print the loss of each epoch and why training stops.
     warm_start : bool, default=False
@@ -82,7 +82,7 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     epsilon : float, default=1e-8
         Of adam, added as scikit-learn adds it: to the root of the mean square before its correction.
     n_iter_no_change : int, default=10
-        Stop after more than so many epochs without improvement; ``numpy.inf`` never.
+        Stop after more than so many epochs without improvement; with ``numpy.inf``, never.
     max_fun : int, default=15000
         Evaluations of the loss at most, for lbfgs.
     class_weight : dict, "balanced" or None, default=None
@@ -112,17 +112,17 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     loss_curve_ : list of float
         Loss of each epoch, or iteration of lbfgs; `warm_start` and `partial_fit` go on with it.
     best_loss_ : float or None
-        The least of them; None with `early_stopping`.
+        The least loss of `loss_curve_`; None with `early_stopping`.
     validation_scores_ : list of float, or None
         Accuracy on the rows held out after each epoch, with `early_stopping`.
     best_validation_score_ : float or None
-        The greatest of them.
+        The greatest of `validation_scores_`.
     validation_loss_curve_ : list of float, or None
         Loss of `X_val` after each epoch, or iteration of lbfgs, without the penalty.
     n_iter_ : int
         Epochs, or iterations of lbfgs, of the last call.
     t_ : int
-        Rows that steps were made with in all.
+        Rows in all training steps together.
     n_features_in_, feature_names_in_
         As for every scikit-learn estimator.
     n_layers_, n_outputs_ : int
@@ -137,12 +137,13 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     Notes
     -----
     scikit-learn gives two classes one logistic output; here they have two softmax columns, of which only the difference
-    counts. Its best split has half the squared norm, so that ``alpha`` here is like ``alpha / 2`` there in the last
-    layer; ``hidden_layer_sizes=()`` with `alpha` is `LogisticRegression` with ``C = 1 / alpha``, or for two classes
-    ``C = 2 / alpha``. What else differs, and why, is in ADR 11 (docs/adr/0011-the-estimator.md).
+    counts. Two columns whose difference is the weight vector of that output have, at best, half its squared norm, so
+    that ``alpha`` here is like ``alpha / 2`` there in the last layer; ``hidden_layer_sizes=()`` with `alpha` is
+    `LogisticRegression` with ``C = 1 / alpha``, or for two classes ``C = 2 / alpha``. What else differs, and why, is in
+    ADR 11 (docs/adr/0011-the-estimator.md).
 
     An interrupt (Ctrl-C) ends the step that is being made, or the evaluation of lbfgs; what was learnt so far stays,
-    with a warning, but an epoch that is not complete is not counted. A second one is raised.
+    with a warning, but an epoch that is not complete is not counted. A second interrupt is raised.
 
     An error, a loss that is not finite among them, leaves the model as it was before the call.
 
@@ -254,11 +255,12 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         Parameters
         ----------
         X : array or array-like, (N, D)
-            NumPy arrays, data frames and lists are computed with on the host, arrays of any other library where they
-            are. Sparse matrices and arrays of SciPy and cupyx are never made dense; formats other than CSR are
-            converted. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`):
-            epochs go through groups of 8 blocks, and labels and weights, which may be of dask too, come to the client.
-            Their `y` must be labels; inputs that are not finite are looked for when the loss is not finite.
+            `fit` computes on the host with NumPy arrays, data frames and lists, and on the device of the array with
+            other libraries. Sparse matrices and arrays of SciPy and cupyx are never made dense; formats other than CSR
+            are converted. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`):
+            epochs go through groups of 8 blocks, and labels and weights, which may be dask collections too, are brought
+            to the client. Their `y` must be labels; inputs that are not finite are looked for when the loss is not
+            finite.
         y : array or array-like, (N,) or (N, C)
             Labels of one kind, none of them missing: integers, booleans, strings, dates, durations, or floats of
             integral value below 2**53 (float32: 2**24). Integers are compared as integers, whatever holds them.
@@ -279,8 +281,8 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         ------
         TypeError, ValueError
             If a parameter or an array does not fit, is masked, or holds missing values, where the message names the
-            first row; or if the solver came to numbers that are not finite, where it names the step. The model is then
-            as it was before.
+            first row; or if the numbers of the solver are no longer finite, where the message names the step. The model
+            is then as it was before.
         """
         fitting.fit(self, X, y, sample_weight, validation=(X_val, y_val, sample_weight_val))
         return self
@@ -294,9 +296,9 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         X, y, sample_weight
             As for `fit`.
         classes : array-like, (C,), optional
-            All labels that there are, each once; sorted if `y` holds probabilities, of which they name the columns. The
-            first call must have them, unless `y` holds probabilities. In scikit-learn's classifier `sample_weight`
-            comes before them: pass both by name.
+            All labels, each once. The first call needs them, unless `y` holds probabilities. With probabilities they
+            name the columns and must be sorted. In scikit-learn's classifier `sample_weight` comes before them: pass
+            both by name.
 
         Returns
         -------
@@ -312,8 +314,8 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         -----
         As in scikit-learn the optimiser is made in the first call (or in `fit`) and stays: later changes of `solver`,
         `learning_rate`, `power_t`, `momentum`, `nesterovs_momentum`, `beta_1`, `beta_2` and `epsilon` have no effect on
-        it. Other parameters count from the next call on; so does, unlike in scikit-learn, `learning_rate_init`, and
-        the state of the optimiser stays.
+        it. Other parameters take effect in the next call. Unlike in scikit-learn, so does `learning_rate_init`; the
+        state of the optimiser stays.
         """
         if self.early_stopping:
             raise ValueError(

@@ -123,7 +123,7 @@ def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) ->
 
 @contextmanager
 def _naming_bad_inputs(X: Array, steps: Any) -> Iterator[None]:
-    """Where training on dask arrays comes to numbers that are not finite, raise for inputs that are not finite.
+    """If training on dask arrays fails with numbers that are not finite, name the first input that is not finite.
 
     Inputs in memory were checked before.
     """

@@ -330,7 +330,7 @@ def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def are_sorted(labels: np.ndarray) -> bool:
-    """Whether labels ascend, and so differ."""
+    """Whether labels are in strictly ascending order."""
     return bool((labels[1:] > labels[:-1]).all())
 
 

@@ -15,7 +15,7 @@ from xpsoftmax.sklearn.checks import diverged
 
 @dataclass
 class Record:
-    """How far a model has learnt. Its fields are attributes of the model, by the same names.
+    """The progress of a model in training. Its fields are attributes of the model, by the same names.
 
     `fit` and `partial_fit` change a record while they learn; the model takes it over when they are done.
     """
@@ -55,11 +55,11 @@ class Record:
         self.loss_curve_.append(loss)
 
     def expect_validation(self, *, given: bool) -> None:
-        """Begin the curve of the validation loss, or go on with it, where there are such data."""
+        """Begin or continue the curve of the validation loss, if validation data are given."""
         self.validation_loss_curve_ = (self.validation_loss_curve_ or []) if given else None
 
     def expect(self, layers: Params | None) -> None:
-        """Set what later losses are compared with, or validation scores given the layers to start from."""
+        """Prepare the comparison of losses or, if the present `layers` are given, of validation scores."""
         if layers is None:
             self.best_validation_score_ = self.validation_scores_ = None
             if self.best_loss_ is None:

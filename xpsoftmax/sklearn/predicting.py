@@ -44,8 +44,8 @@ class Prediction:
         Parameters
         ----------
         X : array or array-like, (N, D)
-            Of the library and on the device that the model is on. For dask arrays and data frames, of which the blocks
-            are, the result is a dask array.
+            Of the library of the model, and on its device. For dask arrays and data frames this holds for their blocks,
+            and the result is a dask array.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class Prediction:
         return _outputs(self, X, "predict_proba", "softmax_rows")
 
     def predict_log_proba(self, X: Any) -> Array:
-        """Logarithms of the probabilities: finite also where a probability is 0, but for those beyond all numbers.
+        """Logarithms of the probabilities; finite also where a probability rounds to 0, unless the logarithm overflows.
 
         Parameters
         ----------

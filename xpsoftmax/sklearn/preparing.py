@@ -112,7 +112,7 @@ def _select(net: Network, arrays: Rows, rows: np.ndarray) -> Rows:
 
 
 def _refuse_weights(model: Any, weight: Array | None, which: str) -> NoReturn:
-    """Raise ValueError that names the weights by which no row counts; with early stopping, and of which rows."""
+    """Raise ValueError that names the weights because of which no row counts and, with early stopping, the rows."""
     if weight is None or bool(array_namespace(weight).any(weight != 0.0)):
         name, got = "class_weight", f"{model.class_weight!r:.60}: no row is left that weighs anything"
     else:

@@ -1,4 +1,4 @@
-"""The solvers "adam" and "sgd": epochs of steps, and scikit-learn's rules of when to stop and how long a step is."""
+"""The solvers "adam" and "sgd": epochs of steps, and scikit-learn's rules for stopping and for the learning rate."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _batch_size(model: Any, rows: int) -> int:
         return min(200, rows)
     if model.batch_size > rows:
         warn(f"batch_size is {model.batch_size}, larger than the sample size, {rows}. It is going to be clipped.")
-    return min(int(model.batch_size), rows)  # as a Python integer: one of few bits could not count the rows
+    return min(int(model.batch_size), rows)  # a Python integer: a NumPy integer of few bits could overflow
 
 
 def _epochs(steps: Any, rng: Any, batch_size: int) -> Iterator[Any]:

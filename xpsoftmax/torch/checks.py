@@ -27,7 +27,7 @@ class Options(NamedTuple):
     signed: bool = False  # whether some target masses may be negative, because class weights are
 
     def of(self, weight: Array | None, *, validate: bool = False) -> LossOptions:
-        """The options of `softmax_loss`."""
+        """Return these options as options of `xpsoftmax.softmax_loss`."""
         return LossOptions(weight, None, self.ignore_index, self.label_smoothing, self.z_loss, self.reduction, validate)
 
 
@@ -128,7 +128,7 @@ def _check_values(input: Tensor, target: Tensor, weight: Tensor | None, options:
 
 
 def are_plain_labels(labels: np.ndarray, classes: int, ignore_index: object) -> bool:
-    """Whether all labels are seen at a glance to be classes that are not ignored."""
+    """Whether a quick look shows that all labels are classes that are not ignored."""
     unsigned = labels.view(np.uint64)  # negative ones are huge
     return (
         type(ignore_index) is int

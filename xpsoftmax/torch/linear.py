@@ -39,8 +39,8 @@ def linear_cross_entropy(
     r"""Softmax loss of the logits ``input @ linear_weight.T + linear_bias``, which are never held whole.
 
     It has the parameters of ``torch.nn.functional.linear_cross_entropy`` (PyTorch 2.13): see `cross_entropy` for the
-    values. Chunks of rows pass through the layer and the loss; with the loss of a chunk its share of all gradients is
-    made, for "none" in the backward pass.
+    values. Chunks of rows pass through the layer and the loss. The forward pass computes the loss of a chunk and its
+    share of all gradients; with "none", the backward pass computes the gradients.
 
     Parameters
     ----------
@@ -181,8 +181,8 @@ def _forward(
             del logits, delta
         loss = losses if reduction == "none" else losses.sum()
         if reduction == "mean":
-            loss = mean_or_nan(layout.home.xp, loss / _one_for_nothing(total), total)
-            grads = tuple(x if x is None else x.div_(_one_for_nothing(total)) for x in (dinput, dweight, dbias))
+            loss = mean_or_nan(layout.home.xp, loss / _divisor(total), total)
+            grads = tuple(x if x is None else x.div_(_divisor(total)) for x in (dinput, dweight, dbias))
             return loss, grads
     return loss, (dinput, dweight, dbias)
 
@@ -194,7 +194,7 @@ def _loss_of(
     spec: LossSpec,
     grad: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor]:
-    """Losses and gradient of a chunk; the latter over the logits."""
+    """Return losses and gradient of a chunk; the gradient overwrites the logits."""
     losses, delta = rules.softmax_loss_rows(logits, targets, row_weight, spec, grad=grad, out=logits if grad else None)
     return losses, logits if delta is None else delta
 
@@ -206,8 +206,8 @@ def _add_product(total: Tensor, delta: Tensor, x: Tensor) -> None:
         total += delta.T @ x
 
 
-def _one_for_nothing(total: Any) -> Any:
-    """The divisor of a mean: 1 for that over no row, whose gradient is 0."""
+def _divisor(total: Any) -> Any:
+    """Return the divisor of a mean: 1 for a mean over no row, whose gradient is 0."""
     return torch.where(total == 0.0, 1.0, total) if isinstance(total, Tensor) else total or 1.0
 
 
@@ -219,7 +219,7 @@ def _whole(
     weight: Tensor | None,
     **named: Any,
 ) -> Tensor:
-    """The same with all logits held."""
+    """Return the loss, with all logits in memory."""
     flat = linear_weight.reshape(-1, linear_weight.shape[-1])
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     logits = torch.nn.functional.linear(input, flat, bias)

@@ -50,7 +50,7 @@ def cross_entropy(
     weight : Tensor, (C,), optional
         Multiplies the loss of the rows with this label; with probabilities, each term of the sum over classes.
     ignore_index : int
-        Rows with this label add nothing. With probabilities it must be negative, and means nothing.
+        Rows with this label add nothing. With probabilities it must be negative, and has no effect.
     reduction : {"mean", "sum", "none"}
         Mean (with labels: weighted by `weight`), sum, or one loss a row.
     label_smoothing : float, 0 to 1
@@ -61,8 +61,8 @@ def cross_entropy(
         Write the gradient over `input`, which must not be used after the call: no second array of its size is held.
         It has no second derivatives. Not for a leaf that requires grad. While compiling it does nothing.
     validate : bool, optional
-        Look at the values of `target` and `weight`. Default: on the CPU, unless compiling; on a GPU it would wait.
-        Without it a row with a bad label is nan, and no other row is.
+        Look at the values of `target` and `weight`. Default: on the CPU, unless compiling; on a GPU the check would
+        wait for the device. Without it a row with a bad label is nan, and no other row is.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def by_rows(
     else:
         losses, _ = select("softmax_loss_rows", array, "auto")(rows, *problem[:2], problem.spec, grad=False)
     if options.reduction == "none":
-        return rowwise(xp, losses, layout)
+        return rowwise(losses, layout)
     loss = losses.sum()
     return mean_or_nan(xp, loss, problem.total) if options.reduction == "mean" else loss
 
@@ -280,7 +280,7 @@ def _by_autograd(
     grad_output: Tensor,
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    options = options._replace(signed=True)  # the text that PyTorch differentiates by itself
+    options = options._replace(signed=True)  # the code that PyTorch differentiates by itself
     loss = partial(by_rows, options=options)
     return rules.by_autograd(loss, [input, target, weight], grad_output, needed)
 
@@ -297,7 +297,7 @@ def _is_plain(
     ignore_index: int,
     validate: bool | None,  # noqa: FBT001
 ) -> bool:
-    """Whether labels and logits are as plain as almost always, so that no check would find anything."""
+    """Whether labels and logits are of the usual kind, for which no check would find an error."""
     return (
         weight is None
         and type(input) in _TENSORS

@@ -11,26 +11,26 @@ from xpsoftmax.kernels.cuda import plan
 
 
 def is_elsewhere(array: Array) -> bool:
-    """Whether another device than that of an array is current: to make it current takes a microsecond."""
+    """Whether the current device is not the one that holds the array. Switching devices takes a microsecond."""
     return bool(array.data.device_id != cupy.cuda.runtime.getDevice())
 
 
 def laid_out(shape: tuple[int, int], strides: tuple[int, int], dtype: Any) -> plan.Matrix | None:
-    """Rows whose neighbouring classes are neighbours in memory, at the address 0; None for any others."""
+    """Describe rows whose classes are contiguous in memory, at the address 0; None for rows laid out otherwise."""
     if len(shape) != 2 or not (shape[1] <= 1 or strides[1] == dtype.itemsize) or strides[0] % dtype.itemsize:
         return None
     return plan.Matrix(0, *shape, strides[0] // dtype.itemsize, dtype_name(dtype))
 
 
 def lies_in_rows(array: Array) -> bool:
-    """Whether neighbouring classes are neighbours in memory: a kernel can read or write it in place."""
+    """Whether the classes of each row are contiguous in memory: a kernel can read or write the array in place."""
     size = array.itemsize
     adjacent = array.shape[1] <= 1 or array.strides[1] == size
     return bool(adjacent and array.strides[0] % size == 0 and address_of(array) % size == 0)
 
 
 def in_rows(array: Array) -> Array:
-    """The array, or a copy where its classes lie apart: one more read and write, less than the generic text takes."""
+    """Return the array, or a copy if its classes are not contiguous; the copy costs less than the generic code."""
     return array if lies_in_rows(array) else cupy.ascontiguousarray(array)
 
 
@@ -42,7 +42,7 @@ def result_for(rows: Array, out: Array | None) -> Array:
 
 
 def delivered(result: Array, out: Array | None) -> Array:
-    """Return what the caller gets: `out`, into which a result that lies elsewhere is copied, or the result."""
+    """Return `out`, after a result that lies elsewhere was copied into it; without `out`, return the result."""
     if out is None or out is result:
         return result
     out[...] = result

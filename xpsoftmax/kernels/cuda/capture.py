@@ -1,8 +1,8 @@
 """Programs on the GPU: their operations one by one, or captured once as a CUDA graph and replayed.
 
 All work is done on a non-blocking stream of the thread, in order with the stream that is current for the caller: events
-let each wait for the other. The arrays of a program are never given to others while it lives, because a graph has their
-addresses in it.
+let each wait for the other. The memory of a program's arrays is not reused while the program exists, because its graph
+holds their addresses.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Runner:
         return bound(operation.name, arrays, operation.options)
 
     def run(self) -> None:
-        """Make the step: one by one for the first time, then captured where products can be."""
+        """Make the step: its operations one by one the first time; later as a graph, if products can be captured."""
         with self._device, self._workplace.in_order() as stream:
             if self._graph is None and self._runs == RUNS_BEFORE and self._workplace.captures:
                 self._graph = self._captured(stream)
@@ -90,7 +90,7 @@ class Runner:
                 return _graph_of(stream, self._one_by_one)
         except Exception as error:  # noqa: BLE001 - whatever CUDA or cuBLAS says: the step can be made without
             warnings.warn(f"A step of training could not be captured: {error}", RuntimeWarning, stacklevel=2)
-            self._runs += 1  # it is not tried again
+            self._runs += 1  # the capture is not tried again
             return None
 
 
@@ -106,10 +106,10 @@ def _graph_of(stream: Any, work: Callable[[], None]) -> Any:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Nothing is allocated or freed within, and Ctrl-C is told afterwards.
+    """Context in which no memory is allocated or freed, and Ctrl-C waits until the end.
 
-    CuPy's pool would hand out memory that it may give to others after the capture, whose address the graph keeps. The
-    garbage collector may free memory, or run anything.
+    The graph keeps the addresses of memory that CuPy's pool hands out, but the pool may reuse this memory after the
+    capture. The garbage collector may free memory, or run any code.
     """
     collects = gc.isenabled()
     gc.disable()

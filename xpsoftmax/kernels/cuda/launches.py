@@ -1,4 +1,4 @@
-"""Launches on the current device and stream: compiled once, kept, and waited for by nobody."""
+"""Launches on the current device and stream. Kernels are compiled once and cached; no launch is waited for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _grid(launch: plan.Launch, device: int) -> int:
 
 
 class Ready(NamedTuple):
-    """A launch that only lacks its arrays. It is kept for the next call with arrays of the same layout."""
+    """A launch that lacks only its arrays. It is cached for the next call with arrays of the same layout."""
 
     function: Any
     grid: tuple[int]
@@ -44,8 +44,7 @@ class Ready(NamedTuple):
     def run(self, *arrays: Any) -> None:
         """Launch on the current device and stream with these arrays, in the order of the arguments.
 
-        CuPy passes the address of an array by itself, faster than it takes a number of NumPy; such a number stands
-        for no array.
+        CuPy passes the address of an array faster than a NumPy number. A NumPy number here stands for a missing array.
         """
         arguments = self.in_order(arrays + self.others)
         self.function(self.grid, self.block, arguments, shared_mem=self.shared_bytes)
@@ -92,7 +91,7 @@ def _function(
 def _at_once(
     kernel: str, defines: tuple[tuple[str, str], ...], block: int, cluster: int, shared_bytes: int, device: int
 ) -> int:
-    """How many clusters of blocks of a kernel run at once; any number of them, if the driver does not say.
+    """Return how many clusters of thread blocks of a kernel run at once; without a limit if the driver does not say.
 
     If more were launched, the last ones would begin when the first ones are done with all of their rows.
     """

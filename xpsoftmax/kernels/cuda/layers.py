@@ -1,4 +1,4 @@
-"""What comes between the products of matrices of a layer, and updates of its parameters, on CuPy arrays."""
+"""Bias and activation of a layer, the backward pass of the activation, and updates of parameters, on CuPy arrays."""
 
 from __future__ import annotations
 

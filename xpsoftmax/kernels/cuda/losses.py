@@ -48,7 +48,7 @@ def _softmax_loss(
     out: Array | None,
     add_up: bool,
 ) -> tuple[Array, Array | None, Array | None]:
-    """Losses, gradient and, if they are to be added up and the kernel does it, their total."""
+    """Return losses, gradient and, if asked for and if the kernel computes it, the sum of the losses."""
     if type(row_weight) is float and targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0:
         done = _plain_loss(logits, targets, row_weight, spec.label_smoothing, grad=grad, out=out, add_up=add_up)
         if done is not None:
@@ -82,7 +82,7 @@ def _plain_loss(
     out: Array | None,
     add_up: bool,
 ) -> tuple[Array, Array | None, Array | None] | None:
-    """The same for labels and a weight that all rows have; None where an array has to be copied first."""
+    """Losses of labels with one weight for all rows; None if an array has to be copied first."""
     if is_elsewhere(logits):
         with logits.device:
             return _plain_loss(logits, labels, weight, smoothing, grad=grad, out=out, add_up=add_up)
@@ -133,7 +133,7 @@ def _ready_loss(
     adds_up: bool,  # noqa: FBT001 - part of a key
     device: int,
 ) -> Ready | None:
-    """A loss of labels without its addresses; None where an array does not lie in rows, or nothing is launched."""
+    """Return the launch of a loss, still without addresses; None if an array has another layout, or has no rows."""
     logits = laid_out(shape, strides, dtype)
     result = None if result_strides is None else laid_out(shape, result_strides, result_dtype)
     if logits is None or (result is None) != (result_strides is None) or 0.0 < smoothing < plan.LEAST_SMOOTHING:
@@ -160,9 +160,9 @@ def _has_one_label_a_row(targets: Array, spec: LossSpec) -> bool:
 
 
 def _counter(device: int) -> Array | None:
-    """A counter that is 0 and that no launch of another stream uses; None where there is none.
+    """Return a counter that is 0 and that no launch of another stream uses; None during a capture.
 
-    A launch that is being captured may be replayed beside others: it gets none.
+    A captured launch may be replayed at the same time as other launches, and they must not share a counter.
     """
     stream = cupy.cuda.get_current_stream().ptr
     if cupy.cuda.runtime.streamIsCapturing(stream):
@@ -176,7 +176,7 @@ PER_THREAD = 2
 
 @cache
 def _counter_of(device: int, stream: int, thread: int) -> Array:  # noqa: ARG001 - one for each
-    """It is kept for as long as the program runs: its memory must not be given to others."""
+    """Return the counter of a stream. It is never freed, because launches may still use its memory."""
     return cupy.zeros((), "u4")
 
 

@@ -37,7 +37,7 @@ LEAST_SMOOTHING = 1e-6
 
 
 class Matrix(NamedTuple):
-    """Rows of an array in device memory: neighbouring classes are neighbours there."""
+    """Rows of an array in device memory; the classes of each row are contiguous."""
 
     address: int
     rows: int
@@ -47,7 +47,7 @@ class Matrix(NamedTuple):
 
     @property
     def first_bytes(self) -> int:
-        """Most bytes that a row begins behind a 16-byte boundary."""
+        """Largest distance, in bytes, of the beginning of a row from the 16-byte boundary before it."""
         itemsize = ITEMSIZES[self.dtype]
         apart = self.stride * itemsize if self.rows > 1 else 0
         aligned = self.address % VECTOR == 0 and apart % VECTOR == 0
@@ -91,9 +91,10 @@ def loss_launch(
 ) -> Launch:
     """Launch of the loss of labels, given by address and dtype; weights and losses are addresses of contiguous (R,).
 
-    For weights 0 all rows have the same. Smoothing is 0 or at least `LEAST_SMOOTHING`. Without smoothing the launch may
-    add up the losses, too: `total` is the address of the sum, or 0, and `counter` that of a uint32. The counter must be
-    0, is 0 again afterwards, and belongs to no other launch that may run at the same time.
+    The address 0 for the weights means that all rows have the same weight. Smoothing is 0 or at least
+    `LEAST_SMOOTHING`. Without smoothing the launch may add up the losses, too: `total` is the address of the sum, or 0,
+    and `counter` that of a uint32. The counter must be 0, is 0 again afterwards, and belongs to no other launch that
+    may run at the same time.
     """
     real = REALS[logits.dtype]
     arguments = (
@@ -187,7 +188,7 @@ def update_launch(
     numbers: tuple[float, ...] = (),
     table: tuple[int, int] = (0, 0),
 ) -> Launch:
-    """Launch of a rule: of a parameter and what is kept of it (at most two more), and its gradient; all addresses.
+    """Launch of an update rule. Parameter, optimiser state (at most two arrays) and gradient are addresses.
 
     `table` has the addresses of rows of `RULE_NUMBERS` numbers and of the int64 that says which row is taken; without
     one the numbers are those given.
@@ -215,7 +216,7 @@ TOTAL_THREADS = 512
 
 
 def total_launch(x: int, sums: int, length: int, dtype: str) -> Launch:
-    """Launch of the sums of the parts of a contiguous vector, of which there are `total_parts`; all are addresses."""
+    """Launch of the sums of the `total_parts` parts of a contiguous vector; arrays are given by address."""
     return Launch(
         "total",
         total_defines(dtype),
@@ -291,7 +292,7 @@ LABEL_DEFINES = (("THREADS", "256"),)
 
 
 def bad_labels_launch(labels: tuple[int, str], found: int, rows: int, classes: int) -> Launch:
-    """Launch of the look at labels, given by address and dtype; `found` is the address of an int32, which is 0."""
+    """Launch of the check of labels, given by address and dtype; `found` is the address of an int32 that is 0."""
     threads = int(dict(LABEL_DEFINES)["THREADS"])
     arguments = (np.uint64(labels[0]), _label_bytes(labels[1]), np.uint64(found), np.int64(rows), np.int64(classes))
     return Launch("bad_labels", LABEL_DEFINES, checked_grid(-(-rows // threads)), threads, arguments)
@@ -329,7 +330,7 @@ def _launch(
     kind: SizeClass | None,
     arguments: tuple[Any, ...],
 ) -> Launch:
-    """Launch of a kernel of rows; of its arguments the logits and the sizes are put around those that are given."""
+    """Launch of a row kernel: the logits are added before the given arguments, and the sizes after them."""
     sizes = logits.rows, _classes(logits)
     shape = _row_shape(kernel, *sizes, logits.dtype, _result_dtype(logits, result), kind, capability)
     return Launch(
@@ -345,7 +346,7 @@ def _launch(
 
 
 class _RowShape(NamedTuple):
-    """What a launch of rows has that does not depend on where they lie."""
+    """The part of a row launch that does not depend on addresses."""
 
     defines: tuple[tuple[str, str], ...]
     grid: int
@@ -353,7 +354,7 @@ class _RowShape(NamedTuple):
     sizes: tuple[Any, ...]
 
 
-@lru_cache(maxsize=256)  # a call to a small problem is mostly such work
+@lru_cache(maxsize=256)  # a small call spends most of its time on this
 def _row_shape(
     operation: str, rows: int, classes: int, dtype: str, result: str, kind: SizeClass | None, capability: int
 ) -> _RowShape:
@@ -378,7 +379,7 @@ def _rows_of(matrix: Matrix | None) -> tuple[Any, ...]:
 
 
 def as_reals(dtype: str, numbers: tuple[float, ...]) -> tuple[Any, ...]:
-    """Numbers that users chose, in the working precision: what is beyond it is infinite, without a warning."""
+    """Convert options to the working precision; a number too large for it becomes infinite, without a warning."""
     with np.errstate(over="ignore"):
         return tuple(map(REALS[dtype], numbers))
 

@@ -1,4 +1,4 @@
-"""Products of matrices that can be captured: cuBLAS by way of nvmath-python. CuPy refuses its own in a capture."""
+"""Matrix products that can be captured: cuBLAS through nvmath-python. CuPy refuses its own products in a capture."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Products:
 
 
 class PlainProducts:
-    """The same by CuPy, where nothing is captured."""
+    """Matrix products by CuPy, for steps that are not captured."""
 
     def product(self, left: Array, right: Array, out: Array, *, transposed: str) -> None:
         """Write left @ right to `out`."""

@@ -48,7 +48,7 @@ def _elementwise(operation: str, logits: Array, out: Array | None) -> Array:
 
 
 def _plain_rows(operation: str, logits: Array, out: Array | None) -> Array | None:
-    """An operation of rows that no array has to be copied for; None for others."""
+    """Run a row operation if no array has to be copied for it; else return None."""
     if is_elsewhere(logits):
         with logits.device:
             return _plain_rows(operation, logits, out)
@@ -78,7 +78,7 @@ def _ready_rows(
     result_dtype: Any,
     device: int,
 ) -> Ready | None:
-    """An operation of rows without its addresses; None where an array does not lie in rows, or nothing is launched."""
+    """Return the launch of a row operation, still without addresses; None for another layout, or without rows."""
     logits, result = laid_out(shape, strides, dtype), laid_out(shape, result_strides, result_dtype)
     if logits is None or result is None or logits.rows == 0:
         return None

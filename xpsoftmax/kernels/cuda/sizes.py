@@ -1,4 +1,4 @@
-"""How rows are laid on threads: the size classes, and which of them a row gets on a device. Plain Python.
+"""How threads share a row: the size classes, and which of them a row gets on a device. Plain Python.
 
 docs/adr/0009-cuda-kernels.md says why they are what they are.
 """
@@ -18,13 +18,13 @@ ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 class SizeClass(NamedTuple):
-    """How a row is laid on threads (kernels/cuda/rows.cuh)."""
+    """How threads share a row (kernels/cuda/rows.cuh)."""
 
     lanes: int  # threads of a row in each block
     vectors: int  # 16-byte vectors that each holds; 0: the row is streamed
     blocks: int = 1  # of a row: more than one form a cluster
-    resident: int = 2  # blocks that shall fit on a multiprocessor at once
-    slots: int = 0  # of a ring in shared memory that the row comes through; 0: straight into registers
+    resident: int = 2  # thread blocks that should fit on a multiprocessor at once
+    slots: int = 0  # of a ring in shared memory through which the row is loaded; 0: no ring, straight into registers
     group: int = 1  # vectors of each thread that a slot holds
 
     @property
@@ -68,8 +68,8 @@ _CLUSTERS = (
     SizeClass(1024, 8, 4, 1),
     SizeClass(1024, 8, 8, 1),
 )
-# Rows that come through shared memory: of float32, too long for one block, where that was measured to be faster. Each
-# takes the place of the class before it, on devices that have enough shared memory.
+# Rows of float32 that are too long for one thread block are loaded through shared memory, where that was measured to be
+# faster. Each of these classes replaces the class before it on devices with enough shared memory.
 _SHORT_RING = SizeClass(480, 14, 2, 1, slots=14, group=2)
 _LONG_RING = SizeClass(480, 9, 8, 1, slots=9, group=3)
 _SINGLE = (
@@ -87,7 +87,7 @@ _SINGLE = (
     _CLUSTERS[-1],
     STREAMED,
 )
-# Results of 16 bits take more registers than the logits: for what comes out of each word, two numbers.
+# 16-bit results take more registers than the logits: each word of them unpacks to two numbers.
 _SIXTEEN_BITS = (
     *_FEW_LANES,
     SizeClass(32, 8, resident=8),
@@ -163,10 +163,10 @@ def size_class(operation: str, classes: int, dtype: str, capability: int) -> Siz
 
 
 def on_capability(kind: SizeClass, capability: int) -> SizeClass:
-    """The class with as many blocks resident as the device can have: threads, and registers without spills.
+    """Limit the resident blocks of a class to what the device has threads for, and registers without spills.
 
-    Only on GPUs of 9.0, where the classes were measured, are there more than 1024 threads. Code for other GPUs takes
-    a few registers more. Turing, which has no instructions for pairs of bfloat16, takes the most.
+    The classes were measured on GPUs of 9.0; only these get more than 1024 threads. Code for other GPUs needs a few
+    more registers. Code for Turing, which has no instructions for pairs of bfloat16, needs the most.
     """
     most = 1536 if capability == CLUSTERS_FROM else 1024
     if capability < 80 and kind.vectors >= 4:
@@ -189,12 +189,12 @@ def whole_vectors(classes: int, dtype: str) -> int:
 
 
 def covers(kind: SizeClass, vectors: int) -> bool:
-    """Whether a class holds so many vectors of a row; what it did not hold would silently be left out."""
+    """Whether a class holds so many vectors of a row; vectors beyond its capacity would silently be left out."""
     return kind.vectors == 0 or kind.capacity >= vectors
 
 
 class MassClass(NamedTuple):
-    """How a row with target masses is laid on the threads of a block (kernels/cuda/softmax_loss_of_masses.cu)."""
+    """How the threads of a block share a row with target masses (kernels/cuda/softmax_loss_of_masses.cu)."""
 
     threads: int
     held: int  # classes of each thread in registers; 0: any number, which are read again

@@ -1,4 +1,4 @@
-"""Launches of what only a step of training needs: gather a batch, weigh its rows, record its loss. Plain Python."""
+"""Launches that only a training step needs: gather a batch, weigh its rows, record its loss. Plain Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations of a step of training, on CuPy arrays that are there: none allocates, and none waits.
+"""The operations of a training step on existing CuPy arrays: none allocates memory, and none waits.
 
 Each takes the arrays and options of an `Operation` of xpsoftmax/_train/programs.py.
 """
@@ -125,7 +125,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
 
 
 def parts_needed(name: str, arrays: tuple[Array, ...]) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the sums between the steps of a sum that is added up in several launches."""
+    """Shapes of the intermediate sums of a sum that takes several launches."""
     shapes: list[tuple[int, ...]] = []
     if name == "total":
         size = plan.total_parts(arrays[0].size)
@@ -141,7 +141,7 @@ def parts_needed(name: str, arrays: tuple[Array, ...]) -> tuple[tuple[int, ...],
 
 
 def total(x: Array, *sums: Array) -> None:
-    """Add up all entries, by way of the sums of parts, into the last of the sums."""
+    """Add up parts of all entries, then the sums of the parts; the result is the last of the sums."""
     for after in sums:
         launches.run(plan.total_launch(address_of(x), address_of(after), x.size, dtype_name(x.dtype)))
         x = after
@@ -155,7 +155,7 @@ def sum_of_rows(x: Array, *sums: Array) -> None:
 
 
 def bound(name: str, arrays: tuple[Array | None, ...], options: dict[str, Any]) -> Callable[[], None]:
-    """Return an operation with its arrays; the memory that it needs between is allocated here."""
+    """Return an operation with its arrays; its temporary memory is allocated here."""
     if name in ("total", "sum_of_rows"):
         source, out = arrays
         if source is None or out is None:

@@ -1,4 +1,4 @@
-"""The text of a kernel and what it is compiled with. Plain Python."""
+"""The source of a kernel, and the options that it is compiled with. Plain Python."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def options(specialisation: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 
 @cache
 def source(kernel: str) -> str:
-    """Text of a kernel with its headers in place: CuPy's cache of compiled kernels knows only this text."""
+    """Source of a kernel with its headers in place: CuPy's cache of compiled kernels sees only this source."""
     return with_headers(f"{kernel}.cu", lambda name: (Path(__file__).parent / name).read_text("utf-8"))
 
 
 def with_headers(name: str, read: Callable[[str], str]) -> str:
-    """Text of a file in which each `#include "..."` is replaced, once, by the file it names."""
+    """Source of a file in which each `#include "..."` is replaced, once, by the file it names."""
     seen: set[str] = set()
 
     def text(name: str) -> str:

@@ -24,7 +24,13 @@ from xpsoftmax.kernels.generic.layers import (
     sum_of_rows,
     weight_penalty,
 )
-from xpsoftmax.kernels.generic.loss import scratch_arrays, softmax_loss_rows, softmax_loss_total, undefined_rows
+from xpsoftmax.kernels.generic.loss import (
+    scratch_arrays,
+    softmax_loss_and_logsumexp_rows,
+    softmax_loss_rows,
+    softmax_loss_total,
+    undefined_rows,
+)
 from xpsoftmax.kernels.generic.softmax import log_softmax_rows, logsumexp_rows, softmax_rows
 from xpsoftmax.kernels.generic.targets import class_weight_at, class_weight_of, soft_targets
 
@@ -51,6 +57,7 @@ __all__ = [
     "soft_targets",
     "softmax_jacobian_rows",
     "softmax_jvp_rows",
+    "softmax_loss_and_logsumexp_rows",
     "softmax_loss_rows",
     "softmax_loss_total",
     "softmax_rows",

@@ -41,7 +41,7 @@ def activation_backward(delta: Array, slope: Array | None, activation: Activatio
 
 
 def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tuple[Array, Array | None]:
-    """The L2 penalty ``reg/2 * sum(W**2)``, and `grad` with that of the penalty, ``reg * W``, added.
+    """The L2 penalty ``reg/2 * sum(W**2)``, and `grad` plus the gradient of the penalty, ``reg * W``.
 
     A kernel may overwrite `grad`.
     """

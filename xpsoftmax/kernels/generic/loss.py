@@ -14,7 +14,7 @@ from xpsoftmax._typing import Array, LossSpec, Namespace
 from xpsoftmax.kernels.generic.arithmetic import NAN, as_working, delivered, finite_row_max, one_hot, row_max, row_sum
 from xpsoftmax.kernels.generic.arrays import total
 from xpsoftmax.kernels.generic.odds import odds_of, shifted, times_hot, times_rest, times_softmax
-from xpsoftmax.kernels.generic.softmax import logsumexp
+from xpsoftmax.kernels.generic.softmax import logsumexp, logsumexp_rows
 from xpsoftmax.kernels.generic.targets import class_weight_of, soft_targets
 
 
@@ -67,6 +67,14 @@ def softmax_loss_total(
     """Sum of the losses (0-d), and the gradient; see `softmax_loss_rows`."""
     losses, dlogits = softmax_loss_rows(logits, targets, row_weight, spec, grad=grad, out=out)
     return total(losses), dlogits
+
+
+def softmax_loss_and_logsumexp_rows(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None, Array]:
+    """Loss (R,) and gradient, see `softmax_loss_rows`, and the logsumexp of each row (R,) in the working precision."""
+    sums = logsumexp_rows(as_working(logits)[1])  # first: `out` may be the logits
+    return *softmax_loss_rows(logits, targets, row_weight, spec, grad=grad, out=out), sums
 
 
 def undefined_rows(z: Array, targets: Array) -> Array:

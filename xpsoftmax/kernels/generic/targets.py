@@ -1,4 +1,4 @@
-"""What targets and class weights make of each other: target masses, and the class weight of each row."""
+"""Target masses and the class weight of each row, from targets and class weights."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from xpsoftmax.kernels.numpy.layers import activation_backward, bias_activation
 from xpsoftmax.kernels.numpy.logsumexp import logsumexp_rows
-from xpsoftmax.kernels.numpy.loss import softmax_loss_rows, softmax_loss_total
+from xpsoftmax.kernels.numpy.loss import softmax_loss_and_logsumexp_rows, softmax_loss_rows, softmax_loss_total
 from xpsoftmax.kernels.numpy.softmax import log_softmax_rows, softmax_rows
 from xpsoftmax.kernels.numpy.updates import parameter_update, weight_penalty
 from xpsoftmax.kernels.numpy.values import are_classes, are_weights
@@ -15,6 +15,7 @@ __all__ = [
     "log_softmax_rows",
     "logsumexp_rows",
     "parameter_update",
+    "softmax_loss_and_logsumexp_rows",
     "softmax_loss_rows",
     "softmax_loss_total",
     "softmax_rows",

@@ -1,4 +1,4 @@
-"""Surroundings in which a thread computes without helping threads, in its matrix products too."""
+"""A context in which a thread computes without helping threads, in its matrix products too."""
 
 from __future__ import annotations
 

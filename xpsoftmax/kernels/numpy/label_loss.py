@@ -17,7 +17,7 @@ import numpy as np
 
 from xpsoftmax._typing import Array, LossSpec
 from xpsoftmax.kernels.numpy import ranges
-from xpsoftmax.kernels.numpy.logsumexp import correct_near_zero
+from xpsoftmax.kernels.numpy.logsumexp import correct_near_zero, logsumexp_of_tile
 from xpsoftmax.kernels.numpy.mass_loss import label_loss_with_options
 from xpsoftmax.kernels.numpy.primitives import (
     SHORT,
@@ -42,25 +42,48 @@ There, no probability is subnormal of which such a slope makes a normal number. 
 """
 
 
-def label_loss(z: Array, e: Array, labels: Array, weight: Array, losses: Array, *, z_loss: float, grad: bool) -> None:
-    """Write the losses of rows to `losses`, and the gradient to `e`."""
+def label_loss(
+    z: Array,
+    e: Array,
+    labels: Array,
+    weight: Array,
+    losses: Array,
+    sums: Array | None = None,
+    *,
+    z_loss: float,
+    grad: bool,
+) -> None:
+    """Write the losses of rows to `losses`, their logsumexp to `sums`, if it is wanted, and the gradient to `e`."""
     found = ranges.most_need_a_shift(z, e, RANGES[e.itemsize].least_total)
     if found is None:
-        losses[...] = _loss_without_shift(z, e, labels, weight, z_loss=z_loss, grad=grad)
+        losses[...] = _loss_without_shift(z, e, labels, weight, sums, z_loss=z_loss, grad=grad)
         return
+    if sums is not None:
+        logsumexp_of_tile(z, e, sums)
     _, shifted = found
     loss = _loss_out_of_range(z, e, labels, weight, z_loss=z_loss, grad=grad)
     others = np.flatnonzero(~shifted)
     if others.size:
-        loss[others] = recompute(_loss_without_shift, others, z, e, labels, weight, z_loss=z_loss, grad=grad)
+        parts: list[Array] = []
+
+        def compute(z: Array, e: Array, labels: Array, weight: Array) -> Array:
+            parts.append(np.empty(e.shape[0]))
+            part = None if sums is None else parts[-1]
+            return _loss_without_shift(z, e, labels, weight, part, z_loss=z_loss, grad=grad)
+
+        loss[others] = recompute(compute, others, z, e, labels, weight)
+        if sums is not None:  # not as above: the bits of a row depend on nothing but the row
+            sums[others] = np.concatenate(parts)
     losses[...] = loss
 
 
 # --- without a shift --------------------------------------------------------------------------------------------------
 
 
-def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_loss: float, grad: bool) -> Array:
-    """Losses from exp(z); rows out of range are then computed anew, with a shift."""
+def _loss_without_shift(
+    z: Array, e: Array, labels: Array, weight: Array, sums: Array | None = None, *, z_loss: float, grad: bool
+) -> Array:
+    """Losses from exp(z), which gives `sums`, too; rows out of range are then computed anew, with a shift."""
     flat, hot_at = e.reshape(-1), flat_index(e, labels)
     np.exp(working(z, e), out=e)
     hot = flat[hot_at]
@@ -70,12 +93,16 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
     factor = weight / total
     unsafe = _rows_out_of_range(total, rest, factor, weight)
     if unsafe is not None and unsafe.size == total.size:
+        if sums is not None:
+            logsumexp_of_tile(z, e, sums)
         return _loss_out_of_range(z, e, labels, weight, z_loss=z_loss, grad=grad)
     loss = np.log1p(wide(rest) / hot)
     least = RANGES[e.itemsize].least_hot
     if not hot.item(hot.argmin()) >= least:
         behind = np.flatnonzero(hot < least)  # so small that it adds nothing to the sum
         loss[behind] = np.log(wide(rest[behind])) - z[behind, labels[behind]]
+    if sums is not None:
+        sums[...] = _logsumexp_beside_loss(z, e, labels, loss, hot, rest, correct=True)
     if z_loss == 0.0:
         dz_hot = -rest * factor
     else:
@@ -92,6 +119,8 @@ def _loss_without_shift(z: Array, e: Array, labels: Array, weight: Array, *, z_l
     if unsafe is not None:
         e[weight == 0.0], loss[weight == 0.0] = 0.0, 0.0  # not -0.0, nor nan
         if unsafe.size:
+            if sums is not None:
+                sums[unsafe] = recompute(_logsumexp, unsafe, z, e)
             compute = partial(_loss_out_of_range, z_loss=z_loss, grad=grad)
             loss[unsafe] = recompute(compute, unsafe, z, e, labels, weight)
     return loss
@@ -130,6 +159,12 @@ def _logsumexp_beside_loss(
         correct_near_zero(lse, np.flatnonzero((np.abs(lse) < 1.0) & ~leads), z, e)
         flat[hot_at] = 0.0
     return lse
+
+
+def _logsumexp(z: Array, e: Array) -> Array:
+    sums = np.empty(e.shape[0])
+    logsumexp_of_tile(z, e, sums)
+    return sums
 
 
 def _with_steep_rows(unsafe: Array | None, slope: Array, total: Array) -> Array | None:

@@ -27,11 +27,12 @@ from xpsoftmax.kernels.numpy.tiles import for_each_tile, groups, recompute
 def logsumexp_rows(logits: Array) -> Array:
     """See `xpsoftmax.logsumexp`."""
     result = np.empty(logits.shape[0], logits.dtype)
-    for_each_tile(_logsumexp, logits, None, result, scratch=1)
+    for_each_tile(logsumexp_of_tile, logits, None, result, scratch=1)
     return result
 
 
-def _logsumexp(z: Array, e: Array, result: Array) -> None:
+def logsumexp_of_tile(z: Array, e: Array, result: Array) -> None:
+    """Write the logarithms of the sums of rows to `result`; `e` is scratch."""
     found = ranges.most_need_a_shift(z, e, RANGES[e.itemsize].least_rest)
     if found is None:
         result[...] = _logsumexp_without_shift(z, e)

@@ -15,6 +15,7 @@ import numpy as np
 
 from xpsoftmax._typing import Array, LossSpec
 from xpsoftmax.kernels.numpy.label_loss import label_loss
+from xpsoftmax.kernels.numpy.logsumexp import logsumexp_of_tile
 from xpsoftmax.kernels.numpy.mass_loss import label_loss_with_options, soft_target_loss
 from xpsoftmax.kernels.numpy.primitives import SHORT
 from xpsoftmax.kernels.numpy.smoothed_loss import LEAST_SMOOTHING, smoothed_loss
@@ -29,6 +30,28 @@ def softmax_loss_rows(
     logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
 ) -> tuple[Array, Array | None]:
     """See `xpsoftmax.kernels.generic.softmax_loss_rows`."""
+    return _loss_rows(logits, targets, row_weight, spec, None, grad=grad, out=out)
+
+
+def softmax_loss_and_logsumexp_rows(
+    logits: Array, targets: Array, row_weight: Array | float, spec: LossSpec, *, grad: bool, out: Array | None = None
+) -> tuple[Array, Array | None, Array]:
+    """See `xpsoftmax.kernels.generic.softmax_loss_and_logsumexp_rows`."""
+    sums = np.empty(logits.shape[0], logits.dtype if logits.itemsize >= 4 else np.float32)
+    return *_loss_rows(logits, targets, row_weight, spec, sums, grad=grad, out=out), sums
+
+
+def _loss_rows(
+    logits: Array,
+    targets: Array,
+    row_weight: Array | float,
+    spec: LossSpec,
+    sums: Array | None,
+    *,
+    grad: bool,
+    out: Array | None,
+) -> tuple[Array, Array | None]:
+    """Losses and gradient; the logsumexp of each row goes to `sums`, if it is wanted."""
     losses = np.empty(logits.shape[0], logits.dtype if logits.itemsize >= 4 else np.float32)
     result = (np.empty(logits.shape, logits.dtype) if out is None else out) if grad else None
     if type(row_weight) is float:
@@ -41,12 +64,13 @@ def softmax_loss_rows(
     if targets.ndim == 1 and spec.label_smoothing == 0.0:
         cached = 4 if logits.shape[1] <= SHORT else 1  # short rows may be computed in float64
         if grad and out is None and fit_one_tile(logits, cached):
-            label_loss(logits, result, targets, row_weight, losses, z_loss=spec.z_loss, grad=True)
+            label_loss(logits, result, targets, row_weight, losses, sums, z_loss=spec.z_loss, grad=True)
             return losses, result
         compute = partial(label_loss, z_loss=spec.z_loss, grad=grad)
-        for_each_tile(compute, logits, result, targets, row_weight, losses, scratch=0 if grad else 1, cached=cached)
+        per_row = (targets, row_weight, losses) if sums is None else (targets, row_weight, losses, sums)
+        for_each_tile(compute, logits, result, *per_row, scratch=0 if grad else 1, cached=cached)
     else:
-        _loss_with_options(logits, targets, row_weight, spec, losses, result)
+        _loss_with_options(logits, targets, row_weight, spec, losses, sums, result)
     return losses, result
 
 
@@ -59,7 +83,13 @@ def softmax_loss_total(
 
 
 def _loss_with_options(
-    logits: Array, targets: Array, row_weight: Array, spec: LossSpec, losses: Array, result: Array | None
+    logits: Array,
+    targets: Array,
+    row_weight: Array,
+    spec: LossSpec,
+    losses: Array,
+    sums: Array | None,
+    result: Array | None,
 ) -> None:
     grad = result is not None
     compute: Callable[..., Array]
@@ -74,10 +104,14 @@ def _loss_with_options(
         cached = 1 + BYTES_OF_ROW // (logits.shape[1] * max(4, logits.itemsize))
 
     def write(*arrays: Array) -> None:
+        if sums is not None:
+            logsumexp_of_tile(arrays[0], arrays[1], arrays[-1])  # while the rows are in the cache
+            arrays = arrays[:-1]
         arrays[-1][...] = compute(*arrays[:-1])
 
     scratch = (targets.ndim == 2) + (not grad)
-    for_each_tile(write, logits, result, targets, row_weight, losses, scratch=scratch, cached=cached)
+    per_row = (targets, row_weight, losses) if sums is None else (targets, row_weight, losses, sums)
+    for_each_tile(write, logits, result, *per_row, scratch=scratch, cached=cached)
 
 
 def _valid_labels(labels: Array, weight: Array, classes: int) -> tuple[Array, Array]:

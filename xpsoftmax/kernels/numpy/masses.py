@@ -1,7 +1,7 @@
-"""Target masses: what the loss options make of soft targets, and of labels, for the rows of a tile.
+"""Target masses of the rows of a tile, made of soft targets or labels and the loss options.
 
-A row's mass q[j] multiplies -log p[j] in its loss. The largest mass of a row is called hot. Labels have the same masses
-in every row, but for that of the label: they are never written out as a matrix.
+A row's mass q[j] multiplies -log p[j] in its loss. The largest mass of a row is called hot. With labels, all rows have
+the same masses, except at the label: these masses are never written out as a matrix.
 """
 
 from __future__ import annotations

@@ -17,28 +17,30 @@ from xpsoftmax.kernels.numpy.primitives import by_column, exponentials, flat_ind
 from xpsoftmax.kernels.numpy.ranges import RANGES
 from xpsoftmax.kernels.numpy.tiles import recompute
 
+FEW_ROWS = 256
+"""Rows up to which `argmax` finds the largest logits faster than one call for each class."""
 LEAST_SMOOTHING = 1e-6
 """Below, the terms of the smoothing no longer cover what the smallest probabilities lose."""
 
 
 def smoothed_loss(z: Array, e: Array, labels: Array, weight: Array, *, spec: LossSpec, grad: bool) -> Array:
     """Losses of smoothed labels, without class weights and z-loss; the gradient goes to `e`."""
-    loss, safe = _loss_and_safe_rows(z, e, labels, weight, smoothing=spec.label_smoothing, grad=grad)
-    if not safe.all():
-        unsafe = np.flatnonzero(~safe)
+    loss, unsafe = _loss_and_unsafe_rows(z, e, labels, weight, smoothing=spec.label_smoothing, grad=grad)
+    if unsafe is not None:
         compute = label_loss_with_options(spec, z, grad=grad)
         loss[unsafe] = recompute(compute, unsafe, z, e, labels, weight, cached=0)
     return loss
 
 
-def _loss_and_safe_rows(
+def _loss_and_unsafe_rows(
     z: Array, e: Array, labels: Array, weight: Array, *, smoothing: float, grad: bool
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array | None]:
     classes = e.shape[1]
     share = smoothing / classes
     tile = working(z, e)
     flat, label_at = e.reshape(-1), flat_index(e, labels)
-    top = row_max(tile)
+    few = tile.shape[0] <= FEW_ROWS
+    top = tile.reshape(-1)[flat_index(tile, tile.argmax(axis=1))] if few else row_max(tile)
     behind = top.astype("f8") - tile.reshape(-1)[label_at]  # -t[label]
     by_column(np.subtract, tile, top, e)
     minus_sum_of_t = -row_sums(e).astype("f8", copy=False)
@@ -55,9 +57,15 @@ def _loss_and_safe_rows(
         by_column(np.subtract, e, share * weight, e)
         q_hot, q_rest = 1.0 - smoothing + share, share * (classes - 1)
         flat[label_at] = (q_rest * hot - q_hot * rest) * factor + 0.0
+    # Three look-ups in place of ten passes for the masks: with few rows, the number of calls is what costs time.
+    tiny = RANGES[e.itemsize].tiny
+    finite = -np.inf < loss.item(loss.argmin()) and loss.item(loss.argmax()) < np.inf
+    if finite and factor.item(factor.argmin()) >= tiny:
+        loss *= weight
+        return loss, None
     known = np.isfinite(loss)
     if not known.all():  # an infinite loss is right if a class is impossible, but not if a sum overflowed
         rows = np.flatnonzero(loss == np.inf)
         known[rows] = z[rows].min(axis=1) == -np.inf
-    safe = known & ((factor >= RANGES[e.itemsize].tiny) | (weight == 0.0))
-    return np.where(weight == 0.0, 0.0, loss * weight), safe
+    unsafe = np.flatnonzero(~(known & ((factor >= tiny) | (weight == 0.0))))
+    return np.where(weight == 0.0, 0.0, loss * weight), unsafe if unsafe.size else None

@@ -1,4 +1,4 @@
-"""Looks at the values of NumPy arrays in one or two passes, without masks: whether labels and weights are good."""
+"""Checks of the values of labels and weights in NumPy arrays, in one or two passes and without masks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def are_classes(labels: Array, classes: int) -> bool:
 
 
 def are_weights(weights: Array) -> bool:
-    """See `xpsoftmax.kernels.generic.are_weights`. The least of numbers and nan is nan."""
+    """See `xpsoftmax.kernels.generic.are_weights`. The minimum is nan if any number is nan."""
     if weights.size == 0:
         return True
     if weights.ndim == 1:  # argmin and argmax stop at the first nan, and are faster than the reductions for few numbers
