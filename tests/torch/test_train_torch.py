@@ -22,3 +22,9 @@ def test_both_agree_at_first_and_only_one_keeps_its_gradients(capsys, threads):
     assert found["torch"][-1][2] > 0.2
     assert max(share for *_, share in found["xpsoftmax"]) == 0.0
     assert len(capsys.readouterr().out.splitlines()) == 32
+
+
+def test_its_options(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train_torch.main(["--help"])
+    assert "--prime" in capsys.readouterr().out
