@@ -1,6 +1,6 @@
 // Gradient through an activation: delta[r, j] *= slopes[r, j].
 //
-// Of a ReLU the values are given for the slopes: with STEP the slope is 1 where they are positive, else 0.
+// With STEP, for ReLU, `slopes` holds the values of the activation: the slope is 1 where they are positive, else 0.
 //
 // Layout   delta and slopes (R, H), units adjacent, rows any number of elements apart.
 // Launch   -D STEP, 0 or 1; otherwise see units.cuh.

@@ -1,4 +1,4 @@
-// Activation functions and their slopes, in the words of xpsoftmax/kernels/activations.py.
+// Activation functions and their slopes, with the formulas of xpsoftmax/kernels/activations.py.
 //
 // Written from exponentials that cannot overflow; no slope subtracts nearly equal numbers, so that a saturated unit passes
 // on a small gradient, not zero. A nan stays nan.
@@ -17,7 +17,7 @@ DEVICE Active<Real> identity(Real x) {
     return {x, 1};
 }
 
-// The slope can be told from the value (activation_backward.cu): it is not written.
+// The slope follows from the value (activation_backward.cu), so it is not written.
 template <class Real>
 DEVICE Active<Real> relu(Real x) {
     return {x < 0 ? 0 : x, 0};

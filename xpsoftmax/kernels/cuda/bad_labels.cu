@@ -1,6 +1,6 @@
-// Whether a label is no class: then *found becomes 1. It must be 0 before.
+// Sets *found to 1 if a label is not a class; *found must be 0 before.
 //
-// Launch   one thread a label, in blocks of THREADS. All that write, write the same.
+// Launch   one thread a label, in blocks of THREADS. All threads that write it write the same value.
 #include "labels.cuh"
 
 KERNEL __launch_bounds__(THREADS) void bad_labels(const void* labels_first, int label_bytes, int* found, Long rows,

@@ -9,8 +9,8 @@
 //
 // Careful is within B = (4 + T/2 + log2 C) eps for every C (docs/numerics.md): in float five instructions, whose last one
 // adds what rounding lost in the first product. Quick takes one fused multiply-add and ex2.approx: with log2(e) rounded to
-// float its error is up to 1.02 B at two classes, so that log2 C has to pay for it: the launcher asks for it from 256 classes
-// on, for results of 16 bits. Its reference is a power of two, so that sums are merged without an error.
+// float its error is up to 1.02 B at two classes, so that it needs the log2 C of the bound: the launcher asks for it from 256
+// classes on, for results of 16 bits. Its reference is a power of two, so that sums are merged without an error.
 #pragma once
 #include "reduce.cuh"
 

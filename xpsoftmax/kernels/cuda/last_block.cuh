@@ -1,4 +1,4 @@
-// A sum that the block adds up which finishes last: a kernel and the sum of its results in one launch.
+// A sum added up by the block that finishes last: a kernel and the sum of its results in one launch.
 //
 // The order of the additions depends on the length alone: CHAINS sums, of every CHAINS-th number each, and these by halving.
 // Threads beyond CHAINS add zeros, so that blocks of any size give the same bits. No value is added by atomics.

@@ -41,7 +41,7 @@ DEVICE Bfloat narrowed<Bfloat>(float x) {
 }
 
 // What is known of a working precision: its infinity, nan, lowest finite number, smallest normal number,
-// and a number so far above that one that a sum of subnormal numbers is nothing beside it.
+// and a number so far above the last that a sum of subnormal numbers is negligible beside it.
 template <class Real>
 struct Limits;
 template <>

@@ -1,7 +1,7 @@
-// Update of a parameter by an optimiser: p, and the arrays a and b that are kept of it, from its gradient g.
+// Update of a parameter by an optimiser: p, and the arrays a and b that are kept for it, from its gradient g.
 //
 // Layout   vectors of `length` entries; a and b are null where the rule keeps less. Nothing changes where *ok is 0 (null:
-//          it is 1): the host has not looked at the loss that the gradient is of. The numbers of the rule are row *which of
+//          it is 1): the host has not looked at the loss of this gradient. The numbers of the rule are row *which of
 //          `table`, or n0 to n7 where there is no table.
 // Launch   -D RULE, a name of rules.cuh, SCALAR (float or double) and THREADS; a thread an entry.
 // Traffic  every array read once, all but g written once.

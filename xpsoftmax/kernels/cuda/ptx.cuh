@@ -1,6 +1,6 @@
-// What has no name in plain CUDA C++ without NVIDIA's headers: a few instructions, as inline PTX.
+// A few instructions as inline PTX: plain CUDA C++ has no names for them without NVIDIA's headers.
 //
-// The only header that does not compile as C++; tests/support/cuda_on_cpu/ptx.h says the same for a CPU.
+// The only header that does not compile as C++; tests/support/cuda_on_cpu/ptx.h has the same functions for a CPU.
 #pragma once
 
 using Long = long long;
@@ -147,13 +147,13 @@ DEVICE float multiply_add_saturated(float a, float b, float c) {
     return x;
 }
 
-// A zero that the assembler does not know: grids have one dimension here.
+// A zero that the assembler cannot know to be zero: grids have one dimension here.
 DEVICE unsigned unknown_zero() {
     unsigned zero;
     asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(zero));
     return zero;
 }
-// The same bits, but the assembler does not know: it cannot hold what it unpacked from them before.
+// The same bits, but the assembler does not know that: it cannot hold what it unpacked from them before.
 DEVICE void set_anew(Vector& v, unsigned zero) {
     for (unsigned& word : v.words) word ^= zero;
 }

@@ -2,8 +2,8 @@
 //
 // The producer copies the next rows while the other warps compute and write theirs: memory is never idle between two rows.
 // A slot holds GROUP vectors of each thread, and a row takes GROUPS slots of each block, also where it is shorter: then some
-// of them stay without vectors. So the ring holds DEPTH rows, and which slot is whose follows from the `turn`, how many rows
-// the block has had before.
+// of them stay without vectors. So the ring holds DEPTH rows, and the slots of a row follow from its `turn`: the number of
+// rows that the block has had before.
 //
 // Each slot has two barriers. At `full` the producer arrives and announces the bytes of its copy: the phase is complete when
 // they are there. At `empty` each other warp arrives when it has read the slot: then it may be filled again.

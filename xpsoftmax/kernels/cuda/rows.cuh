@@ -1,4 +1,4 @@
-// A row in the hands of its threads: held in registers, or streamed from memory.
+// A row of logits, as its threads read it: held in registers, or streamed from memory.
 //
 // The launcher gives the specialisation with -D:
 //   SCALAR   float, double, Half or Bfloat: the type of the logits
@@ -14,7 +14,7 @@
 // A row is dealt out in whole vectors that lie on 16-byte boundaries, so that neighbouring threads read neighbouring
 // vectors. Elements before the first and behind the last of them, the edges, are dealt out one by one to the first threads.
 // One class may be left out of the sum: the label. The thread that has it takes it out once, and after it has written its
-// vectors writes the value of that class. Nothing is asked of an element or vector but whether the row has it.
+// vectors writes the value of that class. The only check of an element or vector is whether the row has it.
 //
 // Both kinds of rows offer the same, so that each kernel is written once. The sums are those of a warp's lanes:
 //   distances(), count()   how far all logits are below the largest, in sum (of this thread alone); how many it has
@@ -38,7 +38,7 @@ using Result = RESULT;
 using Real = Working<Scalar>::Type;
 constexpr int PER = PER_VECTOR<Scalar>;
 constexpr int WARP_LANES = LANES < 32 ? LANES : 32;
-// A block or cluster that fills multiprocessors takes row after row: there is none beside it that reads while it writes.
+// A block or cluster that fills multiprocessors takes row after row: no other block there could read while it writes.
 constexpr bool PERSISTENT = RESIDENT == 1 && VECTORS > 0;
 constexpr bool HAS_PRODUCER = SLOTS > 0;
 using RowTeam = Team<LANES, BLOCKS, HAS_PRODUCER>;
@@ -59,7 +59,7 @@ using Way = Choice<(QUICK != 0)>::Way;
 using Sum = PartialSum<Way>;
 using SumBesideLargest = PartialSumBesideLargest<Way>;
 
-// Which row and which part of it this thread has, in its `turn`: how many rows it has had before.
+// The row, and the part of it, that this thread has. `turn` is the number of rows that it has had before.
 struct Seat {
     Long row;
     int lane;   // of LANES
@@ -396,7 +396,7 @@ struct HeldRow : Place {
         top = tops.value();
 #pragma unroll
         for (int k = 0; k < EDGES; ++k) top = larger(top, edges[k]);
-        __syncwarp();  // so that no second text is made for warps that have not met
+        __syncwarp();  // so that the compiler makes no second copy for diverged warps
         top = largest_of_lanes<WARP_LANES>(top);
     }
     static DEVICE void exponentials(const Way& way, const Vector& v, Real (&e)[PER]) {
@@ -606,8 +606,8 @@ struct Kind<false> {
 };
 using Row = Kind<(VECTORS > 0)>::Row;
 
-// log1p of the sum of exp(z - top) of all but one of the largest. Where that leads by far, what is lost of exponentials that
-// are subnormal beside it would show: the sum is taken once more, beside the largest of the others.
+// log1p of the sum of exp(z - top) over all but one of the largest. Where the largest leads by far, the exponentials of the
+// others may be subnormal and lose digits: their sum is then taken once more, relative to the largest of the others.
 DEVICE Real log_of_rest(Row& row, const SumBesideLargest& sum, int& merges) {
     const Real rest = sum.rest();
     const bool leads = !(rest >= Limits<Real>::small());

@@ -1,9 +1,9 @@
-// The rules of optimisers for one entry, in the words and the order of xpsoftmax/kernels/rules.py: the same bits as NumPy's,
+// The rules of optimisers for one entry, with the names and order of xpsoftmax/kernels/rules.py: the same bits as NumPy's,
 // but for subnormal numbers of float32, which CuPy flushes.
 #pragma once
 #include "numbers.cuh"
 
-// A parameter, what is kept of it, and its gradient.
+// A parameter, the arrays that are kept for it, and its gradient.
 template <class Real>
 struct Entry {
     Real p, a, b, g;

@@ -4,14 +4,14 @@
 //
 // Layout   logits and dlogits (R, C), classes adjacent, rows any number of elements apart; dlogits may be the logits
 //          themselves, or null: then only the loss is computed. weights (R,), or null: then all are weight_of_all.
-//          total (), or null: the sum of the losses, which the block adds up that finishes last (last_block.cuh).
+//          total (), or null: the sum of the losses, added up by the block that finishes last (last_block.cuh).
 // Launch   one row to LANES threads (several rows a block), to one block, or to a cluster of BLOCKS blocks: see rows.cuh. A
 //          kernel with one block a multiprocessor takes row after row, and its grid need not have all of them. With a ring
 //          (ring.cuh) a block has 32 threads more, and needs dynamic shared memory.
 // Limits   held: LANES * VECTORS * BLOCKS must be at least the row's whole vectors (the launcher checks); C < 2^31 - 16.
 // Traffic  held: every logit read once, every gradient written once. Streamed: one more read.
 //
-// A label out of range is read nowhere, and makes its row nan. A row of weight 0 is not read at all and gets zeros.
+// No logit is read for a label out of range; its row becomes nan. A row of weight 0 is not read at all and gets zeros.
 #include "labels.cuh"
 #include "last_block.cuh"
 #include "rows.cuh"

@@ -211,7 +211,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) void softmax_loss_of_masses(
     const Real z_hot = hot < classes ? widened(z[hot]) : Limits<Real>::nan();  // before any thread writes in its place
     const Sums sum = RowTeam::over_all<1>(reading.beside(found));
 
-    // exp(z - top): of the others, of the hot class, and all of it. A product with one that is subnormal need not be.
+    // exp(z - top): of the others, of the hot class, and all of it. A product with a subnormal one may be normal.
     const Odds<Real> odds = against(sum.others, top);
     const Real e_hot = one ? 0 : times_exponential(1, z_hot, top);
     const Real beside_top = odds.rest + e_hot, total = beside_top + 1;

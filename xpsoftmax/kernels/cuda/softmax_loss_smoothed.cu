@@ -3,7 +3,7 @@
 //   q[label] = kept + share     q[j] = share elsewhere     kept = 1 - eps, share = eps / C
 //   loss[r] = weight[r] * (kept * -log p[label] + share * sum of -log p[j])        dlogits[r, j] = weight[r] * (p[j] - q[j])
 //
-// The sum of -log p[j] is C times that of the largest logit, and how far all are below it in sum: no term is negative.
+// The sum of -log p[j] is C times -log p of the largest logit, plus all distances from it: no term is negative.
 //
 // Layout, launch and limits as in softmax_loss.cu.
 // Traffic  held: one read, one write. Streamed: two more reads.

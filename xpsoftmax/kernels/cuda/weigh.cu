@@ -1,6 +1,6 @@
-// Denominators of a batch: weights[i] /= sum of counting[i], and the strength of a penalty that is divided alike.
+// Divide the weights of a batch by the sum of its counting weights, and the strength of the penalty by the same sum.
 //
-// A mean over nothing weighs no row. Where the sum is not finite all weights are nan.
+// Where the sum is 0 all weights become 0: there is no mean. Where it is not finite all weights become nan.
 //
 // Layout   counting and weights (rows,); weights is null where nothing is divided, strength where there is none.
 // Launch   one block of THREADS.
