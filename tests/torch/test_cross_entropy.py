@@ -133,6 +133,22 @@ def test_no_row(reduction):
         assert torch.equal(x.grad, torch.zeros_like(z))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_row_is_recorded_too(reduction, soft, dtype):
+    z, weight = leaf(torch.zeros(0, 3, dtype=dtype)), leaf(torch.ones(3, dtype=dtype))
+    target = leaf(torch.zeros(0, 3, dtype=dtype)) if soft else torch.zeros(0, dtype=torch.int64)
+    for loss in (
+        cross_entropy(z, target, weight, reduction=reduction),
+        xs.softmax_loss(z, target, class_weight=weight, reduction=reduction),
+    ):
+        loss.backward()
+        assert torch.equal(weight.grad, torch.zeros_like(weight))
+    xs.softmax_loss(z, target, reduction=reduction).backward()
+    assert z.grad.shape == (0, 3)
+
+
 # --- precision --------------------------------------------------------------------------------------------------------
 
 

@@ -246,6 +246,16 @@ BAD = {
         ValueError,
         r"max_memory must be at least 48 bytes, what one row needs, got 47\.",
     ),
+    "memory of no chunks": (
+        lambda: linear_cross_entropy(X[0], W, Y[0], max_memory="1 GiB"),
+        TypeError,
+        r"max_memory must be an integer, got '1 GiB'\.",
+    ),
+    "options": (
+        lambda: linear_cross_entropy(X, W, Y, options={"batch_chunk_size": 4}),
+        TypeError,
+        r"options must be None or a torch\.nn\.LinearCrossEntropyOptions, got \{'batch_chunk_size': 4\}\.",
+    ),
 }
 
 

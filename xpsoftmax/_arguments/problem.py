@@ -262,7 +262,8 @@ def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
 def mean_or_nan(xp: Namespace, loss: Array, total: Array | float) -> Array:
     """Return nan for the mean over no row."""
     if type(total) is float:
-        return loss if total > 0.0 else xp.full_like(loss, float("nan"))
+        # `where`, not a new array: PyTorch goes on recording.
+        return loss if total > 0.0 else xp.where(xp.isfinite(loss), float("nan"), loss)
     if type(loss) is np.ndarray and total != 0.0:
         return loss
     return xp.where(total == 0.0, float("nan"), loss)

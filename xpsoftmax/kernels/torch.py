@@ -258,7 +258,8 @@ def is_held(logits: Array) -> bool:
 
 def scaled(dlogits: Array, cotangent: Array) -> Array:
     """Multiply the gradient by the incoming gradient of the losses (R,); unchanged if that is 1 everywhere."""
-    if not torch.compiler.is_compiling() and cotangent.stride() == (0,) and cotangent[0].item() == 1.0:
+    equal = not torch.compiler.is_compiling() and cotangent.stride() == (0,) and cotangent.shape[0] > 0
+    if equal and cotangent[0].item() == 1.0:
         return dlogits
     return dlogits * cotangent[:, None]
 

@@ -87,6 +87,7 @@ def linear_cross_entropy(
     tensor([-0.1250, -0.1250, -0.1250])
     """
     _check_layer(input, linear_weight, linear_bias)
+    _check_limits(options, max_memory)
     if ignore_index is not None and isinstance(target, Tensor) and target.is_floating_point():
         raise ValueError(f"ignore_index must be None for class probabilities, got {ignore_index}.")
     ignored = -100 if ignore_index is None else ignore_index
@@ -245,6 +246,14 @@ def _rows_of_chunk(like: Tensor, options: Any, max_memory: int | None) -> int:
     if budget < row:
         raise ValueError(f"max_memory must be at least {row} bytes, what one row needs, got {budget}.")
     return budget // row
+
+
+def _check_limits(options: Any, max_memory: int | None) -> None:
+    """Check what limits a chunk, also where there are no chunks."""
+    if options is not None and not hasattr(options, "batch_chunk_size"):
+        raise TypeError(f"options must be None or a torch.nn.LinearCrossEntropyOptions, got {options!r:.60}.")
+    if max_memory is not None:
+        as_integer("max_memory", max_memory)
 
 
 def _check_layer(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:  # noqa: A002
