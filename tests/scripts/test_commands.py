@@ -13,8 +13,15 @@ from paths import BENCHMARKS, EXAMPLES, SCRIPTS
 for module in ("dask.array", "distributed", "matplotlib", "mpmath", "rich", "sklearn", "threadpoolctl"):
     pytest.importorskip(module)
 
-WITHOUT_OPTIONS = ("call_overhead.py", "competitors.py", "harness.py", "small_calls.py")
-RUN_ELSEWHERE = ("bench.py", "compare_backends.py", "compare_sklearn.py", "plot_confidence.py", "train_torch.py")
+WITHOUT_OPTIONS = ("call_overhead.py", "competitors.py", "harness.py", "small_calls.py", "source_counts.py")
+RUN_ELSEWHERE = (
+    "bench.py",
+    "compare_backends.py",
+    "compare_sklearn.py",
+    "plot_confidence.py",
+    "train_jax.py",
+    "train_torch.py",
+)
 COMMANDS = [
     path
     for folder in (SCRIPTS, BENCHMARKS, EXAMPLES)
