@@ -14,8 +14,8 @@ Three comparisons, each of loss and gradient, forward and backward; ratios are t
 Every case is verified and timed as by bench.py: each result is compared with plain NumPy in float64 first, and one that
 is off by more than `ALLOWED` is not timed. bfloat16 is for PyTorch alone.
 
-PyTorch uses all its threads even for 64x10, and on a machine that is not idle they wait for each other: `--threads 1` is
-fairer there. JAX has no such limit. Needs rich; competitors that are not installed are listed.
+PyTorch uses all its threads even for 64x10, and on a machine that is not idle they wait for each other: there
+`--threads 1` is fairer. JAX has no such limit. Needs rich; competitors that are not installed are listed.
 """
 
 from __future__ import annotations

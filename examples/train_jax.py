@@ -1,9 +1,9 @@
 """Train the same JAX model with the loss of optax and with xpsoftmax.softmax_loss, from the same seed.
 
 The task is addition modulo a prime, which a model of two layers learns by heart; Adam, of optax, trains it. Printed
-are, as training goes on, the loss and the share of rows whose gradient at the label is exactly zero: rows that no longer
-teach the model anything. With the defaults optax's loss ends at 0, and 9 of 10 rows have lost that gradient; with
-xpsoftmax every row keeps its gradient, and the loss goes on falling.
+are, as training goes on, the loss and the share of rows whose gradient at the label is exactly zero: rows that no
+longer teach the model anything. With the defaults optax's loss ends at 0, and 9 of 10 rows have lost that gradient;
+with xpsoftmax every row keeps its gradient, and the loss goes on falling.
 """
 
 from __future__ import annotations
