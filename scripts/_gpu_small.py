@@ -2,7 +2,7 @@
 
     compute-sanitizer --tool memcheck python scripts/_gpu_small.py
 
-Each array has memory of its own, so that an access beside it is seen. The results are compared with the generic text on
+Each array has memory of its own, so that an access beside it is seen. The results are compared with the generic code on
 NumPy in float64, roughly: the tests hold the real bounds. Exit status 1 if one is wrong.
 """
 

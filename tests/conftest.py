@@ -83,7 +83,7 @@ def pytest_generate_tests(metafunc):
         parameters = [pytest.param(name, marks=absent) for name in names]
         metafunc.parametrize("backend", parameters, indirect=True, ids=names)
         return
-    # Every backend has the generic text; those with kernels of their own run them too.
+    # Every backend has the generic code; those with kernels of their own run them too.
     kernel_names = {backend.name for backend in kernels.BACKENDS}
     pairs = [
         (name, impl) for name in names for impl in ("generic", "kernel") if impl == "generic" or name in kernel_names

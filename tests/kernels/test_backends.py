@@ -322,7 +322,7 @@ def test_no_kernel_names_those_there_are(fake):
 def test_a_backend_that_refuses_says_why(fake):
     fake.refusal = lambda logits: "it is too late in the day"
     z = np.zeros((ROWS, CLASSES))
-    np.testing.assert_allclose(xs.softmax(z), 0.2, rtol=1e-15)  # impl="auto": the generic text serves
+    np.testing.assert_allclose(xs.softmax(z), 0.2, rtol=1e-15)  # impl="auto": the generic code serves
     with pytest.raises(NotImplementedError, match=r'got "kernel": the fake backend refuses them: it is too late in'):
         xs.softmax(z, impl="kernel")
     fake.refusal = lambda logits: None

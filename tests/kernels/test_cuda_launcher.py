@@ -1,6 +1,6 @@
 """The launcher on a fake CuPy: every layout and option goes into the right launch, whose kernel runs on the CPU.
 
-With --kernels only (nox -s kernels). The generic text is the reference: that the kernels keep the contract is tested in
+With --kernels only (nox -s kernels). The generic code is the reference: that the kernels keep the contract is tested in
 test_kernels_cuda.py.
 """
 

@@ -935,7 +935,7 @@ def test_a_narrow_result_in_place_takes_little_memory(plenty, where, call):
 
 
 def test_the_kernels_are_those_under_test(monkeypatch, rng):
-    """A test above that compares a kernel with itself would show nothing if it were the generic text."""
+    """A test above that compares a kernel with itself would show nothing if it were the generic code."""
     for name in ("softmax_rows", "log_softmax_rows", "logsumexp_rows", "softmax_loss_rows"):
         monkeypatch.setattr(generic, name, None)
     z, y = mixed(rng, (3, 5), "float64")

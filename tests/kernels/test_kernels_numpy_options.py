@@ -1,6 +1,6 @@
 """The NumPy kernels with options: the bound where rows need care, and what it costs, counted rather than timed.
 
-Of every combination below no row may be left to the generic text, and no logit may have more than a few exponentials.
+Of every combination below no row may be left to the generic code, and no logit may have more than a few exponentials.
 """
 
 import itertools
@@ -197,7 +197,7 @@ def test_impossible_classes_with_and_without_mass(rng, dtype, classes):
 
 @pytest.fixture
 def no_generic(monkeypatch):
-    """No row may be left to the generic text."""
+    """No row may be left to the generic code."""
     monkeypatch.setattr(generic, "softmax_loss_rows", None)
     monkeypatch.setattr(mass_loss, "loss_by_generic", None)
 
@@ -230,7 +230,7 @@ def exponentials(monkeypatch):
 def test_no_row_is_left_to_the_generic_text_or_computed_more_than_three_times(
     rng, dtype, no_generic, exponentials, kind, make
 ):
-    """The generic text takes twenty times as long, and each way of the kernels about as long as the others."""
+    """The generic code takes twenty times as long, and each way of the kernels about as long as the others."""
     for classes, names in itertools.product((10, 65), COMBINATIONS):
         z, y = problem(rng, kind, classes, dtype)
         targets = targets_of(make, rng, y, classes, dtype)

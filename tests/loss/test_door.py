@@ -736,7 +736,7 @@ def test_pytorch_with_and_without_gradients():
 
 
 def test_the_kernels_are_those_under_test(monkeypatch, rng):
-    """A remembered call runs a kernel for NumPy, not the generic text."""
+    """A remembered call runs a kernel for NumPy, not the generic code."""
     z, y = mixed(rng, (3, 5), "float64")
     xs.softmax_loss(z, y)
     for name in ("softmax_rows", "softmax_loss_rows", "softmax_loss_total"):

@@ -14,7 +14,7 @@ for module in ("dask.array", "distributed", "matplotlib", "mpmath", "rich", "skl
     pytest.importorskip(module)
 
 WITHOUT_OPTIONS = ("call_overhead.py", "competitors.py", "harness.py", "small_calls.py")
-RUN_ELSEWHERE = ("bench.py", "compare_backends.py", "compare_sklearn.py", "plot_confidence.py")
+RUN_ELSEWHERE = ("bench.py", "compare_backends.py", "compare_sklearn.py", "plot_confidence.py", "train_torch.py")
 COMMANDS = [
     path
     for folder in (SCRIPTS, BENCHMARKS, EXAMPLES)

@@ -3,7 +3,7 @@
 `nox -s stand_in` runs the tests on it. It shows what mixes arrays of host and device, copies implicitly, waits, uses
 arrays of a device that is not current, or a function, method or bfloat16 loop that CuPy 14.2 lacks
 (`test_stand_in_cupy.py` compares it with CuPy itself where that is installed). It shows nothing about the CUDA kernels:
-`row_operations` has the generic text in their place, so that what is around them is run. It shows nothing about
+`row_operations` has the generic code in their place, so that what is around them is run. It shows nothing about
 numbers, which are NumPy's, but for subnormal ones of float32: CuPy has them become 0.
 """
 
@@ -449,7 +449,7 @@ def modules() -> tuple[ModuleType, ...]:
 
 
 def row_operations() -> SimpleNamespace:
-    """A module of kernels for these arrays: each operation of the launcher, computed by the generic text."""
+    """A module of kernels for these arrays: each operation of the launcher, computed by the generic code."""
     cuda = importlib.import_module("xpsoftmax.kernels.cuda.launcher")
     offered = [name for name in kernels.OPERATIONS if hasattr(cuda, name)]
     rows = {name: _on_its_device(getattr(generic, name)) for name in offered}

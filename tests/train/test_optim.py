@@ -114,7 +114,7 @@ def test_results_stay_and_no_argument_changes(name, backend, dtype, rng):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_large_arrays_in_tiles_equal_small_ones(name, rng):
-    """In place, out of place and by the generic text: the same bits."""
+    """In place, out of place and by the generic code: the same bits."""
     make, options, *_ = OPTIMIZERS[name]
     rule, numbers = make(0.1, **options).rule(0.1, 3)
     shape = (9001, 257)  # 9 MiB: several tiles, the last one shorter, and threads

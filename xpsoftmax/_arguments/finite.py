@@ -20,7 +20,7 @@ BYTES_OF_A_NUMBER = 10
 def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budget: int) -> Bad | None:
     """The first row of X (N, D) that has a weight other than 0 and holds nan or infinity; None if there is none.
 
-    It waits for a device once where there is none.
+    If there is none, it waits for a device once.
     """
     if sparse.is_sparse(X):
         entry = sparse.first_not_finite(xp, X, row_weight)

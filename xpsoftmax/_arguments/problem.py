@@ -152,7 +152,7 @@ def _weigh_each(
     z_loss: float,
     max_memory: int | None,
 ) -> Problem:
-    """Weigh rows of which each has a weight of its own."""
+    """Weigh rows that may have different weights."""
     xp, soft, ignore_index = layout.home.xp, terms.soft, terms.ignore_index
     class_weight, sample_weight = options.class_weight, options.sample_weight
     if class_weight is not None:
@@ -250,7 +250,7 @@ def _sum(xp: Namespace, x: Array) -> Array:
 
 
 def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
-    """Weights of a mean: zero where there is nothing to take a mean of, nan where the sum overflowed."""
+    """Weights of a mean: zero if the total is zero (there is no mean), nan if the total overflowed."""
     if type(total) is float:  # not a NumPy scalar, which is one too
         return row_weight / (total or 1.0)
     if type(row_weight) is np.ndarray and 0.0 < total < math.inf:

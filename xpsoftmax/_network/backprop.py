@@ -173,8 +173,8 @@ class DeadRows:
     """Rows of weight 0 as they pass through the layers, for JAX.
 
     JAX may differentiate with respect to their weights, for which it needs the losses that they would have. Such a row
-    is computed like other rows as long as its numbers are finite. From the layer on where they are not, the row is
-    zeros, and its logits become nan.
+    is computed like other rows as long as its numbers are finite. From the first layer where they are not, the row is
+    replaced by zeros, and its logits become nan.
     """
 
     def __init__(self, xp: Namespace, row_weight: Array) -> None:

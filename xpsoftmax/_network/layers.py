@@ -170,7 +170,7 @@ def chosen(layers: Sequence[Any], activation: str | None) -> str:
 
 
 def carrying(layers: Sequence[Layer], activation: str) -> Params:
-    """Return layers of which the hidden ones carry an activation."""
+    """Return the layers; the hidden ones carry the activation."""
     kind = CARRYING[activation]
     return (*(kind(*layer) for layer in layers[:-1]), *layers[-1:])
 

@@ -89,7 +89,7 @@ def _checked(params: PairsOfArrays, activation: str | None, impl: Impl, *, diffe
 
 
 def _refuse_whole(params: object) -> None:
-    """Raise TypeError for a result, a state or a classifier, of which the parameters are an attribute."""
+    """Raise TypeError for a result, a state or a classifier: it has the parameters as an attribute."""
     for name in ("params", "params_", "grads"):
         if hasattr(params, name):
             kind = type(params).__name__

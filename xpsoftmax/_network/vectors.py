@@ -21,7 +21,7 @@ def parts_of(vector: np.ndarray, like: Params) -> Params:
 
 
 def vector_of(layers: Params) -> np.ndarray | None:
-    """The vector of which `parts_of` has made these layers; None for other layers."""
+    """Return the vector whose parts these layers are, if `parts_of` made them; None for other layers."""
     vector: Any = getattr(layers[0].weight, "base", None)
     if type(vector) is not np.ndarray or vector.ndim != 1:
         return None

@@ -19,7 +19,7 @@ from xpsoftmax._typing import Array
 
 
 class Data(NamedTuple):
-    """Checked inputs, and what the loss of a row is computed with."""
+    """Checked inputs, with the targets and weights of their rows."""
 
     X: Array  # (N, D), in the dtype of the parameters
     problem: Problem  # of all rows, with the weights of a sum

@@ -266,7 +266,7 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
 
     Notes
     -----
-    Step by step that of ``torch.optim.SGD`` (``tests/train/test_optim.py``).
+    Each step is that of ``torch.optim.SGD`` (``tests/train/test_optim.py``).
 
     References
     ----------
@@ -293,7 +293,7 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
 
 @suggesting(lr="learning_rate=", beta_1="betas=", beta_2="betas=", b1="betas=", b2="betas=")
 def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
-    r"""Adam: steps of a size that does not depend on that of the gradients.
+    r"""Adam: the size of the steps does not depend on the scale of the gradients.
 
     .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
               p \leftarrow p - \eta \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
@@ -324,7 +324,7 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
 
     Notes
     -----
-    Step by step that of ``torch.optim.Adam`` (``tests/train/test_optim.py``).
+    Each step is that of ``torch.optim.Adam`` (``tests/train/test_optim.py``).
 
     References
     ----------
@@ -350,7 +350,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> Optimizer:
-    r"""Adam with weight decay that is no part of the gradient: p shrinks by :math:`1 - \eta \lambda` before each step.
+    r"""Adam with decoupled weight decay: p shrinks by :math:`1 - \eta \lambda` before each step.
 
     Parameters
     ----------
@@ -379,7 +379,7 @@ def adamw(
 
     Notes
     -----
-    Step by step that of ``torch.optim.AdamW`` (``tests/train/test_optim.py``).
+    Each step is that of ``torch.optim.AdamW`` (``tests/train/test_optim.py``).
 
     References
     ----------

@@ -152,7 +152,7 @@ def cosine_schedule(rate: float, *, steps: int, final: float = 0.0) -> Schedule:
 
 
 def warm_up_schedule(schedule: Schedule, *, steps: int, start: float = 0.0) -> Schedule:
-    """Let the learning rate grow in a straight line to where a schedule begins, then follow that schedule.
+    """Let the learning rate grow linearly to the first rate of a schedule, then follow that schedule.
 
     Parameters
     ----------

@@ -312,7 +312,7 @@ def _wrong(value: object, kind: type | tuple[type, ...]) -> type[TypeError] | ty
 
 
 def _check_counts(history: History, epoch: int, step: int, updates: int, span: tuple[int, int]) -> None:
-    """Check that there is a loss for each step, and that each that is not nan has made an update."""
+    """Check that there is a loss for each step, and an update for each loss that is not nan."""
     losses = history["loss"]
     least, most = (epoch * batches + step for batches in span)
     if not least <= len(losses) <= most:
@@ -332,7 +332,7 @@ def _check_counts(history: History, epoch: int, step: int, updates: int, span: t
 def _checked_best(
     best: Any, epoch: int, history: History, net: Network, *, patient: bool
 ) -> tuple[float, int, Params] | None:
-    """The best epoch so far; a training without patience has none, and does not need that of another one."""
+    """Return the best epoch so far, checked. A training without patience has none, and ignores that of the state."""
     if best is None:
         if patient and epoch > 0:
             raise ValueError(

@@ -51,7 +51,7 @@ __all__ = [
 class _Row(NamedTuple):
     """Rows of logits z (R, C) seen from their largest logit."""
 
-    top: Array  # (R, C) of bool: one class a row, of which no derivative is taken
+    top: Array  # (R, C) of bool: one class for each row, picked without a derivative
     z_top: Array  # (R, 1)
     d: Array  # (R, C): z - z_top
     odds: Array  # (R, C): exp(d), 0 at the top class

@@ -293,7 +293,7 @@ def by_autograd(
 
 
 def _working(logits: Array, *others: Array) -> list[Array]:
-    """All in the working precision of the logits."""
+    """Convert all arrays to the working precision of the logits."""
     dtype = torch.float32 if dtype_name(logits.dtype) in SIXTEEN_BIT else logits.dtype
     return [x.to(dtype) for x in (logits, *others)]
 

@@ -95,7 +95,7 @@ def _parts_of_regression(model: LogisticRegression) -> tuple[Params, dict[str, A
 
 
 def _alpha(model: LogisticRegression, columns: int) -> float:
-    """Return the L2 penalty of a regression as a classifier of this package counts it."""
+    """Return the `alpha` that has the effect of the L2 penalty of a regression."""
     share = getattr(model, "l1_ratio", None) or 0.0
     ratio = {"l2": 0.0, "l1": 1.0, None: 1.0}.get(getattr(model, "penalty", "deprecated"), share)
     strength = 1.0 / float(np.mean(model.C_ if hasattr(model, "C_") else model.C))

@@ -36,7 +36,7 @@ def prepare_steps(
 ) -> tuple[Any, Rows | None]:
     """Return the steps over the rows to learn from, and the rows held out if the model stops early.
 
-    Those are the validation data where there are some.
+    Validation data, if given, take the place of rows held out.
     """
     if model.solver == "lbfgs" and type(block_of(X)) is not np.ndarray:
         raise ValueError(

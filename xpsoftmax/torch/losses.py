@@ -123,7 +123,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     Parameters
     ----------
     weight, ignore_index, reduction, label_smoothing, z_loss, inplace, validate
-        As for `cross_entropy`. `weight` is a buffer of the module.
+        As for `cross_entropy`; `weight` is a buffer of the module.
 
     Examples
     --------

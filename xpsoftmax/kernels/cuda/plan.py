@@ -63,7 +63,7 @@ class Launch(NamedTuple):
     block: int
     arguments: tuple[Any, ...]  # NumPy scalars of exactly the types of the kernel's parameters
     cluster: int = 1  # blocks of a cluster
-    persistent: bool = False  # the grid may be any smaller number of clusters: as many as run at once
+    persistent: bool = False  # the grid may be smaller: as many clusters as run at once
     shared_bytes: int = 0  # dynamic shared memory of a block
 
 

@@ -39,9 +39,9 @@ def row_max(xp: Namespace, x: Array) -> Array:
 
 
 def finite_row_max(xp: Namespace, z: Array) -> tuple[Array, Array]:
-    """Largest logit of each row, 0 if it is not finite; and the mask of these rows, which are undefined.
+    """Largest logit of each row, or 0 if it is not finite; and the mask of the rows where it is not finite.
 
-    They hold a nan or +inf, or nothing but -inf.
+    Those rows are undefined: they hold a nan or +inf, or nothing but -inf.
     """
     top = row_max(xp, z)
     undefined = ~xp.isfinite(top)

@@ -28,8 +28,9 @@ def single_threaded(*, blas: bool) -> Iterator[None]:
 class _OneBlasThread:
     """Limit BLAS to one thread while at least one thread is inside.
 
-    The first thread to enter sets the limit, and the last to leave lifts it: another one would lift it too soon. One
-    thread of a pool of its own does both, because threadpoolctl lets only the thread that has set a limit change it.
+    The first thread to enter sets the limit, and the last to leave lifts it: any other thread would lift it too soon.
+    One thread of a pool of its own does both, because threadpoolctl lets only the thread that has set a limit change
+    it.
     """
 
     def __init__(self) -> None:

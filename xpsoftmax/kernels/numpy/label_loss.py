@@ -127,7 +127,7 @@ def _loss_without_shift(
 
 
 def _rows_out_of_range(total: Array, rest: Array, factor: Array, weight: Array) -> Array | None:
-    """Rows of which a sum, or weight / total, is out of range. None if no row is, and no weight is 0."""
+    """Return the rows with a sum, or weight / total, out of range. None if there is none, and no weight is 0."""
     bounds = RANGES[total.itemsize]
     # Four look-ups in place of ten passes for the masks: with few rows, the number of calls is what costs time.
     if (
@@ -214,7 +214,7 @@ def _loss_in_float64(z: Array, e: Array, labels: Array, weight: Array, *, z_loss
 def _loss_from_label(z: Array, e: Array, labels: Array, weight: Array, *, grad: bool) -> Array:
     """Losses without z-loss, for rows of any kind, by the formula of `generic.odds`.
 
-    The numbers of which a row has one are float64.
+    Numbers for whole rows (R,) are float64.
     """
     flat, hot_at = e.reshape(-1), flat_index(e, labels)
     np.copyto(e, z)

@@ -5,9 +5,9 @@
     dz[hot] = p_factor_hot * p[hot] - q[hot] * (1 - p[hot])
 
 In the last line, for the hot class (the class of the largest mass), nothing cancels: p_factor_hot is the sum of the
-other masses plus the slope. Every row is shifted by its largest logit. The numbers of which a row has one are float64
-for float32 rows, too, so that none leaves the range. Where p[j] is subnormal and p_factor * p[j] is a normal number,
-the product is computed anew from the logit.
+other masses plus the slope. Every row is shifted by its largest logit. Numbers for whole rows (R,) are float64 for
+float32 rows, too, so that none leaves the range. Where p[j] is subnormal and p_factor * p[j] is a normal number, the
+product is computed anew from the logit.
 """
 
 from __future__ import annotations

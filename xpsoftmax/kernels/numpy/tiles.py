@@ -83,7 +83,7 @@ def for_each_tile(
 def fit_one_tile(logits: Array, cached: int) -> bool:
     """Whether `for_each_tile` would make one call with these logits and a new array for the result of their dtype.
 
-    It finds this out by itself, but takes a twentieth of the time of a small loss.
+    `for_each_tile` makes the same test, but a call of it takes a twentieth of the time of a small loss.
     """
     size = logits.nbytes
     short = size + logits.shape[0] * ROW < 2 * SHARE
@@ -132,6 +132,6 @@ def recompute(
 
 
 def put_rows(tile: Array, rows: Array, part: Array) -> None:
-    """Write some rows of a C-contiguous tile; each is one entry to NumPy, which is faster than a row of entries."""
+    """Write some rows of a C-contiguous tile. NumPy copies each row as a single entry, which is faster."""
     row = np.dtype((np.void, tile.strides[0]))
     tile.view(row)[:, 0][rows] = part.view(row)[:, 0]
