@@ -59,7 +59,8 @@ def cross_entropy(
         Adds ``z_loss * logsumexp(input)**2``, times the weight of the row.
     inplace : bool
         Write the gradient over `input`, which must not be used after the call: no second array of its size is held.
-        It has no second derivatives. Not for a leaf that requires grad. While compiling it does nothing.
+        It has no second derivatives. Not for a leaf that requires grad, or a view of one. While compiling it does
+        nothing.
     validate : bool, optional
         Look at the values of `target` and `weight`. Default: on the CPU, unless compiling; on a GPU the check would
         wait for the device. Without it a row with a bad label is nan, and no other row is.
@@ -104,9 +105,8 @@ def cross_entropy(
         check_flag("inplace", inplace)
     recorded = eager and rules.is_differentiated(input, target, weight)
     inplace = inplace and recorded and input.requires_grad
-    if inplace and (input.is_leaf or not _is_dense(input)):
-        got = "a leaf that requires grad" if input.is_leaf else f"strides {input.stride()}"
-        raise ValueError(f"input must be a dense result of a computation with inplace=True, got {got}.")
+    if inplace:
+        _check_overwritable(input)
     if options.signed or not (eager and type(input) in _TENSORS and rules.is_held(input)):
         return by_rows(input, target, weight, options, inplace=inplace)
     if recorded and input.requires_grad:
@@ -319,6 +319,15 @@ def _named(weight: Tensor | None, options: Options) -> dict[str, Any]:
         return {"validate": False}
     given = options.of(None if weight is None else rules.as_view(weight))
     return {"axis": options.axis, **given._asdict()}
+
+
+def _check_overwritable(input: Tensor) -> None:  # noqa: A002
+    base = input if input._base is None else input._base  # what a view is of
+    if base.is_leaf or not _is_dense(input):
+        got = f"strides {input.stride()}"
+        if base.is_leaf:
+            got = "a leaf that requires grad" if base is input else "a view of a leaf that requires grad"
+        raise ValueError(f"input must be a dense result of a computation with inplace=True, got {got}.")
 
 
 def _is_dense(input: Tensor) -> bool:  # noqa: A002
