@@ -17,6 +17,7 @@ from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._typing import FLOATING, Reduction
 from xpsoftmax.kernels import select, smooth
 from xpsoftmax.kernels import torch as rules
+from xpsoftmax.kernels.tensors import as_tensor, as_view
 from xpsoftmax.torch.checks import Options, are_plain_labels, check_tensor, checked_options
 
 
@@ -113,8 +114,8 @@ def cross_entropy(
         return _Held.apply(input, target, weight, options, inplace)
     if recorded:
         return by_rows(input, target, weight, options)
-    arrays = (rules.as_view(x) for x in (input, target))
-    return rules.as_tensor(softmax_loss(*arrays, **_named(weight, options)))
+    arrays = (as_view(x) for x in (input, target))
+    return as_tensor(softmax_loss(*arrays, **_named(weight, options)))
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -246,15 +247,15 @@ class _Held(torch.autograd.Function):
         options: Options,
         inplace: bool,  # noqa: FBT001
     ) -> Tensor:
-        z = rules.as_view(input)
+        z = as_view(input)
         out = z if inplace else None
-        loss, dlogits = softmax_loss_and_grad(z, rules.as_view(target), **_named(weight, options), out=out)
+        loss, dlogits = softmax_loss_and_grad(z, as_view(target), **_named(weight, options), out=out)
         if inplace:
             torch.autograd.graph.increment_version(input)
-        held = input.detach() if inplace else rules.as_tensor(dlogits)
+        held = input.detach() if inplace else as_tensor(dlogits)
         ctx.save_for_backward(None if inplace else input, target, weight, held)
         ctx.options, ctx.inplace = options, inplace
-        return rules.as_tensor(loss)
+        return as_tensor(loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -317,7 +318,7 @@ def _named(weight: Tensor | None, options: Options) -> dict[str, Any]:
     """The keywords of `softmax_loss` on arrays of NumPy."""
     if options is _PLAIN:
         return {"validate": False}
-    given = options.of(None if weight is None else rules.as_view(weight))
+    given = options.of(None if weight is None else as_view(weight))
     return {"axis": options.axis, **given._asdict()}
 
 
