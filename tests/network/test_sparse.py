@@ -184,6 +184,27 @@ def test_what_does_not_fit(rng, change, error, message):
             call(params, change(S), y)
 
 
+@pytest.mark.parametrize("kind", ["csr", "csc", "bsr"])
+@pytest.mark.parametrize("damage", ["past the end", "negative", "starts", "first start", "falling starts"])
+def test_entries_outside_the_matrix(rng, kind, damage):
+    """SciPy makes such matrices without a word; its products read memory that is not the matrix's."""
+    S = sparse.csr_array(rng.standard_normal((D, D))).asformat(kind)
+    params, y = xs.init_params((D, C), rng=0), np.zeros(D, int)
+    xs.mlp_loss(params, S, y)
+    if damage in ("past the end", "negative"):
+        S.indices[-1] = -1 if damage == "negative" else D
+    else:
+        place, value = {"starts": (-1, S.indices.size + 1), "first start": (0, 1), "falling starts": (1, -1)}[damage]
+        S.indptr[place] = value
+    for call in (
+        lambda: xs.mlp_loss(params, S, y),
+        lambda: xs.mlp_predict(params, S),
+        lambda: xs.train(params, S, y, optimizer=xs.sgd(0.1), epochs=1, batch_size=2, rng=0),
+    ):
+        with pytest.raises(ValueError, match=rf"^X must have entries within its shape, \({D}, {D}\), got an invalid"):
+            call()
+
+
 @pytest.mark.backends("torch", "jax", "array_api_strict")
 def test_other_libraries_have_no_sparse_products(backend, rng):
     params = [[backend.asarray(array) for array in layer] for layer in xs.init_params((D, C), rng=0)]

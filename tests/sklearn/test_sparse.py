@@ -215,3 +215,13 @@ def test_the_way_of_matrices_of_cupyx(digits, monkeypatch):
     S.data[7] = np.nan
     with pytest.raises(ValueError, match=r"^X must be finite, got NaN at row 0, column "):
         model.predict(S)
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "predict", "predict_proba"])
+def test_entries_outside_the_matrix(method):
+    X, y = np.eye(4), np.arange(4) % 2
+    model = MLPClassifier(max_iter=2).fit(X, y)
+    S = sparse.csr_array(X)
+    S.indices[0] = 4
+    with pytest.raises(ValueError, match=r"^X must have entries within its shape, \(4, 4\), got an invalid matrix\."):
+        getattr(model, method)(S, *([y] if "fit" in method else []))

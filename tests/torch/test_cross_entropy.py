@@ -343,6 +343,14 @@ def test_inplace_is_refused():
         ValueError, match=r"^input must be a dense result of a computation with inplace=True, got a leaf"
     ):
         cross_entropy(leaf(Z), Y, inplace=True)
+    for dtype in (torch.float64, torch.bfloat16):
+        for view in (lambda z: z[:], lambda z: z.reshape(Z.shape), lambda z: z.T.T, lambda z: z.chunk(1)[0]):
+            z = leaf(Z.to(dtype))
+            with pytest.raises(
+                ValueError, match=r"^input must be a dense result .* got a view of a leaf that requires"
+            ):
+                cross_entropy(view(z), Y, inplace=True)
+            assert torch.equal(z, Z.to(dtype))
     with pytest.raises(ValueError, match=r"^input must be a dense result .* got strides \(5, 0\)\.$"):
         cross_entropy((1.0 * leaf(Z))[:, :1].expand(4, 5), Y, inplace=True)
     with pytest.raises(TypeError, match=r"^inplace must be True or False, got 1\.$"):

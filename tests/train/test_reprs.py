@@ -110,8 +110,10 @@ def test_what_has_parameters_is_not_them(problem, sizes):
 
 
 def test_a_classifier_is_not_its_parameters(problem):
-    sklearn = pytest.importorskip("xpsoftmax.sklearn")
-    model = sklearn.MLPClassifier.from_params(problem[0])
+    pytest.importorskip("sklearn")
+    from xpsoftmax.sklearn import MLPClassifier
+
+    model = MLPClassifier.from_params(problem[0])
     with pytest.raises(TypeError, match=r"^params must be a sequence .*got a MLPClassifier\. Pass its `params_`\.$"):
         xs.mlp_logits(model, problem[1])
 

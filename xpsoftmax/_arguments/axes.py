@@ -1,4 +1,4 @@
-"""Several class axes at once, and masks of classes: what softmax, log_softmax and logsumexp take beside one axis."""
+"""Several class axes at once, and masks of classes: options of softmax, log_softmax and logsumexp."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def as_logits_over_axes(logits: object, axis: object, *, differentiable: bool = 
         raise ValueError("axis must name at least one axis, got ().")
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis must name each axis once, got {axis}.")
-    for each in axes or (-1,):  # no axis of them may be empty, or of unknown size; a number has none
+    for each in axes or (-1,):  # none of these axes may be empty, or of unknown size; a number has none
         array, layout = check.as_logits(array, each, differentiable=differentiable)
     return array, layout._replace(axis=axes[-1], axes=tuple(axes) if len(axes) > 1 else ())
 

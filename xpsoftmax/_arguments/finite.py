@@ -18,9 +18,9 @@ BYTES_OF_A_NUMBER = 10
 
 
 def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budget: int) -> Bad | None:
-    """The first row of X (N, D) that has a weight other than 0 and holds nan or infinity; None if there is none.
+    """The first row of X (N, D) that has a weight other than 0 and holds nan or infinity; None without one.
 
-    If there is none, it waits for a device once.
+    If no row does, it waits for a device once.
     """
     if sparse.is_sparse(X):
         entry = sparse.first_not_finite(xp, X, row_weight)

@@ -104,7 +104,7 @@ def weigh(
     some rows at a time, and stay in their dtype: a chunk of them is cast. A kernel (`for_kernel`) takes labels of any
     integer dtype, and a number as the weight of all rows.
     """
-    # 0, of any type that `check_terms` takes, is in range.
+    # 0 is in range, whatever its type.
     smoothing = as_number("label_smoothing", options.label_smoothing, high=1.0) if options.label_smoothing else 0.0
     z_loss = as_number("z_loss", options.z_loss) if options.z_loss else 0.0
     if terms.labels_alone and (for_kernel or type(targets) is np.ndarray):

@@ -16,7 +16,7 @@ from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import Operations, operations
-from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of
+from xpsoftmax.kernels.sparse import are_places, as_rows, is_sparse, library_of
 
 
 @dataclass(slots=True)
@@ -149,7 +149,16 @@ def _checked_inputs(net: Network, X: Array, name: str, fan_in: int) -> Array:
         )
     if array.ndim != 2 or not same_shape(array.shape[1:], (fan_in,)):
         raise ValueError(f"{name} must have shape (N, {fan_in}) to fit params[0].weight, got {tuple(array.shape)}.")
-    return as_rows(array) if is_sparse(array) else array
+    if not is_sparse(array):
+        return array
+    check_places(name, array)
+    return as_rows(array)
+
+
+def check_places(name: str, X: Any) -> None:
+    """Check that all entries of a sparse matrix are within its shape."""
+    if not are_places(X):
+        raise ValueError(f"{name} must have entries within its shape, {tuple(X.shape)}, got an invalid matrix.")
 
 
 def _sparse_companion(name: str, X: Any, home: Home) -> Any:

@@ -1,6 +1,8 @@
 """Loss, gradients, prediction and training over dask arrays, block by block."""
 
-from xpsoftmax.dask.functions import ClusterError, mlp_loss, mlp_loss_and_grad, mlp_predict, train
+from xpsoftmax.dask.cluster import ClusterError
+from xpsoftmax.dask.functions import mlp_loss, mlp_loss_and_grad, mlp_predict
+from xpsoftmax.dask.training import train
 
 __all__ = ["ClusterError", "mlp_loss", "mlp_loss_and_grad", "mlp_predict", "train"]
 

@@ -33,6 +33,22 @@ def library_of(value: object) -> str | None:
     return None
 
 
+def are_places(X: Any) -> bool:
+    """Whether all entries of a matrix of SciPy are within its shape.
+
+    SciPy does not look when it makes a matrix of compressed rows or columns, and its products read memory of others.
+    cupyx is not asked: looking would wait for the device.
+    """
+    if library_of(X) != "numpy" or X.format not in ("csr", "csc", "bsr"):
+        return True
+    starts, block = X.indptr, X.blocksize[1] if X.format == "bsr" else 1
+    size = (X.shape[0] if X.format == "csc" else X.shape[1]) // block
+    if starts[0] != 0 or starts[-1] > X.indices.shape[0] or bool(np.any(starts[1:] < starts[:-1])):
+        return False
+    places = X.indices[: starts[-1]]
+    return places.size == 0 or bool(np.min(places) >= 0 and np.max(places) < size)
+
+
 def as_rows(X: Any) -> Any:
     """Return a sparse matrix (N, D) in CSR: the format in which rows are taken quickly."""
     return X.tocsr()

@@ -13,20 +13,19 @@ This module imports PyTorch. `select` loads it for tensors only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd import forward_ad
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic, select, smooth
 from xpsoftmax.kernels.activations import Activation
+from xpsoftmax.kernels.tensors import as_tensor, as_view, surroundings, view_of_out
 
 __all__ = [
     "bias_activation",
@@ -313,7 +312,7 @@ def _map_eagerly(operation: str, logits: Array, out: Array | None = None) -> Arr
         return getattr(generic, operation)(logits, **options)
     with surroundings(logits):
         z = as_view(logits)
-        where = _where(out, logits, z)
+        where = view_of_out(out, logits, z)
         result = (
             select(operation, z, "kernel")(z, out=where) if where is not None else select(operation, z, "kernel")(z)
         )
@@ -356,7 +355,7 @@ def _loss_eagerly(
     with surroundings(logits):
         spec = LossSpec(None if class_weight is None else as_view(class_weight), label_smoothing, z_loss)
         z = as_view(logits)
-        where = _where(out, logits, z)
+        where = view_of_out(out, logits, z)
         kernel = select("softmax_loss_rows", z, "kernel")
         losses, dlogits = kernel(z, as_view(targets), as_view(row_weight), spec, grad=grad, out=where)
         if not grad:
@@ -368,59 +367,6 @@ def _delivered(result: Array, dtype: Any, out: Array | None, *, written: bool) -
     if out is None:
         return as_tensor(result).to(dtype)
     return out if written else out.copy_(as_tensor(result))
-
-
-# --- tensors as arrays of NumPy and CuPy ------------------------------------------------------------------------------
-
-
-def _where(out: Array | None, logits: Array, view: Array) -> Array | None:
-    """Where a kernel writes straight into `out`: the view of the logits itself if they are the same memory."""
-    if out is None or not _is_shared(out):
-        return None
-    same = out is logits or (out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride())
-    return view if same and out.dtype == logits.dtype else as_view(out)
-
-
-def _is_shared(tensor: Array) -> bool:
-    """Whether `as_view` shows the memory of the tensor, not a copy."""
-    return not tensor.is_neg() and (tensor.device.type != "cpu" or dtype_name(tensor.dtype) not in SIXTEEN_BIT)
-
-
-def as_view(tensor: Array) -> Array:
-    """A tensor as an array of NumPy or CuPy that shares its memory. On the host, 16-bit numbers become float32."""
-    tensor = tensor.detach().resolve_neg()
-    if tensor.device.type == "cpu":
-        return (tensor.float() if dtype_name(tensor.dtype) in SIXTEEN_BIT else tensor).numpy()
-    import cupy
-
-    if tensor.dtype != torch.bfloat16:
-        return cupy.from_dlpack(tensor)
-    import ml_dtypes  # tells NumPy, whose dtypes CuPy has, of bfloat16
-
-    return cupy.from_dlpack(tensor.view(torch.int16)).view(ml_dtypes.bfloat16)
-
-
-def as_tensor(array: Array) -> Array:
-    """An array of NumPy or CuPy as a tensor that shares its memory."""
-    if isinstance(array, np.ndarray):
-        return torch.from_numpy(array)
-    if array.dtype.name == "bfloat16":
-        return torch.from_dlpack(array.view("int16")).view(torch.bfloat16)
-    return torch.from_dlpack(array)
-
-
-@contextmanager
-def surroundings(tensor: Array) -> Iterator[None]:
-    """Where a kernel computes with views of a tensor: on its device, in PyTorch's current stream, without warnings."""
-    with np.errstate(all="ignore"):
-        if tensor.device.type == "cpu":
-            yield
-            return
-        import cupy
-
-        index = tensor.device.index
-        with cupy.cuda.Device(index), cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index):
-            yield
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sklearn.utils.validation import validate_data
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.home import library
+from xpsoftmax._network.network import check_places
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of, stand_in
 from xpsoftmax.sklearn.checks import check_inputs, check_no_missing
@@ -68,6 +69,8 @@ def checked_inputs(model: Any, X: Any, method: str, *, reset: bool, like: Array 
 
 def _checked_on_host(model: Any, X: Any, dtype: Any, *, reset: bool) -> np.ndarray:
     """Check inputs on the host as scikit-learn does, but name the row of a number that is not finite."""
+    if is_sparse(X):
+        check_places("X", X)
     try:
         with np.errstate(over="ignore"):  # a number too large for float32 is found below
             X = validate_data(model, X, dtype=dtype, reset=reset, ensure_all_finite=False, accept_sparse="csr")

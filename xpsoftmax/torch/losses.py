@@ -17,6 +17,7 @@ from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._typing import FLOATING, Reduction
 from xpsoftmax.kernels import select, smooth
 from xpsoftmax.kernels import torch as rules
+from xpsoftmax.kernels.tensors import as_tensor, as_view
 from xpsoftmax.torch.checks import Options, are_plain_labels, check_tensor, checked_options
 
 
@@ -59,7 +60,8 @@ def cross_entropy(
         Adds ``z_loss * logsumexp(input)**2``, times the weight of the row.
     inplace : bool
         Write the gradient over `input`, which must not be used after the call: no second array of its size is held.
-        It has no second derivatives. Not for a leaf that requires grad. While compiling it does nothing.
+        It has no second derivatives. Not for a leaf that requires grad, or a view of one. While compiling it does
+        nothing.
     validate : bool, optional
         Look at the values of `target` and `weight`. Default: on the CPU, unless compiling; on a GPU the check would
         wait for the device. Without it a row with a bad label is nan, and no other row is.
@@ -104,17 +106,16 @@ def cross_entropy(
         check_flag("inplace", inplace)
     recorded = eager and rules.is_differentiated(input, target, weight)
     inplace = inplace and recorded and input.requires_grad
-    if inplace and (input.is_leaf or not _is_dense(input)):
-        got = "a leaf that requires grad" if input.is_leaf else f"strides {input.stride()}"
-        raise ValueError(f"input must be a dense result of a computation with inplace=True, got {got}.")
+    if inplace:
+        _check_overwritable(input)
     if options.signed or not (eager and type(input) in _TENSORS and rules.is_held(input)):
         return by_rows(input, target, weight, options, inplace=inplace)
     if recorded and input.requires_grad:
         return _Held.apply(input, target, weight, options, inplace)
     if recorded:
         return by_rows(input, target, weight, options)
-    arrays = (rules.as_view(x) for x in (input, target))
-    return rules.as_tensor(softmax_loss(*arrays, **_named(weight, options)))
+    arrays = (as_view(x) for x in (input, target))
+    return as_tensor(softmax_loss(*arrays, **_named(weight, options)))
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -246,15 +247,15 @@ class _Held(torch.autograd.Function):
         options: Options,
         inplace: bool,  # noqa: FBT001
     ) -> Tensor:
-        z = rules.as_view(input)
+        z = as_view(input)
         out = z if inplace else None
-        loss, dlogits = softmax_loss_and_grad(z, rules.as_view(target), **_named(weight, options), out=out)
+        loss, dlogits = softmax_loss_and_grad(z, as_view(target), **_named(weight, options), out=out)
         if inplace:
             torch.autograd.graph.increment_version(input)
-        held = input.detach() if inplace else rules.as_tensor(dlogits)
+        held = input.detach() if inplace else as_tensor(dlogits)
         ctx.save_for_backward(None if inplace else input, target, weight, held)
         ctx.options, ctx.inplace = options, inplace
-        return rules.as_tensor(loss)
+        return as_tensor(loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -317,8 +318,17 @@ def _named(weight: Tensor | None, options: Options) -> dict[str, Any]:
     """The keywords of `softmax_loss` on arrays of NumPy."""
     if options is _PLAIN:
         return {"validate": False}
-    given = options.of(None if weight is None else rules.as_view(weight))
+    given = options.of(None if weight is None else as_view(weight))
     return {"axis": options.axis, **given._asdict()}
+
+
+def _check_overwritable(input: Tensor) -> None:  # noqa: A002
+    base = input if input._base is None else input._base  # what a view is of
+    if base.is_leaf or not _is_dense(input):
+        got = f"strides {input.stride()}"
+        if base.is_leaf:
+            got = "a leaf that requires grad" if base is input else "a view of a leaf that requires grad"
+        raise ValueError(f"input must be a dense result of a computation with inplace=True, got {got}.")
 
 
 def _is_dense(input: Tensor) -> bool:  # noqa: A002
