@@ -27,6 +27,8 @@ NEEDED |= {
 }
 NEEDED |= {name: ("sklearn",) for name in MODULES if name.startswith("xpsoftmax.sklearn")}
 NEEDED |= {name: ("dask",) for name in MODULES if name.startswith(("xpsoftmax.dask", "xpsoftmax.kernels.dask"))}
+NEEDED |= {name: ("torch",) for name in MODULES if name.startswith("xpsoftmax.torch")}
+NEEDED |= {f"xpsoftmax.kernels.{name}": ("torch",) for name in ("smooth", "tensors", "torch")}
 NEEDED["xpsoftmax.sklearn.on_dask"] = ("dask", "sklearn")
 """What a module cannot be imported without, beyond the package's dependencies."""
 TEXTS = (".py", ".md", ".toml", ".cu", ".cuh", ".html", ".txt", ".json")
