@@ -60,7 +60,7 @@ class Conversion:
 
         Parameters
         ----------
-        model : sklearn.neural_network.MLPClassifier or sklearn.linear_model.LogisticRegression
+        model : MLPClassifier or LogisticRegression of scikit-learn
             Fitted. The one logistic output of two classes, with weight w and bias b, becomes the two columns
             ``(-w / 2, w / 2)`` and ``(-b / 2, b / 2)``. A regression becomes a network without hidden layers, for
             the solver "lbfgs", with the `alpha` that is its `C`; an L1 penalty has no counterpart here.
