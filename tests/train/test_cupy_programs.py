@@ -227,6 +227,7 @@ def test_numbers_of_the_rule_are_sent_again_when_they_are_used_up(cp, monkeypatc
 
 @pytest.mark.parametrize("rate", ["constant", "adaptive"])
 def test_the_classifier_makes_the_same_steps(cp, rate):
+    pytest.importorskip("sklearn")
     sklearn = pytest.importorskip("xpsoftmax.sklearn")
     X, y = data()
     X[:, 0] += 2 * y

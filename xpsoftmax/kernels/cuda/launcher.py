@@ -19,10 +19,10 @@ from xpsoftmax.kernels.cuda.sums import sum_of_rows, total, weight_penalty
 
 
 def refusal(logits: Array) -> str | None:
-    """Why the kernels cannot take these logits, or None."""
+    """Why the kernels cannot take these logits, or None. It is also called with labels, which have no class axis."""
     if cupy.cuda.runtime.is_hip:
         return "its kernels are written for NVIDIA GPUs"
-    if logits.shape[-1] > plan.MOST_CLASSES:
+    if logits.ndim > 1 and logits.shape[-1] > plan.MOST_CLASSES:
         return f"its kernels take at most {plan.MOST_CLASSES} classes"
     capability = capability_of(logits.data.device_id)
     if capability < plan.LEAST_CAPABILITY:
