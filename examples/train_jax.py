@@ -37,17 +37,17 @@ LOSSES: dict[str, Callable[..., Any]] = {
 def sums(prime: int) -> tuple[jax.Array, jax.Array]:
     """All pairs of numbers below a prime, one-hot, and their sums modulo the prime."""
     a, b = (x.ravel() for x in jnp.meshgrid(jnp.arange(prime), jnp.arange(prime), indexing="ij"))
-    return jnp.concatenate([jax.nn.one_hot(a, prime), jax.nn.one_hot(b, prime)], axis=1), (a + b) % prime
+    return jnp.concatenate([jax.nn.one_hot(x, prime, dtype=jnp.float32) for x in (a, b)], axis=1), (a + b) % prime
 
 
 def initial(prime: int) -> Params:
-    """Draw the weights of the two layers."""
+    """Draw the weights of the two layers: float32, also where JAX is set to 64 bits."""
     draw, (first, second) = jax.nn.initializers.he_normal(), jax.random.split(jax.random.key(0))
     return {
-        "hidden": draw(first, (2 * prime, HIDDEN)),
-        "hidden bias": jnp.zeros(HIDDEN),
-        "output": draw(second, (HIDDEN, prime)),
-        "output bias": jnp.zeros(prime),
+        "hidden": draw(first, (2 * prime, HIDDEN), jnp.float32),
+        "hidden bias": jnp.zeros(HIDDEN, jnp.float32),
+        "output": draw(second, (HIDDEN, prime), jnp.float32),
+        "output bias": jnp.zeros(prime, jnp.float32),
     }
 
 
