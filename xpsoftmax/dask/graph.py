@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
+import dask.array as da
 import numpy as np
 from array_api_compat import array_namespace, device, is_dask_array
+from dask.array.utils import meta_from_array
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
 
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.caller import warn
@@ -31,15 +35,6 @@ from xpsoftmax.dask.blocks import (
     sums_of_block,
     sums_of_rows,
 )
-
-try:
-    import dask.array as da
-    from dask.array.utils import meta_from_array
-    from dask.delayed import Delayed
-    from dask.highlevelgraph import HighLevelGraph
-except ImportError:
-    text = "xpsoftmax.dask needs dask, which is not installed: pip install 'dask[array,distributed]' threadpoolctl."
-    raise ImportError(text, name="dask") from None
 
 FAN_IN = 8
 """How many results a task of the tree adds up. A fixed number: the tree, and with it every bit of the sum, depends on
