@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from xpsoftmax import _moved
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
-from xpsoftmax._network.functions import mlp_logits, mlp_loss, mlp_loss_and_grad, mlp_partial_sums, mlp_predict
-from xpsoftmax._network.init import init_params
-from xpsoftmax._network.layers import Layer
-from xpsoftmax._network.sums import PartialSums
 from xpsoftmax._softmax import log_softmax, logsumexp, softmax, softmax_jacobian, softmax_jvp
 from xpsoftmax._threads import threads
 
 if TYPE_CHECKING:
     from xpsoftmax._gradcheck import check_grad, numerical_grad
     from xpsoftmax._network.files import load_params, save_params
+    from xpsoftmax._network.functions import mlp_logits, mlp_loss, mlp_loss_and_grad, mlp_partial_sums, mlp_predict
+    from xpsoftmax._network.init import init_params
+    from xpsoftmax._network.layers import Layer
     from xpsoftmax._network.moving import to_namespace
+    from xpsoftmax._network.sums import PartialSums
     from xpsoftmax._train.clipping import clip_by_global_norm
     from xpsoftmax._train.files import checkpoint, load_state, save_state
     from xpsoftmax._train.optimizers import Optimizer, adam, adamw, sgd
@@ -68,10 +68,14 @@ __all__ = [
 ]
 
 
-_SELDOM_USED = {
+_IMPORTED_LATER = {
     "_gradcheck": ("check_grad", "numerical_grad"),
     "_network.files": ("load_params", "save_params"),
+    "_network.functions": ("mlp_logits", "mlp_loss", "mlp_loss_and_grad", "mlp_partial_sums", "mlp_predict"),
+    "_network.init": ("init_params",),
+    "_network.layers": ("Layer",),
     "_network.moving": ("to_namespace",),
+    "_network.sums": ("PartialSums",),
     "_train.train": ("train",),
     "_train.clipping": ("clip_by_global_norm",),
     "_train.files": ("checkpoint", "load_state", "save_state"),
@@ -80,13 +84,15 @@ _SELDOM_USED = {
     "_train.schedules": ("constant_schedule", "cosine_schedule", "step_schedule", "warm_up_schedule"),
     "_train.state": ("TrainState",),
 }
-"""Imported when they are asked for: importing the package should cost little."""
+"""Imported at their first use, because importing the package should cost little."""
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _SELDOM_USED.items():
+    for module, names in _IMPORTED_LATER.items():
         if name in names:
-            return getattr(import_module(f"xpsoftmax.{module}"), name)
+            value = getattr(import_module(f"xpsoftmax.{module}"), name)
+            globals()[name] = value  # the next use finds it without this function
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

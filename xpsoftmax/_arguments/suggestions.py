@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -26,6 +25,8 @@ def suggesting(**meant: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             for name in kwargs:
                 if name not in names:
+                    import difflib  # only for a message: its import takes a millisecond
+
                     alike = difflib.get_close_matches(name, names, n=1)
                     said = meant.get(name) or (f"{alike[0]}=" if alike else None)
                     hint = "" if said is None else f" Did you mean {said}?"
