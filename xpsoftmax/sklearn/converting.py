@@ -95,9 +95,10 @@ class Conversion:
 
         Returns
         -------
-        sklearn.neural_network.MLPClassifier or, without hidden layers, sklearn.linear_model.LogisticRegression
-            On the host, with the parameters that it shares with this model; those that are new here are left out. The
-            two columns of two classes become one logistic output, their difference.
+        MLPClassifier or LogisticRegression of scikit-learn
+            LogisticRegression without hidden layers. The model is on the host, with the parameters that it shares with
+            this model; those that are new here are left out. The two columns of two classes become one logistic output,
+            their difference.
 
         Raises
         ------
