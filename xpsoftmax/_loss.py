@@ -46,7 +46,7 @@ def softmax_loss(
     axis : int
         The axis of the classes.
     class_weight : array, (C,), optional
-        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+        One weight per class. It multiplies the loss of each row with that label; with soft targets, that class's term.
     sample_weight : array, shape of `logits` without `axis`, optional
         Multiplies the loss of each row.
     ignore_index : int, optional
@@ -185,7 +185,7 @@ def softmax_loss_and_grad(
     axis : int
         The axis of the classes.
     class_weight : array, (C,), optional
-        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+        One weight per class. It multiplies the loss of each row with that label; with soft targets, that class's term.
     sample_weight : array, shape of `logits` without `axis`, optional
         Multiplies the loss of each row.
     ignore_index : int, optional

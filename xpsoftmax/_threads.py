@@ -1,4 +1,4 @@
-"""How many threads the NumPy kernels may use."""
+"""The public limit on the number of threads of the NumPy kernels."""
 
 from __future__ import annotations
 

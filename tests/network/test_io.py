@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -622,6 +623,53 @@ def test_bytes_reach_the_disk_before_the_name(monkeypatch, path, rng):
     size = path.stat().st_size
     assert steps[:2] == [("fsync", size), ("replace", size)]
     assert steps[2:] == ([("fsync", "folder")] if os.name == "posix" else [])
+
+
+def failing_for_folders(monkeypatch, code):
+    fsync = os.fsync
+
+    def synced(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+
+
+@POSIX
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_synchronise_folders(code, monkeypatch, path, rng):
+    failing_for_folders(monkeypatch, code)
+    params = drawn(rng)
+    xs.save_params(path, params)
+    assert_same_params(xs.load_params(path), params)
+
+
+@POSIX
+def test_a_folder_that_cannot_be_read(monkeypatch, path, rng):
+    """The tests may run as root, who reads every folder."""
+    opened = os.open
+
+    def refused(name, flags, *mode, **options):
+        if Path(name).is_dir():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(name, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    params = drawn(rng)
+    xs.save_params(path, params)
+    assert_same_params(xs.load_params(path), params)
+
+
+@POSIX
+def test_a_disk_that_fails_after_the_file_is_replaced(monkeypatch, path, rng):
+    failing_for_folders(monkeypatch, errno.EIO)
+    params = drawn(rng)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as raised:
+        xs.save_params(path, params)
+    assert raised.value.__notes__ == ["The new file is in its place, but a crash of the machine could still lose it."]
+    assert_same_params(xs.load_params(path), params)
+    assert left_in(path.parent) == [path.name]
 
 
 @POSIX

@@ -1,4 +1,4 @@
-"""benchmarks/scale_dask.py: it verifies, measures and writes; and its model is what docs/scaling.md says."""
+"""benchmarks/scale_dask.py verifies, measures and writes, and uses the model that docs/scaling.md describes."""
 
 from __future__ import annotations
 

@@ -65,7 +65,10 @@ def prepare(targets: Array, layout: Layout, options: LossOptions, max_memory: in
 
 
 def check_terms(targets: Array, options: LossOptions, layout: Layout) -> tuple[Array, LossOptions, Terms]:
-    """Check all but values; return targets and options with arrays that are free of subclasses and autograd."""
+    """Check types, dtypes, shapes and options, but not the values of arrays.
+
+    Return targets and options whose arrays are of the base class of their library, and not recorded by autograd.
+    """
     check_choice("reduction", options.reduction, ("mean", "sum", "none"))
     check_flag("validate", options.validate)
     as_number("label_smoothing", options.label_smoothing, high=1.0)

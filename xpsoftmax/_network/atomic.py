@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,8 +18,12 @@ PATTERN = ".xpsoftmax-*.part"
 """Names of temporary files. A writer locks its own as long as it lives: the system frees the lock of a killed one."""
 
 
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES)
+"""Errors of systems that cannot synchronise a folder, and of a folder that may be written to but not read."""
+
+
 def replace(target: Path, content: bytes) -> None:
-    """Put a new file in the place of the old one, in one step and with its permissions, or change nothing.
+    """Replace a file by a new one with the same permissions, in one step. If that fails, the old file stays unchanged.
 
     Temporary files that killed writers have left in the folder are removed.
     """
@@ -77,13 +82,17 @@ def _is_kept(file: BinaryIO) -> bool:
 
 
 def _settle(folder: Path) -> None:
-    """Let the new name of a file outlast a crash of the machine."""
+    """Write the new name of a file to the disk, so that it outlasts a crash of the machine."""
     if fcntl is None:  # Windows opens no folders
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError:  # some file systems have no such thing
-        pass
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in NO_SYNC:
+            return
+        error.add_note("The new file is in its place, but a crash of the machine could still lose it.")
+        raise

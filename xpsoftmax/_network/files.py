@@ -47,7 +47,8 @@ def save_params(path: str | os.PathLike[str], params: PairsOfArrays) -> None:
     TypeError, ValueError
         If `params` is not a network or `path` not the path of a file; nothing is written.
     OSError
-        If the file cannot be written. An existing file stays as it was, and no other file is left behind.
+        If the file cannot be written. An existing file stays as it was, and no other file is left behind. Also if the
+        disk fails once the new file is in its place: a note on the error says so.
 
     Notes
     -----

@@ -179,7 +179,7 @@ def mlp_loss(
         Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
         Dask arrays are not chunked here: their own chunks are.
     class_weight : array, (C,), optional
-        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+        One weight per class. It multiplies the loss of each row with that label; with soft targets, that class's term.
     sample_weight : array, (N,), optional
         Multiplies the loss of each row.
     ignore_index : int, optional
@@ -268,7 +268,7 @@ def mlp_loss_and_grad(
     max_memory : int, optional
         Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
     class_weight : array, (C,), optional
-        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+        One weight per class. It multiplies the loss of each row with that label; with soft targets, that class's term.
     sample_weight : array, (N,), optional
         Multiplies the loss of each row.
     ignore_index : int, optional
@@ -364,7 +364,7 @@ def mlp_partial_sums(
     max_memory : int, optional
         Bytes of temporary memory: rows pass through all layers in chunks. Default: 256 MiB, or what one row needs.
     class_weight : array, (C,), optional
-        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+        One weight per class. It multiplies the loss of each row with that label; with soft targets, that class's term.
     sample_weight : array, (N,), optional
         Multiplies the loss of each row.
     ignore_index : int, optional

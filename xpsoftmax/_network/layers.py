@@ -176,5 +176,5 @@ def carrying(layers: Sequence[Layer], activation: str) -> Params:
 
 
 def alike(layers: Sequence[Layer], own: Sequence[Layer]) -> Params:
-    """Return the layers with the types of `own`, so that they carry the same activations."""
+    """Return `layers` as the layer types of `own`: they then carry the activations of `own`."""
     return tuple(kind_of(like)(*layer) for layer, like in zip(layers, own, strict=True))

@@ -112,7 +112,7 @@ def train(
         Bytes of temporary memory of a step; the rows of its batch are held beside it. Default: 256 MiB, or what one row
         needs.
     class_weight : array, (C,), optional
-        Multiplies the loss of the rows with this label; with soft targets, each term of the sum over classes.
+        One weight per class. It multiplies the loss of each row with that label; with soft targets, that class's term.
     sample_weight : array, (N,), optional
         Multiplies the loss of each row.
     ignore_index : int, optional
@@ -137,7 +137,7 @@ def train(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_loss_and_grad`, and if an option does not fit.
+        As `mlp_loss_and_grad`, and if an option has a wrong type or value.
     DivergenceError
         A FloatingPointError, if a loss is not finite. On a device losses are checked once an epoch, without a wait
         within it; from the first loss that is not finite on, no update is made. Parameters are checked once, at the

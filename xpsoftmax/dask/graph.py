@@ -59,7 +59,7 @@ class Partitions:
 
     @property
     def labels(self) -> list[Any]:
-        """Return targets and weights, each followed by its index for `blockwise`."""
+        """Return the arguments of `blockwise` for targets and weights: each array, then the letters of its axes."""
         weight = [] if self.sample_weight is None else [self.sample_weight, "i"]
         return [self.targets, "ij"[: self.targets.ndim], *weight]
 

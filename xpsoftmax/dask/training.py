@@ -130,7 +130,7 @@ def train(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `mlp_loss_and_grad`, and if an option does not fit.
+        As `mlp_loss_and_grad`, and if an option has a wrong type or value.
     ClusterError
         A ConnectionError, if the scheduler of a cluster is lost, or a task loses one worker after the other. Its
         `result` has the parameters after the last step and the state to resume from; it is None while labels are

@@ -49,7 +49,7 @@ def cross_entropy(
         Labels from 0 to C - 1, of the shape of `input` without its axis of classes and of any integer dtype; or class
         probabilities, floating and of the shape of `input`.
     weight : Tensor, (C,), optional
-        Multiplies the loss of the rows with this label; with probabilities, each term of the sum over classes.
+        One weight per class. It multiplies the loss of each row with that label; with probabilities, that class's term.
     ignore_index : int
         Rows with this label add nothing. With probabilities it must be negative, and has no effect.
     reduction : {"mean", "sum", "none"}

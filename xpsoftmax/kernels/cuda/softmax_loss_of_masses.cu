@@ -97,7 +97,7 @@ struct Survey {
     static DEVICE Survey none() { return {Largest<Real>::none(), Largest<Real>::none(), 0, 0}; }
 };
 
-// What they sum then: over all but the largest logit and the hot class, and over all.
+// The sums of a row: some leave out the largest logit or the hot class, others cover all classes.
 struct Sums {
     Exponentials<Real> others;
     Real mass;  // of all but the hot class

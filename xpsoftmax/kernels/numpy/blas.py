@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def single_threaded(*, blas: bool) -> Iterator[None]:
     """Compute in this thread alone: the caller already has a thread for every core.
 
-    With `blas`, matrix products use one thread, too, if threadpoolctl is installed. This is a setting of the whole
+    With `blas`, matrix products also use one thread, if threadpoolctl is installed. That setting holds for the whole
     process.
     """
     with without_helpers(), _one_blas_thread if blas else nullcontext():
