@@ -133,10 +133,7 @@ class Optimizer(ABC):
         are updated at once: with small layers the calls take most of the time.
         """
         count, *kept = state
-        rate = self.learning_rate
-        if callable(rate):
-            rate = as_number(f"learning_rate({count})", rate(count))
-        rule, numbers = self.rule(rate, count + 1)
+        rule, numbers = self.rule(self.rate(count), count + 1)
         update = operations(params[0].weight, "auto").parameter_update
         *vectors, slope = (vector_of(layers) if in_place else None for layers in (params, *kept, grads))
         if slope is not None and all(vector is not None for vector in vectors):
@@ -152,6 +149,11 @@ class Optimizer(ABC):
             for new, weight, bias in zip(after, weights, biases, strict=True):
                 new.append(kind(weight, bias))
         return tuple(after[0]), (count + 1, *map(tuple, after[1:]))
+
+    def rate(self, count: int) -> float:
+        """Return the learning rate after so many updates; a function is called, and its number checked."""
+        rate = self.learning_rate
+        return as_number(f"learning_rate({count})", rate(count)) if callable(rate) else rate
 
     @property
     @abstractmethod
