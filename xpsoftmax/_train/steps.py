@@ -12,7 +12,7 @@ from xpsoftmax._arguments.problem import Problem, divided
 from xpsoftmax._arguments.values import Bad
 from xpsoftmax._network.backprop import Buffers
 from xpsoftmax._network.chunks import Plan, features_of, plan_chunks
-from xpsoftmax._network.layers import Params, carrying, recorded
+from xpsoftmax._network.layers import Params, recorded_activation, with_activation
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.passes import sum_over_chunks
 from xpsoftmax._network.sums import with_penalty
@@ -27,15 +27,15 @@ from xpsoftmax.kernels.sparse import is_sparse
 
 def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
     """Return the activation of the network; if neither it nor the call says one, that of the training to resume."""
-    unspecified = activation is None and recorded(net.layers) is None
+    unspecified = activation is None and recorded_activation(net.layers) is None
     if unspecified and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
-        return recorded(resume.params, "resume") or net.activation
+        return recorded_activation(resume.params, "resume") or net.activation
     return net.activation
 
 
 def trained_network(net: Network, activation: str) -> Network:
     """Return the network with hidden layers that carry their activation, as will all layers made of them."""
-    return replace(net, layers=carrying(net.layers, activation), activation=activation)
+    return replace(net, layers=with_activation(net.layers, activation), activation=activation)
 
 
 class Batch(Protocol):

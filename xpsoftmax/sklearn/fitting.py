@@ -13,7 +13,7 @@ from array_api_compat import array_namespace, device, is_dask_array
 from sklearn.utils import check_consistent_length
 
 from xpsoftmax._arguments.home import quiet
-from xpsoftmax._network.layers import Layer, Params, carrying
+from xpsoftmax._network.layers import Layer, Params, with_activation
 from xpsoftmax._network.network import as_network
 from xpsoftmax._typing import Array
 from xpsoftmax.sklearn.checks import is_overflow
@@ -60,7 +60,7 @@ def fit(
             check_dtype(model, block_of(X))
         rng = as_random_state(model.random_state)
         layers = initial_layers(rng, sizes, model.activation, block_of(X)) if first else params_of(model)
-        net = as_network(carrying(layers, model.activation), None)
+        net = as_network(with_activation(layers, model.activation), None)
         record = Record() if first else Record.of(model)
         rows = checked_validation(model, X, validation, targets.classes)
         rows = None if rows is None else (rows[0], net.xp.asarray(rows[1], device=net.home.device), rows[2])
@@ -118,7 +118,7 @@ def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) ->
         bound = math.sqrt((2.0 if activation == "logistic" else 6.0) / (fan_in + fan_out))
         arrays = (rng.uniform(-bound, bound, shape) for shape in ((fan_in, fan_out), (fan_out,)))
         layers.append(Layer(*(xp.asarray(array, **options) for array in arrays)))
-    return carrying(layers, activation)
+    return with_activation(layers, activation)
 
 
 @contextmanager

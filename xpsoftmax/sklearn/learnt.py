@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from xpsoftmax._network.layers import Layer, Params, carrying
+from xpsoftmax._network.layers import Layer, Params, with_activation
 from xpsoftmax._train.optimizers import Optimizer, State
 from xpsoftmax.sklearn.checks import diverged
 
@@ -74,7 +74,7 @@ class Record:
 def params_of(model: Any) -> Params:
     """Return the layers of a fitted model, which carry the activation that it was fitted with."""
     layers = [Layer(*layer) for layer in zip(model.coefs_, model.intercepts_, strict=True)]
-    return carrying(layers, getattr(model, "_activation", model.activation))  # older pickles lack it
+    return with_activation(layers, getattr(model, "_activation", model.activation))  # older pickles lack it
 
 
 def keep(model: Any, layers: Params, record: Record | None = None) -> None:

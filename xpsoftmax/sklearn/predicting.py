@@ -17,7 +17,7 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._network.backprop import Buffers, forward
 from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY, is_writable
-from xpsoftmax._network.layers import recorded
+from xpsoftmax._network.layers import recorded_activation
 from xpsoftmax._network.network import Network, as_network
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.sklearn.checks import bad_logits, check_inputs, check_logits
@@ -171,7 +171,7 @@ class Prediction:
 def fitted_network(model: Any) -> Network:
     """Return the network of a fitted model; only another fit changes its activation."""
     layers = params_of(model)
-    fitted = recorded(layers)
+    fitted = recorded_activation(layers)
     if fitted is not None and model.activation != fitted:
         raise ValueError(
             f"activation must be the one that the model was fitted with, {fitted!r}, got {model.activation!r}. "

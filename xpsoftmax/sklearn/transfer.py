@@ -11,7 +11,7 @@ import numpy as np
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import library
 from xpsoftmax._arguments.host import to_host, to_library
-from xpsoftmax._network.layers import PairsOfArrays, Params, recorded
+from xpsoftmax._network.layers import PairsOfArrays, Params, recorded_activation
 from xpsoftmax._network.network import as_network, copied
 from xpsoftmax._typing import Device, dtype_name
 from xpsoftmax.sklearn.labels import are_sorted, shortened
@@ -31,7 +31,7 @@ def model_of(kind: Any, params: PairsOfArrays, classes: Any, parameters: dict[st
     net = as_network(params, parameters.get("activation"))
     if net.dtype != net.working:
         raise TypeError(f"params must be in float32 or float64, got {net.dtype}. Cast them.")
-    carried = recorded(net.layers)
+    carried = recorded_activation(net.layers)
     if carried is not None:
         parameters["activation"] = carried
     model = kind(**{"hidden_layer_sizes": tuple(net.hidden), **parameters})
