@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.door import NO_KEY, SEEN, learn, recall, remember
+from xpsoftmax._arguments.door import NO_KEY, SEEN, recall, register_type, remember
 from xpsoftmax._arguments.home import Home, home_of, library
 from xpsoftmax._arguments.shapes import same_shape
 from xpsoftmax._network.layers import (
@@ -60,7 +60,7 @@ def as_network(
         return Network(home.xp, layers, chosen_activation, dtype, dtype, home, operations(layers[0].weight, impl))
     net = _checked(params, activation, impl, differentiable=differentiable)
     if all(a is b for layer, given in zip(net.layers, params, strict=True) for a, b in zip(layer, given, strict=True)):
-        learn(net.layers[0].weight)
+        register_type(net.layers[0].weight)
         remember(key, (net.home, net.activation, net.dtype), activation)
     return net
 

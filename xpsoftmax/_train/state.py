@@ -13,7 +13,7 @@ import numpy as np
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer
-from xpsoftmax._arguments.values import Rows, Suspect, check_values
+from xpsoftmax._arguments.values import Rows, ValueCheck, check_values
 from xpsoftmax._network.layers import Layer, Params, layer_type_of, sizes_of, with_types_of
 from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import Network
@@ -268,15 +268,15 @@ def _check_numbers(
                 for part, array in zip(Layer._fields, layer, strict=True):
                     yield f"{name}[{i}].{part}", rule, array
 
-    def suspect(name: str, rule: str, array: Any) -> Suspect:
+    def value_check(name: str, rule: str, array: Any) -> ValueCheck:
         def bad(_: Rows) -> Any:
             found = ~net.xp.isfinite(array)
             return found | (array < 0.0) if rule.endswith("negative") else found
 
-        return Suspect(name, rule, "index", bad, array)
+        return ValueCheck(name, rule, "index", bad, array)
 
     with quiet(net.xp, net.home.device):
-        check_values(net.xp, [suspect(*entry) for entry in named()])
+        check_values(net.xp, [value_check(*entry) for entry in named()])
 
 
 def _checked_history(history: Any, epoch: int, *, validated: bool, accurate: bool) -> History:

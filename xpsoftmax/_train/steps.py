@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xpsoftmax._arguments.problem import Problem, divided
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.backprop import Buffers
 from xpsoftmax._network.chunks import Plan, features_of, plan_chunks
 from xpsoftmax._network.layers import Params, recorded_activation, with_activation
@@ -77,7 +77,7 @@ class Steps(Protocol):
     def evaluated(self, params: Params, data: Any) -> tuple[float, float]:
         """Return loss, without penalty, and accuracy of other data."""
 
-    def flaw(self, data: Any = None) -> Bad | None:
+    def flaw(self, data: Any = None) -> BadValue | None:
         """Return the first bad value of the data, or of other data: the cause of a loss that is not finite."""
 
 
@@ -222,5 +222,5 @@ class RowSteps:
         net = replace(self.network, layers=params)
         return evaluation(net, data, self.reduction, self.max_memory, self.buffers).means(self.reduction)
 
-    def flaw(self, data: Data | None = None) -> Bad | None:
+    def flaw(self, data: Data | None = None) -> BadValue | None:
         return first_flaw(self.network, self.data if data is None else data, self.max_memory)

@@ -17,13 +17,13 @@ from xpsoftmax._network.layers import Layer, Params, with_activation
 from xpsoftmax._network.network import as_network
 from xpsoftmax._typing import Array
 from xpsoftmax.sklearn.checks import is_overflow
+from xpsoftmax.sklearn.fitted import Record, all_or_nothing, params_of, set_fitted, set_fitted_classes
 from xpsoftmax.sklearn.inputs import block_of, checked_inputs, current_device, labels_in_memory
 from xpsoftmax.sklearn.labels import are_sorted, encode, shortened
 from xpsoftmax.sklearn.lbfgs import minimise
-from xpsoftmax.sklearn.learnt import Record, all_or_nothing, keep, keep_classes, params_of
 from xpsoftmax.sklearn.parameters import as_random_state, check_dtype, check_parameters, check_sizes
 from xpsoftmax.sklearn.preparing import class_weights, prepare_steps
-from xpsoftmax.sklearn.stepping import learn
+from xpsoftmax.sklearn.stepping import fit_epochs
 from xpsoftmax.sklearn.targets import Targets, as_classes, as_sample_weight, as_targets
 from xpsoftmax.sklearn.validation import checked_validation, validation_data
 
@@ -71,11 +71,11 @@ def fit(
             if model.solver == "lbfgs":
                 layers = minimise(model, steps, record, watched)
             else:
-                layers = learn(model, steps, held_out, rng, record, watched, incremental=incremental)
+                layers = fit_epochs(model, steps, held_out, rng, record, watched, incremental=incremental)
         if first:
-            keep_classes(model, layers, targets.classes)
+            set_fitted_classes(model, layers, targets.classes)
         model._activation = model.activation  # a parameter that was changed counts from this call on
-        keep(model, layers, record)
+        set_fitted(model, layers, record)
 
 
 def _checked_targets(X: Array, y: Any, classes: Any, known: np.ndarray | None, *, incremental: bool) -> Targets:

@@ -21,9 +21,9 @@ from xpsoftmax._network.layers import recorded_activation
 from xpsoftmax._network.network import Network, as_network
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.sklearn.checks import bad_logits, check_inputs, check_logits
+from xpsoftmax.sklearn.fitted import params_of
 from xpsoftmax.sklearn.inputs import checked_inputs, current_device, is_lazy
-from xpsoftmax.sklearn.labels import alike, as_labels, as_raw_array, family, shortened
-from xpsoftmax.sklearn.learnt import params_of
+from xpsoftmax.sklearn.labels import as_labels, as_raw_array, family, in_common_dtype, shortened
 from xpsoftmax.sklearn.targets import as_sample_weight, as_targets, is_probabilities, labels_of
 
 IN_CACHE = 2**20
@@ -161,7 +161,7 @@ class Prediction:
         check_consistent_length(labels, predicted)
         if family(labels) != family(predicted):
             raise ValueError(f"y must be labels like {shortened(self.classes_)}, got {shortened(labels)}.")
-        labels, predicted = alike(labels, predicted)
+        labels, predicted = in_common_dtype(labels, predicted)
         weight = as_sample_weight(sample_weight, np.empty((len(labels), 0)))
         if weight is not None and not weight.any():
             raise ValueError("sample_weight must let a row count, got weights that are all zero.")
