@@ -13,8 +13,8 @@ import numpy as np
 from xpsoftmax._arguments.home import on_device, quiet
 from xpsoftmax._arguments.options import as_number, check_flag
 from xpsoftmax._arguments.suggestions import suggesting
-from xpsoftmax._network.alike import check_alike
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
+from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import as_network
 from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax._typing import Array
@@ -100,7 +100,7 @@ class Optimizer(ABC):
             raise TypeError(f"grads must be a non-empty sequence of (weight, bias) pairs, got {grads!r:.60}.")
         of_grads = as_network(grads, None)
         slopes = of_grads.layers
-        check_alike("grads", slopes, net.layers, "params")
+        check_matching("grads", slopes, net.layers, "params")
         if of_grads.dtype not in (net.dtype, net.working):
             raise TypeError(f"grads must have the dtype of params, {net.dtype}, got {of_grads.dtype}.")
         if (
@@ -115,7 +115,7 @@ class Optimizer(ABC):
             hint = hint or (" Pass its `state.optimizer`." if hasattr(state, "state") else "")
             raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.{hint}")
         for kept in state[1:]:
-            check_alike("state", kept, net.layers, "params")
+            check_matching("state", kept, net.layers, "params")
             if any(array.dtype != net.working for layer in kept for array in layer):
                 raise TypeError(f"state must be of {net.working}, as params are computed, got {kept[0].weight.dtype}.")
         with quiet(net.xp, net.home.device):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from xpsoftmax._network.layers import Params, alike
+from xpsoftmax._network.layers import Params, with_types_of
 from xpsoftmax._network.network import copied
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.loop import Loop, NotFiniteError, are_finite
@@ -76,7 +76,7 @@ class Run:
             self.loop = Loop(steps, optimizer, resume.params, resume.optimizer)
             self.epoch, self.step = resume.epoch, resume.step
             if resume.best is not None:  # one of an older version carries no activation
-                self.best = (*resume.best[:2], alike(resume.best[2], steps.network.layers))
+                self.best = (*resume.best[:2], with_types_of(resume.best[2], steps.network.layers))
             self.history = {name: list(values) for name, values in resume.history.items()}
             generator.bit_generator.state = resume.rng
         self.rng = dict(generator.bit_generator.state)  # when the epoch began

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xpsoftmax._arguments.problem import Problem, divided
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.backprop import Buffers
 from xpsoftmax._network.chunks import Plan, features_of, plan_chunks
-from xpsoftmax._network.layers import Params, carrying, recorded
+from xpsoftmax._network.layers import Params, recorded_activation, with_activation
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.passes import sum_over_chunks
 from xpsoftmax._network.sums import with_penalty
@@ -27,15 +27,15 @@ from xpsoftmax.kernels.sparse import is_sparse
 
 def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
     """Return the activation of the network; if neither it nor the call says one, that of the training to resume."""
-    unspecified = activation is None and recorded(net.layers) is None
+    unspecified = activation is None and recorded_activation(net.layers) is None
     if unspecified and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
-        return recorded(resume.params, "resume") or net.activation
+        return recorded_activation(resume.params, "resume") or net.activation
     return net.activation
 
 
 def trained_network(net: Network, activation: str) -> Network:
     """Return the network with hidden layers that carry their activation, as will all layers made of them."""
-    return replace(net, layers=carrying(net.layers, activation), activation=activation)
+    return replace(net, layers=with_activation(net.layers, activation), activation=activation)
 
 
 class Batch(Protocol):
@@ -77,7 +77,7 @@ class Steps(Protocol):
     def evaluated(self, params: Params, data: Any) -> tuple[float, float]:
         """Return loss, without penalty, and accuracy of other data."""
 
-    def flaw(self, data: Any = None) -> Bad | None:
+    def flaw(self, data: Any = None) -> BadValue | None:
         """Return the first bad value of the data, or of other data: the cause of a loss that is not finite."""
 
 
@@ -232,5 +232,5 @@ class RowSteps:
         net = replace(self.network, layers=params)
         return evaluation(net, data, self.reduction, self.max_memory, self.buffers).means(self.reduction)
 
-    def flaw(self, data: Data | None = None) -> Bad | None:
+    def flaw(self, data: Data | None = None) -> BadValue | None:
         return first_flaw(self.network, self.data if data is None else data, self.max_memory)
