@@ -9,6 +9,7 @@ from typing import Any
 from array_api_compat import is_dask_array
 
 from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.naming import VALIDATION, named
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag, check_impl
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._arguments.suggestions import suggesting
@@ -190,15 +191,12 @@ def train(
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     check_concrete(**layers_by_name(params))
     reg = as_number("reg", reg)
-    data = as_data(net, "X", X, targets, options, max_memory)
+    data = as_data(net, X, targets, options, max_memory)
     held_out = None
     if validation is not None:
-        try:
-            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None), max_memory)
+        with named(VALIDATION):
+            held_out = as_data(net, *validation, options._replace(sample_weight=None), max_memory)
             check_held_out(net, held_out, max_memory)
-        except (TypeError, ValueError) as error:
-            error.add_note("It is about the validation data.")
-            raise
     generator = as_generator("rng", rng)
     batch_size = min(batch_size, data.rows)
     steps = RowSteps(net, data, reg, reduction, max_memory)
