@@ -12,7 +12,7 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.problem import LossOptions, Problem, prepare
 from xpsoftmax._arguments.tracing import check_concrete
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.chunks import budget, plan_chunks
 from xpsoftmax._network.network import Network, as_inputs
 from xpsoftmax._typing import Array
@@ -59,12 +59,12 @@ def check_held_out(net: Network, data: Data, max_memory: int | None) -> None:
         raise bad.error()
 
 
-def _bad_inputs(net: Network, data: Data, max_memory: int | None, name: str) -> Bad | None:
+def _bad_inputs(net: Network, data: Data, max_memory: int | None, name: str) -> BadValue | None:
     with quiet(net.xp, net.home.device):
         return first_not_finite(net.xp, name, data.X, data.problem.row_weight, budget(max_memory))
 
 
-def first_flaw(net: Network, data: Data, max_memory: int | None) -> Bad | None:
+def first_flaw(net: Network, data: Data, max_memory: int | None) -> BadValue | None:
     """Return the first label, weight or input that makes a loss not finite; None if there is none."""
     if data.unchecked is not None:
         targets, options = data.unchecked

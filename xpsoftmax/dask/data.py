@@ -9,7 +9,7 @@ from array_api_compat import is_dask_array
 
 from xpsoftmax._train.data import Data, as_data, check_held_out
 from xpsoftmax.dask import graph
-from xpsoftmax.dask.blocks import Block, Model, Uneven, check_block, check_labels_of_block
+from xpsoftmax.dask.blocks import Block, Model, UnequalRows, check_block, check_labels_of_block
 from xpsoftmax.dask.cluster import Scheduler
 from xpsoftmax.dask.graph import Partitions
 
@@ -44,7 +44,7 @@ def _sizes_of(data: Partitions, total: Block) -> tuple[int, ...]:
     if not graph.is_unknown(X):
         for block, (rows, found) in enumerate(zip(X.chunks[0], sizes, strict=True)):
             if rows != found:
-                raise Uneven("targets", int(rows), found, block).error()
+                raise UnequalRows("targets", int(rows), found, block).error()
     return sizes
 
 

@@ -19,7 +19,7 @@ from xpsoftmax._network.layers import Params
 from xpsoftmax._typing import Activation
 from xpsoftmax.sklearn import fitting
 from xpsoftmax.sklearn.converting import Conversion
-from xpsoftmax.sklearn.learnt import params_of
+from xpsoftmax.sklearn.fitted import params_of
 from xpsoftmax.sklearn.parameters import has_minibatches
 from xpsoftmax.sklearn.predicting import Prediction
 

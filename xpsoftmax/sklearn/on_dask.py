@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY
 from xpsoftmax._network.functions import mlp_logits
 from xpsoftmax._network.layers import Params
@@ -107,7 +107,7 @@ def _beside(values: np.ndarray, X: Array) -> Array:
     return lazy.map_blocks(xp.asarray, dtype=lazy.dtype, meta=xp.asarray(values[:0]))
 
 
-class BadInput(Bad):
+class BadInput(BadValue):
     """The first input of a block that is not finite. Adding the blocks counts its row from the first of all blocks."""
 
     def error(self) -> ValueError:
