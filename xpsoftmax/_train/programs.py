@@ -6,7 +6,8 @@ the batch begins in it, and the numbers of the update rule.
 
 The caller gives arrays of these names: `X`, `targets`, `row_weight`, `counting`, `class_weight`, `order`; `weight0`,
 `bias0`, ... and what the optimiser keeps of them, `weight0.kept0`, ...; `place` (the first row of the batch in the
-order, the number of this update, that of the next), `numbers` (a row for each update), `finite` and `loss`.
+order, the number of this update, that of the next), `numbers` (a row for each update), `losses` (one for each update)
+and `finite`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Step:
     """All that the description of a step depends on."""
 
     rows: int  # of the batch
+    all_rows: int  # of the data: after the last one the first is the next
     sizes: tuple[int, ...]  # (D, H, ..., C)
     activation: Activation
     dtype: str  # the working precision
@@ -160,8 +162,8 @@ class _Maker:
 
     def end(self) -> None:
         step = self.step
-        self.add("total", "terms", "loss")
-        self.add("record", "loss", "finite", "place", rows=step.rows)
+        self.add("total", "terms", self.buffer("loss"))
+        self.add("record", "loss", "losses", "finite", "place", rows=step.rows, all_rows=step.all_rows)
         for i in range(self.depth):
             for name in (f"weight{i}", f"bias{i}"):
                 kept = tuple(f"{name}.kept{k}" for k in range(step.kept))

@@ -91,10 +91,10 @@ def penalty(weight: Array, grad: Array, strength: Array | None, terms: Array, *,
     launches.run(plan.penalty_launch(*addresses, reg, sums, weight.size, dtype_name(weight.dtype)))
 
 
-def record(loss: Array, finite: Array, place: Array, *, rows: int) -> None:
-    """Note whether all losses are finite, and move on to the next batch."""
-    addresses = address_of(loss), address_of(finite), address_of(place)
-    launches.run(step_plan.record_launch(*addresses, rows, dtype_name(loss.dtype)))
+def record(loss: Array, losses: Array, finite: Array, place: Array, *, rows: int, all_rows: int) -> None:
+    """Note the loss, and whether all losses are finite, and move on to the next batch."""
+    addresses = address_of(loss), address_of(losses), address_of(finite), address_of(place)
+    launches.run(step_plan.record_launch(*addresses, rows, all_rows, dtype_name(loss.dtype)))
 
 
 def update(
