@@ -118,7 +118,7 @@ def test_an_instruction_more_an_element_is_counted(monkeypatch):
     there = "for (int i = 0; i < PER; ++i) e[i] = relative_exp(e[i]);"
     assert there in source
     monkeypatch.setattr(
-        plan,
+        texts,
         "source",
         lambda kernel: source.replace(there, "for (int i = 0; i < PER; ++i) e[i] = relative_exp(e[i]) * e[i];"),
     )

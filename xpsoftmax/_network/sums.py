@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_number
+from xpsoftmax._arguments.views import on_views
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, sizes_of, with_types_of
 from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import Network, as_network
@@ -60,6 +62,7 @@ class PartialSums(NamedTuple):
         """Make `sum` work, which starts from 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
+    @on_views()
     def finish(self, params: PairsOfArrays, *, reg: float = 0.0) -> tuple[Array, Params]:
         """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them.
 
@@ -127,7 +130,7 @@ def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
         return loss
     for layer in net.layers:
         loss = loss + net.kernels.weight_penalty(layer.weight, None, reg)[0]
-    return net.xp.asarray(loss)
+    return net.xp.asarray(loss) if isinstance(loss, np.generic) else loss
 
 
 def with_penalty(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:

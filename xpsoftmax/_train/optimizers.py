@@ -13,6 +13,7 @@ import numpy as np
 from xpsoftmax._arguments.home import on_device, quiet
 from xpsoftmax._arguments.options import as_number, check_flag
 from xpsoftmax._arguments.suggestions import suggesting
+from xpsoftmax._arguments.views import on_views
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import as_network
@@ -74,6 +75,7 @@ class Optimizer(ABC):
             ]
         return (0, *zeros)
 
+    @on_views()
     def update(self, params: PairsOfArrays, grads: PairsOfArrays, state: State) -> tuple[Params, State]:
         """Parameters and state after one step. No argument is modified.
 
