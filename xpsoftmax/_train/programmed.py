@@ -64,7 +64,7 @@ class ProgrammedSteps:
         self._runners[key].run()
         count, *kept = loop.state
         loop.state = (count + 1, *kept)
-        self._place = (batch.start + batch.size, self._place[1] + 1)
+        self._place = ((batch.start + batch.size) % self._steps.rows, self._place[1] + 1)
         return self._arrays["loss"] + 0.0  # a copy: the next step writes its own there
 
     def _are_rows_in_place(self) -> bool:
@@ -122,11 +122,14 @@ class ProgrammedSteps:
 
     def _described(self, loop: Loop, rows: int, rule: Rule) -> Step:
         steps, problem = self._steps, self._steps.data.problem
+        given = [steps.data.X, *([problem.targets] if problem.targets.ndim == 2 else [])]
         return Step(
             rows=rows,
+            all_rows=steps.rows,
             sizes=self._sizes(),
             activation=ACTIVATIONS[steps.network.activation],
             dtype=self._dtype,
+            cast=any(dtype_name(array.dtype) != self._dtype for array in given),
             soft=problem.targets.ndim == 2,
             weighted=problem.counting is not None,
             class_weighted=problem.spec.class_weight is not None,
@@ -142,7 +145,7 @@ class ProgrammedSteps:
     def _send(self, loop: Loop, batch: RowBatch, rate: float) -> None:
         """Send to the device what has changed since the last step."""
         order = batch.order
-        if order is not self._order:
+        if batch.size < self._steps.rows and order is not self._order:
             self._arrays["order"][...] = self._on_device(np.arange(self._steps.rows)) if order is None else order
             self._order = order
         update = loop.state[0] - self._first

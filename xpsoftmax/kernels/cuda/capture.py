@@ -20,7 +20,7 @@ from typing import Any
 import cupy
 
 from xpsoftmax._typing import Array
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import table_plan
 from xpsoftmax.kernels.cuda.products import PlainProducts, Products, can_be_captured
 from xpsoftmax.kernels.cuda.steps import bound
 from xpsoftmax.kernels.rules import Rule
@@ -59,7 +59,7 @@ class Runner:
     @staticmethod
     def has_rule(rule: Rule) -> bool:
         """Whether there is a kernel for this update rule."""
-        return rule in plan.RULES
+        return rule in table_plan.RULES
 
     def _bound(self, operation: Any) -> Callable[[], None]:
         arrays = tuple(None if name is None else self._arrays[name] for name in operation.arrays)
