@@ -220,10 +220,10 @@ def words(launch):
 
 
 def test_every_entry_of_a_parameter_has_a_thread():
-    parameters = [((64, 128, 192), (65, 129, 193), 256, length) for length in (1, 1024, 1025)]
+    parameters = [((64, 128, 192), (65, 129, 193), 256, length) for length in (1, 512, 513)]
     (launch,) = table_plan.update_launches("adamw_rule", parameters, 7, "float64", (0.5,) * 8)
     assert (launch.grid, launch.block) == (4, 256)
-    assert [item[-2:] for item in words(launch)[:4]] == [[1, 1], [1024, 2], [1025, 4], [0, 0]]
+    assert [item[-2:] for item in words(launch)[:4]] == [[1, 1], [512, 2], [513, 4], [0, 0]]
     assert words(launch)[1][:-2] == [64, 128, 192, 256, 65, 129, 193]
     assert launch.arguments[1] == 7
     (launch,) = table_plan.update_launches("sgd_rule", [((64,), (64,), 256, 9)], 0, "float32", (0.5,))

@@ -189,12 +189,20 @@ def test_all_rows_are_read_where_they_are(weighted, soft):
     assert "order" not in read
 
 
-NODES = {"plain": 13, "penalty": 14, "weights": 14, "weights and penalty": 15, "all rows": 12, "one layer": 8, "adamw": 13}
+NODES = {
+    "plain": 13,
+    "penalty": 14,
+    "weights": 14,
+    "weights and penalty": 15,
+    "all rows": 12,
+    "one layer": 8,
+    "adamw": 13,
+}
 
 
 @pytest.mark.parametrize("name", NODES)
 def test_how_many_launches_a_step_has(recorder, runner, rng, name):
-    """Products are one launch each. ADR 17 has these numbers; a step of few rows takes about 2 microseconds for each."""
+    """Products are one launch each. ADR 17 has these numbers; a small step takes about 2 microseconds for each."""
     products = []
     matmul = recorder.module.matmul
     recorder.module.matmul = lambda *arrays, **options: (products.append(1), matmul(*arrays, **options))

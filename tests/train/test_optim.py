@@ -7,7 +7,6 @@ from assertions import assert_like
 import xpsoftmax as xs
 from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax.kernels import generic
-from xpsoftmax.kernels import numpy as numpy_kernels
 from xpsoftmax.kernels.numpy import elementwise, updates
 
 OPTIMIZERS = {

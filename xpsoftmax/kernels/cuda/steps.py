@@ -1,7 +1,7 @@
 """The launches of the operations of a training step, on existing CuPy arrays.
 
-Each function takes the arrays and options of an `Operation` of xpsoftmax/_train/programs.py. The launches are planned once,
-when a program gets its arrays; to make the step they only have to be run. None allocates memory, and none waits.
+Each function takes the arrays and options of an `Operation` of xpsoftmax/_train/programs.py. The launches are planned
+once, when a program gets its arrays; to make a step they only have to be run. None allocates memory, and none waits.
 """
 
 from __future__ import annotations
@@ -58,9 +58,17 @@ def weigh(
     counting: Array, weights: Array | None, shares: Array | None, strength: Array | None, *, reg: float
 ) -> list[Launch]:
     """Divide the weights of a batch, and the strength of the penalty, by the sum of the counting weights."""
-    addresses = map(address_of, (counting, weights, shares))
-    dtype = dtype_name(counting.dtype)
-    return [step_plan.weigh_launch(*addresses, counting.size, reg, address_of(strength), dtype)]
+    return [
+        step_plan.weigh_launch(
+            address_of(counting),
+            address_of(weights),
+            address_of(shares),
+            counting.size,
+            reg,
+            address_of(strength),
+            dtype_name(counting.dtype),
+        )
+    ]
 
 
 def bias_activation(z: Array, bias: Array, slopes: Array | None, *, activation: str) -> list[Launch]:
@@ -119,13 +127,15 @@ def sums_of_rows(*matrices_and_sums: Array, between: Sequence[Array] = ()) -> li
 
     `between` has room for the sums of parts, for one matrix after the other: see `temporary_shapes`.
     """
-    matrices, sums = matrices_and_sums[::2], matrices_and_sums[1::2]
-    levels = len(between) // len(matrices)
-    of_each = [(x, *between[i * levels : (i + 1) * levels], out) for i, (x, out) in enumerate(zip(matrices, sums, strict=True))]
+    count = len(matrices_and_sums) // 2
+    levels = len(between) // count  # of sums of parts
     made: list[Launch] = []
+    sources = matrices_and_sums[::2]
     for level in range(levels + 1):
-        pairs = [(matrix_of(arrays[level]), address_of(arrays[level + 1])) for arrays in of_each]
-        made += table_plan.sum_of_rows_launches(pairs)
+        sums = matrices_and_sums[1::2] if level == levels else between[level::levels]
+        pairs = zip(map(matrix_of, sources), map(address_of, sums), strict=True)
+        made += table_plan.sum_of_rows_launches(list(pairs))
+        sources = tuple(sums)
     return made
 
 
@@ -153,8 +163,9 @@ def record(
     for sums in between:
         made.append(plan.total_launch(address_of(terms), address_of(sums), terms.size, dtype))
         terms = sums
-    addresses = map(address_of, (loss, finite, place))
-    return [*made, step_plan.record_launch(address_of(terms), terms.size, *addresses, rows, all_rows, dtype)]
+    vector = address_of(terms), terms.size
+    addresses = address_of(loss), address_of(finite), address_of(place)
+    return [*made, step_plan.record_launch(*vector, *addresses, rows, all_rows, dtype)]
 
 
 def update(finite: Array, numbers: Array, place: Array, *arrays: Array, rule: Rule, kept: int) -> list[Launch]:

@@ -41,8 +41,8 @@ RULES = {
 """The function of kernels/cuda/rules.cuh for each update rule that it has."""
 RULE_NUMBERS = 8
 """How many numbers a rule takes at most."""
-ENTRIES_OF_A_THREAD = 4
-"""Entries of a parameter that a thread updates."""
+ENTRIES_OF_A_THREAD = {"float32": 4, "float64": 2}
+"""Entries of a parameter that a thread updates, by dtype: more would need too many registers."""
 
 Item = tuple[Sequence[int], int]
 """What a table says of an array, before its end, and how many thread blocks work on the array."""
@@ -65,7 +65,7 @@ def update_launches(
     """
     rest = (0.0,) * (RULE_NUMBERS - len(numbers))
     arguments = np.uint64(ok), *map(np.uint64, rows_of_numbers), *as_reals(dtype, (*numbers, *rest))
-    of_a_block = UNIT_THREADS * ENTRIES_OF_A_THREAD
+    of_a_block = UNIT_THREADS * ENTRIES_OF_A_THREAD[dtype]
     items = [
         ((*_three(before), grad, *_three(after), length), -(-length // of_a_block))
         for before, after, grad, length in parameters
@@ -83,7 +83,7 @@ def _three(addresses: Sequence[int]) -> tuple[int, ...]:
 @cache
 def update_defines(dtype: str, rule: str) -> tuple[tuple[str, str], ...]:
     """The specialisation of the kernel for updates."""
-    return unit_defines(dtype, ("RULE", rule), ("EACH", str(ENTRIES_OF_A_THREAD)))
+    return unit_defines(dtype, ("RULE", rule), ("EACH", str(ENTRIES_OF_A_THREAD[dtype])))
 
 
 def penalty_launches(
@@ -102,7 +102,7 @@ def penalty_launches(
     for weight, grad, length in weights:
         items.append(((weight, grad, place, length), total_parts(length)))
         place += total_parts(length) * itemsize
-    launches = []
+    launches: list[Launch] = []
     for table, grid in _tables(items):
         copied = map(np.uint64, (0, 0) if launches else (loss, sums if loss else 0))
         arguments = table, np.uint64(strength), *as_reals(dtype, (reg,)), *copied
