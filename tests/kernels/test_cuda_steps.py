@@ -16,7 +16,7 @@ from types import ModuleType
 import cuda_on_cpu as cpu
 import numpy as np
 import pytest
-from fake_cupy import Recorder, array
+from fake_cupy import Array, Recorder, array
 from program_reference import ReferenceRunner
 
 from xpsoftmax._train.programs import ENTRIES_OF_A_PART, Step, step_program
@@ -87,7 +87,7 @@ def arrays_of(
         "place": np.zeros(3, "i8"),
         "numbers": np.full((8, 8), 0.05, dtype) * rng.uniform(0.5, 1, (8, 1)).astype(dtype),
         "finite": np.array(True),
-        "loss": np.zeros((), dtype),
+        "losses": np.full(9, -1, dtype),
     }
     named["counting"][::5] = 0
     named["row_weight"] = named["counting"] * dtype_of(dtype)(1.5)
@@ -104,6 +104,11 @@ def dtype_of(name):
     return np.dtype(name).type
 
 
+def run(runner):
+    with runner.in_order(Array.device):
+        runner.run()
+
+
 def check(runner, step, rng, times=3, x_dtype=None, target_dtype=None):
     """Run a program a few times, by both runners; the parameters go on changing from step to step."""
     program = step_program(step)
@@ -111,8 +116,8 @@ def check(runner, step, rng, times=3, x_dtype=None, target_dtype=None):
     found = {name: array(value.copy()) for name, value in wanted.items()}
     reference, made = ReferenceRunner(program, wanted), runner(program, found)
     for _ in range(times):
-        reference.run()
-        made.run()
+        run(reference)
+        run(made)
         for name, value in wanted.items():
             eps = EPS[step.dtype]
             scale = np.nanmax(np.abs(value), initial=1) if value.dtype.kind == "f" else 1
@@ -160,8 +165,8 @@ def test_operations_are_those_of_the_reference(recorder, runner, rng, name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_captured_step_gives_the_same_numbers(recorder, runner, nvmath, rng, name):
     """The first step runs one by one; the others are one graph, which reads what the arrays hold then."""
-    check(runner, replace(STEP, **VARIANTS[name]), rng, times=4 if N >= 4 * ROWS else 3)
-    assert recorder.order.count(("graph", 101)) == 2
+    check(runner, replace(STEP, **VARIANTS[name]), rng, times=4)  # the fourth begins at the first row again
+    assert recorder.order.count(("graph", 101)) == 3
 
 
 @pytest.mark.parametrize("rows", [ROWS, N])
@@ -226,26 +231,25 @@ def test_updates_end_with_a_loss_that_is_not_finite(runner, rng):
     arrays["X"][arrays["order"][ROWS + 1]] = np.inf  # in the second batch
     found = {name: array(value) for name, value in arrays.items()}
     made = runner(program, found)
-    made.run()
+    run(made)
     before = arrays["weight0"].copy()
     assert bool(arrays["finite"])
     for _ in range(2):
         with np.errstate(invalid="ignore"):  # the products here are NumPy's
-            made.run()
+            run(made)
         assert not bool(arrays["finite"])
     assert np.array_equal(arrays["weight0"], before)
-    assert 3 * ROWS == N
-    assert arrays["place"].tolist() == [0, 2, 3]
+    assert arrays["place"].tolist() == [0, 2, 3]  # after the last row
 
 
 def test_the_streams_wait_for_each_other(recorder, runner, nvmath, rng):
     arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
     made = runner(step_program(STEP), arrays)
     around = [("record", 7), ("wait", 101)], [("record", 101), ("wait", 7)]
-    made.run()
+    run(made)
     assert recorder.order == [*around[0], *around[1]]
     recorder.order.clear()
-    made.run()
+    run(made)
     assert recorder.order == [*around[0], ("graph", 101), *around[1]]
 
 
@@ -253,9 +257,9 @@ def test_nothing_is_launched_beside_a_graph(recorder, runner, nvmath, rng):
     arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
     made = runner(step_program(STEP), arrays)
     for _ in range(2):
-        made.run()
+        run(made)
     recorder.launches.clear()
-    made.run()
+    run(made)
     assert recorder.launches == []
 
 
@@ -265,12 +269,12 @@ def test_a_step_that_allocates_is_not_captured_and_still_made(recorder, runner, 
     reference, made = ReferenceRunner(program, wanted), runner(program, found)
     made._operations.insert(3, lambda: recorder.module.empty(4, "f4"))
     for number in range(3):
-        reference.run()
+        run(reference)
         if number == 1:
             with pytest.warns(RuntimeWarning, match=r"^A step of training could not be captured: 16 bytes were asked"):
-                made.run()
+                run(made)
         else:
-            made.run()
+            run(made)
         np.testing.assert_allclose(np.asarray(found["weight0"]), wanted["weight0"], rtol=1e-12)
     assert ("graph", 101) not in recorder.order
     assert recorder.allocator is None
@@ -280,12 +284,12 @@ def test_a_step_that_allocates_is_not_captured_and_still_made(recorder, runner, 
 def test_an_interrupt_while_a_step_is_captured_is_raised_afterwards(recorder, runner, nvmath, rng):
     arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
     made = runner(step_program(STEP), arrays)
-    made.run()
+    run(made)
     done = []
     made._operations.insert(0, lambda: signal.raise_signal(signal.SIGINT))
     made._operations.append(lambda: done.append(gc.isenabled()))
     with pytest.raises(KeyboardInterrupt):
-        made.run()
+        run(made)
     assert done == [False], "the capture was not completed, or garbage was collected meanwhile"
     assert gc.isenabled()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -347,19 +351,23 @@ def wrong_weigh(change) -> bool:
 
 
 def wrong_record(change) -> bool:
-    cases = ((1.0, True, True, 4), (np.nan, True, False, 4), (1.0, False, False, 4), (np.inf, True, False, 9))
-    for first, finite, after, start in cases:
-        terms, loss = np.arange(1300.0), np.zeros(())
-        terms[0] = first
-        flag, place = np.array(finite), np.array([start, 1, 2])
-        at = map(cpu.address, (loss, flag, place))
-        launch = step_plan.record_launch(cpu.address(terms), 1300, *at, 3, 12, "float64")
+    cases = itertools.product(
+        ((1.0, True, True), (np.nan, True, False), (1.0, False, False), (np.inf, True, False)),
+        ((4, 7), (6, 0), (7, 0)),
+    )
+    for (first_term, finite, after), (first, begins) in cases:
+        terms, losses, flag = np.arange(1300.0), np.zeros(4), np.array(finite)
+        terms[0] = first_term
+        place = np.array([first, 1, 2])
+        at = map(cpu.address, (losses, flag, place))
+        launch = step_plan.record_launch(cpu.address(terms), 1300, *at, 3, 9, "float64")
         try:
-            cpu.run(launch, change=change, memory=(terms, loss, flag, place), watch=True)
+            cpu.run(launch, change=change, memory=(terms, losses, flag, place), watch=True)
         except cpu.KernelError:
             return True
-        moved = {4: 7, 9: 0}[start]  # after the last batch the next epoch begins
-        if bool(flag) != after or place.tolist() != [moved, 2, 3] or not np.array_equal(loss, terms.sum(), True):
+        if bool(flag) != after or place.tolist() != [begins, 2, 3]:
+            return True
+        if not np.array_equal(losses, [0, 0, terms.sum(), 0], equal_nan=True):
             return True
     return False
 
@@ -415,13 +423,15 @@ def wrong_update(change) -> bool:
         (wrong_weigh, ("is_finite(total) ? weights[i] / total : Limits<Scalar>::nan()", "weights[i] / total")),
         (wrong_weigh, ("*strength = reg / total", "*strength = reg")),
         (wrong_weigh, ("shares != nullptr && i < rows", "shares != nullptr && i < rows - 1")),
-        (wrong_record, ("if (!is_finite(total)) *finite = 0;", "")),
-        (wrong_record, ("if (!is_finite(total)) *finite = 0;", "*finite = is_finite(total);")),
+        (wrong_record, ("if (!is_finite(loss)) *finite = 0;", "")),
+        (wrong_record, ("if (!is_finite(loss)) *finite = 0;", "*finite = is_finite(loss);")),
         (wrong_record, ("if (threadIdx.x != 0) return;", "")),
-        (wrong_record, ("*loss = total;", "*loss = terms[0];")),
+        (wrong_record, ("losses[place[2]] = loss;", "losses[place[1]] = loss;")),
+        (wrong_record, ("losses[place[2]] = loss;", "losses[place[2]] = terms[0];")),
         (wrong_record, ("i < length; i += THREADS", "i < THREADS; i += THREADS")),
         (wrong_record, ("place[0] + rows < all_rows ? place[0] + rows : 0", "place[0] + rows")),
-        (wrong_record, ("place[0] + rows < all_rows ? place[0] + rows : 0", "place[0] + 1")),
+        (wrong_record, ("place[0] + rows < all_rows ?", "place[0] + rows <= all_rows ?")),
+        (wrong_record, ("? place[0] + rows :", "? place[0] + 1 :")),
         (wrong_record, ("place[1] = place[2];", "")),
         (wrong_record, ("place[2] += 1;", "")),
         (wrong_update, ("if (item > 0) block -= table.items[item - 1].end;", "")),

@@ -6,6 +6,8 @@ others, and counts its runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ def of_numpy(array: Any) -> np.ndarray:
 
 class ReferenceRunner:
     runs: int = 0
+    entered: int = 0  # how often programs began to run after the caller's work
+    within: bool = False
 
     def __init__(self, program: Any, arrays: dict[str, Any]) -> None:
         self.arrays = {name: of_numpy(array) for name, array in arrays.items()}
@@ -35,7 +39,19 @@ class ReferenceRunner:
     def has_rule(rule: Any) -> bool:
         return rule in table_plan.RULES
 
+    @staticmethod
+    @contextmanager
+    def in_order(device: Any) -> Iterator[None]:
+        assert not ReferenceRunner.within
+        ReferenceRunner.within = True
+        ReferenceRunner.entered += 1
+        try:
+            yield
+        finally:
+            ReferenceRunner.within = False
+
     def run(self) -> None:
+        assert ReferenceRunner.within, "run outside of the order of the streams"
         ReferenceRunner.runs += 1
         with np.errstate(all="ignore"):
             for operation in self.program.operations:
@@ -105,10 +121,11 @@ class ReferenceRunner:
                 first += 1
             grad += (reg * weight).astype(grad.dtype)
 
-    def record(self, terms, loss, finite, place, *, rows, all_rows):
-        loss[...] = terms.sum()
-        finite[...] = finite & np.isfinite(loss)
-        place[:] = (place[0] + rows) % all_rows, place[2], place[2] + 1
+    def record(self, terms, losses, finite, place, *, rows, all_rows):
+        losses[place[2]] = terms.sum()
+        finite[...] = finite & np.isfinite(losses[place[2]])
+        first = place[0] + rows
+        place[:] = first if first < all_rows else 0, place[2], place[2] + 1
 
     def update(self, finite, numbers, place, *arrays, rule, kept):
         if not finite:

@@ -5,8 +5,9 @@
 the batch begins in it, and the numbers of the update rule.
 
 The caller gives arrays of these names: `X`, `targets`, `row_weight`, `counting`, `class_weight`, `order`; `weight0`,
-`bias0`, ... and what the optimiser keeps of them, `weight0.kept0`, ...; `place` (where the batch begins in the order,
-the number of this update, that of the next), `numbers` (a row for each update), `finite` and `loss`.
+`bias0`, ... and what the optimiser keeps of them, `weight0.kept0`, ...; `place` (the first row of the batch in the
+order, the number of this update, that of the next), `numbers` (a row for each update), `losses` (one for each update)
+and `finite`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Step:
     """All that the description of a step depends on."""
 
     rows: int  # of the batch
-    all_rows: int  # of the data; a batch of so many has all rows in their order
+    all_rows: int  # of the data: after the last one the first is the next. A batch of so many has all, in their order
     sizes: tuple[int, ...]  # (D, H, ..., C)
     activation: Activation
     dtype: str  # the working precision
@@ -183,7 +184,7 @@ class _Maker:
 
     def end(self) -> None:
         step = self.step
-        self.add("record", "terms", "loss", "finite", "place", rows=step.rows, all_rows=step.all_rows)
+        self.add("record", "terms", "losses", "finite", "place", rows=step.rows, all_rows=step.all_rows)
         arrays = []
         for i in range(self.depth):
             for name in (f"weight{i}", f"bias{i}"):

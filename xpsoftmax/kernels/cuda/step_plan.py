@@ -94,13 +94,13 @@ def weigh_launch(counting: int, weights: int, shares: int, rows: int, reg: float
 
 
 def record_launch(
-    terms: int, length: int, loss: int, finite: int, place: int, rows: int, all_rows: int, dtype: str
+    terms: int, length: int, losses: int, finite: int, place: int, rows: int, all_rows: int, dtype: str
 ) -> Launch:
     """Launch that adds up the loss of a step and ends the step; arrays are given by address."""
     arguments = (
         np.uint64(terms),
         np.int64(length),
-        *map(np.uint64, (loss, finite, place)),
+        *map(np.uint64, (losses, finite, place)),
         np.int64(rows),
         np.int64(all_rows),
     )

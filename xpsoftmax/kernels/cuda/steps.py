@@ -149,7 +149,7 @@ def penalties(strength: Array | None, terms: Array, *weights_and_grads: Array, r
 
 def record(
     terms: Array,
-    loss: Array,
+    losses: Array,
     finite: Array,
     place: Array,
     *,
@@ -164,7 +164,7 @@ def record(
         made.append(plan.total_launch(address_of(terms), address_of(sums), terms.size, dtype))
         terms = sums
     vector = address_of(terms), terms.size
-    addresses = address_of(loss), address_of(finite), address_of(place)
+    addresses = address_of(losses), address_of(finite), address_of(place)
     return [*made, step_plan.record_launch(*vector, *addresses, rows, all_rows, dtype)]
 
 
