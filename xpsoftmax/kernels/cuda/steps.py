@@ -13,7 +13,7 @@ from typing import Any
 import cupy
 
 from xpsoftmax._typing import Array, dtype_name
-from xpsoftmax.kernels.cuda import launches, plan, step_plan, table_plan
+from xpsoftmax.kernels.cuda import clip_plan, launches, plan, step_plan, table_plan
 from xpsoftmax.kernels.cuda.arrays import address_of, matrix_of
 from xpsoftmax.kernels.cuda.launches import capability_of
 from xpsoftmax.kernels.cuda.plan import Launch
@@ -147,6 +147,16 @@ def penalties(strength: Array | None, terms: Array, *weights_and_grads: Array, r
     return table_plan.penalty_launches(weights, sums, address_of(strength), reg, dtype_name(terms.dtype))
 
 
+def clip(grads: Array, squares: Array, *, max_norm: float) -> list[Launch]:
+    """Shorten all gradients so that their norm is at most `max_norm`."""
+    arguments = address_of(grads), address_of(squares)
+    dtype = dtype_name(grads.dtype)
+    return [
+        clip_plan.squares_launch(*arguments, grads.size, dtype),
+        clip_plan.shorten_launch(*arguments, grads.size, max_norm, dtype),
+    ]
+
+
 def record(
     terms: Array,
     losses: Array,
@@ -192,6 +202,7 @@ OPERATIONS: dict[str, Callable[..., list[Launch]]] = {
     "activation_backward": activation_backward,
     "sums_of_rows": sums_of_rows,
     "penalties": penalties,
+    "clip": clip,
     "record": record,
     "update": update,
 }
