@@ -8,7 +8,7 @@ from __future__ import annotations
 import cuda_compiled as gpu
 import pytest
 
-from xpsoftmax.kernels.cuda import plan, sizes, table_plan, texts
+from xpsoftmax.kernels.cuda import sizes, table_plan, texts
 
 nvrtc = getattr(pytest.importorskip("cupy", reason="CuPy brings NVRTC").cuda, "nvrtc", None)
 if nvrtc is None:
