@@ -98,6 +98,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("impl", ["auto", "generic"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_gradient_by_the_logits(backend, impl, dtype, rng, options, soft):
