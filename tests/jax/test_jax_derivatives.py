@@ -98,16 +98,16 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("impl", ["auto", "generic"])
+@pytest.mark.parametrize("path", ["auto", "generic"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_gradient_by_the_logits(backend, impl, dtype, rng, options, soft):
+def test_gradient_by_the_logits(backend, path, dtype, rng, options, soft):
     options = dict(options)
     kinds = KINDS if options.get("label_smoothing", 0) == 0 else KINDS[:-1]  # a mass at a logit of -inf: a loss of inf
     if soft:
         options.pop("ignore_index", None)
     given = {k: backend.asarray(v, dtype) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    gradient = jax.jit(jax.grad(lambda z, y: xs.softmax_loss(z, y, impl=impl, validate=False, **given)))
+    gradient = jax.jit(jax.grad(lambda z, y: xs.softmax_loss(z, y, impl=path, validate=False, **given)))
     compared = 0
     for kind in kinds:
         z = logits(rng, kind, 10, dtype)
