@@ -20,7 +20,7 @@ from program_reference import ReferenceRunner
 
 from xpsoftmax._train.programs import ENTRIES_OF_A_PART, Step, step_program
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan, step_plan
+from xpsoftmax.kernels.cuda import clip_plan, plan, step_plan, texts
 from xpsoftmax.kernels.rules import ADAMW, MOMENTUM, SGD
 
 pytestmark = [
@@ -73,6 +73,7 @@ def runner(recorder):
 def arrays_of(step: Step, rng: np.random.Generator, x_dtype: str | None = None) -> dict[str, np.ndarray]:
     dtype = step.dtype
     named = {
+        "memory": np.full(step_program(step).size, 99, "u1"),
         "X": rng.normal(size=(N, step.sizes[0])).astype(x_dtype or dtype),
         "targets": rng.dirichlet(np.ones(step.sizes[-1]), N).astype(dtype)
         if step.soft
@@ -115,6 +116,8 @@ def check(runner, step, rng, times=3, x_dtype=None):
         run(reference)
         run(made)
         for name, value in wanted.items():
+            if name == "memory":
+                continue
             eps = EPS[step.dtype]
             scale = np.nanmax(np.abs(value), initial=1) if value.dtype.kind == "f" else 1
             np.testing.assert_allclose(np.asarray(found[name]), value, rtol=eps, atol=eps * scale, err_msg=name)
@@ -142,6 +145,9 @@ VARIANTS = {
     "class weights": {"soft": True, "class_weighted": True, "weighted": True},
     "momentum": {"rule": MOMENTUM, "kept": 1},
     "adamw": {"rule": ADAMW, "kept": 2},
+    "clipped": {"max_norm": 0.1, "reg": 0.1, "dtype": "float32"},
+    "not clipped": {"max_norm": 1e3},
+    "clipped in parts": {"max_norm": 0.1, "sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3)},
     "a sum in parts": {"sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3), "reg": 0.1, "dtype": "float64"},
 }
 
@@ -288,6 +294,33 @@ def wrong_record(change) -> bool:
     return False
 
 
+def wrong_clip(change) -> bool:
+    """Norms of vectors of several parts, with entries whose squares overflow or underflow, and close to such."""
+    rng = np.random.default_rng(0)
+    for dtype, bound, far, eps in (("float32", 2.0**40, 1e30, 2e-6), ("float64", 2.0**400, 1e290, 1e-14)):
+        given = rng.normal(size=plan.TOTAL_PART + 900)
+        mixed = np.where(np.arange(given.size) % 2, far, 1.0)
+        for size in (1.0, far, 1 / far, bound, 1 / bound, mixed, 1 / mixed, 0.0, np.inf, np.nan):
+            x = (given * size).astype(dtype)
+            norm = np.sqrt((x.astype(np.longdouble) ** 2).sum())
+            for most in (3.0, 1e3, float(norm) / 3):
+                found, sums = x.copy(), np.full((3, 3), -1, dtype)
+                at = cpu.address(found), cpu.address(sums)
+                launches = (
+                    clip_plan.squares_launch(*at, x.size, dtype),
+                    clip_plan.shorten_launch(*at, x.size, most, dtype),
+                )
+                for launch in launches:
+                    is_there = change is not None and change[0] in texts.source(launch.kernel)
+                    cpu.run(launch, change=change if is_there else None)
+                short = not np.isfinite(norm) or norm <= most
+                wanted = x if short else x * (most / norm).astype(dtype)
+                tiny = np.finfo(dtype).tiny
+                if not (sums[2] == -1).all() or not np.allclose(found, wanted, eps, tiny, equal_nan=True):
+                    return True
+    return False
+
+
 @pytest.mark.parametrize(
     ("wrong", "change"),
     [
@@ -302,6 +335,18 @@ def wrong_record(change) -> bool:
         (wrong_weigh, ("is_finite(total) ? weights[i] / total : Limits<Scalar>::nan()", "weights[i] / total")),
         (wrong_weigh, ("*strength = reg / total", "*strength = reg")),
         (wrong_weigh, ("weights != nullptr && i < rows", "weights != nullptr && i < rows - 1")),
+        (wrong_clip, ("size > Scales<Real>::least_large()", "false")),
+        (wrong_clip, ("size < Scales<Real>::largest_small()", "false")),
+        (wrong_clip, ("x < 0 ? -x : x", "x")),
+        (wrong_clip, ("large + medium * large_scale * large_scale", "large + medium")),
+        (wrong_clip, ("if (medium == 0) return", "if (small > 0) return")),
+        (wrong_clip, ("medium + small / small_scale / small_scale", "medium + small / small_scale")),
+        (wrong_clip, (" || !is_finite(norm)", "")),
+        (wrong_clip, ("!(norm > most)", "norm < most")),
+        (wrong_clip, ("b < parts; b += THREADS", "b < 1; b += THREADS")),
+        (wrong_clip, ("(length + PART - 1) / PART", "length / PART")),
+        (wrong_clip, ("x[i] = x[i] * factor", "x[i] = x[i] / factor")),
+        (wrong_clip, ("medium.add(sums.medium)", "medium.add(sums.small)")),
         (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "")),
         (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "*finite = is_finite(*loss);")),
         (wrong_record, ("place[0] + rows < all_rows ? place[0] + rows : 0", "place[0] + rows")),

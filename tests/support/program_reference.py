@@ -23,6 +23,13 @@ def of_numpy(array: Any) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else array._array
 
 
+def view(memory: np.ndarray, shape: tuple[int, ...], dtype: str, offset: int) -> np.ndarray:
+    """The entries of a buffer of a program."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    assert offset + size <= memory.size
+    return memory[offset : offset + size].view(dtype).reshape(shape)
+
+
 class ReferenceRunner:
     runs: int = 0
     entered: int = 0  # how often programs began to run after the caller's work
@@ -32,7 +39,8 @@ class ReferenceRunner:
         self.arrays = {name: of_numpy(array) for name, array in arrays.items()}
         for name, buffer in program.buffers.items():
             assert name not in self.arrays, f"{name} is the caller's"
-            self.arrays[name] = np.full(buffer.shape, 99, buffer.dtype)  # what a program does not write shows
+            self.arrays[name] = view(self.arrays["memory"], *buffer)
+            self.arrays[name][...] = 99  # what a program does not write shows
         self.program = program
 
     @staticmethod
@@ -101,6 +109,12 @@ class ReferenceRunner:
 
     def total(self, terms, loss):
         loss[...] = terms.sum()
+
+    def clip(self, grads, squares, *, max_norm):
+        assert squares.size == 3 * plan.total_parts(grads.size)
+        norm = np.linalg.norm(grads.astype(np.longdouble))
+        if np.isfinite(norm) and norm > max_norm:
+            grads *= (max_norm / norm).astype(grads.dtype)
 
     def record(self, loss, losses, finite, place, *, rows, all_rows):
         losses[place[2]] = loss

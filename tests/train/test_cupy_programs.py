@@ -205,6 +205,23 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_an_update(cp):
     assert caught[cp].result.state.optimizer[0] == caught[np].result.state.optimizer[0]
 
 
+@pytest.mark.parametrize("optimizer", [xs.sgd(0.3), xs.sgd(0.1, 0.9), xs.adamw(xs.cosine_schedule(0.1, steps=15))])
+@pytest.mark.parametrize(("max_norm", "again"), [(1e-3, None), (0.3, None), (1e3, None), (1.0, 0.2), (0.2, 1.0)])
+def test_gradients_are_clipped(cp, optimizer, max_norm, again):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    clipped = xs.clip_by_global_norm(optimizer, max_norm)
+    clipped = clipped if again is None else xs.clip_by_global_norm(clipped, again)
+    options = {"optimizer": clipped, "reg": 0.1}
+    found, wanted = trained(cp, params, X, y, **options), trained(np, params, X, y, **options)
+    assert_alike(found, wanted)
+    unclipped = trained(np, params, X, y, optimizer=optimizer, reg=0.1)
+    alike = all(np.array_equal(a, b) for a, b in zip(on_host(wanted), on_host(unclipped), strict=True))
+    assert alike == (max_norm == 1e3)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
 def test_steps_that_are_left_to_the_loop(cp):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
     X, y = data()

@@ -14,6 +14,7 @@ import numpy as np
 
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.ahead import NUMBERS_OF_A_RULE, numbers_ahead
+from xpsoftmax._train.clipping import Clipped
 from xpsoftmax._train.data import Data
 from xpsoftmax._train.losses import Losses, PendingLoss
 from xpsoftmax._train.optimizers import Optimizer
@@ -132,7 +133,7 @@ class ProgrammedSteps:
                     named[f"{name}{i}" if k == 0 else f"{name}{i}.kept{k - 1}"] = array
         arrays = list(named.values())
         same = len(arrays) == len(self._bound) and all(a is b for a, b in zip(arrays, self._bound, strict=True))
-        before, rule = self._optimizer, rule_of(loop.optimizer)
+        before, rule, max_norm = self._optimizer, rule_of(loop.optimizer), max_norm_of(loop.optimizer)
         if not same:
             if not (self._runner.has_rule(rule) and all(array.flags.c_contiguous for array in arrays)):
                 return False
@@ -140,7 +141,7 @@ class ProgrammedSteps:
             self._bound, self._arrays = arrays, named | self._shared()
             self._losses = Losses(self._arrays["losses"])
             self._order, self._place, self._row = None, (-1, -1), 0
-        if not same or before is None or rule_of(before) != rule:
+        if not same or before is None or (rule_of(before), max_norm_of(before)) != (rule, max_norm):
             self._runners = {}
         if loop.optimizer is not before:
             self._ahead = FIRST_AHEAD
@@ -152,6 +153,7 @@ class ProgrammedSteps:
         data, xp = self._data, self._xp
         problem, options = data.problem, {"device": self._device}
         shared = {
+            "memory": xp.empty(0, dtype=xp.uint8, **options),
             "X": data.X,
             "targets": problem.targets,
             "row_weight": problem.row_weight,
@@ -169,7 +171,11 @@ class ProgrammedSteps:
     def _new_runner(self, loop: Loop, rows: int) -> Any:
         """Return a runner of a program for so many rows; its memory is allocated on the caller's stream."""
         self.leave()
-        self._runners[rows] = runner = self._runner(step_program(self._described(loop, rows)), self._arrays)
+        program = step_program(self._described(loop, rows))
+        if program.size > self._arrays["memory"].shape[0]:  # all programs use the same memory, one after the other
+            self._runners = {}
+            self._arrays["memory"] = self._xp.empty(program.size, dtype=self._xp.uint8, device=self._device)
+        self._runners[rows] = runner = self._runner(program, self._arrays)
         return runner
 
     def _described(self, loop: Loop, rows: int) -> Step:
@@ -191,6 +197,7 @@ class ProgrammedSteps:
             z_loss=problem.spec.z_loss,
             rule=rule_of(loop.optimizer),
             kept=loop.optimizer.kept,
+            max_norm=max_norm_of(loop.optimizer),
         )
 
     def _send(self, loop: Loop, batch: RowBatch) -> None:
@@ -228,3 +235,12 @@ class ProgrammedSteps:
 def rule_of(optimizer: Optimizer) -> Rule:
     """Return the rule of all updates of an optimiser: whatever the learning rate is, only its numbers change."""
     return optimizer.rule(0.0, 1)[0]
+
+
+def max_norm_of(optimizer: Optimizer) -> float | None:
+    """Return the bound of the norm of all gradients; None if there is none."""
+    bounds: list[float] = []
+    while isinstance(optimizer, Clipped):  # one may be clipped again
+        bounds.append(optimizer.max_norm)
+        optimizer = optimizer.optimizer
+    return min(bounds, default=None)
