@@ -293,30 +293,30 @@ def _compute(
     aux: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
-    array, targets, options, layout, way = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
+    array, targets, options, layout, plan = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     xp = layout.home.xp
-    with way.context():
-        problem = weigh(targets, options, way.terms, layout, for_kernel=way.by_kernel)
-        rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
-        if way.place is not None and grad:
-            into = way.place.empty_like(rows)
-        kernel = _with_logsumexp(way.kernel, array, impl) if aux else way.kernel
+    with plan.context():
+        problem = weigh(targets, options, plan.terms, layout, for_kernel=plan.by_kernel)
+        rows, into = (array, out) if plan.direct else (in_rows(array, layout, out), rows_out(layout, out))
+        if plan.place is not None and grad:
+            into = plan.place.empty_like(rows)
+        kernel = _with_logsumexp(plan.kernel, array, impl) if aux else plan.kernel
         loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
         sums = generic.as_0d(rowwise(more[0], layout)) if aux else None
         if options.reduction == "none":
             loss = rowwise(loss, layout)
-        elif not way.adds_up:
+        elif not plan.adds_up:
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
-        if grad and not way.direct:
+        if grad and not plan.direct:
             dlogits = deliver(xp, dlogits, layout, out)
-    if way.place is None:
+    if plan.place is None:
         return loss, dlogits, sums
     return (
-        way.place.array(loss),
-        way.place.like_logits(dlogits) if grad else None,
-        way.place.array(sums) if aux else None,
+        plan.place.array(loss),
+        plan.place.like_logits(dlogits) if grad else None,
+        plan.place.array(sums) if aux else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import INF, Axes, masked
-from xpsoftmax._arguments.door import Way, enter_rows
+from xpsoftmax._arguments.door import CallPlan, enter_rows
 from xpsoftmax._arguments.layout import Layout, copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
 from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.shapes import same_shape, size_hint
@@ -192,9 +192,9 @@ def logsumexp(
     1000.6931471805599
     """
     check_flag("keepdims", keepdims)
-    array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
-    with way.context():
-        sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
+    array, mask, layout, plan = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
+    with plan.context():
+        sums = plan.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
             sums = reshaped(sums, shape)
@@ -202,7 +202,7 @@ def logsumexp(
             sums = sums[tuple(slice(None) if i in layout.row_axes else None for i in range(array.ndim))]
         else:
             sums = generic.as_0d(sums)
-        return sums if way.place is None else way.place.like_logits(sums)
+        return sums if plan.place is None else plan.place.like_logits(sums)
 
 
 def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
@@ -324,25 +324,27 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
 def _map_rows(
     operation: str, logits: Array, axis: Axes, where: Array | None, left_out: float, out: Array | None, impl: Impl
 ) -> Array:
-    array, mask, layout, way = enter_rows(operation, logits, axis, impl, out, where)
-    if way.place is not None:
-        return way.place.like_logits(_mapped(array, mask, layout, way, left_out, None))
-    return _mapped(array, mask, layout, way, left_out, out)
+    array, mask, layout, plan = enter_rows(operation, logits, axis, impl, out, where)
+    if plan.place is not None:
+        return plan.place.like_logits(_mapped(array, mask, layout, plan, left_out, None))
+    return _mapped(array, mask, layout, plan, left_out, out)
 
 
-def _mapped(array: Array, mask: Array | None, layout: Layout, way: Way, left_out: float, out: Array | None) -> Array:
-    with way.context():
-        if way.direct and mask is None:
-            return way.kernel(array, out=out if way.place is None else way.place.empty_like(array))
+def _mapped(
+    array: Array, mask: Array | None, layout: Layout, plan: CallPlan, left_out: float, out: Array | None
+) -> Array:
+    with plan.context():
+        if plan.direct and mask is None:
+            return plan.kernel(array, out=out if plan.place is None else plan.place.empty_like(array))
         xp = layout.home.xp
         if mask is None:
             rows = in_rows(array, layout, out)
-            into = rows_out(layout, out) if way.place is None else way.place.empty_like(rows)
-            return deliver(xp, way.kernel(rows, out=into), layout, out)
+            into = rows_out(layout, out) if plan.place is None else plan.place.empty_like(rows)
+            return deliver(xp, plan.kernel(rows, out=into), layout, out)
         array = masked(array, mask, layout)
         if out is not None:
             array = xp.astype(array, layout.working, copy=False)  # it is rounded once, into `out`
-        result = xp.where(mask, from_rows(xp, way.kernel(in_rows(array, layout, None)), layout), left_out)
+        result = xp.where(mask, from_rows(xp, plan.kernel(in_rows(array, layout, None)), layout), left_out)
         if out is None:
             return result
         copied(xp, result, out)

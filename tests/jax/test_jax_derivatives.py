@@ -153,7 +153,7 @@ def test_16_bit_gradients_are_our_own(backend, rng, narrow, soft, options):
     wide = backend.to_numpy(z)
     y = backend.asarray(rng.dirichlet(np.ones(1000), size=64), narrow) if soft else backend.asarray(labels(rng, wide))
     actual = jax.grad(lambda x: xs.softmax_loss(x, y, reduction="sum", **options))(z)
-    desired = xs.softmax_loss_and_grad(z, y, reduction="sum", **options)[1]
+    desired = xs.softmax_loss_and_grad(z, y, reduction="sum", impl="generic", **options)[1]
     assert actual.dtype == desired.dtype == z.dtype
     assert_same_bits(backend.to_numpy(actual), backend.to_numpy(desired))
 

@@ -12,14 +12,21 @@ import numpy as np
 
 from xpsoftmax._arguments.home import on_device, quiet
 from xpsoftmax._arguments.options import as_number, check_flag
-from xpsoftmax._arguments.suggestions import suggesting
-from xpsoftmax._network.alike import check_alike
+from xpsoftmax._arguments.suggestions import CLIPPING, PENALTY, RATE, suggesting
+from xpsoftmax._arguments.views import on_views
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
+from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import as_network
 from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels import operations
 from xpsoftmax.kernels.rules import ADAM, ADAMW, MOMENTUM, NESTEROV, NESTEROV_VELOCITY, SGD, VELOCITY, Rule
+
+BETAS = {
+    **dict.fromkeys(("beta_1", "beta_2", "beta1", "beta2", "b1", "b2"), "betas=(beta_1, beta_2)"),
+    "epsilon": "eps=",
+    "params": "optimizer.init(params)",
+}
 
 LearningRate: TypeAlias = float | Callable[[int], float]
 
@@ -74,6 +81,7 @@ class Optimizer(ABC):
             ]
         return (0, *zeros)
 
+    @on_views()
     def update(self, params: PairsOfArrays, grads: PairsOfArrays, state: State) -> tuple[Params, State]:
         """Parameters and state after one step. No argument is modified.
 
@@ -100,7 +108,7 @@ class Optimizer(ABC):
             raise TypeError(f"grads must be a non-empty sequence of (weight, bias) pairs, got {grads!r:.60}.")
         of_grads = as_network(grads, None)
         slopes = of_grads.layers
-        check_alike("grads", slopes, net.layers, "params")
+        check_matching("grads", slopes, net.layers, "params")
         if of_grads.dtype not in (net.dtype, net.working):
             raise TypeError(f"grads must have the dtype of params, {net.dtype}, got {of_grads.dtype}.")
         if (
@@ -115,7 +123,7 @@ class Optimizer(ABC):
             hint = hint or (" Pass its `state.optimizer`." if hasattr(state, "state") else "")
             raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.{hint}")
         for kept in state[1:]:
-            check_alike("state", kept, net.layers, "params")
+            check_matching("state", kept, net.layers, "params")
             if any(array.dtype != net.working for layer in kept for array in layer):
                 raise TypeError(f"state must be of {net.working}, as params are computed, got {kept[0].weight.dtype}.")
         with quiet(net.xp, net.home.device):
@@ -133,10 +141,7 @@ class Optimizer(ABC):
         are updated at once: with small layers the calls take most of the time.
         """
         count, *kept = state
-        rate = self.learning_rate
-        if callable(rate):
-            rate = as_number(f"learning_rate({count})", rate(count))
-        rule, numbers = self.rule(rate, count + 1)
+        rule, numbers = self.rule(self.rate(count), count + 1)
         update = operations(params[0].weight, "auto").parameter_update
         *vectors, slope = (vector_of(layers) if in_place else None for layers in (params, *kept, grads))
         if slope is not None and all(vector is not None for vector in vectors):
@@ -152,6 +157,11 @@ class Optimizer(ABC):
             for new, weight, bias in zip(after, weights, biases, strict=True):
                 new.append(kind(weight, bias))
         return tuple(after[0]), (count + 1, *map(tuple, after[1:]))
+
+    def rate(self, count: int) -> float:
+        """Return the learning rate after so many updates; a function is called, and its number checked."""
+        rate = self.learning_rate
+        return as_number(f"learning_rate({count})", rate(count)) if callable(rate) else rate
 
     @property
     @abstractmethod
@@ -233,7 +243,16 @@ class UncorrectedAdam(Adam):
         return ADAM, (rate, 1.0, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
 
 
-@suggesting(lr="learning_rate=")
+@suggesting(
+    **RATE,
+    **CLIPPING,
+    **dict.fromkeys((*PENALTY.split(), "decay"), "train(reg=...), the L2 penalty, or adamw(weight_decay=...)"),
+    nesterovs_momentum="nesterov=",
+    use_nesterov="nesterov=",
+    mu="momentum=",
+    beta="momentum=",
+    params="optimizer.init(params)",
+)
 def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:  # noqa: FBT001, FBT002
     r"""Gradient descent, with momentum if asked.
 
@@ -291,7 +310,7 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
     return Sgd(_as_rate(learning_rate), momentum, bool(nesterov))
 
 
-@suggesting(lr="learning_rate=", beta_1="betas=", beta_2="betas=", b1="betas=", b2="betas=")
+@suggesting(**RATE, **CLIPPING, **BETAS, **dict.fromkeys((*PENALTY.split(), "decay"), "adamw(weight_decay=...)"))
 def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     r"""Adam: the size of the steps does not depend on the scale of the gradients.
 
@@ -343,7 +362,7 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     return _adam(learning_rate, betas, eps, 0.0)
 
 
-@suggesting(lr="learning_rate=", decay="weight_decay=")
+@suggesting(**RATE, **CLIPPING, **BETAS, **dict.fromkeys((*PENALTY.split(), "decay", "wd"), "weight_decay="))
 def adamw(
     learning_rate: LearningRate = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),

@@ -10,8 +10,8 @@ from typing import Any
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.suggestions import suggesting
-from xpsoftmax._network.layers import PairsOfArrays, carrying
+from xpsoftmax._arguments.suggestions import TRAINING, suggesting
+from xpsoftmax._network.layers import PairsOfArrays, with_activation
 from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
@@ -26,14 +26,7 @@ from xpsoftmax.dask.data import as_held_out, blocks_of_a_step, checked_sizes
 from xpsoftmax.dask.steps import BlockSteps
 
 
-@suggesting(
-    lr="optimizer=xs.adam(learning_rate)",
-    learning_rate="optimizer=xs.adam(learning_rate)",
-    num_epochs="epochs=",
-    n_epochs="epochs=",
-    seed="rng=",
-    random_state="rng=",
-)
+@suggesting(**TRAINING)
 def train(
     params: PairsOfArrays,
     X: Array,
@@ -179,7 +172,7 @@ def train(
     reg = as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
     trained_with = activation_to_train(model.network, activation, resume)
-    model = replace(model, params=carrying(model.params, trained_with), activation=trained_with)
+    model = replace(model, params=with_activation(model.params, trained_with), activation=trained_with)
     data = graph.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X, model)
     sizes = checked_sizes(scheduler, model, data)
