@@ -6,8 +6,8 @@ kept under it. Whether the shapes fit each other is part of the key: the number 
 arrays that do not fit has another key. Each call checks what no key holds: memory that `out` shares with others, and
 values of labels, weights, label_smoothing and z_loss.
 
-Only calls whose arguments are good are remembered, and of those only calls with arrays of NumPy, CuPy or JAX that need no
-conversion, and with options of the types in `PLAIN`. All other calls are checked in full each time.
+Only calls whose arguments are good are remembered, and of those only calls with arrays of NumPy, CuPy or JAX that need
+no conversion, and with options of the types in `PLAIN`. All other calls are checked in full each time.
 """
 
 from __future__ import annotations
