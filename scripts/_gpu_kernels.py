@@ -14,7 +14,6 @@ problems.
 from __future__ import annotations
 
 import importlib
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
 
 from _gpu_counts import small_calls
+from _gpu_process import write
 from _gpu_rivals import (
     COMPILED,
     IN_TORCH,
@@ -45,7 +45,7 @@ from _gpu_rivals import (
     off_by,
 )
 from _gpu_timing import Call, give_back, milliseconds
-from _report import described, finite
+from _report import described
 
 SHAPES = ((4096, 1000), (8192, 4096), (8192, 8192), (8192, 16384), (8192, 32000), (8192, 50257), (8192, 128256))
 SOME_SHAPES = (SHAPES[0], SHAPES[2], SHAPES[4], SHAPES[6])
@@ -72,14 +72,16 @@ class Benchmark:
         (self.problems if name.startswith((OURS, "copy")) else self.not_timed).append(f"{name} {what}")
 
 
-def run(found: Benchmark, cache_bytes: int, deadline: float) -> None:
-    """Verify and time every competitor at every case, as far as time allows; then small calls."""
+def run(found: Benchmark, cache_bytes: int, deadline: float, save: Callable[[], None]) -> None:
+    """Verify and time every competitor at every case, as far as time allows; then small calls. Save after each."""
     for case in wanted():
         if time.monotonic() > deadline:
             found.problems.append(f"no time left for {case}")
         else:
             found.cases.append(timed_case(found, case, cache_bytes))
+            save()
     found.small_calls = small_calls()
+    save()
 
 
 def wanted() -> list[Case]:
@@ -161,10 +163,7 @@ def main() -> int:
     cupy = importlib.import_module("cupy")
     cache = int(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["l2CacheSize"])
     found = Benchmark()
-    try:
-        run(found, cache, time.monotonic() + seconds)
-    finally:
-        path.write_text(json.dumps(finite(asdict(found)), indent=1) + "\n")
+    run(found, cache, time.monotonic() + seconds, lambda: write(path, asdict(found)))
     return 1 if found.problems else 0
 
 

@@ -103,6 +103,11 @@ def trainings() -> Iterator[tuple[str, dict[str, Any]]]:
         "smoothing": {"label_smoothing": 0.1},
         "z-loss": {"z_loss": 1e-3},
         "a sum": {"reduction": "sum"},
+        "clipping": {"optimizer": xs.clip_by_global_norm(xs.sgd(0.1, momentum=0.9), 0.1)},
+        "a schedule": {"optimizer": xs.sgd(xs.cosine_schedule(0.1, steps=20))},
+        "chunks": {"max_memory": 2048},
+        "float64": {"dtype": "f8", "reg": 0.01},
+        "float16": {"dtype": "f2"},
         "soft targets": {"targets": rng.dirichlet(np.ones(3), 37).astype("f4")},
     }
     for name, more in options.items():
@@ -117,14 +122,15 @@ def wrong_training(xp: Any) -> Iterator[str]:
     with counted_graphs() as graphs:
         for name, options in trainings():
             how = {"epochs": EPOCHS, "batch_size": BATCH, "rng": 0, "activation": "relu", **options}
-            targets = how.pop("targets", y)
+            targets, dtype = how.pop("targets", y), how.pop("dtype", "f4")
             moved = {k: xp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in how.items()}
-            there = tuple(xs.Layer(*map(xp.asarray, layer)) for layer in params)
+            first = tuple(xs.Layer(*(array.astype(dtype) for array in layer)) for layer in params)
+            there = tuple(xs.Layer(*map(xp.asarray, layer)) for layer in first)
             before = graphs[0]
-            ours = xs.train(there, xp.asarray(X), xp.asarray(targets), **moved).params
-            exact = xs.train(params, X, targets, **how).params
+            ours = xs.train(there, xp.asarray(X.astype(dtype)), xp.asarray(targets), **moved).params
+            exact = xs.train(first, X.astype(dtype), targets, **how).params
             pairs = zip((a for layer in ours for a in layer), (a for layer in exact for a in layer), strict=True)
-            if not all(close(a, b, 1e-4) for a, b in pairs):
+            if not all(close(a, b, 1e-2 if dtype == "f2" else 1e-4) for a, b in pairs):
                 yield f"training with {name}"
             if graphs[0] == before and importlib.util.find_spec("nvmath"):
                 yield f"training with {name}: no step was captured"

@@ -220,16 +220,7 @@ def torch_graph(problem: Problem, loss: str = "cross_entropy") -> Trainer:
         getattr(parts, loss)(parts.X[at], parts.y[at]).backward()
         parts.optimizer.step()
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    parts.optimizer.zero_grad()
-    with torch.cuda.graph(graph):
-        work()
+    replay = captured(torch, work, parts.optimizer.zero_grad)
     with torch.no_grad():  # as if no step had been made
         for parameter, first in zip(parts.model.parameters(), saved, strict=True):
             parameter.copy_(first)
@@ -239,9 +230,25 @@ def torch_graph(problem: Problem, loss: str = "cross_entropy") -> Trainer:
 
     def step(rows: Any) -> None:
         at.copy_(rows)
-        graph.replay()
+        replay()
 
     return parts.trainer(step)
+
+
+def captured(torch: Any, work: Callable[[], Any], before: Callable[[], Any]) -> Callable[[], Any]:
+    """Capture work as a CUDA graph, and return what replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    before()
+    with torch.cuda.graph(graph):
+        work()
+    replay: Callable[[], Any] = graph.replay
+    return replay
 
 
 def torch_compiled(problem: Problem, mode: str | None = None) -> Trainer:

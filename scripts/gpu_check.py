@@ -287,6 +287,7 @@ def run(command: Command, log: Path, seconds: float) -> int | str:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
+        RUNNING.add(process)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -298,8 +299,11 @@ def run(command: Command, log: Path, seconds: float) -> int | str:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            RUNNING.discard(process)
 
 
+RUNNING: set[subprocess.Popen[bytes]] = set()
+"""Commands of the parts that run now."""
 CACHES = ("CUPY_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "QUACK_CACHE_DIR")
 
 
@@ -319,13 +323,19 @@ def run_parts(names: Sequence[str], folder: Path) -> Iterator[tuple[str, dict[st
         waiting = [name for name in waiting if name not in group]
         logs = {name: log_of(name, folder) for name in group}
         with ThreadPoolExecutor(len(group)) as pool:
-            runs = {pool.submit(run_part, PARTS[name], folder, logs[name]): name for name in group}
-            for done in as_completed(runs):
-                name = runs[done]
-                with (folder / LOG).open("a", encoding="utf-8") as stream:
-                    stream.write(f"\n--- {name} ---\n{logs[name].read_text('utf-8', errors='replace')}")
-                logs[name].unlink(missing_ok=True)
-                yield name, *done.result()
+            try:
+                runs = {pool.submit(run_part, PARTS[name], folder, logs[name]): name for name in group}
+                for done in as_completed(runs):
+                    name = runs[done]
+                    with (folder / LOG).open("a", encoding="utf-8") as stream:
+                        stream.write(f"\n--- {name} ---\n{logs[name].read_text('utf-8', errors='replace')}")
+                    logs[name].unlink(missing_ok=True)
+                    yield name, *done.result()
+            except BaseException:  # Ctrl-C, too: the pool would wait for all commands
+                for process in list(RUNNING):
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
