@@ -166,6 +166,26 @@ def test_parameters_of_16_bits(cp):
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options), eps=2e-3)
 
 
+def test_parameters_of_bfloat16(cp):
+    """NumPy has none: the same numbers in float32 are trained there."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    X, y = data("float32")
+    X = X.astype(bfloat16)
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float32)
+    params = [[array.astype(bfloat16) for array in layer] for layer in params]
+    of_numpy = [xs.Layer(*(array.astype("float32") for array in layer)) for layer in params]
+    wanted = trained(np, of_numpy, X.astype("float32"), y, optimizer=xs.adam(0.02))
+    of_cupy = tuple(xs.Layer(*map(cp.asarray, layer)) for layer in params)
+    options = {"optimizer": xs.adam(0.02), "epochs": 4, "batch_size": 5, "rng": 3}
+    found = xs.train(of_cupy, cp.asarray(X), cp.asarray(y), **options)
+    np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-5)
+    for a, b in zip(on_host(found), on_host(wanted), strict=True):
+        assert a.dtype == bfloat16
+        np.testing.assert_allclose(a.astype("float32"), b, rtol=2**-8)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
 def test_batches_in_which_no_row_counts(cp):
     """Their losses are nan, they make no update, and the others are found where they are."""
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
