@@ -106,6 +106,43 @@ def test_every_optimizer(cp, name):
         assert ReferenceRunner.runs == STEPS
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "uint64", "int64"])
+def test_labels_of_every_dtype(cp, dtype):
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    y = y.astype(dtype)
+    options = {"optimizer": xs.sgd(0.1), "ignore_index": 1}
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_weights_that_are_not_contiguous(cp):
+    """Transposed weights, as PyTorch keeps them; the state of a training resumed has them, too."""
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    wanted = trained(np, params, X, y, optimizer=xs.adam(0.1))
+    transposed = [xs.Layer(cp.asarray(layer.weight.T.copy()).T, cp.asarray(layer.bias)) for layer in params]
+    options = {"optimizer": xs.adam(0.1), "batch_size": 5, "rng": 3}
+    first = xs.train(transposed, cp.asarray(X), cp.asarray(y), epochs=2, **options)
+    kept = [tuple(xs.Layer(cp.asarray(a.weight.get().T.copy()).T, a.bias) for a in layers) for layers in
+            first.state.optimizer[1:]]  # fmt: skip
+    state = first.state._replace(optimizer=(first.state.optimizer[0], *kept))
+    assert_alike(xs.train(transposed, cp.asarray(X), cp.asarray(y), epochs=4, resume=state, **options), wanted)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_inputs_that_are_not_contiguous_are_left_to_the_loop(cp):
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.adam(0.1), "epochs": 4, "batch_size": 5, "rng": 3}
+    found = xs.train(xs.to_namespace(params, cp), cp.asarray(X.T.copy()).T, cp.asarray(y), **options)
+    assert_alike(found, trained(np, params, X, y, optimizer=xs.adam(0.1)))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 0
+
+
 def weights(n, seed=5):
     given = np.random.default_rng(seed).uniform(0.5, 2, n)
     given[::4] = 0
