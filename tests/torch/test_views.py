@@ -279,7 +279,7 @@ def test_tuples_of_the_user_are_kept_or_left():
 
 
 def test_generic_is_generic(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise AssertionError
 
     monkeypatch.setattr(views._Torch, "view", fail)

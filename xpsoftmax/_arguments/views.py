@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -28,15 +28,11 @@ class Library(ABC):
     """How a library shows its arrays to NumPy."""
 
     @abstractmethod
-    def can_show(self, array: Array, *, differentiable: bool) -> bool:
-        """Whether NumPy can read this array in its memory.
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:
+        """Return a NumPy array that shares the memory of an array; None if NumPy cannot read it there.
 
-        With `differentiable` the result is a function of the array for the library: false for an array that it follows.
+        With `differentiable` the library can differentiate what is computed: None for an array that it follows.
         """
-
-    @abstractmethod
-    def view(self, array: Array) -> np.ndarray:
-        """Return a NumPy array that shares the memory of an array."""
 
     @abstractmethod
     def back(self, array: np.ndarray | np.generic) -> Array:
@@ -78,19 +74,19 @@ class _Torch(Library):
         self._dtypes = frozenset(getattr(torch, name) for name in ("float16", "float32", "float64", *sizes))
         self._strided, self._is_grad_enabled, self._from_numpy = torch.strided, torch.is_grad_enabled, torch.from_numpy
 
-    def can_show(self, array: Array, *, differentiable: bool) -> bool:
-        return bool(
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:
+        if not (
             type(array) in self._kinds
             and array.is_cpu
             and array.dtype in self._dtypes
             and array.layout is self._strided
             and not array.is_nested
             and not array.is_neg()
-            and not (differentiable and array.requires_grad and self._is_grad_enabled())
-        )
-
-    def view(self, array: Array) -> np.ndarray:
-        return (array.detach() if array.requires_grad else array).numpy()  # type: ignore[no-any-return]
+        ):
+            return None
+        if not array.requires_grad:
+            return array.numpy()  # type: ignore[no-any-return]
+        return None if differentiable and self._is_grad_enabled() else array.detach().numpy()
 
     def back(self, array: np.ndarray | np.generic) -> Array:
         array = np.asarray(array)
@@ -128,7 +124,7 @@ def enter(*given: Any, impl: object = "auto", differentiable: bool = False) -> E
     if library is None or (isinstance(impl, str) and impl == "generic"):
         return Entry(None, given, given)
     try:
-        return Entry(library, given, _shown(library, given, differentiable=differentiable))
+        return Entry(library, given, tuple(_shown(library, given, differentiable=differentiable)))
     except _HiddenError:
         return Entry(None, given, given)
 
@@ -170,15 +166,20 @@ def _first_array(values: tuple[Any, ...]) -> object:
     return None
 
 
-def _shown(library: Library, value: Any, *, differentiable: bool) -> Any:
-    """Return a value, or a tree of tuples and lists, with views in the place of arrays."""
-    if isinstance(value, (tuple, list)):
-        return _rebuilt(value, [_shown(library, part, differentiable=differentiable) for part in value])
-    if not hasattr(value, "shape") or isinstance(value, np.generic):
-        return value
-    if not library.can_show(value, differentiable=differentiable):
-        raise _HiddenError
-    return library.view(value)
+def _shown(library: Library, values: Sequence[Any], *, differentiable: bool) -> list[Any]:
+    """Return values, trees of tuples and lists among them, with views in the place of arrays."""
+    shown = []
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            shown.append(_rebuilt(value, _shown(library, value, differentiable=differentiable)))
+        elif hasattr(value, "shape") and not isinstance(value, np.generic):
+            view = library.view(value, differentiable=differentiable)
+            if view is None:
+                raise _HiddenError
+            shown.append(view)
+        else:
+            shown.append(value)
+    return shown
 
 
 def _returned(library: Library, value: Any) -> Any:
