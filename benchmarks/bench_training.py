@@ -152,7 +152,7 @@ def package_train(case: Case) -> tuple[Call, Call]:
     net = as_network(case.params, "relu")
     data = as_data(net, "X", case.X, case.y, LossOptions())
     stepper = RowSteps(net, data, 0.0, "mean", **options)
-    loop, batch = Loop(stepper, xs.sgd(RATE)), RowBatch(None, len(case.y), counts=True)
+    loop, batch = Loop(stepper, xs.sgd(RATE)), RowBatch(len(case.y), counts=True)
 
     def step() -> Any:  # in surroundings that `train` enters once
         return stepper.loss_and_grads(loop.params, None) if case.linear else loop.step(batch)

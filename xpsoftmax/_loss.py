@@ -293,21 +293,21 @@ def _compute(
     aux: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
-    array, targets, options, layout, way = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
+    array, targets, options, layout, plan = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     xp = layout.home.xp
-    with way.context():
-        problem = weigh(targets, options, way.terms, layout, for_kernel=way.by_kernel)
-        rows, into = (array, out) if way.direct else (in_rows(array, layout, out), rows_out(layout, out))
-        kernel = _with_logsumexp(way.kernel, array, impl) if aux else way.kernel
+    with plan.context():
+        problem = weigh(targets, options, plan.terms, layout, for_kernel=plan.by_kernel)
+        rows, into = (array, out) if plan.direct else (in_rows(array, layout, out), rows_out(layout, out))
+        kernel = _with_logsumexp(plan.kernel, array, impl) if aux else plan.kernel
         loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
         sums = generic.as_0d(rowwise(more[0], layout)) if aux else None
         if options.reduction == "none":
             loss = rowwise(loss, layout)
-        elif not way.adds_up:
+        elif not plan.adds_up:
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
-        return loss, dlogits if way.direct or not grad else deliver(xp, dlogits, layout, out), sums
+        return loss, dlogits if plan.direct or not grad else deliver(xp, dlogits, layout, out), sums
 
 
 def _with_logsumexp(kernel: Callable[..., Any], array: Array, impl: Impl) -> Callable[..., Any]:

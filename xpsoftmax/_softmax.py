@@ -192,9 +192,9 @@ def logsumexp(
     1000.6931471805599
     """
     check_flag("keepdims", keepdims)
-    array, mask, layout, way = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
-    with way.context():
-        sums = way.kernel(in_rows(masked(array, mask, layout), layout, None))
+    array, mask, layout, plan = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
+    with plan.context():
+        sums = plan.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
             sums = reshaped(sums, shape)
@@ -323,17 +323,17 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
 def _map_rows(
     operation: str, logits: Array, axis: Axes, where: Array | None, left_out: float, out: Array | None, impl: Impl
 ) -> Array:
-    array, mask, layout, way = enter_rows(operation, logits, axis, impl, out, where)
-    with way.context():
-        if way.direct and mask is None:
-            return way.kernel(array, out=out)
+    array, mask, layout, plan = enter_rows(operation, logits, axis, impl, out, where)
+    with plan.context():
+        if plan.direct and mask is None:
+            return plan.kernel(array, out=out)
         xp = layout.home.xp
         if mask is None:
-            return deliver(xp, way.kernel(in_rows(array, layout, out), out=rows_out(layout, out)), layout, out)
+            return deliver(xp, plan.kernel(in_rows(array, layout, out), out=rows_out(layout, out)), layout, out)
         array = masked(array, mask, layout)
         if out is not None:
             array = xp.astype(array, layout.working, copy=False)  # it is rounded once, into `out`
-        result = xp.where(mask, from_rows(xp, way.kernel(in_rows(array, layout, None)), layout), left_out)
+        result = xp.where(mask, from_rows(xp, plan.kernel(in_rows(array, layout, None)), layout), left_out)
         if out is None:
             return result
         copied(xp, result, out)

@@ -773,9 +773,8 @@ def test_a_bad_validation_label(problem):
     held = lazy(X, CHUNKS["even"]), lazy(y, CHUNKS["even"])
     bad = y.copy()
     bad[44] = 7
-    with pytest.raises(ValueError, match=r"got 7 at row 44\.") as caught:
+    with pytest.raises(ValueError, match=r"^validation\[1\] must be labels from 0 to .*, got 7 at row 44\."):
         xd.train(params, *held, optimizer=xs.sgd(0.1), epochs=1, validation=(held[0], lazy(bad, 6)))
-    assert caught.value.__notes__ == ["It is about the validation data."]
 
 
 @pytest.mark.parametrize("batch_size", [None, 6])
@@ -865,10 +864,9 @@ def test_validation_inputs_that_are_not_finite(validate, where, problem):
     chunked = {"blocks": lazy, "unknown blocks": of_unknown_sizes, "memory": lambda array, _: array}[where]
     validation = chunked(bad, CHUNKS["empty"]), chunked(y, CHUNKS["empty"])
     options = {"optimizer": xs.sgd(0.1), "epochs": 1, "validate": validate, "ignore_index": -1}
-    with pytest.raises(ValueError, match=r"^validation X must be finite, got inf at row 40\.") as caught:
+    with pytest.raises(ValueError, match=r"^validation\[0\] must be finite, got inf at row 40\."):
         xd.train(params, lazy(X, 10), lazy(y, 10), validation=validation,
                  callback=lambda step: pytest.fail("a step was made"), **options)  # fmt: skip
-    assert caught.value.__notes__ == ["It is about the validation data."]
     ignored = y.copy()
     ignored[[40, 45]] = -1
     validation = validation[0], chunked(ignored, CHUNKS["empty"])

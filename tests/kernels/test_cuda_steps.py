@@ -15,12 +15,12 @@ from types import ModuleType
 import cuda_on_cpu as cpu
 import numpy as np
 import pytest
-from fake_cupy import Recorder, array
+from fake_cupy import Array, Recorder, array
 from program_reference import ReferenceRunner
 
 from xpsoftmax._train.programs import ENTRIES_OF_A_PART, Step, step_program
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan, step_plan
+from xpsoftmax.kernels.cuda import clip_plan, plan, step_plan, texts
 from xpsoftmax.kernels.rules import ADAMW, MOMENTUM, SGD
 
 pytestmark = [
@@ -32,6 +32,7 @@ N, ROWS = 12, 4
 EPS = {"float32": 2e-5, "float64": 1e-13}
 STEP = Step(
     rows=ROWS,
+    all_rows=N,
     sizes=(5, 6, 3),
     activation=ACTIVATIONS["relu"],
     dtype="float64",
@@ -72,6 +73,7 @@ def runner(recorder):
 def arrays_of(step: Step, rng: np.random.Generator, x_dtype: str | None = None) -> dict[str, np.ndarray]:
     dtype = step.dtype
     named = {
+        "memory": np.full(step_program(step).size, 99, "u1"),
         "X": rng.normal(size=(N, step.sizes[0])).astype(x_dtype or dtype),
         "targets": rng.dirichlet(np.ones(step.sizes[-1]), N).astype(dtype)
         if step.soft
@@ -82,7 +84,7 @@ def arrays_of(step: Step, rng: np.random.Generator, x_dtype: str | None = None) 
         "place": np.zeros(3, "i8"),
         "numbers": np.full((8, 8), 0.05, dtype) * rng.uniform(0.5, 1, (8, 1)).astype(dtype),
         "finite": np.array(True),
-        "loss": np.zeros((), dtype),
+        "losses": np.full(9, -1, dtype),
     }
     named["counting"][::5] = 0
     named["row_weight"] = named["counting"] * dtype_of(dtype)(1.5)
@@ -99,6 +101,11 @@ def dtype_of(name):
     return np.dtype(name).type
 
 
+def run(runner):
+    with runner.in_order(Array.device):
+        runner.run()
+
+
 def check(runner, step, rng, times=3, x_dtype=None):
     """Run a program a few times, by both runners; the parameters go on changing from step to step."""
     program = step_program(step)
@@ -106,9 +113,11 @@ def check(runner, step, rng, times=3, x_dtype=None):
     found = {name: array(value.copy()) for name, value in wanted.items()}
     reference, made = ReferenceRunner(program, wanted), runner(program, found)
     for _ in range(times):
-        reference.run()
-        made.run()
+        run(reference)
+        run(made)
         for name, value in wanted.items():
+            if name == "memory":
+                continue
             eps = EPS[step.dtype]
             scale = np.nanmax(np.abs(value), initial=1) if value.dtype.kind == "f" else 1
             np.testing.assert_allclose(np.asarray(found[name]), value, rtol=eps, atol=eps * scale, err_msg=name)
@@ -136,6 +145,9 @@ VARIANTS = {
     "class weights": {"soft": True, "class_weighted": True, "weighted": True},
     "momentum": {"rule": MOMENTUM, "kept": 1},
     "adamw": {"rule": ADAMW, "kept": 2},
+    "clipped": {"max_norm": 0.1, "reg": 0.1, "dtype": "float32"},
+    "not clipped": {"max_norm": 1e3},
+    "clipped in parts": {"max_norm": 0.1, "sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3)},
     "a sum in parts": {"sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3), "reg": 0.1, "dtype": "float64"},
 }
 
@@ -150,8 +162,8 @@ def test_operations_are_those_of_the_reference(recorder, runner, rng, name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_captured_step_gives_the_same_numbers(recorder, runner, nvmath, rng, name):
     """The first step runs one by one; the others are one graph, which reads what the arrays hold then."""
-    check(runner, replace(STEP, **VARIANTS[name]), rng, times=4 if N >= 4 * ROWS else 3)
-    assert recorder.order.count(("graph", 101)) == 2
+    check(runner, replace(STEP, **VARIANTS[name]), rng, times=4)  # the fourth begins at the first row again
+    assert recorder.order.count(("graph", 101)) == 3
 
 
 @pytest.mark.parametrize("x_dtype", ["float16", "float32", "float64"])
@@ -168,25 +180,25 @@ def test_updates_end_with_a_loss_that_is_not_finite(runner, rng):
     arrays["X"][arrays["order"][ROWS + 1]] = np.inf  # in the second batch
     found = {name: array(value) for name, value in arrays.items()}
     made = runner(program, found)
-    made.run()
+    run(made)
     before = arrays["weight0"].copy()
     assert bool(arrays["finite"])
     for _ in range(2):
         with np.errstate(invalid="ignore"):  # the products here are NumPy's
-            made.run()
+            run(made)
         assert not bool(arrays["finite"])
     assert np.array_equal(arrays["weight0"], before)
-    assert arrays["place"].tolist() == [3 * ROWS, 2, 3]
+    assert arrays["place"].tolist() == [0, 2, 3]  # after the last row
 
 
 def test_the_streams_wait_for_each_other(recorder, runner, nvmath, rng):
     arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
     made = runner(step_program(STEP), arrays)
     around = [("record", 7), ("wait", 101)], [("record", 101), ("wait", 7)]
-    made.run()
+    run(made)
     assert recorder.order == [*around[0], *around[1]]
     recorder.order.clear()
-    made.run()
+    run(made)
     assert recorder.order == [*around[0], ("graph", 101), *around[1]]
 
 
@@ -194,9 +206,9 @@ def test_nothing_is_launched_beside_a_graph(recorder, runner, nvmath, rng):
     arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
     made = runner(step_program(STEP), arrays)
     for _ in range(2):
-        made.run()
+        run(made)
     recorder.launches.clear()
-    made.run()
+    run(made)
     assert recorder.launches == []
 
 
@@ -206,12 +218,12 @@ def test_a_step_that_allocates_is_not_captured_and_still_made(recorder, runner, 
     reference, made = ReferenceRunner(program, wanted), runner(program, found)
     made._operations.insert(3, lambda: recorder.module.empty(4, "f4"))
     for number in range(3):
-        reference.run()
+        run(reference)
         if number == 1:
             with pytest.warns(RuntimeWarning, match=r"^A step of training could not be captured: 16 bytes were asked"):
-                made.run()
+                run(made)
         else:
-            made.run()
+            run(made)
         np.testing.assert_allclose(np.asarray(found["weight0"]), wanted["weight0"], rtol=1e-12)
     assert ("graph", 101) not in recorder.order
     assert recorder.allocator is None
@@ -221,12 +233,12 @@ def test_a_step_that_allocates_is_not_captured_and_still_made(recorder, runner, 
 def test_an_interrupt_while_a_step_is_captured_is_raised_afterwards(recorder, runner, nvmath, rng):
     arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
     made = runner(step_program(STEP), arrays)
-    made.run()
+    run(made)
     done = []
     made._operations.insert(0, lambda: signal.raise_signal(signal.SIGINT))
     made._operations.append(lambda: done.append(gc.isenabled()))
     with pytest.raises(KeyboardInterrupt):
-        made.run()
+        run(made)
     assert done == [False], "the capture was not completed, or garbage was collected meanwhile"
     assert gc.isenabled()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -270,11 +282,42 @@ def wrong_weigh(change) -> bool:
 
 def wrong_record(change) -> bool:
     for loss, finite, after in ((1.0, True, True), (np.nan, True, False), (1.0, False, False), (np.inf, True, False)):
-        given, flag, place = np.array(loss), np.array(finite), np.array([4, 1, 2])
-        at = cpu.address(given), cpu.address(flag), cpu.address(place)
-        cpu.run(step_plan.record_launch(*at, 3, "float64"), change=change)
-        if bool(flag) != after or place.tolist() != [7, 2, 3]:
-            return True
+        for first, begins in ((4, 7), (6, 0), (7, 0)):
+            given, losses, flag = np.array(loss), np.zeros(4), np.array(finite)
+            place = np.array([first, 1, 2])
+            at = (cpu.address(array) for array in (given, losses, flag, place))
+            cpu.run(step_plan.record_launch(*at, 3, 9, "float64"), change=change)
+            if bool(flag) != after or place.tolist() != [begins, 2, 3]:
+                return True
+            if not np.array_equal(losses, [0, 0, loss, 0], equal_nan=True):
+                return True
+    return False
+
+
+def wrong_clip(change) -> bool:
+    """Norms of vectors of several parts, with entries whose squares overflow or underflow, and close to such."""
+    rng = np.random.default_rng(0)
+    for dtype, bound, far, eps in (("float32", 2.0**40, 1e30, 2e-6), ("float64", 2.0**400, 1e290, 1e-14)):
+        given = rng.normal(size=plan.TOTAL_PART + 900)
+        mixed = np.where(np.arange(given.size) % 2, far, 1.0)
+        for size in (1.0, far, 1 / far, bound, 1 / bound, mixed, 1 / mixed, 0.0, np.inf, np.nan):
+            x = (given * size).astype(dtype)
+            norm = np.sqrt((x.astype(np.longdouble) ** 2).sum())
+            for most in (3.0, 1e3, float(norm) / 3):
+                found, sums = x.copy(), np.full((3, 3), -1, dtype)
+                at = cpu.address(found), cpu.address(sums)
+                launches = (
+                    clip_plan.squares_launch(*at, x.size, dtype),
+                    clip_plan.shorten_launch(*at, x.size, most, dtype),
+                )
+                for launch in launches:
+                    is_there = change is not None and change[0] in texts.source(launch.kernel)
+                    cpu.run(launch, change=change if is_there else None)
+                short = not np.isfinite(norm) or norm <= most
+                wanted = x if short else x * (most / norm).astype(dtype)
+                tiny = np.finfo(dtype).tiny
+                if not (sums[2] == -1).all() or not np.allclose(found, wanted, eps, tiny, equal_nan=True):
+                    return True
     return False
 
 
@@ -292,9 +335,24 @@ def wrong_record(change) -> bool:
         (wrong_weigh, ("is_finite(total) ? weights[i] / total : Limits<Scalar>::nan()", "weights[i] / total")),
         (wrong_weigh, ("*strength = reg / total", "*strength = reg")),
         (wrong_weigh, ("weights != nullptr && i < rows", "weights != nullptr && i < rows - 1")),
+        (wrong_clip, ("size > Scales<Real>::least_large()", "false")),
+        (wrong_clip, ("size < Scales<Real>::largest_small()", "false")),
+        (wrong_clip, ("x < 0 ? -x : x", "x")),
+        (wrong_clip, ("large + medium * large_scale * large_scale", "large + medium")),
+        (wrong_clip, ("if (medium == 0) return", "if (small > 0) return")),
+        (wrong_clip, ("medium + small / small_scale / small_scale", "medium + small / small_scale")),
+        (wrong_clip, (" || !is_finite(norm)", "")),
+        (wrong_clip, ("!(norm > most)", "norm < most")),
+        (wrong_clip, ("b < parts; b += THREADS", "b < 1; b += THREADS")),
+        (wrong_clip, ("(length + PART - 1) / PART", "length / PART")),
+        (wrong_clip, ("x[i] = x[i] * factor", "x[i] = x[i] / factor")),
+        (wrong_clip, ("medium.add(sums.medium)", "medium.add(sums.small)")),
         (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "")),
         (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "*finite = is_finite(*loss);")),
-        (wrong_record, ("place[0] += rows;", "place[0] += 1;")),
+        (wrong_record, ("place[0] + rows < all_rows ? place[0] + rows : 0", "place[0] + rows")),
+        (wrong_record, ("place[0] + rows < all_rows ?", "place[0] + rows <= all_rows ?")),
+        (wrong_record, ("? place[0] + rows :", "? place[0] + 1 :")),
+        (wrong_record, ("losses[place[2]] = *loss;", "losses[place[1]] = *loss;")),
         (wrong_record, ("place[1] = place[2];", "")),
         (wrong_record, ("place[2] += 1;", "")),
     ],

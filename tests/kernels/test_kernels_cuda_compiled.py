@@ -115,10 +115,12 @@ def test_instructions_an_element_without_edges_and_label(kernel, dtype, quick, m
 def test_an_instruction_more_an_element_is_counted(monkeypatch):
     """The test of the count: a text that asks at every element whether it is the label's."""
     source = texts.source("softmax")
-    there = "for (int i = 0; i < PER; ++i) e[i] = way(e[i]);"
+    there = "for (int i = 0; i < PER; ++i) e[i] = relative_exp(e[i]);"
     assert there in source
     monkeypatch.setattr(
-        plan, "source", lambda kernel: source.replace(there, "for (int i = 0; i < PER; ++i) e[i] = way(e[i]) * e[i];")
+        texts,
+        "source",
+        lambda kernel: source.replace(there, "for (int i = 0; i < PER; ++i) e[i] = relative_exp(e[i]) * e[i];"),
     )
     asked = gpu.lines_an_element("softmax", "float32", quick=False)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from backends import backend_named, unusable
 
 import xpsoftmax as xs
 from xpsoftmax._network.files import PARAMS
-from xpsoftmax._network.layers import CARRYING
+from xpsoftmax._network.layers import HIDDEN_TYPES
 from xpsoftmax._network.tensors import save_arrays
 from xpsoftmax.kernels.activations import ACTIVATIONS
 
@@ -45,7 +45,7 @@ def needs(name):
 def carried(layers):
     """The activations of layers, and that their types are ours and not only look like them."""
     assert type(layers) is tuple
-    assert all(type(layer) in (xs.Layer, *CARRYING.values()) for layer in layers)
+    assert all(type(layer) in (xs.Layer, *HIDDEN_TYPES.values()) for layer in layers)
     return [layer.activation for layer in layers]
 
 
@@ -125,7 +125,7 @@ def test_and_so_does_a_model_made_of_them(learnt, data):
 
 
 def test_every_activation_can_be_carried():
-    assert CARRYING.keys() == ACTIVATIONS.keys()
+    assert HIDDEN_TYPES.keys() == ACTIVATIONS.keys()
     for name in ACTIVATIONS:
         assert carried(xs.init_params(SIZES, rng=0, activation=name)) == [name, name, None]
 
@@ -328,19 +328,19 @@ def test_a_layer_is_still_a_pair(params):
     assert layer._fields == ("weight", "bias")
     assert len(layer) == 2
     one = xs.Layer(1.0, 2.0)
-    assert CARRYING["tanh"](1.0, 2.0) == one == (1.0, 2.0)
-    assert repr(CARRYING["tanh"](1.0, 2.0)) == "TanhLayer(weight=1.0, bias=2.0)"
+    assert HIDDEN_TYPES["tanh"](1.0, 2.0) == one == (1.0, 2.0)
+    assert repr(HIDDEN_TYPES["tanh"](1.0, 2.0)) == "TanhLayer(weight=1.0, bias=2.0)"
     assert repr(one) == "Layer(weight=1.0, bias=2.0)"
 
 
-@pytest.mark.parametrize("layer", [xs.Layer(1.0, 2.0), CARRYING["tanh"](1.0, 2.0)], ids=["plain", "tanh"])
+@pytest.mark.parametrize("layer", [xs.Layer(1.0, 2.0), HIDDEN_TYPES["tanh"](1.0, 2.0)], ids=["plain", "tanh"])
 def test_the_activation_of_a_layer_cannot_be_set(layer):
     with pytest.raises(AttributeError):
         layer.activation = "relu"
 
 
 def test_a_layer_of_a_subclass_counts_as_what_it_carries(data):
-    class Named(CARRYING["tanh"]):
+    class Named(HIDDEN_TYPES["tanh"]):
         __slots__ = ()
 
     params = xs.init_params((D, 4, C), rng=0)
@@ -473,7 +473,7 @@ def test_big_endian_parameters_move_to_pytorch(rng):
 def test_bfloat16_parameters_move(given, wanted, rng):
     given, wanted = needs(given), needs(wanted)
     params = tuple(
-        CARRYING["tanh"](*(given.asarray(array, "bfloat16") for array in layer))
+        HIDDEN_TYPES["tanh"](*(given.asarray(array, "bfloat16") for array in layer))
         for layer in xs.init_params(SIZES, rng=rng)
     )
     moved = xs.to_namespace(params, wanted.library)
@@ -494,7 +494,7 @@ def test_bfloat16_parameters_move(given, wanted, rng):
         (lambda p: xs.to_namespace(p, "numpy"), TypeError, r"^xp must be "),
         (lambda p: xs.to_namespace(p, np, "cuda"), ValueError, r"^device must "),
         (
-            lambda p: xs.to_namespace((p[0], CARRYING["relu"](*p[1]), p[2]), np),
+            lambda p: xs.to_namespace((p[0], HIDDEN_TYPES["relu"](*p[1]), p[2]), np),
             ValueError,
             r"^params\[1\] must carry the activation of params\[0\], 'tanh', got 'relu'\.$",
         ),
@@ -614,7 +614,7 @@ def test_a_training_does_not_go_on_with_another(start, params, data):
 
 def test_a_state_of_layers_that_differ(params, data):
     state = xs.train(params, *data, epochs=1, **OPTIONS).state
-    state = state._replace(params=(params[0], CARRYING["relu"](*params[1]), params[2]))
+    state = state._replace(params=(params[0], HIDDEN_TYPES["relu"](*params[1]), params[2]))
     with pytest.raises(ValueError, match=r"^resume\[1\] must carry the activation of resume\[0\], 'tanh', got 'relu'"):
         xs.train(plain(params), *data, epochs=2, resume=state, **OPTIONS)
 
@@ -674,13 +674,13 @@ def test_an_explicit_activation_must_be_the_one_carried(name, backend, params, d
 @pytest.mark.parametrize("explicit", [{}, {"activation": "tanh"}, {"activation": "relu"}], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_layers_must_not_contradict_each_other(name, explicit, params, data):
-    params = (params[0], CARRYING["relu"](*params[1]), params[2])
+    params = (params[0], HIDDEN_TYPES["relu"](*params[1]), params[2])
     with pytest.raises(ValueError, match=DIFFERENT):
         CALLS[name](params, *data, **explicit)
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("last", [xs.Layer, CARRYING["tanh"]], ids=["plain", "was hidden"])
+@pytest.mark.parametrize("last", [xs.Layer, HIDDEN_TYPES["tanh"]], ids=["plain", "was hidden"])
 def test_a_network_without_hidden_layers_contradicts_nothing(name, last, data):
     (layer,) = xs.init_params((D, C), rng=0, activation="tanh")
     assert layer.activation is None
@@ -689,7 +689,7 @@ def test_a_network_without_hidden_layers_contradicts_nothing(name, last, data):
 
 
 def test_what_is_not_computed_with_an_activation_refuses_contradictions_too(params, data, tmp_path):
-    mixed = (params[0], CARRYING["relu"](*params[1]), params[2])
+    mixed = (params[0], HIDDEN_TYPES["relu"](*params[1]), params[2])
     optimizer, sums = xs.adam(0.1), xs.mlp_partial_sums(params, *data)
     state = optimizer.init(params)
     for call in (
@@ -703,7 +703,7 @@ def test_what_is_not_computed_with_an_activation_refuses_contradictions_too(para
 
 
 def test_gradients_states_and_sums_must_be_of_networks_with_the_activation(params, data):
-    other = tuple(CARRYING["relu"](*layer) for layer in params)
+    other = tuple(HIDDEN_TYPES["relu"](*layer) for layer in params)
     optimizer, sums = xs.adam(0.1), xs.mlp_partial_sums(params, *data)
     message = "must carry the activation of {}, '{}', got '{}'"
     with pytest.raises(ValueError, match="^grads " + message.format("params", "tanh", "relu")):
@@ -771,7 +771,7 @@ def test_contradictions_over_blocks(name, params, blocks):
     with pytest.raises(ValueError, match=BOTH):
         function(params, *arguments, activation="relu")
     with pytest.raises(ValueError, match=DIFFERENT):
-        function((params[0], CARRYING["relu"](*params[1]), params[2]), *arguments)
+        function((params[0], HIDDEN_TYPES["relu"](*params[1]), params[2]), *arguments)
 
 
 # --- the estimator ----------------------------------------------------------------------------------------------------
@@ -866,4 +866,4 @@ def test_a_model_of_parameters(params, data):
     with pytest.raises(ValueError, match=BOTH):
         MLPClassifier.from_params(params, activation="relu")
     with pytest.raises(ValueError, match=DIFFERENT):
-        MLPClassifier.from_params((params[0], CARRYING["relu"](*params[1]), params[2]))
+        MLPClassifier.from_params((params[0], HIDDEN_TYPES["relu"](*params[1]), params[2]))

@@ -89,6 +89,8 @@ def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
     yield Specialisation("bad_labels", "bad_labels", plan.LABEL_DEFINES, 256, 4)
     if dtype in ("float32", "float64"):  # the working precisions
         yield Specialisation("total", "total", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
+        for kernel in ("squares", "shorten"):
+            yield Specialisation(kernel, kernel, plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         yield Specialisation("weigh", "weigh", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         yield Specialisation("record", "record", (("SCALAR", texts.SCALARS[dtype]),), 32, 4)
         labels = step_plan.gather_defines("int64", "int64")

@@ -6,6 +6,8 @@ others, and counts its runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,21 +23,43 @@ def of_numpy(array: Any) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else array._array
 
 
+def view(memory: np.ndarray, shape: tuple[int, ...], dtype: str, offset: int) -> np.ndarray:
+    """The entries of a buffer of a program."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    assert offset + size <= memory.size
+    return memory[offset : offset + size].view(dtype).reshape(shape)
+
+
 class ReferenceRunner:
     runs: int = 0
+    entered: int = 0  # how often programs began to run after the caller's work
+    within: bool = False
 
     def __init__(self, program: Any, arrays: dict[str, Any]) -> None:
         self.arrays = {name: of_numpy(array) for name, array in arrays.items()}
         for name, buffer in program.buffers.items():
             assert name not in self.arrays, f"{name} is the caller's"
-            self.arrays[name] = np.full(buffer.shape, 99, buffer.dtype)  # what a program does not write shows
+            self.arrays[name] = view(self.arrays["memory"], *buffer)
+            self.arrays[name][...] = 99  # what a program does not write shows
         self.program = program
 
     @staticmethod
     def has_rule(rule: Any) -> bool:
         return rule in plan.RULES
 
+    @staticmethod
+    @contextmanager
+    def in_order(device: Any) -> Iterator[None]:
+        assert not ReferenceRunner.within
+        ReferenceRunner.within = True
+        ReferenceRunner.entered += 1
+        try:
+            yield
+        finally:
+            ReferenceRunner.within = False
+
     def run(self) -> None:
+        assert ReferenceRunner.within, "run outside of the order of the streams"
         ReferenceRunner.runs += 1
         with np.errstate(all="ignore"):
             for operation in self.program.operations:
@@ -86,9 +110,17 @@ class ReferenceRunner:
     def total(self, terms, loss):
         loss[...] = terms.sum()
 
-    def record(self, loss, finite, place, *, rows):
+    def clip(self, grads, squares, *, max_norm):
+        assert squares.size == 3 * plan.total_parts(grads.size)
+        norm = np.linalg.norm(grads.astype(np.longdouble))
+        if np.isfinite(norm) and norm > max_norm:
+            grads *= (max_norm / norm).astype(grads.dtype)
+
+    def record(self, loss, losses, finite, place, *, rows, all_rows):
+        losses[place[2]] = loss
         finite[...] = finite & np.isfinite(loss)
-        place[:] = place[0] + rows, place[2], place[2] + 1
+        first = place[0] + rows
+        place[:] = first if first < all_rows else 0, place[2], place[2] + 1
 
     def update(self, grad, finite, numbers, place, parameter, *kept, rule):
         if not finite:

@@ -95,15 +95,15 @@ FAULTS = {
     "log of the total where the label leads": Fault("log_of_one_and(odds.rest)", "logarithm(odds.total)", HELD),
     "a subnormal factor taken at once": Fault("half * sum * half;\n}", "exponential(lead.rounded) * sum;\n}", HELD),
     "warps not brought to the same reference": Fault(
-        "sum_of_lanes<WIDTH>(sum * brought_to<Way>(top, highest))", "sum_of_lanes<WIDTH>(sum)", HELD
+        "sum_of_lanes<WIDTH>(sum * brought_to<RelativeExp>(top, highest))", "sum_of_lanes<WIDTH>(sum)", HELD
     ),
-    "a warp's factor left out of the gradient": Fault("factor *= brought_to<Way>(top, row_top);", ";", HELD),
+    "a warp's factor left out of the gradient": Fault("factor *= brought_to<RelativeExp>(top, row_top);", ";", HELD),
     "powers of two merged wrongly": Fault("power_of_two((int)n) : 0.f", "1.f : 0.f", QUICK, "bfloat16"),
     "the sum left at a power of two": Fault(
-        "return {top, sum * Way(top).to(top)};", "return {top, sum};", QUICK, "bfloat16"
+        "return {top, sum * RelativeExp(top).to(top)};", "return {top, sum};", QUICK, "bfloat16"
     ),
     "the gradient left at a power of two": Fault(
-        "factor *= way.to(row_top);\n        else", ";\n        else", QUICK, "bfloat16"
+        "factor *= relative_exp.to(row_top);\n        else", ";\n        else", QUICK, "bfloat16"
     ),
     "the rounding of a product lost": Fault(
         "return multiply_add_saturated(e, multiply_add(p, -log_2, x), e);", "return e;", HELD

@@ -38,7 +38,7 @@ def cp(monkeypatch):
     (backend,) = (backend for backend in kernels.BACKENDS if backend.name == "cupy")
     if getattr(cupy, "stands_in", False):
         monkeypatch.setattr(backend.load(), "Runner", ReferenceRunner, raising=False)
-        ReferenceRunner.runs = 0
+        ReferenceRunner.runs = ReferenceRunner.entered = 0
     elif not cupy.cuda.is_available():
         pytest.skip("no GPU")
     return cupy
@@ -205,24 +205,131 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_an_update(cp):
     assert caught[cp].result.state.optimizer[0] == caught[np].result.state.optimizer[0]
 
 
-@pytest.mark.parametrize("why", ["a learning rate of the user", "chunks"])
-def test_steps_that_are_left_to_the_loop(cp, why):
+@pytest.mark.parametrize("optimizer", [xs.sgd(0.3), xs.sgd(0.1, 0.9), xs.adamw(xs.cosine_schedule(0.1, steps=15))])
+@pytest.mark.parametrize(("max_norm", "again"), [(1e-3, None), (0.3, None), (1e3, None), (1.0, 0.2), (0.2, 1.0)])
+def test_gradients_are_clipped(cp, optimizer, max_norm, again):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
     X, y = data()
-    options = {"optimizer": xs.sgd((lambda step: 0.1 / (1 + step)) if "rate" in why else 0.1)}
-    if why == "chunks":
-        options["max_memory"] = 1000
+    clipped = xs.clip_by_global_norm(optimizer, max_norm)
+    clipped = clipped if again is None else xs.clip_by_global_norm(clipped, again)
+    options = {"optimizer": clipped, "reg": 0.1}
+    found, wanted = trained(cp, params, X, y, **options), trained(np, params, X, y, **options)
+    assert_alike(found, wanted)
+    unclipped = trained(np, params, X, y, optimizer=optimizer, reg=0.1)
+    alike = all(np.array_equal(a, b) for a, b in zip(on_host(wanted), on_host(unclipped), strict=True))
+    assert alike == (max_norm == 1e3)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_steps_that_are_left_to_the_loop(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.sgd(0.1), "max_memory": 1000}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
     if getattr(cp, "stands_in", False):
         assert ReferenceRunner.runs == 0
 
 
-def test_numbers_of_the_rule_are_sent_again_when_they_are_used_up(cp, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("xpsoftmax._train.programmed"), "NUMBERS", 3)
+@pytest.fixture(params=[1, 3, 5, 7])
+def room(request, monkeypatch):
+    """For how many updates there are numbers and losses on the device; one at first."""
+    programmed = importlib.import_module("xpsoftmax._train.programmed")
+    monkeypatch.setattr(programmed, "UPDATES", request.param)
+    monkeypatch.setattr(programmed, "FIRST_AHEAD", 1)
+
+
+SCHEDULES = {
+    "constant": xs.constant_schedule(0.05),
+    "steps": xs.step_schedule(0.1, every=3, factor=0.7),
+    "cosine": xs.cosine_schedule(0.1, steps=15),
+    "warm-up": xs.warm_up_schedule(xs.cosine_schedule(0.1, steps=10), steps=6),
+}
+
+
+def test_numbers_of_the_rule_are_sent_again_when_they_are_used_up(cp, room):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
     X, y = data()
+    kept = []
     options = {"optimizer": xs.adam(0.05)}
+    wanted = trained(np, params, X, y, **options)
+    assert_alike(trained(cp, params, X, y, **options), wanted)
+    found = trained(cp, params, X, y, callback=lambda step: kept.append(step.loss), **options)
+    assert_alike(found, wanted)
+    assert [float(loss) for loss in kept] == found.history["loss"]
+
+
+@pytest.mark.parametrize("optimizer", [xs.sgd, lambda rate: xs.sgd(rate, 0.9, nesterov=True), xs.adam, xs.adamw])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_of_the_package_are_sent_ahead(cp, name, optimizer):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": optimizer(SCHEDULES[name])}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_a_function_of_the_user_is_called_for_each_update_when_it_is_the_next(cp, room):
+    """As on NumPy: as often, with the same numbers, and after the callback of the step before."""
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    calls = {np: [], cp: []}
+    given = np.ones(ROWS)
+    given[:6] = 0  # with batches of two some have no row that counts
+    results = {}
+    for xp, seen in calls.items():
+
+        def rate(count, seen=seen):
+            seen.append(count)
+            return 0.2 / (1 + len(seen) % 3)
+
+        def callback(step, seen=seen):
+            seen.append("step")
+
+        optimizer = xs.adamw(xs.warm_up_schedule(rate, steps=5), weight_decay=0.1)
+        options = {"callback": callback, "batch_size": 2, "sample_weight": given}
+        results[xp] = trained(xp, params, X, y, optimizer=optimizer, **options)
+    assert calls[cp] == calls[np]
+    assert np.isnan(results[np].history["loss"]).any()
+    assert_alike(results[cp], results[np])
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == results[cp].state.optimizer[0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "match"),
+    [
+        (lambda step: -1.0 if step == 14 else 0.1, ValueError, r"^learning_rate\(14\) must be"),
+        (xs.step_schedule(0.0, every=7, factor=1e200), OverflowError, "34"),
+    ],
+    ids=["of the user", "of the package"],
+)
+def test_a_rate_that_is_wrong_later_is_an_error_when_it_is_the_next(cp, rate, error, match):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    for xp in (np, cp):
+        losses = []
+        with pytest.raises(error, match=match):
+            trained(xp, params, X, y, optimizer=xs.sgd(rate), callback=lambda step, seen=losses: seen.append(step.loss))
+        assert len(losses) == 14
+
+
+def test_programs_begin_after_the_work_of_the_caller_once_an_epoch(cp):
+    """Without a callback nobody looks at the parameters between two steps."""
+    if not getattr(cp, "stands_in", False):
+        pytest.skip("on a GPU the streams say it")
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    outside = []
+
+    def callback(step):
+        outside.append(not ReferenceRunner.within)
+
+    trained(cp, params, X, y, optimizer=xs.sgd(0.1))
+    assert ReferenceRunner.entered == 4 + 1  # the last batch of the first epoch has a program of its own
+    trained(cp, params, X, y, optimizer=xs.sgd(0.1), callback=callback)
+    assert outside == [True] * STEPS
 
 
 @pytest.mark.parametrize("rate", ["constant", "adaptive"])

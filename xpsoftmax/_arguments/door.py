@@ -1,10 +1,10 @@
 """The door: it checks arguments, and caches what the checks found for later calls of the same kind.
 
 Almost all that a check looks at is the same from call to call: types, dtypes, numbers of dimensions and classes, layout
-in memory, devices, options. These make a key. The full checks run once for a key, and what they found (a `Way`) is kept
-under it. Whether the shapes fit each other is part of the key: the number of rows may change, and a call with arrays
-that do not fit has another key. Each call checks what no key holds: memory that `out` shares with others, and values of
-labels, weights, label_smoothing and z_loss.
+in memory, devices, options. These make a key. The full checks run once for a key, and what they found, a `CallPlan`, is
+kept under it. Whether the shapes fit each other is part of the key: the number of rows may change, and a call with
+arrays that do not fit has another key. Each call checks what no key holds: memory that `out` shares with others, and
+values of labels, weights, label_smoothing and z_loss.
 
 Only calls whose arguments are good are remembered, and of those only calls with arrays of NumPy or CuPy that need no
 conversion, and with options of the types in `PLAIN`. All other calls are checked in full each time.
@@ -85,8 +85,8 @@ SEEN: dict[type, Callable[[Any], Any]] = {np.ndarray: attrgetter("dtype")}
 """What a check may see of an array beside its shape, by its exact type. No key is made for arrays of other types."""
 
 
-def learn(array: Array) -> None:
-    """From now on make keys for arrays of this type, if it is CuPy's."""
+def register_type(array: Array) -> None:
+    """Make keys for arrays of this type from now on, if it is CuPy's."""
     if type(array) not in SEEN and is_cupy_array(array):
         SEEN[type(array)] = _seen_of_cupy
 
@@ -130,7 +130,7 @@ NO_KEY = (AttributeError, DeprecationWarning, IndexError, KeyError, TypeError)
 # --- calls ------------------------------------------------------------------------------------------------------------
 
 
-class Way(NamedTuple):
+class CallPlan(NamedTuple):
     """What the checks found for calls of one kind, and what such calls run. It holds no arrays."""
 
     home: Home
@@ -146,20 +146,20 @@ class Way(NamedTuple):
 
 def enter_rows(
     operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None = None, where: Array | None = None
-) -> tuple[Array, Array | None, Layout, Way]:
+) -> tuple[Array, Array | None, Layout, CallPlan]:
     """Check the arguments of a row operation; return logits, mask of the classes, and what is known of them."""
     key = _key_of_rows(operation, logits, axis, impl, out) if where is None else None
-    way = recall(key)
-    if way is None:
+    plan = recall(key)
+    if plan is None:
         return _check_rows(key, operation, logits, axis, impl, out, where)
     if out is not None:
         check_memory(out, logits, {})
-    return logits, None, Layout(way.home, logits.shape, way.axis, way.working), way
+    return logits, None, Layout(plan.home, logits.shape, plan.axis, plan.working), plan
 
 
 def _check_rows(
     key: Key | None, operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None, where: Array | None
-) -> tuple[Array, Array | None, Layout, Way]:
+) -> tuple[Array, Array | None, Layout, CallPlan]:
     check_impl(impl)
     array, layout = as_logits_over_axes(logits, axis, differentiable=True)
     mask = as_mask(where, layout)
@@ -167,11 +167,11 @@ def _check_rows(
     kernel, by_kernel = kernels.selected(operation, array, impl)
     direct = _is_direct(layout, out)
     context = _context(layout.home, array, switches=direct and by_kernel)
-    way = Way(layout.home, layout.axis, layout.working, kernel, context, direct)
+    plan = CallPlan(layout.home, layout.axis, layout.working, kernel, context, direct)
     if array is logits:
-        learn(array)
-        remember(key, way, axis, impl)
-    return array, mask, layout, way
+        register_type(array)
+        remember(key, plan, axis, impl)
+    return array, mask, layout, plan
 
 
 def _key_of_rows(operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None) -> Key | None:
@@ -193,15 +193,15 @@ def enter_loss(
     *,
     grad: bool,
     aux: bool,
-) -> tuple[Array, Array, LossOptions, Layout, Way]:
+) -> tuple[Array, Array, LossOptions, Layout, CallPlan]:
     """Check the arguments of a loss, except values; return logits, targets, options, and what is known of them."""
     key = _key_of_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
-    way = recall(key)
-    if way is None:
+    plan = recall(key)
+    if plan is None:
         return _check_loss(key, logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     if out is not None:
         check_memory(out, logits, _others(targets, options))
-    return logits, targets, options, Layout(way.home, logits.shape, way.axis, way.working), way
+    return logits, targets, options, Layout(plan.home, logits.shape, plan.axis, plan.working), plan
 
 
 def _check_loss(
@@ -215,7 +215,7 @@ def _check_loss(
     *,
     grad: bool,
     aux: bool,
-) -> tuple[Array, Array, LossOptions, Layout, Way]:
+) -> tuple[Array, Array, LossOptions, Layout, CallPlan]:
     check_flag("aux", aux)
     check_impl(impl)
     array, layout = check.as_logits(logits, axis, differentiable=not grad)
@@ -225,11 +225,11 @@ def _check_loss(
     kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none" and not aux)
     direct = _is_direct(layout, out)
     context = _context(layout.home, array, switches=direct and by_kernel and terms.labels_alone)
-    way = Way(layout.home, layout.axis, layout.working, kernel, context, direct, terms, adds_up, by_kernel)
+    plan = CallPlan(layout.home, layout.axis, layout.working, kernel, context, direct, terms, adds_up, by_kernel)
     if array is logits and plain_targets is targets and _same_arrays(plain_options, options):
-        learn(array)
-        remember(key, way, aux, axis, impl, options.ignore_index, options.reduction, options.validate)
-    return array, plain_targets, plain_options, layout, way
+        register_type(array)
+        remember(key, plan, aux, axis, impl, options.ignore_index, options.reduction, options.validate)
+    return array, plain_targets, plain_options, layout, plan
 
 
 def _key_of_loss(

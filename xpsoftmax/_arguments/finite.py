@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments.checks import as_dtype
-from xpsoftmax._arguments.values import Bad, first_marked
+from xpsoftmax._arguments.values import BadValue, first_marked
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.kernels import sparse
 
@@ -17,14 +17,14 @@ BYTES_OF_A_NUMBER = 10
 """Most bytes in memory for each number that is checked: the number, which may come from a file, and masks."""
 
 
-def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budget: int) -> Bad | None:
+def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budget: int) -> BadValue | None:
     """The first row of X (N, D) that has a weight other than 0 and holds nan or infinity; None without one.
 
     If no row does, it waits for a device once.
     """
     if sparse.is_sparse(X):
         entry = sparse.first_not_finite(xp, X, row_weight)
-        return None if entry is None else Bad(name, "be finite", entry.value, "row", (entry.row,))
+        return None if entry is None else BadValue(name, "be finite", entry.value, "row", (entry.row,))
     parts = list(_parts(X, budget))
     if type(X) is np.ndarray:
         if all(sum_is_finite(X[rows]) for rows in parts):
@@ -39,7 +39,7 @@ def first_not_finite(xp: Namespace, name: str, X: Array, row_weight: Array, budg
         bad = _bad_rows(xp, X, row_weight, rows)
         if bool(xp.any(bad)):
             row = rows.start + first_marked(xp, bad)
-            return Bad(
+            return BadValue(
                 name, "be finite", _first_bad_number(xp, as_dtype(xp, X[row, :], row_weight.dtype)), "row", (row,)
             )
     return None

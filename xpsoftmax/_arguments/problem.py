@@ -16,7 +16,7 @@ from array_api_compat import is_dask_array, is_jax_array
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.layout import Layout, reshaped, to_rows
 from xpsoftmax._arguments.options import as_integer, as_number, check_choice, check_flag
-from xpsoftmax._arguments.values import Rows, Suspect, bad_labels, bad_masses, check_values, rows_of
+from xpsoftmax._arguments.values import Rows, ValueCheck, bad_labels, bad_masses, check_values, rows_of
 from xpsoftmax._typing import Array, DType, LossSpec, Namespace, Reduction, dtype_name
 from xpsoftmax.kernels import kernel_for, of_library
 
@@ -174,7 +174,7 @@ def _weigh_each(
         array = check.as_dtype(xp, array, layout.working)
     rows = to_rows(xp, array, layout.axis) if soft else _flat(array)
 
-    alike = sample_weight is None and ignored is None and (class_weight is None or soft)
+    equal = sample_weight is None and ignored is None and (class_weight is None or soft)
     counting = _counting(xp, rows, sample_weight, ignored, layout)
     row_weight = counting
     if class_weight is not None and not soft:
@@ -182,12 +182,12 @@ def _weigh_each(
         if smoothing == 0.0:  # the class weight is a factor of the whole row
             row_weight, class_weight = counting, None
     # Arrays of unknown length have to count their rows.
-    total = float(rows.shape[0]) if alike and isinstance(rows.shape[0], int) else _sum(xp, counting)
+    total = float(rows.shape[0]) if equal and isinstance(rows.shape[0], int) else _sum(xp, counting)
     if options.reduction == "mean":
         row_weight = divided(xp, row_weight, total)
     weighted = any(x is not None for x in (sample_weight, ignored, options.class_weight))
     spec = _spec(class_weight, smoothing, z_loss)
-    return Problem(rows, row_weight, total, spec, None if alike else counting, weighted)
+    return Problem(rows, row_weight, total, spec, None if equal else counting, weighted)
 
 
 def _are_classes(targets: Array, terms: Terms, layout: Layout) -> bool:
@@ -299,15 +299,15 @@ def _check_values(
     """
     if array.ndim == len(layout.shape):
         parts = _parts_to_look_at(array, max_memory)
-        suspects = [_suspected_masses("targets", "index", array, targets, layout, parts)]
+        value_checks = [_masses_check("targets", "index", array, targets, layout, parts)]
     else:
         rule = f"be labels from 0 to {layout.classes - 1} ({layout.classes} classes, ignore_index={ignore_index})"
         bad = bad_labels(array, layout, ignored)
-        suspects = [Suspect("targets", rule, "row", lambda _: bad, targets)]
+        value_checks = [ValueCheck("targets", rule, "row", lambda _: bad, targets)]
     for (name, weight), unit in zip(weights.items(), ("row", "class"), strict=True):
         if weight is not None:
-            suspects.append(_suspected_masses(name, unit, weight, getattr(options, name), layout))
-    check_values(layout.home.xp, suspects)
+            value_checks.append(_masses_check(name, unit, weight, getattr(options, name), layout))
+    check_values(layout.home.xp, value_checks)
 
 
 def _parts_to_look_at(masses: Array, max_memory: int | None) -> Sequence[Rows]:
@@ -327,9 +327,9 @@ LEAST_LOOK = 2**16
 """Least bytes of rows that are checked in one step: smaller steps save no memory that matters, and take longer."""
 
 
-def _suspected_masses(
+def _masses_check(
     name: str, unit: str, masses: Array, given: Array, layout: Layout, parts: Sequence[Rows] = (None,)
-) -> Suspect:
+) -> ValueCheck:
     rule = "be finite and not negative"
     if given.dtype != layout.working:  # a value may be finite only where it comes from
         rule += f" in {dtype_name(layout.working)}"
@@ -337,4 +337,4 @@ def _suspected_masses(
     def bad(rows: Rows) -> Array:
         return bad_masses(layout.home.xp, check.as_dtype(layout.home.xp, rows_of(masses, rows), layout.working))
 
-    return Suspect(name, rule, unit, bad, given, parts)
+    return ValueCheck(name, rule, unit, bad, given, parts)

@@ -27,8 +27,8 @@ def suggesting(**meant: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if name not in names:
                     import difflib  # only for a message: its import takes a millisecond
 
-                    alike = difflib.get_close_matches(name, names, n=1)
-                    said = meant.get(name) or (f"{alike[0]}=" if alike else None)
+                    closest = difflib.get_close_matches(name, names, n=1)
+                    said = meant.get(name) or (f"{closest[0]}=" if closest else None)
                     hint = "" if said is None else f" Did you mean {said}?"
                     raise TypeError(f"{called}() has no argument {name!r}.{hint}")
             return function(*args, **kwargs)

@@ -33,8 +33,8 @@ def bad_masses(xp: Namespace, values: Array) -> Array:
     return ~(xp.isfinite(values) & (values >= 0.0))
 
 
-class Suspect(NamedTuple):
-    """Values to check, which means to wait for them."""
+class ValueCheck(NamedTuple):
+    """Values of an array to check. Reading the result waits for the device."""
 
     name: str
     rule: str
@@ -49,21 +49,21 @@ def rows_of(array: Array, rows: Rows) -> Array:
     return array if rows is None else array[rows, ...]
 
 
-def check_values(xp: Namespace, suspects: Sequence[Suspect]) -> None:
-    """Raise ValueError for the first bad value; all suspects share one synchronisation."""
+def check_values(xp: Namespace, value_checks: Sequence[ValueCheck]) -> None:
+    """Raise ValueError for the first bad value; all value_checks share one synchronisation."""
     flag = None
-    for suspect in suspects:
-        for rows in suspect.parts:
-            bad = suspect.bad(rows)
+    for value_check in value_checks:
+        for rows in value_check.parts:
+            bad = value_check.bad(rows)
             check_has_values("labels", bad)
             found = np.count_nonzero(bad) > 0 if type(bad) is np.ndarray else xp.any(unbatched(bad))
             flag = found if flag is None else flag | found
     if flag is not None and bool(flag):
-        for suspect in suspects:
-            _raise_first(suspect)
+        for value_check in value_checks:
+            _raise_first(value_check)
 
 
-class Bad(NamedTuple):
+class BadValue(NamedTuple):
     """The first bad value. If only a block of the rows was checked, `in_block` makes its row one of all rows."""
 
     name: str
@@ -93,7 +93,7 @@ def starts_of(sizes: Sequence[float]) -> tuple[int, ...] | None:
     return tuple(itertools.accumulate(map(int, sizes[:-1]), initial=0))
 
 
-def in_block(bad: Bad, number: int, starts: Sequence[int] | None) -> Bad:
+def in_block(bad: BadValue, number: int, starts: Sequence[int] | None) -> BadValue:
     """Turn the row of a block into a row of all blocks, or name the block where the sizes of blocks are not known."""
     row, *rest = bad.position
     if starts is None:
@@ -101,9 +101,9 @@ def in_block(bad: Bad, number: int, starts: Sequence[int] | None) -> Bad:
     return bad._replace(position=(starts[number] + row, *rest))
 
 
-def _raise_first(suspect: Suspect) -> None:
-    for rows in suspect.parts:
-        bad, values = (_computed(unbatched(x)) for x in (suspect.bad(rows), rows_of(suspect.values, rows)))
+def _raise_first(value_check: ValueCheck) -> None:
+    for rows in value_check.parts:
+        bad, values = (_computed(unbatched(x)) for x in (value_check.bad(rows), rows_of(value_check.values, rows)))
         xp = array_namespace(bad)
         if not bool(xp.any(bad)):
             continue
@@ -114,7 +114,7 @@ def _raise_first(suspect: Suspect) -> None:
         value = xp.reshape(values, (-1,))[flat]
         value = value.item() if hasattr(value, "item") else value  # PyTorch's int() has no uint64 above 2**63
         value = int(value) if dtype_name(values.dtype) in INTEGRAL else float(value)
-        raise Bad(suspect.name, suspect.rule, value, suspect.unit, position).error()
+        raise BadValue(value_check.name, value_check.rule, value, value_check.unit, position).error()
 
 
 def _computed(array: Array) -> Array:

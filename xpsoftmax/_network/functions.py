@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.problem import LossOptions
+from xpsoftmax._arguments.views import on_views
 from xpsoftmax._network.backprop import forward
 from xpsoftmax._network.layers import PairsOfArrays, Params
 from xpsoftmax._network.network import as_inputs, as_network
@@ -20,6 +21,7 @@ from xpsoftmax._typing import Activation, Array, Impl, Reduction
 from xpsoftmax.kernels.generic import narrowed
 
 
+@on_views(differentiable=True)
 def mlp_logits(
     params: PairsOfArrays, X: Array, /, *, activation: Activation | None = None, impl: Impl = "auto"
 ) -> Array:
@@ -79,6 +81,7 @@ def mlp_logits(
         return narrowed(net.xp, logits, net.dtype)
 
 
+@on_views()
 def mlp_predict(
     params: PairsOfArrays,
     X: Array,
@@ -141,6 +144,7 @@ def mlp_predict(
     return predict(params, X, activation, max_memory, impl, validate=validate)
 
 
+@on_views(differentiable=True)
 def mlp_loss(
     params: PairsOfArrays,
     X: Array,
@@ -228,6 +232,7 @@ def mlp_loss(
         return loss_with_penalty(net, total.loss, reg)
 
 
+@on_views()
 def mlp_loss_and_grad(
     params: PairsOfArrays,
     X: Array,
@@ -330,6 +335,7 @@ def mlp_loss_and_grad(
         return with_penalty(net, total.loss, total.grads, reg)
 
 
+@on_views()
 def mlp_partial_sums(
     params: PairsOfArrays,
     X: Array,

@@ -13,7 +13,7 @@ from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice
 from xpsoftmax._arguments.suggestions import suggesting
-from xpsoftmax._network.layers import Layer, Params, carrying, check_activation
+from xpsoftmax._network.layers import Layer, Params, check_activation, with_activation
 from xpsoftmax._typing import Activation, Device, DType, Namespace, Scheme
 
 
@@ -98,7 +98,7 @@ def init_params(
             scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
             weight = xp.asarray(scale * generator.standard_normal((fan_in, fan_out)), **options)
             layers.append(Layer(weight, xp.zeros((fan_out,), **options)))
-    return tuple(layers) if activation is None else carrying(layers, activation)
+    return tuple(layers) if activation is None else with_activation(layers, activation)
 
 
 SCHEMES = {

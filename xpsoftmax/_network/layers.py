@@ -120,28 +120,28 @@ PairsOfArrays: TypeAlias = Sequence[tuple[Array, Array] | list[Array]]
 """Parameters as the public functions take them: layers, or plain pairs (weight, bias)."""
 
 
-CARRYING: dict[str, type[Layer]] = {
+HIDDEN_TYPES: dict[str, type[Layer]] = {
     kind.activation: kind for kind in (IdentityLayer, ReluLayer, TanhLayer, LogisticLayer, SiluLayer, GeluLayer)
 }
 """The type of a hidden layer that carries an activation, by the name of the activation."""
 
 
-KINDS = frozenset({Layer, *CARRYING.values()})
+LAYER_TYPES = frozenset({Layer, *HIDDEN_TYPES.values()})
 """The types of all layers."""
 
 
 DEFAULT = "relu"
 
 
-def kind_of(layer: object) -> type[Layer]:
+def layer_type_of(layer: object) -> type[Layer]:
     """Return the type for a layer that is made from this one: the type of this one, or `Layer` for a plain pair."""
     kind: Any = type(layer)
-    if kind in KINDS:
+    if kind in LAYER_TYPES:
         return kind  # type: ignore[no-any-return]
-    return CARRYING.get(layer.activation or "", Layer) if isinstance(layer, Layer) else Layer
+    return HIDDEN_TYPES.get(layer.activation or "", Layer) if isinstance(layer, Layer) else Layer
 
 
-def recorded(layers: Sequence[Any], name: str = "params") -> str | None:
+def recorded_activation(layers: Sequence[Any], name: str = "params") -> str | None:
     """Return the activation that the hidden layers carry, or None. The last layer has no activation."""
     found, first = None, 0
     for i, layer in enumerate(layers[:-1]):
@@ -154,11 +154,11 @@ def recorded(layers: Sequence[Any], name: str = "params") -> str | None:
     return found
 
 
-def chosen(layers: Sequence[Any], activation: str | None) -> str:
+def resolved_activation(layers: Sequence[Any], activation: str | None) -> str:
     """Return the activation of a network: the explicit one, else the one that its layers carry, else the default."""
     if activation is not None:
         check_activation(activation)
-    own = recorded(layers)
+    own = recorded_activation(layers)
     if own is None:
         return DEFAULT if activation is None else activation
     if activation is not None and activation != own:
@@ -169,12 +169,12 @@ def chosen(layers: Sequence[Any], activation: str | None) -> str:
     return own
 
 
-def carrying(layers: Sequence[Layer], activation: str) -> Params:
+def with_activation(layers: Sequence[Layer], activation: str) -> Params:
     """Return the layers; the hidden ones carry the activation."""
-    kind = CARRYING[activation]
+    kind = HIDDEN_TYPES[activation]
     return (*(kind(*layer) for layer in layers[:-1]), *layers[-1:])
 
 
-def alike(layers: Sequence[Layer], own: Sequence[Layer]) -> Params:
-    """Return `layers` as the layer types of `own`: they then carry the activations of `own`."""
-    return tuple(kind_of(like)(*layer) for layer, like in zip(layers, own, strict=True))
+def with_types_of(layers: Sequence[Layer], others: Sequence[Layer]) -> Params:
+    """Return `layers` with the types, and so the activations, of `others`."""
+    return tuple(layer_type_of(other)(*layer) for layer, other in zip(layers, others, strict=True))

@@ -7,7 +7,7 @@ from array_api_compat import device as device_of
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.host import to_host, to_library
-from xpsoftmax._network.layers import PairsOfArrays, Params, kind_of
+from xpsoftmax._network.layers import PairsOfArrays, Params, layer_type_of
 from xpsoftmax._network.network import as_network
 from xpsoftmax._network.tensors import check_dtype
 from xpsoftmax._typing import Array, Device, Namespace, dtype_name
@@ -52,7 +52,7 @@ def to_namespace(params: PairsOfArrays, xp: Namespace, device: Device | None = N
     net = as_network(params, None)
     xp = check.as_namespace("xp", xp)
     check_dtype(xp, dtype_name(net.dtype), device, "params")
-    return tuple(kind_of(layer)(*(_copied_to(array, xp, device) for array in layer)) for layer in params)
+    return tuple(layer_type_of(layer)(*(_copied_to(array, xp, device) for array in layer)) for layer in params)
 
 
 def _copied_to(array: Array, xp: Namespace, device: Device | None) -> Array:

@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.door import NO_KEY, SEEN, learn, recall, remember
+from xpsoftmax._arguments.door import NO_KEY, SEEN, recall, register_type, remember
 from xpsoftmax._arguments.home import Home, home_of, library
 from xpsoftmax._arguments.shapes import same_shape
-from xpsoftmax._network.layers import KINDS, Layer, PairsOfArrays, Params, alike, chosen, kind_of
+from xpsoftmax._network.layers import (
+    LAYER_TYPES,
+    Layer,
+    PairsOfArrays,
+    Params,
+    layer_type_of,
+    resolved_activation,
+    with_types_of,
+)
 from xpsoftmax._network.vectors import parts_of
 from xpsoftmax._typing import Array, DType, Impl, Namespace
 from xpsoftmax.kernels import Operations, operations
@@ -52,7 +60,7 @@ def as_network(
         return Network(home.xp, layers, chosen_activation, dtype, dtype, home, operations(layers[0].weight, impl))
     net = _checked(params, activation, impl, differentiable=differentiable)
     if all(a is b for layer, given in zip(net.layers, params, strict=True) for a, b in zip(layer, given, strict=True)):
-        learn(net.layers[0].weight)
+        register_type(net.layers[0].weight)
         remember(key, (net.home, net.activation, net.dtype), activation)
     return net
 
@@ -62,7 +70,7 @@ def _key_of_network(params: Sequence[Any], activation: str | None) -> Any:
         layers = [
             (type(layer), type(weight), SEEN[type(weight)](weight), weight.shape, SEEN[type(bias)](bias), bias.shape)
             for layer in params
-            if type(layer) in KINDS
+            if type(layer) in LAYER_TYPES
             for weight, bias in (layer,)
         ]
     except NO_KEY:
@@ -76,8 +84,8 @@ def _checked(params: PairsOfArrays, activation: str | None, impl: Impl, *, diffe
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
             _refuse_whole(params)
             raise TypeError(f"params[{i}] must be a pair (weight, bias), got {layer!r:.60}.")
-        pairs.append(kind_of(layer)(*layer))
-    activation = chosen(pairs, activation)
+        pairs.append(layer_type_of(layer)(*layer))
+    activation = resolved_activation(pairs, activation)
     xp, first = check.as_floating("params[0].weight", pairs[0].weight, differentiable=differentiable)
     dtype, working = first.dtype, check.working_dtype(xp, first)
     home = Home(xp, home_of(first), "params[0].weight", differentiable)
@@ -178,4 +186,4 @@ def copied(net: Network, layers: Params, dtype: DType) -> Params:
     if type(layers[0].weight) is np.ndarray:
         return parts_of(np.concatenate([array.ravel() for layer in layers for array in layer], dtype=dtype), net.layers)
     asarray, options = net.xp.asarray, {"dtype": dtype, "device": net.home.device, "copy": True}
-    return alike([Layer(*(asarray(array, **options) for array in layer)) for layer in layers], net.layers)
+    return with_types_of([Layer(*(asarray(array, **options) for array in layer)) for layer in layers], net.layers)

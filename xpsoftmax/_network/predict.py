@@ -11,7 +11,7 @@ from array_api_compat import is_dask_array
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.options import as_integer, check_flag, check_impl
 from xpsoftmax._arguments.tracing import check_has_values, check_not_batched
-from xpsoftmax._arguments.values import Bad, first_marked, in_block, starts_of
+from xpsoftmax._arguments.values import BadValue, first_marked, in_block, starts_of
 from xpsoftmax._network.backprop import Buffers, forward
 from xpsoftmax._network.chunks import ACTIVATION_ARRAYS, DEFAULT_MAX_MEMORY, IN_PLACE, chunks_of, itemsize_of
 from xpsoftmax._network.layers import PairsOfArrays
@@ -148,8 +148,8 @@ def _first_without_class(xp: Namespace, labels: Array) -> int | None:
     return first_marked(xp, bad)
 
 
-def no_class(row: int, *, finite: bool = False) -> Bad:
+def no_class(row: int, *, finite: bool = False) -> BadValue:
     """The error for a row whose logits hold nan; `finite` if its inputs are known to be finite."""
     cause = "The row is finite, so that params hold nan or numbers that are too large. " if finite else ""
     hint = f"{cause}With validate=False such rows get the label {NO_CLASS}."
-    return Bad("X", "have logits without nan in every row", float("nan"), "row", (row,), hint)
+    return BadValue("X", "have logits without nan in every row", float("nan"), "row", (row,), hint)

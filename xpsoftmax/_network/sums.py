@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_number
-from xpsoftmax._network.alike import check_alike
-from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, alike, sizes_of
+from xpsoftmax._arguments.views import on_views
+from xpsoftmax._network.layers import Layer, PairsOfArrays, Params, sizes_of, with_types_of
+from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import Network, as_network
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.kernels.generic import narrowed
@@ -50,7 +52,7 @@ class PartialSums(NamedTuple):
         """Sums over the rows of both."""
         if not isinstance(other, PartialSums):
             return NotImplemented
-        check_alike("other", other.grads, self.grads)
+        check_matching("other", other.grads, self.grads)
         with on_device(array_namespace(self.loss), device(self.loss)):
             pairs = zip(self.grads, other.grads, strict=True)
             grads = tuple(_kind_of_either(a, b)(a.weight + b.weight, a.bias + b.bias) for a, b in pairs)
@@ -60,6 +62,7 @@ class PartialSums(NamedTuple):
         """Make `sum` work, which starts from 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
+    @on_views()
     def finish(self, params: PairsOfArrays, *, reg: float = 0.0) -> tuple[Array, Params]:
         """Loss and gradients of the weighted mean plus ``reg/2 * sum(W**2)``, as `mlp_loss_and_grad` returns them.
 
@@ -83,13 +86,13 @@ class PartialSums(NamedTuple):
             If `params` or `reg` does not fit.
         """
         net = as_network(params, None)
-        check_alike("params", net.layers, self.grads)
+        check_matching("params", net.layers, self.grads)
         if self.loss.dtype != net.working:
             raise TypeError(f"params must be of a dtype that is summed in {self.loss.dtype}, got {net.dtype}.")
         reg = as_number("reg", reg)
         with net.home.context():
             loss, grads = self.mean(net.xp)
-            return with_penalty(net, loss, alike(grads, net.layers), reg)
+            return with_penalty(net, loss, with_types_of(grads, net.layers), reg)
 
     def mean(self, xp: Namespace) -> tuple[Array, Params]:
         """Loss and gradients divided by the weight; nan and 0 where the weight is 0."""
@@ -127,7 +130,7 @@ def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
         return loss
     for layer in net.layers:
         loss = loss + net.kernels.weight_penalty(layer.weight, None, reg)[0]
-    return net.xp.asarray(loss)
+    return net.xp.asarray(loss) if isinstance(loss, np.generic) else loss
 
 
 def with_penalty(net: Network, loss: Array, grads: Params, reg: float | Array) -> tuple[Array, Params]:

@@ -12,7 +12,7 @@ from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import library
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._network.atomic import replace
-from xpsoftmax._network.layers import CARRYING, Layer, Params
+from xpsoftmax._network.layers import HIDDEN_TYPES, Layer, Params
 from xpsoftmax._typing import FLOATING, SIXTEEN_BIT, Array, Device, Namespace
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def kinds_of(path: str | os.PathLike[str], activations: Any) -> list[type[Layer]]:
     """Types of the layers of a file, by the activations in its metadata."""
-    known = [None, *CARRYING]
+    known = [None, *HIDDEN_TYPES]
     if not isinstance(activations, list) or not all(name in known for name in activations):
         raise unfit(path, f"its activations are {activations!a:.200}, not a list of {known}")
-    return [Layer if name is None else CARRYING[name] for name in activations]
+    return [Layer if name is None else HIDDEN_TYPES[name] for name in activations]
 
 
 def layers_of(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Params:

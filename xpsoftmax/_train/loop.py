@@ -12,8 +12,8 @@ from typing import Any
 
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network, copied
-from xpsoftmax._train.data import on_host
 from xpsoftmax._train.interrupts import Interrupted
+from xpsoftmax._train.losses import values_of
 from xpsoftmax._train.optimizers import Optimizer, State
 from xpsoftmax._train.steps import Batch, Steps
 from xpsoftmax._typing import Array
@@ -56,7 +56,7 @@ class Loop:
         self.params = self.copy(steps.network.layers if params is None else params)
         self.state = optimizer.init(self.params) if state is None else self.copy_of_state(state)
         self.losses: list[Any] = []  # of the steps since the last `settle`; not copied to the host before
-        self.finite: Array | None = None  # 0-d, on a device: whether all of them are finite
+        self.finite: Array | None = None  # 0-d, on a device: whether all so far are finite; None: they are
 
     def run(
         self,
@@ -68,24 +68,37 @@ class Loop:
 
         A step on a batch in which no row counts changes nothing, and its loss is nan.
         """
-        for batch in batches:
-            if interrupted():
-                return False
-            try:
-                loss = self.step(batch)
-            except Interrupted:
-                return False
-            self.losses.append(loss)
-            if after_step is not None and not after_step(loss):
-                return False
+        programs = self.steps.programs
+        try:
+            for batch in batches:
+                if interrupted():
+                    return False
+                try:
+                    loss = self.step(batch)
+                except Interrupted:
+                    return False
+                self.losses.append(loss)
+                if after_step is not None:
+                    if programs is not None:
+                        programs.leave()
+                    if not after_step(loss):
+                        return False
+        finally:
+            if programs is not None:
+                programs.leave()
         return True
 
-    def step(self, batch: Batch) -> Any:
-        """Update the parameters by one batch; return its loss, or nan if no row of it counts."""
-        if self.steps.programs is not None:
-            loss = self.steps.programs.step(self, batch)
+    def step(self, batch: Any) -> Any:
+        """Update the parameters by one batch; return its loss, or nan if no row of it counts.
+
+        The caller ends the order of `programs` before anything else is done with the parameters or the loss.
+        """
+        programs = self.steps.programs
+        if programs is not None:
+            loss = programs.step(self, batch)
             if loss is not None:
                 return loss
+            programs.leave()
         found = self.steps.of_batch(self.params, batch)
         if found is None:
             return math.nan
@@ -113,14 +126,10 @@ class Loop:
         if self.steps.on_host:
             return losses
         updates = [i for i, loss in enumerate(losses) if type(loss) is not float]
-        values = [math.nan] * len(losses)
-        if updates:
-            stacked = on_host(self.steps.network.xp.stack([losses[i] for i in updates]))
-            for i, value in zip(updates, stacked, strict=True):
-                values[i] = value
-        self.finite = None
+        values = values_of(self.steps.network.xp, losses)
         bad = next((i for i in updates if not math.isfinite(values[i])), None)
         if bad is not None:
+            self.finite = None
             count, *kept = self.state  # it counts the updates that were not made, too
             self.state = (count - len(updates) + updates.index(bad), *kept)
             raise NotFiniteError(values[bad], values[:bad])

@@ -13,8 +13,9 @@ import numpy as np
 from xpsoftmax._arguments.home import on_device, quiet
 from xpsoftmax._arguments.options import as_number, check_flag
 from xpsoftmax._arguments.suggestions import suggesting
-from xpsoftmax._network.alike import check_alike
+from xpsoftmax._arguments.views import on_views
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
+from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import as_network
 from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax._typing import Array
@@ -74,6 +75,7 @@ class Optimizer(ABC):
             ]
         return (0, *zeros)
 
+    @on_views()
     def update(self, params: PairsOfArrays, grads: PairsOfArrays, state: State) -> tuple[Params, State]:
         """Parameters and state after one step. No argument is modified.
 
@@ -100,7 +102,7 @@ class Optimizer(ABC):
             raise TypeError(f"grads must be a non-empty sequence of (weight, bias) pairs, got {grads!r:.60}.")
         of_grads = as_network(grads, None)
         slopes = of_grads.layers
-        check_alike("grads", slopes, net.layers, "params")
+        check_matching("grads", slopes, net.layers, "params")
         if of_grads.dtype not in (net.dtype, net.working):
             raise TypeError(f"grads must have the dtype of params, {net.dtype}, got {of_grads.dtype}.")
         if (
@@ -115,7 +117,7 @@ class Optimizer(ABC):
             hint = hint or (" Pass its `state.optimizer`." if hasattr(state, "state") else "")
             raise TypeError(f"state must be what init or update of {self} returned, got {state!r:.60}.{hint}")
         for kept in state[1:]:
-            check_alike("state", kept, net.layers, "params")
+            check_matching("state", kept, net.layers, "params")
             if any(array.dtype != net.working for layer in kept for array in layer):
                 raise TypeError(f"state must be of {net.working}, as params are computed, got {kept[0].weight.dtype}.")
         with quiet(net.xp, net.home.device):
@@ -133,10 +135,7 @@ class Optimizer(ABC):
         are updated at once: with small layers the calls take most of the time.
         """
         count, *kept = state
-        rate = self.learning_rate
-        if callable(rate):
-            rate = as_number(f"learning_rate({count})", rate(count))
-        rule, numbers = self.rule(rate, count + 1)
+        rule, numbers = self.rule(self.rate(count), count + 1)
         update = operations(params[0].weight, "auto").parameter_update
         *vectors, slope = (vector_of(layers) if in_place else None for layers in (params, *kept, grads))
         if slope is not None and all(vector is not None for vector in vectors):
@@ -152,6 +151,11 @@ class Optimizer(ABC):
             for new, weight, bias in zip(after, weights, biases, strict=True):
                 new.append(kind(weight, bias))
         return tuple(after[0]), (count + 1, *map(tuple, after[1:]))
+
+    def rate(self, count: int) -> float:
+        """Return the learning rate after so many updates; a function is called, and its number checked."""
+        rate = self.learning_rate
+        return as_number(f"learning_rate({count})", rate(count)) if callable(rate) else rate
 
     @property
     @abstractmethod

@@ -1,15 +1,22 @@
 """Steps of the loop as programs: for rows in memory, where a backend runs programs.
 
-The loop itself makes the other steps: those with a function as learning rate, with a batch in several chunks, or with
-arrays of a layout that kernels cannot read.
+The loop itself makes the steps of trainings whose arrays have a layout that kernels cannot read, and those of an update
+rule without a kernel.
 """
 
 from __future__ import annotations
 
+import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpsoftmax._network.network import Network
+from xpsoftmax._train.ahead import NUMBERS_OF_A_RULE, numbers_ahead
+from xpsoftmax._train.clipping import Clipped
+from xpsoftmax._train.data import Data
+from xpsoftmax._train.losses import Losses, PendingLoss
 from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.programs import Step, step_program
 from xpsoftmax._typing import Array, dtype_name
@@ -18,74 +25,106 @@ from xpsoftmax.kernels.rules import Rule
 
 if TYPE_CHECKING:
     from xpsoftmax._train.loop import Loop
-    from xpsoftmax._train.steps import RowBatch, RowSteps
+    from xpsoftmax._train.steps import RowBatch
 
-NUMBERS = 1024
-"""For how many updates the numbers of the rule are computed and sent ahead."""
-NUMBERS_OF_A_RULE = 8
+UPDATES = 1024
+"""For how many updates the device has room for the numbers of the rule, and for the losses."""
+FIRST_AHEAD = 16
+"""For how many updates the numbers are computed at first; then for twice as many: short trainings stay short."""
 
 
 class ProgrammedSteps:
     """Programs of the steps of one training, one for each number of rows, and what changes from step to step.
 
+    The programs are run on a stream of their own: `leave` before anything else is done with the arrays.
+
     Parameters
     ----------
-    steps : RowSteps
+    network : Network
+    data : Data
+        All rows of the training.
     runner : type
         Makes a runner of a program and its arrays: see xpsoftmax/kernels/cuda/capture.py.
     """
 
-    def __init__(self, steps: RowSteps, runner: Any) -> None:
-        self._steps, self._runner = steps, runner
-        self._xp, self._device = steps.network.xp, steps.network.home.device
-        self._dtype = dtype_name(steps.data.problem.row_weight.dtype)  # the working precision
+    def __init__(self, network: Network, data: Data, runner: Any) -> None:
+        self._data, self._runner = data, runner
+        self._xp, self._device, self._working = network.xp, network.home.device, network.working
+        self._sizes = (int(network.layers[0].weight.shape[0]), *(int(layer.bias.shape[0]) for layer in network.layers))
+        self._activation = ACTIVATIONS[network.activation]
+        self._dtype = dtype_name(data.problem.row_weight.dtype)  # the working precision
         self._usable = self._are_rows_in_place()
+        self._order_of_work = ExitStack()  # what `leave` ends
+        self._within = False
+        # What the programs were made for: they are made again for other arrays.
         self._bound: list[Array] = []  # parameters, and what is kept of them, that the programs change
         self._arrays: dict[str, Array] = {}
-        self._runners: dict[Any, Any] = {}  # by the number of rows and the rule
+        self._losses: Losses
+        self._runners: dict[int, Any] = {}  # by the number of rows
+        self._optimizer: Optimizer | None = None
+        self._params: Any = None
+        self._state: Any = None
+        # What the device has, so far as it was sent.
         self._order: Array | None = None  # of the rows, as the epoch drew it
         self._place = (-1, -1)  # where the programs would go on: the first row, and the row of the numbers
-        self._optimizer: Optimizer | None = None  # for which the numbers were computed
-        self._first = 0  # the update that the first row of the numbers is for
+        self._row = 0  # of the numbers, and of the losses, of the next update
+        self._sent = 0  # where the rows of numbers that were sent end
+        self._ahead = FIRST_AHEAD
 
-    def step(self, loop: Loop, batch: Any) -> Array | None:
-        """Make a step, and return its loss; None if it has to be made in the usual way."""
-        rate = loop.optimizer.learning_rate
-        if not self._usable or not batch.counts or callable(rate):
+    def step(self, loop: Loop, batch: RowBatch) -> PendingLoss | float | None:
+        """Make a step, and return its loss, or nan if no row counts. None: it has to be made in the usual way.
+
+        The caller calls `leave` before anything else is done with the arrays.
+        """
+        if not self._usable:
             return None
-        rule = loop.optimizer.rule(rate, 1)[0]
-        one_chunk = len(self._steps.plan(batch.size).chunks) == 1
-        if not (one_chunk and self._runner.has_rule(rule) and self._bind(loop)):
+        if not batch.counts:
+            return math.nan
+        as_before = loop.state is self._state and loop.params is self._params and loop.optimizer is self._optimizer
+        if not as_before and not self._bind(loop):
             return None
-        key = batch.size, rule
-        if key not in self._runners:
-            self._runners[key] = self._runner(step_program(self._described(loop, batch.size, rule)), self._arrays)
-        self._send(loop, batch, rate)
-        self._runners[key].run()
+        runner = self._runners.get(batch.size)
+        if runner is None:
+            steps: Any = loop.steps
+            if len(steps.plan(batch.size).chunks) > 1:
+                return None
+            runner = self._new_runner(loop, batch.size)
+        if not self._within:
+            self._enter()
+        self._send(loop, batch)
+        runner.run()
+        row, start = self._row, batch.start + batch.size
+        self._row = row + 1
+        self._place = 0 if start >= self._data.rows else start, row + 1
         count, *kept = loop.state
-        loop.state = (count + 1, *kept)
-        self._place = (batch.start + batch.size, self._place[1] + 1)
-        return self._arrays["loss"] + 0.0  # a copy: the next step writes its own there
+        loop.state = self._state = (count + 1, *kept)
+        return self._losses.of(row)
+
+    def leave(self) -> None:
+        """Let the stream that was current before the first step go on after the steps."""
+        if self._within:
+            self._within = False
+            self._order_of_work.close()
+
+    def _enter(self) -> None:
+        self._order_of_work.enter_context(self._runner.in_order(self._device))
+        self._within = True
 
     def _are_rows_in_place(self) -> bool:
         """Whether kernels can read inputs and targets where they are."""
-        data, problem = self._steps.data, self._steps.data.problem
+        data, problem = self._data, self._data.problem
         vectors = [problem.row_weight, problem.counting, problem.spec.class_weight]
         vectors = [array for array in vectors if array is not None]
         labels = problem.targets.ndim == 2 or dtype_name(problem.targets.dtype) == "int64"
-        if min(self._sizes()) == 0 or not labels or not hasattr(data.X, "flags"):  # sparse inputs have none
+        if min(self._sizes) == 0 or not labels or not hasattr(data.X, "flags"):  # sparse inputs have none
             return False
         in_place = all(array.flags.c_contiguous for array in (data.X, problem.targets, *vectors))
         return in_place and all(dtype_name(array.dtype) == self._dtype for array in vectors)
 
-    def _sizes(self) -> tuple[int, ...]:
-        layers = self._steps.network.layers
-        return (int(layers[0].weight.shape[0]), *(int(layer.bias.shape[0]) for layer in layers))
-
     def _bind(self, loop: Loop) -> bool:
-        """Make new programs if the loop has other arrays than the present programs.
+        """Follow another optimiser, and make new programs if the loop has other arrays than the present programs.
 
-        Return whether kernels can update the arrays in place.
+        Return whether there are kernels for the update, in place.
         """
         named = {}
         for k, layers in enumerate((loop.params, *loop.state[1:])):
@@ -93,39 +132,60 @@ class ProgrammedSteps:
                 for name, array in (("weight", layer.weight), ("bias", layer.bias)):
                     named[f"{name}{i}" if k == 0 else f"{name}{i}.kept{k - 1}"] = array
         arrays = list(named.values())
-        if len(arrays) == len(self._bound) and all(a is b for a, b in zip(arrays, self._bound, strict=True)):
-            return True
-        if not all(array.flags.c_contiguous for array in arrays):
-            return False
-        self._bound, self._runners, self._arrays = arrays, {}, named | self._shared()
-        self._order, self._place, self._optimizer = None, (-1, -1), None
+        same = len(arrays) == len(self._bound) and all(a is b for a, b in zip(arrays, self._bound, strict=True))
+        before, rule, max_norm = self._optimizer, rule_of(loop.optimizer), max_norm_of(loop.optimizer)
+        if not same:
+            if not (self._runner.has_rule(rule) and all(array.flags.c_contiguous for array in arrays)):
+                return False
+            self.leave()
+            self._bound, self._arrays = arrays, named | self._shared()
+            self._losses = Losses(self._arrays["losses"])
+            self._order, self._place, self._row = None, (-1, -1), 0
+        if not same or before is None or (rule_of(before), max_norm_of(before)) != (rule, max_norm):
+            self._runners = {}
+        if loop.optimizer is not before:
+            self._ahead = FIRST_AHEAD
+        self._sent = self._row  # the numbers that are there may be for another update, or of another optimiser
+        self._params, self._state, self._optimizer = loop.params, loop.state, loop.optimizer
         return True
 
     def _shared(self) -> dict[str, Array]:
-        data, xp = self._steps.data, self._xp
+        data, xp = self._data, self._xp
         problem, options = data.problem, {"device": self._device}
-        working = self._steps.network.working
         shared = {
+            "memory": xp.empty(0, dtype=xp.uint8, **options),
             "X": data.X,
             "targets": problem.targets,
             "row_weight": problem.row_weight,
             "counting": problem.row_weight if problem.counting is None else problem.counting,
             "order": xp.arange(data.rows, dtype=xp.int64, **options),
             "place": xp.zeros(3, dtype=xp.int64, **options),
-            "numbers": xp.zeros((NUMBERS, NUMBERS_OF_A_RULE), dtype=working, **options),
+            "numbers": xp.zeros((UPDATES, NUMBERS_OF_A_RULE), dtype=self._working, **options),
+            "losses": xp.zeros(UPDATES, dtype=self._working, **options),
             "finite": xp.ones((), dtype=xp.bool, **options),
-            "loss": xp.zeros((), dtype=working, **options),
         }
         if problem.spec.class_weight is not None:
             shared["class_weight"] = problem.spec.class_weight
         return shared
 
-    def _described(self, loop: Loop, rows: int, rule: Rule) -> Step:
-        steps, problem = self._steps, self._steps.data.problem
+    def _new_runner(self, loop: Loop, rows: int) -> Any:
+        """Return a runner of a program for so many rows; its memory is allocated on the caller's stream."""
+        self.leave()
+        program = step_program(self._described(loop, rows))
+        if program.size > self._arrays["memory"].shape[0]:  # all programs use the same memory, one after the other
+            self._runners = {}
+            self._arrays["memory"] = self._xp.empty(program.size, dtype=self._xp.uint8, device=self._device)
+        self._runners[rows] = runner = self._runner(program, self._arrays)
+        return runner
+
+    def _described(self, loop: Loop, rows: int) -> Step:
+        steps: Any = loop.steps
+        problem = self._data.problem
         return Step(
             rows=rows,
-            sizes=self._sizes(),
-            activation=ACTIVATIONS[steps.network.activation],
+            all_rows=self._data.rows,
+            sizes=self._sizes,
+            activation=self._activation,
             dtype=self._dtype,
             soft=problem.targets.ndim == 2,
             weighted=problem.counting is not None,
@@ -135,39 +195,52 @@ class ProgrammedSteps:
             averaged=steps.averaged,
             label_smoothing=problem.spec.label_smoothing,
             z_loss=problem.spec.z_loss,
-            rule=rule,
+            rule=rule_of(loop.optimizer),
             kept=loop.optimizer.kept,
+            max_norm=max_norm_of(loop.optimizer),
         )
 
-    def _send(self, loop: Loop, batch: RowBatch, rate: float) -> None:
-        """Send to the device what has changed since the last step."""
-        order = batch.order
-        if order is not self._order:
-            self._arrays["order"][...] = self._on_device(np.arange(self._steps.rows)) if order is None else order
-            self._order = order
-        update = loop.state[0] - self._first
-        if loop.optimizer is not self._optimizer or not 0 <= update < NUMBERS:
-            self._send_numbers(loop, rate)
-            update = 0
-        if self._place != (batch.start, update):
-            self._arrays["place"][...] = self._on_device(np.array([batch.start, update, update]))
-            self._place = (batch.start, update)
+    def _send(self, loop: Loop, batch: RowBatch) -> None:
+        """Send to the device what is not there yet. Nothing is waited for."""
+        if batch.order is not self._order:
+            order = self._on_device(np.arange(self._data.rows)) if batch.order is None else batch.order
+            self._arrays["order"][...] = order
+            self._order = batch.order
+        if self._row == UPDATES:
+            self._losses.begin_again()
+            self._row = self._sent = 0
+        if self._row == self._sent:
+            self._send_numbers(loop)
+        if self._place != (batch.start, self._row):
+            self._arrays["place"][...] = self._on_device(np.array([batch.start, self._row, self._row]))
+            self._place = batch.start, self._row
         finite = self._arrays["finite"]
         if loop.finite is not finite:
             finite[...] = True if loop.finite is None else loop.finite
             loop.finite = finite
 
-    def _send_numbers(self, loop: Loop, rate: float) -> None:
-        """Send the numbers of the rule for the next updates, computed in float64."""
-        optimizer, count = loop.optimizer, loop.state[0]
-        table = np.zeros((NUMBERS, NUMBERS_OF_A_RULE))
-        for k in range(NUMBERS):
-            _, numbers = optimizer.rule(rate, count + k + 1)
-            table[k, : len(numbers)] = numbers
+    def _send_numbers(self, loop: Loop) -> None:
+        """Send the numbers of the rule for the next updates."""
+        table = numbers_ahead(loop.optimizer, loop.state[0], min(self._ahead, UPDATES - self._row))
+        self._ahead *= 2
         with np.errstate(over="ignore"):
             table = table.astype(self._dtype)
-        self._arrays["numbers"][...] = self._on_device(table)
-        self._optimizer, self._first = optimizer, count
+        self._sent = self._row + len(table)
+        self._arrays["numbers"][self._row : self._sent, :] = self._on_device(table)
 
     def _on_device(self, array: np.ndarray) -> Array:
         return self._xp.asarray(array, device=self._device)
+
+
+def rule_of(optimizer: Optimizer) -> Rule:
+    """Return the rule of all updates of an optimiser: whatever the learning rate is, only its numbers change."""
+    return optimizer.rule(0.0, 1)[0]
+
+
+def max_norm_of(optimizer: Optimizer) -> float | None:
+    """Return the bound of the norm of all gradients; None if there is none."""
+    bounds: list[float] = []
+    while isinstance(optimizer, Clipped):  # one may be clipped again
+        bounds.append(optimizer.max_norm)
+        optimizer = optimizer.optimizer
+    return min(bounds, default=None)

@@ -4,14 +4,17 @@
 (xpsoftmax/kernels/cuda/capture.py). What changes from step to step is read from arrays: the order of the rows, where
 the batch begins in it, and the numbers of the update rule.
 
-The caller gives arrays of these names: `X`, `targets`, `row_weight`, `counting`, `class_weight`, `order`; `weight0`,
-`bias0`, ... and what the optimiser keeps of them, `weight0.kept0`, ...; `place` (the first row of the batch in the
-order, the number of this update, that of the next), `numbers` (a row for each update), `finite` and `loss`.
+The caller gives arrays of these names: `memory`, of at least as many bytes as the program has; `X`, `targets`,
+`row_weight`, `counting`, `class_weight`, `order`; `weight0`, `bias0`, ... and what the optimiser keeps of them,
+`weight0.kept0`, ...; `place` (the first row of the batch in the order, the number of this update, that of the next),
+`numbers` (a row for each update), `losses` (one for each update) and `finite`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 from xpsoftmax.kernels.activations import Activation
@@ -19,10 +22,11 @@ from xpsoftmax.kernels.rules import Rule
 
 
 class Buffer(NamedTuple):
-    """An array that belongs to the program."""
+    """An array that belongs to the program: contiguous, from a byte of its memory on. Some share bytes."""
 
     shape: tuple[int, ...]
     dtype: str
+    offset: int
 
 
 class Operation(NamedTuple):
@@ -34,9 +38,10 @@ class Operation(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a step of a given number of rows does."""
+    """What a step of a given number of rows does. From step to step it keeps nothing in its memory."""
 
     buffers: dict[str, Buffer]
+    size: int  # bytes of memory
     operations: tuple[Operation, ...]
 
 
@@ -45,6 +50,7 @@ class Step:
     """All that the description of a step depends on."""
 
     rows: int  # of the batch
+    all_rows: int  # of the data: after the last one the first is the next
     sizes: tuple[int, ...]  # (D, H, ..., C)
     activation: Activation
     dtype: str  # the working precision
@@ -58,22 +64,25 @@ class Step:
     z_loss: float
     rule: Rule
     kept: int  # arrays that the rule keeps of each parameter
+    max_norm: float | None = None  # of all gradients together; None: any
 
 
 def step_program(step: Step) -> Program:
-    """Describe a step: gather the batch, forward, loss, backward, penalty, record, update."""
+    """Describe a step: gather the batch, forward, loss, backward, penalty, clip, record, update."""
     maker = _Maker(step)
     maker.gather()
     maker.forward()
     maker.backward()
+    maker.clip()
     maker.end()
-    return Program(maker.buffers, tuple(maker.operations))
+    return Program(maker.buffers, maker.size, tuple(maker.operations))
 
 
 class _Maker:
     def __init__(self, step: Step) -> None:
         self.step = step
         self.buffers: dict[str, Buffer] = {}
+        self.size = 0
         self.operations: list[Operation] = []
         self.depth = len(step.sizes) - 1
 
@@ -81,7 +90,16 @@ class _Maker:
         self.operations.append(Operation(name, arrays, options))
 
     def buffer(self, name: str, *shape: int, dtype: str | None = None) -> str:
-        self.buffers[name] = Buffer(shape, dtype or self.step.dtype)
+        dtype = dtype or self.step.dtype
+        self.buffers[name] = Buffer(shape, dtype, self.size)
+        end = self.size + ITEMSIZES[dtype] * prod(shape)
+        self.size = -(-end // ALIGNMENT) * ALIGNMENT
+        return name
+
+    def part(self, name: str, whole: str, first: int, *shape: int) -> str:
+        """Give entries of another buffer, from `first` on, a name and a shape."""
+        _, dtype, offset = self.buffers[whole]
+        self.buffers[name] = Buffer(shape, dtype, offset + ITEMSIZES[dtype] * first)
         return name
 
     def gather(self) -> None:
@@ -138,11 +156,11 @@ class _Maker:
         """Gradients; the gradient of the logits lies where the logits were."""
         step, rows = self.step, self.step.rows
         delta, first = f"inputs{self.depth}", rows
+        self.gradients()
         for i in reversed(range(self.depth)):
-            fan_in, units = step.sizes[i], step.sizes[i + 1]
-            weight = self.buffer(f"grad_weight{i}", fan_in, units)
-            self.add("product", f"inputs{i}", delta, weight, transposed="left")
-            self.add("sum_of_rows", delta, self.buffer(f"grad_bias{i}", units))
+            fan_in = step.sizes[i]
+            self.add("product", f"inputs{i}", delta, f"grad_weight{i}", transposed="left")
+            self.add("sum_of_rows", delta, f"grad_bias{i}")
             if i > 0:
                 before = self.buffer(f"delta{i}", rows, fan_in)
                 self.add("product", delta, f"weight{i}", before, transposed="right")
@@ -158,10 +176,29 @@ class _Maker:
             self.add("penalty", f"weight{i}", f"grad_weight{i}", strength, "terms", reg=reg, first=first)
             first += self.parts(i)
 
+    def gradients(self) -> None:
+        """All gradients are one vector. Biases come last, so that weights lie where products write fast."""
+        layers = list(pairwise(self.step.sizes))
+        self.buffer("grads", sum((fan_in + 1) * units for fan_in, units in layers))
+        first = 0
+        for i, (fan_in, units) in enumerate(layers):
+            self.part(f"grad_weight{i}", "grads", first, fan_in, units)
+            first += fan_in * units
+        for i, (_, units) in enumerate(layers):
+            self.part(f"grad_bias{i}", "grads", first, units)
+            first += units
+
+    def clip(self) -> None:
+        """Shorten the gradients."""
+        if self.step.max_norm is not None:
+            entries = self.buffers["grads"].shape[0]
+            squares = self.buffer("squares", -(-entries // ENTRIES_OF_A_PART), 3)
+            self.add("clip", "grads", squares, max_norm=self.step.max_norm)
+
     def end(self) -> None:
         step = self.step
-        self.add("total", "terms", "loss")
-        self.add("record", "loss", "finite", "place", rows=step.rows)
+        self.add("total", "terms", self.buffer("loss"))
+        self.add("record", "loss", "losses", "finite", "place", rows=step.rows, all_rows=step.all_rows)
         for i in range(self.depth):
             for name in (f"weight{i}", f"bias{i}"):
                 kept = tuple(f"{name}.kept{k}" for k in range(step.kept))
@@ -169,4 +206,7 @@ class _Maker:
 
 
 ENTRIES_OF_A_PART = 16_384
-"""Entries of a weight whose squares are one sum."""
+"""Entries of a weight, or of the gradients, whose squares are one sum."""
+ALIGNMENT = 256
+"""Bytes: what CUDA's own allocations are aligned to."""
+ITEMSIZES = {"float32": 4, "float64": 8, "int64": 8}

@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from xpsoftmax._network.layers import Params, alike
+from xpsoftmax._network.layers import Params, with_types_of
 from xpsoftmax._network.network import copied
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.loop import Loop, NotFiniteError, are_finite
+from xpsoftmax._train.losses import PendingLoss
 from xpsoftmax._train.optimizers import Optimizer, State
 from xpsoftmax._train.records import BEFORE, DivergenceError, TrainResult, TrainStep
 from xpsoftmax._train.state import ACCURACY, History, TrainState
@@ -39,7 +40,7 @@ def run_epochs(
         going = True
         try:
             while going and not interrupted() and run.epoch < epochs and not run.out_of_patience(patience):
-                going = run.steps_of_epoch(callback, bar.tick, interrupted)
+                going = run.steps_of_epoch(callback, bar.tick if progress else None, interrupted)
                 if run.step == run.batches:
                     run.end_epoch(held_out, keep_best=patience is not None, counted=counted)
                 bar.show(run.history)
@@ -75,7 +76,7 @@ class Run:
             self.loop = Loop(steps, optimizer, resume.params, resume.optimizer)
             self.epoch, self.step = resume.epoch, resume.step
             if resume.best is not None:  # one of an older version carries no activation
-                self.best = (*resume.best[:2], alike(resume.best[2], steps.network.layers))
+                self.best = (*resume.best[:2], with_types_of(resume.best[2], steps.network.layers))
             self.history = {name: list(values) for name, values in resume.history.items()}
             generator.bit_generator.state = resume.rng
         self.rng = dict(generator.bit_generator.state)  # when the epoch began
@@ -87,7 +88,7 @@ class Run:
     def steps_of_epoch(
         self,
         callback: Callable[[TrainStep], object] | None,
-        tick: Callable[[Any], object],
+        tick: Callable[[Any], object] | None,
         interrupted: Callable[[], bool],
     ) -> bool:
         """Make the steps that an epoch still lacks; return whether to go on after them."""
@@ -96,11 +97,13 @@ class Run:
         self.batches = len(epoch)
 
         def after_step(loss: Any) -> bool:
-            tick(loss)
+            if tick is not None:
+                tick(loss)
             return callback is None or not self.asked_to_stop(callback, loss)
 
         try:
-            going = self.loop.run(islice(epoch, self.step, None), interrupted, after_step)
+            watched = callback is not None or tick is not None
+            going = self.loop.run(islice(epoch, self.step, None), interrupted, after_step if watched else None)
         except NotFiniteError as error:
             self.diverged(error)
         self.settle()
@@ -109,6 +112,7 @@ class Run:
     def asked_to_stop(self, callback: Callable[[TrainStep], object], loss: Any) -> bool:
         """Call the function of the user; return whether it asks to stop, also by an interrupt."""
         number = len(self.history["loss"]) + len(self.loop.losses) - 1
+        loss = loss.copy() if type(loss) is PendingLoss else loss
         step = TrainStep(self.epoch, number, loss, lambda: self.params_of(self.loop.params), self.state_now)
         try:
             return bool(callback(step))

@@ -53,6 +53,13 @@ class _WarmUp:
         return (1.0 - share) * self.start + share * self.schedule(0)
 
 
+def is_of_the_package(schedule: Schedule) -> bool:
+    """Whether a schedule is made by the functions below alone: its rates depend on the step and on nothing else."""
+    while type(schedule) is _WarmUp:
+        schedule = schedule.schedule
+    return type(schedule) in (_Constant, _Step, _Cosine)
+
+
 def constant_schedule(rate: float) -> Schedule:
     """Keep the learning rate constant, for example after `warm_up_schedule`.
 

@@ -13,9 +13,9 @@ import numpy as np
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer
-from xpsoftmax._arguments.values import Rows, Suspect, check_values
-from xpsoftmax._network.alike import check_alike
-from xpsoftmax._network.layers import Layer, Params, alike, kind_of, sizes_of
+from xpsoftmax._arguments.values import Rows, ValueCheck, check_values
+from xpsoftmax._network.layers import Layer, Params, layer_type_of, sizes_of, with_types_of
+from xpsoftmax._network.matching import check_matching
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.optimizers import Optimizer, State
 
@@ -237,9 +237,9 @@ def _checked_layers(name: str, layers: Any, net: Network) -> Params:
             if array.dtype != net.working:
                 raise TypeError(f"resume must be of a training in {net.working}, got one in {array.dtype}.")
             arrays.append(array)
-        pairs.append(kind_of(layer)(*arrays))
-    check_alike(name, tuple(pairs), net.layers, "params")
-    return alike(pairs, net.layers)
+        pairs.append(layer_type_of(layer)(*arrays))
+    check_matching(name, tuple(pairs), net.layers, "params")
+    return with_types_of(pairs, net.layers)
 
 
 def _checked_optimizer(state: Any, optimizer: Optimizer, net: Network) -> State:
@@ -268,15 +268,15 @@ def _check_numbers(
                 for part, array in zip(Layer._fields, layer, strict=True):
                     yield f"{name}[{i}].{part}", rule, array
 
-    def suspect(name: str, rule: str, array: Any) -> Suspect:
+    def value_check(name: str, rule: str, array: Any) -> ValueCheck:
         def bad(_: Rows) -> Any:
             found = ~net.xp.isfinite(array)
             return found | (array < 0.0) if rule.endswith("negative") else found
 
-        return Suspect(name, rule, "index", bad, array)
+        return ValueCheck(name, rule, "index", bad, array)
 
     with quiet(net.xp, net.home.device):
-        check_values(net.xp, [suspect(*entry) for entry in named()])
+        check_values(net.xp, [value_check(*entry) for entry in named()])
 
 
 def _checked_history(history: Any, epoch: int, *, validated: bool, accurate: bool) -> History:

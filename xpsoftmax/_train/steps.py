@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xpsoftmax._arguments.problem import Problem, divided
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.backprop import Buffers
 from xpsoftmax._network.chunks import Plan, features_of, plan_chunks
-from xpsoftmax._network.layers import Params, carrying, recorded
+from xpsoftmax._network.layers import Params, recorded_activation, with_activation
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.passes import sum_over_chunks
 from xpsoftmax._network.sums import with_penalty
@@ -27,15 +27,15 @@ from xpsoftmax.kernels.sparse import is_sparse
 
 def activation_to_train(net: Network, activation: str | None, resume: object) -> str:
     """Return the activation of the network; if neither it nor the call says one, that of the training to resume."""
-    unspecified = activation is None and recorded(net.layers) is None
+    unspecified = activation is None and recorded_activation(net.layers) is None
     if unspecified and isinstance(resume, TrainState) and isinstance(resume.params, tuple):
-        return recorded(resume.params, "resume") or net.activation
+        return recorded_activation(resume.params, "resume") or net.activation
     return net.activation
 
 
 def trained_network(net: Network, activation: str) -> Network:
     """Return the network with hidden layers that carry their activation, as will all layers made of them."""
-    return replace(net, layers=carrying(net.layers, activation), activation=activation)
+    return replace(net, layers=with_activation(net.layers, activation), activation=activation)
 
 
 class Batch(Protocol):
@@ -77,18 +77,24 @@ class Steps(Protocol):
     def evaluated(self, params: Params, data: Any) -> tuple[float, float]:
         """Return loss, without penalty, and accuracy of other data."""
 
-    def flaw(self, data: Any = None) -> Bad | None:
+    def flaw(self, data: Any = None) -> BadValue | None:
         """Return the first bad value of the data, or of other data: the cause of a loss that is not finite."""
 
 
 class RowBatch(NamedTuple):
     """A batch of rows in memory."""
 
-    rows: Array | slice | None  # their numbers, where the data is; None for all rows
     size: int
     counts: bool  # whether a row of it counts
-    order: Array | None = None  # of all rows, on the device of the data; None: the order of the data
+    order: Array | None = None  # of all rows, where the data is; None: the order of the data
     start: int = 0  # where the batch begins in it
+    whole: bool = True  # whether it has all rows, in the order of the data
+
+    @property
+    def rows(self) -> Array | slice | None:
+        """Their numbers, where the data is; None for all rows."""
+        part = slice(self.start, self.start + self.size)
+        return None if self.whole else part if self.order is None else self.order[part]
 
 
 class RowBatches:
@@ -103,11 +109,11 @@ class RowBatches:
         return self.stepper.batch_count(self.batch_size)
 
     def __iter__(self) -> Iterator[RowBatch]:
-        for start in range(0, self.stepper.rows, self.batch_size):
-            part = slice(start, min(start + self.batch_size, self.stepper.rows))
-            rows = None if self.all_at_once else part if self.numbers is None else self.numbers[part]
-            counts = self.stepper.counts(self.order, part)
-            yield RowBatch(rows, part.stop - part.start, counts, self.numbers, start)
+        rows, size, whole = self.stepper.rows, self.batch_size, self.all_at_once
+        starts = range(0, rows, size)
+        counts = self.stepper.counts(self.order, starts)
+        for start, counted in zip(starts, counts, strict=True):
+            yield RowBatch(min(size, rows - start), counted, self.numbers, start, whole)
 
 
 class RowSteps:
@@ -136,7 +142,7 @@ class RowSteps:
         self.equal_weights: dict[int, Array] = {}
         self.on_host = type(net.layers[0].weight) is np.ndarray
         runner = net.kernels.runner()
-        self.programs = None if runner is None else ProgrammedSteps(self, runner)
+        self.programs = None if runner is None else ProgrammedSteps(net, data, runner)
         self.buffers = Buffers() if self.on_host else None
         self.grads: Params | None = None
         if self.on_host:
@@ -179,10 +185,14 @@ class RowSteps:
         """Return numbers of rows where the data is."""
         return order if self.on_host else self.network.xp.asarray(order, device=self.network.home.device)
 
-    def counts(self, order: np.ndarray | None, rows: slice) -> bool:
-        """Return whether a part of this order of the rows has a row that counts."""
+    def counts(self, order: np.ndarray | None, starts: range) -> list[bool]:
+        """Return for each batch that begins there, in this order of the rows, whether a row of it counts."""
         counts = self.data.counts
-        return counts is None or bool((counts[rows] if order is None else counts[order[rows]]).any())
+        if counts is None:
+            return [True] * len(starts)
+        counts = counts if order is None else counts[order]
+        any_counts = np.logical_or.reduceat(counts, np.arange(starts.start, starts.stop, starts.step))
+        return list(map(bool, any_counts))
 
     def batch(self, rows: Array | slice | None) -> tuple[Array, Problem]:
         """Return the inputs of a batch, and what its loss is computed of."""
@@ -222,5 +232,5 @@ class RowSteps:
         net = replace(self.network, layers=params)
         return evaluation(net, data, self.reduction, self.max_memory, self.buffers).means(self.reduction)
 
-    def flaw(self, data: Data | None = None) -> Bad | None:
+    def flaw(self, data: Data | None = None) -> BadValue | None:
         return first_flaw(self.network, self.data if data is None else data, self.max_memory)

@@ -6,18 +6,21 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from array_api_compat import is_dask_array
 
 from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.naming import VALIDATION, named
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag, check_impl
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._arguments.tracing import check_concrete, layers_by_name
+from xpsoftmax._arguments.views import Entry, enter
 from xpsoftmax._network.layers import PairsOfArrays
 from xpsoftmax._network.network import as_network
-from xpsoftmax._train.data import as_data, check_held_out
+from xpsoftmax._train.data import Data, as_data, check_held_out
 from xpsoftmax._train.optimizers import Optimizer
-from xpsoftmax._train.records import TrainResult, TrainStep
+from xpsoftmax._train.records import DivergenceError, TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
 from xpsoftmax._train.state import TrainState, checked_state
 from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_network
@@ -184,34 +187,83 @@ def train(
     check_flag("progress", progress)
     check_flag("accuracy", accuracy)
     check_parts(optimizer, callback, patience, validation)
+    entry = enter(params, X, targets, validation, resume, options, impl=impl)
+    run, held_out, counted = entry.run(
+        _prepared,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        rng=rng,
+        activation=activation,
+        reg=reg,
+        patient=patience is not None,
+        accuracy=accuracy,
+        max_memory=max_memory,
+        impl=impl,
+    )
+    net = run.steps.network
+    seen = callback if callback is None or entry.library is None else _on_views(callback, entry, net.working)
+    with quiet(net.xp, net.home.device):
+        try:
+            result = run_epochs(run, epochs, held_out, patience, seen, progress=progress, counted=counted)
+        except DivergenceError as error:
+            error.result = entry.back(error.result)
+            raise
+        return entry.back(result)  # type: ignore[no-any-return]
+
+
+def _prepared(
+    params: PairsOfArrays,
+    X: Array,
+    targets: Array,
+    validation: tuple[Array, Array] | None,
+    resume: TrainState | None,
+    options: LossOptions,
+    *,
+    optimizer: Optimizer,
+    batch_size: int,
+    rng: Any,
+    activation: Activation | None,
+    reg: float,
+    patient: bool,
+    accuracy: bool,
+    max_memory: int | None,
+    impl: Impl,
+) -> tuple[Run, Data | None, Data | None]:
+    """Check all that concerns arrays; return the training before its first step, and the data to evaluate."""
     net = as_network(params, activation, impl)
     net = trained_network(net, activation_to_train(net, activation, resume))
     if is_dask_array(net.layers[0].weight):
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     check_concrete(**layers_by_name(params))
     reg = as_number("reg", reg)
-    data = as_data(net, "X", X, targets, options, max_memory)
+    data = as_data(net, X, targets, options, max_memory)
     held_out = None
     if validation is not None:
-        try:
-            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None), max_memory)
+        with named(VALIDATION):
+            held_out = as_data(net, *validation, options._replace(sample_weight=None), max_memory)
             check_held_out(net, held_out, max_memory)
-        except (TypeError, ValueError) as error:
-            error.add_note("It is about the validation data.")
-            raise
     generator = as_generator("rng", rng)
     batch_size = min(batch_size, data.rows)
-    steps = RowSteps(net, data, reg, reduction, max_memory)
+    steps = RowSteps(net, data, reg, options.reduction, max_memory)
     if resume is not None:
-        validated, patient = validation is not None, patience is not None
+        validated = validation is not None
         resume = checked_state(
             resume, steps, optimizer, generator, batch_size, validated=validated, patient=patient, accurate=accuracy
         )
         generator = copy.deepcopy(generator)  # a copy, because its state is set below
     with quiet(net.xp, net.home.device):
-        counted = data if accuracy else None
-        run = Run(steps, optimizer, generator, batch_size, resume)
-        return run_epochs(run, epochs, held_out, patience, callback, progress=progress, counted=counted)
+        return Run(steps, optimizer, generator, batch_size, resume), held_out, data if accuracy else None
+
+
+def _on_views(callback: Callable[[TrainStep], object], entry: Entry, dtype: Any) -> Callable[[TrainStep], object]:
+    """Return a callback that shows the step of a training on views with arrays of the user's library."""
+
+    def seen(step: TrainStep) -> object:
+        loss = entry.back(np.asarray(step.loss, dtype))
+        params, state = (lambda: entry.back(step.params)), (lambda: entry.back(step.state))
+        return callback(TrainStep(step.epoch, step.step, loss, params, state))
+
+    return seen
 
 
 def check_parts(optimizer: object, callback: object, patience: object, validation: Any) -> None:

@@ -20,7 +20,7 @@ from xpsoftmax._arguments.home import Home, home_of, placement, quiet
 from xpsoftmax._arguments.layout import Layout
 from xpsoftmax._arguments.options import check_impl
 from xpsoftmax._arguments.problem import LossOptions, Problem, prepare
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY, budget
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.network import Network, as_network, copied
@@ -63,7 +63,7 @@ def as_model(
     return Model(layers, net.activation, options._replace(reduction="sum", sample_weight=None), max_memory, impl)
 
 
-class Uneven(NamedTuple):
+class UnequalRows(NamedTuple):
     """A block in which an array has other numbers of rows than `X`: found only when the block is computed."""
 
     name: str
@@ -79,7 +79,7 @@ class Uneven(NamedTuple):
         )
 
 
-Flaw = Uneven | Bad
+Flaw = UnequalRows | BadValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,9 @@ class Block:
 
 def _shifted(block: Block, flaw: Flaw | None) -> Flaw | None:
     """Return a flaw with its row and block counted from the first of the preceding result."""
-    if isinstance(flaw, Uneven):
+    if isinstance(flaw, UnequalRows):
         return flaw._replace(block=flaw.block + len(block.sizes))
-    if isinstance(flaw, Bad):
+    if isinstance(flaw, BadValue):
         row, *rest = flaw.position
         return flaw._replace(position=(row + sum(block.sizes), *rest))
     return None
@@ -126,14 +126,14 @@ CHECKED_FIRST = ("targets", "sample_weight")
 def _order(flaw: Flaw) -> tuple[bool, int, int]:
     """Return a key that sorts flaws as a check of all rows finds them: by array, then by row."""
     place = CHECKED_FIRST.index(flaw.name) if flaw.name in CHECKED_FIRST else len(CHECKED_FIRST)
-    if isinstance(flaw, Uneven):
+    if isinstance(flaw, UnequalRows):
         return False, place, flaw.block
     return True, place, flaw.position[0]
 
 
-def bad_row(error: ValueError) -> Bad:
+def bad_row(error: ValueError) -> BadValue:
     """Return the bad value that an error is about; raise the error if it is about something else."""
-    bad: Bad | None = getattr(error, "bad", None)
+    bad: BadValue | None = getattr(error, "bad", None)
     if bad is None or bad.unit == "class":
         raise error
     return bad
@@ -152,11 +152,11 @@ def one_thread() -> AbstractContextManager[None]:
     return single_threaded(blas=threads != 1)
 
 
-def uneven(X: Array, targets: Array, weight: Array | None) -> Uneven | None:
+def unequal_rows(X: Array, targets: Array, weight: Array | None) -> UnequalRows | None:
     """Return the first of targets and weights that has another number of rows than `X`, if one does."""
     for name, array in (("targets", targets), ("sample_weight", weight)):
         if array is not None and array.shape[0] != X.shape[0]:
-            return Uneven(name, X.shape[0], array.shape[0])
+            return UnequalRows(name, X.shape[0], array.shape[0])
     return None
 
 
@@ -167,7 +167,7 @@ def sums_of_block(X: Array, targets: Array, weight: Array | None = None, *, mode
 
 def sums_of_rows(model: Model, rows: np.ndarray, X: Array, targets: Array, weight: Array | None = None) -> Block:
     """Return the partial sums of some rows of a block."""
-    flaw = uneven(X, targets, weight)
+    flaw = unequal_rows(X, targets, weight)
     if flaw is not None:
         return Block((int(X.shape[0]),), flaw)
     weight = None if weight is None else _select(weight, rows)
@@ -182,7 +182,7 @@ def _select(array: Array, rows: np.ndarray) -> Array:
 
 
 def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad: bool) -> Block:
-    sizes, flaw = (int(X.shape[0]),), uneven(X, targets, weight)
+    sizes, flaw = (int(X.shape[0]),), unequal_rows(X, targets, weight)
     if flaw is not None:
         return Block(sizes, flaw)
     if model.widened:
@@ -202,11 +202,11 @@ def check_labels_of_block(
     targets: Array, weight: Array | None = None, *, classes: int, options: LossOptions, working: DType
 ) -> Block:
     """Return how many rows a block has, and its first bad label or weight."""
-    sizes, flaw = (int(targets.shape[0]),), uneven(targets, targets, weight)
+    sizes, flaw = (int(targets.shape[0]),), unequal_rows(targets, targets, weight)
     if flaw is not None or not options.validate:
         return Block(sizes, flaw)
     problem = _checked_problem(targets, weight, classes, options, working)
-    return Block(sizes, problem) if isinstance(problem, Bad) else Block(sizes)
+    return Block(sizes, problem) if isinstance(problem, BadValue) else Block(sizes)
 
 
 def check_block(
@@ -214,27 +214,26 @@ def check_block(
     targets: Array,
     weight: Array | None = None,
     *,
-    called: str,
     classes: int,
     options: LossOptions,
     working: DType,
     max_memory: int | None,
 ) -> Block:
     """Return how many rows a block has, and its first bad label or weight, or else its first input not finite."""
-    sizes, flaw = (int(X.shape[0]),), uneven(X, targets, weight)
+    sizes, flaw = (int(X.shape[0]),), unequal_rows(X, targets, weight)
     if flaw is not None or sizes == (0,):
         return Block(sizes, flaw)
     problem = _checked_problem(targets, weight, classes, options, working)
-    if isinstance(problem, Bad):
+    if isinstance(problem, BadValue):
         return Block(sizes, problem)
     xp = array_namespace(X)
     with one_thread(), quiet(xp, home_of(X)):
-        return Block(sizes, first_not_finite(xp, called, X, problem.row_weight, budget(max_memory)))
+        return Block(sizes, first_not_finite(xp, "X", X, problem.row_weight, budget(max_memory)))
 
 
 def _checked_problem(
     targets: Array, weight: Array | None, classes: int, options: LossOptions, working: DType
-) -> Problem | Bad:
+) -> Problem | BadValue:
     xp = array_namespace(targets)
     layout = Layout(Home(xp, home_of(targets), "X"), (int(targets.shape[0]), classes), 1, working)
     with layout.home.context():

@@ -22,7 +22,7 @@ from dask.highlevelgraph import HighLevelGraph
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.caller import warn
 from xpsoftmax._arguments.values import in_block, starts_of
-from xpsoftmax._network.layers import Layer, Params, alike
+from xpsoftmax._network.layers import Layer, Params, with_types_of
 from xpsoftmax._network.network import Network
 from xpsoftmax._typing import FLOATING, Array, Reduction, dtype_name
 from xpsoftmax.dask.blocks import (
@@ -248,7 +248,7 @@ def lazy_loss_and_grads(
 
 def as_layers(arrays: Sequence[Array], own: Params) -> Params:
     """Return arrays, two for each layer, as layers that carry the activations of others."""
-    return alike([Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)], own)
+    return with_types_of([Layer(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)], own)
 
 
 def by_rows(function: Callable[..., Array], model: Model, X: Array, *, numbered: bool = False) -> Array:

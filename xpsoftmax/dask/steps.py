@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpsoftmax._arguments.home import quiet
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.layers import Params
 from xpsoftmax._train.data import Data, as_data, first_flaw
 from xpsoftmax._train.evaluation import Evaluation, evaluation
 from xpsoftmax._train.programmed import ProgrammedSteps
 from xpsoftmax._typing import Array, Reduction
 from xpsoftmax.dask import graph
-from xpsoftmax.dask.blocks import Block, Model, loss_and_grads_of, one_thread, sums_of_block, uneven
+from xpsoftmax.dask.blocks import Block, Model, loss_and_grads_of, one_thread, sums_of_block, unequal_rows
 from xpsoftmax.dask.cluster import ClusterError, Scheduler
 from xpsoftmax.dask.data import check_all_blocks
 from xpsoftmax.dask.graph import Partitions
@@ -160,29 +160,31 @@ class BlockSteps:
         sums: Evaluation = self.scheduler.compute(graph.tree_sum(column)).without_flaw().sums
         return sums.means(self.reduction)
 
-    def flaw(self, data: Data | Partitions | None = None) -> Bad | None:
+    def flaw(self, data: Data | Partitions | None = None) -> BadValue | None:
         """Return the first bad value of the data, or of other data; None also if the cluster is lost meanwhile."""
         if isinstance(data, Data):
             return first_flaw(self.network, data, self.model.max_memory)
         model = replace(self.model, options=self.model.options._replace(validate=True))
         try:
-            found = check_all_blocks(self.scheduler, model, self.data if data is None else data, "X").flaw
+            found = check_all_blocks(self.scheduler, model, self.data if data is None else data).flaw
         except ClusterError:
             return None
         except ValueError as error:  # about a class weight
             return getattr(error, "bad", None)
-        return found if isinstance(found, Bad) else None
+        return found if isinstance(found, BadValue) else None
 
 
-def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reduction) -> Block:
+def evaluate_block(
+    X: Array, targets: Array, weight: Array | None = None, *, model: Model, reduction: Reduction
+) -> Block:
     """Return the sums of losses and of correct labels of a block."""
-    sizes, flaw = (int(X.shape[0]),), uneven(X, targets, None)
+    sizes, flaw = (int(X.shape[0]),), unequal_rows(X, targets, weight)
     if flaw is not None:
         return Block(sizes, flaw)
     if sizes == (0,):
         return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
     net = replace(model.network, dtype=X.dtype)
     with one_thread(), quiet(net.xp, net.home.device):
-        data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
+        data = as_data(net, X, targets, model.options._replace(reduction=reduction, sample_weight=weight))
         loss, total, correct, counted = evaluation(net, data, reduction, model.max_memory, None)
         return Block(sizes, None, Evaluation(float(loss), float(total), float(correct), counted))

@@ -11,7 +11,7 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.problem import LossOptions
 from xpsoftmax._arguments.suggestions import suggesting
-from xpsoftmax._network.layers import PairsOfArrays, carrying
+from xpsoftmax._network.layers import PairsOfArrays, with_activation
 from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
 from xpsoftmax._train.run import Run, run_epochs
@@ -179,7 +179,7 @@ def train(
     reg = as_number("reg", reg)
     model = as_model(params, activation, max_memory, options, impl)
     trained_with = activation_to_train(model.network, activation, resume)
-    model = replace(model, params=carrying(model.params, trained_with), activation=trained_with)
+    model = replace(model, params=with_activation(model.params, trained_with), activation=trained_with)
     data = graph.as_partitions(model, X, targets, sample_weight)
     scheduler = Scheduler(data.X, model)
     sizes = checked_sizes(scheduler, model, data)

@@ -83,12 +83,12 @@ class Conversion:
         --------
         >>> from sklearn.linear_model import LogisticRegression
         >>> from xpsoftmax.sklearn import MLPClassifier
-        >>> theirs = LogisticRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["low", "low", "high", "high"])
-        >>> model = MLPClassifier.from_sklearn(theirs)
-        >>> bool(abs(model.predict_proba([[0.5]]) - theirs.predict_proba([[0.5]])).max() < 1e-12)
+        >>> other = LogisticRegression().fit([[0.0], [1.0], [2.0], [3.0]], ["low", "low", "high", "high"])
+        >>> model = MLPClassifier.from_sklearn(other)
+        >>> bool(abs(model.predict_proba([[0.5]]) - other.predict_proba([[0.5]])).max() < 1e-12)
         True
         """
-        return exchange.from_theirs(cls, model)  # type: ignore[no-any-return]
+        return exchange.from_sklearn(cls, model)  # type: ignore[no-any-return]
 
     def to_sklearn(self) -> Any:
         """Make a fitted model of scikit-learn that predicts as this one does, for its tools and for ONNX.
@@ -111,12 +111,12 @@ class Conversion:
         --------
         >>> from xpsoftmax.sklearn import MLPClassifier
         >>> model = MLPClassifier((4,), solver="lbfgs", random_state=0).fit([[0.0], [1.0]], ["no", "yes"])
-        >>> theirs = model.to_sklearn()
-        >>> type(theirs).__module__.partition(".")[0], theirs.predict([[1.0]]).tolist()
+        >>> other = model.to_sklearn()
+        >>> type(other).__module__.partition(".")[0], other.predict([[1.0]]).tolist()
         ('sklearn', ['yes'])
         """
         check_is_fitted(self)
-        return exchange.to_theirs(self)
+        return exchange.to_sklearn(self)
 
     def to(self, xp: ModuleType, *, device: Device | None = None) -> Self:
         """Copy the model to another library or device, with what it needs to go on learning there.

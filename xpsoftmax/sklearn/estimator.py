@@ -19,7 +19,7 @@ from xpsoftmax._network.layers import Params
 from xpsoftmax._typing import Activation
 from xpsoftmax.sklearn import fitting
 from xpsoftmax.sklearn.converting import Conversion
-from xpsoftmax.sklearn.learnt import params_of
+from xpsoftmax.sklearn.fitted import params_of
 from xpsoftmax.sklearn.parameters import has_minibatches
 from xpsoftmax.sklearn.predicting import Prediction
 
@@ -268,9 +268,10 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         sample_weight : array or array-like, (N,), optional
             Finite and not negative. It and `y` may be of any library: they are brought to where `X` is.
         X_val, y_val, sample_weight_val : array or array-like, optional
-            Validation data, as `X`, `y` and `sample_weight`; the labels must be among those of `y`, and there are none
-            beside dask arrays. Their loss goes to `validation_loss_curve_`. With `early_stopping` they take the place
-            of the rows that would be held out: all rows of `X` are learnt from.
+            Validation data, as `X`, `y` and `sample_weight`; the labels must be among those of `y`. Beside dask arrays
+            they are dask arrays, in any blocks, or in memory; `X_val` of dask is read once before the first step, to
+            check it. Their loss goes to `validation_loss_curve_`. With `early_stopping` they take the place of the rows
+            that would be held out: the model is fitted to all rows of `X`.
 
         Returns
         -------

@@ -17,19 +17,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._network.layers import Layer, Params
-from xpsoftmax.sklearn.learnt import params_of
+from xpsoftmax.sklearn.fitted import params_of
 from xpsoftmax.sklearn.predicting import fitted_network
 from xpsoftmax.sklearn.transfer import model_of
 
 COUNTED = ("n_iter_", "t_", "loss_", "best_loss_", "best_validation_score_", "_no_improvement_count")
-THEIR_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
+SKLEARN_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
 LISTED = ("loss_curve_", "validation_scores_")
 
 
 # --- from scikit-learn ------------------------------------------------------------------------------------------------
 
 
-def from_theirs(kind: Any, model: Any) -> Any:
+def from_sklearn(kind: Any, model: Any) -> Any:
     """Return a classifier of this class that takes over a fitted model of scikit-learn."""
     params, parameters, found = _taken_apart(model)
     fitted = model_of(kind, params, model.classes_, parameters)
@@ -116,9 +116,9 @@ def _listed(values: Any) -> list[float] | None:
 
 def _network_of(model: Any, layers: Params) -> MLPClassifier:
     """Return scikit-learn's classifier with these layers, the parameters it shares with `model`, and its scores."""
-    if model.activation not in THEIR_ACTIVATIONS:
+    if model.activation not in SKLEARN_ACTIVATIONS:
         raise ValueError(
-            f"activation must be one that scikit-learn has, {THEIR_ACTIVATIONS}, got {model.activation!r}."
+            f"activation must be one that scikit-learn has, {SKLEARN_ACTIVATIONS}, got {model.activation!r}."
         )
     own = model.get_params()
     fitted = MLPClassifier(**{name: own[name] for name in MLPClassifier().get_params() if name in own})
@@ -147,7 +147,7 @@ def _regression_of(model: Any, layer: Layer) -> LogisticRegression:
     return fitted
 
 
-def to_theirs(model: Any) -> MLPClassifier | LogisticRegression:
+def to_sklearn(model: Any) -> MLPClassifier | LogisticRegression:
     """Return a fitted model of scikit-learn that predicts as `model` does."""
     params = fitted_network(model).layers
     if len(model.classes_) == 1:

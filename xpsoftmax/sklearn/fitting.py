@@ -13,17 +13,17 @@ from array_api_compat import array_namespace, device, is_dask_array
 from sklearn.utils import check_consistent_length
 
 from xpsoftmax._arguments.home import quiet
-from xpsoftmax._network.layers import Layer, Params, carrying
+from xpsoftmax._network.layers import Layer, Params, with_activation
 from xpsoftmax._network.network import as_network
 from xpsoftmax._typing import Array
 from xpsoftmax.sklearn.checks import is_overflow
-from xpsoftmax.sklearn.inputs import block_of, checked_inputs, current_device, labels_in_memory
+from xpsoftmax.sklearn.fitted import Record, all_or_nothing, params_of, set_fitted, set_fitted_classes
+from xpsoftmax.sklearn.inputs import block_of, checked_inputs, current_device, labels_in_memory, stand_in_for
 from xpsoftmax.sklearn.labels import are_sorted, encode, shortened
 from xpsoftmax.sklearn.lbfgs import minimise
-from xpsoftmax.sklearn.learnt import Record, all_or_nothing, keep, keep_classes, params_of
 from xpsoftmax.sklearn.parameters import as_random_state, check_dtype, check_parameters, check_sizes
 from xpsoftmax.sklearn.preparing import class_weights, prepare_steps
-from xpsoftmax.sklearn.stepping import learn
+from xpsoftmax.sklearn.stepping import fit_epochs
 from xpsoftmax.sklearn.targets import Targets, as_classes, as_sample_weight, as_targets
 from xpsoftmax.sklearn.validation import checked_validation, validation_data
 
@@ -53,29 +53,28 @@ def fit(
         X, y, sample_weight = labels_in_memory(X, y, sample_weight)
         known = None if first else model.classes_
         targets = _checked_targets(X, y, classes, known, incremental=incremental)
-        weight = as_sample_weight(sample_weight, _stand_in(X))
+        weight = as_sample_weight(sample_weight, stand_in_for(X))
         sizes = (X.shape[1], *hidden, len(targets.classes))
         if not first:
             check_sizes(model, sizes)
             check_dtype(model, block_of(X))
         rng = as_random_state(model.random_state)
         layers = initial_layers(rng, sizes, model.activation, block_of(X)) if first else params_of(model)
-        net = as_network(carrying(layers, model.activation), None)
+        net = as_network(with_activation(layers, model.activation), None)
         record = Record() if first else Record.of(model)
-        rows = checked_validation(model, X, validation, targets.classes)
-        rows = None if rows is None else (rows[0], net.xp.asarray(rows[1], device=net.home.device), rows[2])
+        rows = checked_validation(model, net, X, validation, targets.classes)
         steps, held_out = prepare_steps(model, net, X, targets, weight, rng, rows)
-        watched = None if rows is None else validation_data(model, net, rows, class_weights(model, net, targets))
+        watched = None if rows is None else validation_data(model, net, rows, class_weights(model, net, targets), steps)
         record.expect_validation(given=watched is not None)
         with quiet(net.xp, net.home.device), _naming_bad_inputs(X, steps):
             if model.solver == "lbfgs":
                 layers = minimise(model, steps, record, watched)
             else:
-                layers = learn(model, steps, held_out, rng, record, watched, incremental=incremental)
+                layers = fit_epochs(model, steps, held_out, rng, record, watched, incremental=incremental)
         if first:
-            keep_classes(model, layers, targets.classes)
+            set_fitted_classes(model, layers, targets.classes)
         model._activation = model.activation  # a parameter that was changed counts from this call on
-        keep(model, layers, record)
+        set_fitted(model, layers, record)
 
 
 def _checked_targets(X: Array, y: Any, classes: Any, known: np.ndarray | None, *, incremental: bool) -> Targets:
@@ -105,11 +104,6 @@ def _known_classes(given: np.ndarray | None, before: np.ndarray | None) -> np.nd
     return before
 
 
-def _stand_in(X: Array) -> Array:
-    """Return a dense array in memory of the shape and dtype of a dask array or sparse matrix; others as they are."""
-    return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else block_of(X)
-
-
 def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) -> Params:
     """Draw weights and biases uniformly, as scikit-learn does: the same seed gives the same numbers."""
     xp, options = array_namespace(X), {"dtype": X.dtype, "device": device(X)}
@@ -118,7 +112,7 @@ def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) ->
         bound = math.sqrt((2.0 if activation == "logistic" else 6.0) / (fan_in + fan_out))
         arrays = (rng.uniform(-bound, bound, shape) for shape in ((fan_in, fan_out), (fan_out,)))
         layers.append(Layer(*(xp.asarray(array, **options) for array in arrays)))
-    return carrying(layers, activation)
+    return with_activation(layers, activation)
 
 
 @contextmanager

@@ -32,6 +32,11 @@ def block_of(X: Array) -> Array:
     return X._meta if is_dask_array(X) else X
 
 
+def stand_in_for(X: Array) -> Array:
+    """Return a dense array in memory of the shape and dtype of a dask array or sparse matrix; others as they are."""
+    return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else block_of(X)
+
+
 def current_device(X: Any) -> AbstractContextManager[Any]:
     """Return a context in which CuPy makes its arrays on the device of `X`."""
     values = X.data if library_of(X) == "cupy" else X

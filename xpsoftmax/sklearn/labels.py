@@ -288,13 +288,13 @@ def family(labels: np.ndarray) -> str:
     return {"U": "strings", "M": "dates", "m": "durations"}.get(kind, "numbers")
 
 
-def alike(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def in_common_dtype(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return two arrays of labels of one family in one dtype, in which they compare exactly and sort as before."""
     if family(first) == "numbers":
         # Floats of labels are integers below 2**53.
         first, second = (a.astype(np.int64) if a.dtype.kind == "f" else a for a in (first, second))
     if first.dtype.kind in "mM":
-        return _alike_times(first, second)
+        return _in_common_unit(first, second)
     dtypes = {first.dtype, second.dtype}
     dtype = np.dtype(object) if np.dtype(object) in dtypes else np.result_type(*dtypes)
     if dtype.kind == "f":  # int64 beside uint64
@@ -303,7 +303,7 @@ def alike(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return first.astype(dtype, copy=False), second.astype(dtype, copy=False)
 
 
-def _alike_times(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _in_common_unit(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return dates or durations in the finer unit, or as Python integers if that unit does not hold them."""
     dtype = np.result_type(first, second)
     if _holds(dtype, first) and _holds(dtype, second):
@@ -324,7 +324,7 @@ def encode(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return the indices of labels in sorted classes; -1 for a label that is not a class."""
     if family(labels) != family(classes):
         return np.full(labels.shape, -1)
-    labels, classes = alike(labels, classes)
+    labels, classes = in_common_dtype(labels, classes)
     indices = np.minimum(np.searchsorted(classes, labels), classes.size - 1)
     return np.where(classes[indices] == labels, indices, -1)
 

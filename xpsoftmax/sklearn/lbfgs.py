@@ -12,13 +12,12 @@ from xpsoftmax._arguments.caller import warn
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.vectors import parts_of
-from xpsoftmax._train.data import Data
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax.sklearn.checks import INTERRUPTED, diverged, finite_layers
-from xpsoftmax.sklearn.learnt import Record, record_validation_loss, say
+from xpsoftmax.sklearn.fitted import Record, print_if_verbose, record_validation_loss
 
 
-def minimise(model: Any, steps: Any, record: Record, watched: Data | None = None) -> Params:
+def minimise(model: Any, steps: Any, record: Record, watched: Any = None) -> Params:
     """Minimise the loss of all rows; return the weights of the last iteration.
 
     The loss of `watched`, validation data, is recorded after each.
@@ -39,7 +38,7 @@ def minimise(model: Any, steps: Any, record: Record, watched: Data | None = None
     def report(intermediate_result: Any) -> None:
         found.update(x=intermediate_result.x.copy(), fun=float(intermediate_result.fun))
         record.count(found.fun, 0)
-        say(model, f"Iteration {record.n_iter_}, loss = {found.fun:.8f}")
+        print_if_verbose(model, f"Iteration {record.n_iter_}, loss = {found.fun:.8f}")
         record_validation_loss(model, steps, _unpacked(found.x, net), watched, record)
 
     record.expect(None)

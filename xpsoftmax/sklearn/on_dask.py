@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, is_dask_array
 
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY
 from xpsoftmax._network.functions import mlp_logits
 from xpsoftmax._network.layers import Params
@@ -98,6 +98,12 @@ def as_steps(
     return BlockSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
 
 
+def as_validation(steps: BlockSteps, X: Array, codes: np.ndarray, weight: np.ndarray | None) -> graph.Partitions:
+    """Return validation data in the blocks of its inputs, all of which are looked at now."""
+    check_inputs(steps.scheduler, X)
+    return graph.as_partitions(steps.model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
+
+
 def _beside(values: np.ndarray, X: Array) -> Array:
     """Return numbers of the host as a dask array with the blocks and the device of X."""
     lazy = da.from_array(values, chunks=(X.chunks[0],))
@@ -107,7 +113,7 @@ def _beside(values: np.ndarray, X: Array) -> Array:
     return lazy.map_blocks(xp.asarray, dtype=lazy.dtype, meta=xp.asarray(values[:0]))
 
 
-class BadInput(Bad):
+class BadInput(BadValue):
     """The first input of a block that is not finite. Adding the blocks counts its row from the first of all blocks."""
 
     def error(self) -> ValueError:

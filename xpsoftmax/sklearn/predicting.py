@@ -17,13 +17,13 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._network.backprop import Buffers, forward
 from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY, is_writable
-from xpsoftmax._network.layers import recorded
+from xpsoftmax._network.layers import recorded_activation
 from xpsoftmax._network.network import Network, as_network
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.sklearn.checks import bad_logits, check_inputs, check_logits
+from xpsoftmax.sklearn.fitted import params_of
 from xpsoftmax.sklearn.inputs import checked_inputs, current_device, is_lazy
-from xpsoftmax.sklearn.labels import alike, as_labels, as_raw_array, family, shortened
-from xpsoftmax.sklearn.learnt import params_of
+from xpsoftmax.sklearn.labels import as_labels, as_raw_array, family, in_common_dtype, shortened
 from xpsoftmax.sklearn.targets import as_sample_weight, as_targets, is_probabilities, labels_of
 
 IN_CACHE = 2**20
@@ -161,7 +161,7 @@ class Prediction:
         check_consistent_length(labels, predicted)
         if family(labels) != family(predicted):
             raise ValueError(f"y must be labels like {shortened(self.classes_)}, got {shortened(labels)}.")
-        labels, predicted = alike(labels, predicted)
+        labels, predicted = in_common_dtype(labels, predicted)
         weight = as_sample_weight(sample_weight, np.empty((len(labels), 0)))
         if weight is not None and not weight.any():
             raise ValueError("sample_weight must let a row count, got weights that are all zero.")
@@ -171,7 +171,7 @@ class Prediction:
 def fitted_network(model: Any) -> Network:
     """Return the network of a fitted model; only another fit changes its activation."""
     layers = params_of(model)
-    fitted = recorded(layers)
+    fitted = recorded_activation(layers)
     if fitted is not None and model.activation != fitted:
         raise ValueError(
             f"activation must be the one that the model was fitted with, {fitted!r}, got {model.activation!r}. "

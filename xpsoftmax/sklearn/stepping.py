@@ -16,13 +16,12 @@ from xpsoftmax._arguments.caller import warn
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import as_network
-from xpsoftmax._train.data import Data
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.loop import Loop, NotFiniteError
 from xpsoftmax._train.optimizers import Optimizer, UncorrectedAdam, VelocitySgd
 from xpsoftmax._train.steps import Batch
 from xpsoftmax.sklearn.checks import INTERRUPTED, diverged, finite_layers, is_overflow
-from xpsoftmax.sklearn.learnt import Record, record_validation_loss, say
+from xpsoftmax.sklearn.fitted import Record, print_if_verbose, record_validation_loss
 from xpsoftmax.sklearn.predicting import accuracy, codes_of
 from xpsoftmax.sklearn.preparing import Rows
 
@@ -30,13 +29,13 @@ LEAST_RATE = 1e-6
 """An adaptive learning rate is divided only while it is above this."""
 
 
-def learn(
+def fit_epochs(
     model: Any,
     steps: Any,
     held_out: Rows | None,
     rng: Any,
     record: Record,
-    watched: Data | None = None,
+    watched: Any = None,
     *,
     incremental: bool,
 ) -> Params:
@@ -57,7 +56,7 @@ def learn(
                 warn(INTERRUPTED)
                 break
             record.count(loss, steps.rows)
-            say(model, f"Iteration {record.n_iter_}, loss = {loss:.8f}")
+            print_if_verbose(model, f"Iteration {record.n_iter_}, loss = {loss:.8f}")
             record_validation_loss(model, steps, loop.params, watched, record)
             try:
                 stalled = _has_stalled(model, loop, held_out, record)
@@ -168,7 +167,7 @@ def _has_stalled(model: Any, loop: Loop, held_out: Rows | None, record: Record) 
     else:
         score = _score_held_out(model, loop, held_out, record)
         record.validation_scores_.append(score)
-        say(model, f"Validation score: {score:f}")
+        print_if_verbose(model, f"Validation score: {score:f}")
         better = score >= record.best_validation_score_ + float(model.tol)
         if score > record.best_validation_score_:
             record.best_validation_score_, record._best = score, loop.copy()
@@ -199,12 +198,12 @@ def _reduce_rate(model: Any, loop: Loop, record: Record) -> bool:
     said = f"{what} did not improve more than tol={model.tol:f} for {model.n_iter_no_change} consecutive epochs."
     rate: Any = loop.optimizer.learning_rate
     if record._schedule[0] != "adaptive":
-        say(model, f"{said} Stopping.")
+        print_if_verbose(model, f"{said} Stopping.")
         return False
     if rate <= LEAST_RATE:
-        say(model, f"{said} Learning rate too small. Stopping.")
+        print_if_verbose(model, f"{said} Learning rate too small. Stopping.")
         return False
-    say(model, f"{said} Setting learning rate to {rate / 5.0:f}")
+    print_if_verbose(model, f"{said} Setting learning rate to {rate / 5.0:f}")
     record._no_improvement_count = 0  # only here, as in scikit-learn: a warm start without improvement stops soon
     _set_rate(loop, rate / 5.0)
     return True

@@ -11,11 +11,11 @@ import numpy as np
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import library
 from xpsoftmax._arguments.host import to_host, to_library
-from xpsoftmax._network.layers import PairsOfArrays, Params, recorded
+from xpsoftmax._network.layers import PairsOfArrays, Params, recorded_activation
 from xpsoftmax._network.network import as_network, copied
 from xpsoftmax._typing import Device, dtype_name
+from xpsoftmax.sklearn.fitted import Record, params_of, set_fitted, set_fitted_classes
 from xpsoftmax.sklearn.labels import are_sorted, shortened
-from xpsoftmax.sklearn.learnt import Record, keep, keep_classes, params_of
 from xpsoftmax.sklearn.parameters import check_dtype, check_parameters, check_sizes, float64_hint
 from xpsoftmax.sklearn.targets import as_classes
 
@@ -31,7 +31,7 @@ def model_of(kind: Any, params: PairsOfArrays, classes: Any, parameters: dict[st
     net = as_network(params, parameters.get("activation"))
     if net.dtype != net.working:
         raise TypeError(f"params must be in float32 or float64, got {net.dtype}. Cast them.")
-    carried = recorded(net.layers)
+    carried = recorded_activation(net.layers)
     if carried is not None:
         parameters["activation"] = carried
     model = kind(**{"hidden_layer_sizes": tuple(net.hidden), **parameters})
@@ -42,9 +42,9 @@ def model_of(kind: Any, params: PairsOfArrays, classes: Any, parameters: dict[st
     if labels.shape != (outputs,) or not are_sorted(labels):
         raise ValueError(f"classes must be {outputs} sorted and different labels, got {classes!r:.60}.")
     layers = copied(net, net.layers, net.dtype)
-    keep_classes(model, layers, labels)
+    set_fitted_classes(model, layers, labels)
     model._activation = model.activation
-    keep(model, layers, Record())
+    set_fitted(model, layers, Record())
     check_sizes(model, [net.layers[0].weight.shape[0], *check_parameters(model), outputs])
     check_dtype(model, net.layers[0].weight)
     model.n_features_in_ = net.layers[0].weight.shape[0]
@@ -74,5 +74,5 @@ def moved(model: Any, xp: ModuleType, device: Device | None) -> Any:
     if record._optimizer is not None:
         record._state = (record._state[0], *map(moved_layers, record._state[1:]))
     moved_model = copy.copy(model)
-    keep(moved_model, moved_layers(params_of(model)), record)
+    set_fitted(moved_model, moved_layers(params_of(model)), record)
     return moved_model

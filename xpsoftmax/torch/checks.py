@@ -11,7 +11,7 @@ from torch import Tensor
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.options import as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.problem import LossOptions, prepare
-from xpsoftmax._arguments.values import Bad
+from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._typing import FLOATING, INTEGRAL, Array, Reduction, dtype_name
 from xpsoftmax.kernels.torch.modes import PLAIN, is_eager
 
@@ -124,7 +124,7 @@ def _check_values(input: Tensor, target: Tensor, weight: Tensor | None, options:
         raise error if bad is None else bad._replace(name="target").error() from None
     if weight is not None and not torch.isfinite(weight).all():
         i = int(torch.isfinite(weight).logical_not().nonzero()[0])
-        raise Bad("weight", "be finite", float(weight[i]), "class", (i,)).error()
+        raise BadValue("weight", "be finite", float(weight[i]), "class", (i,)).error()
 
 
 _PLAIN_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})

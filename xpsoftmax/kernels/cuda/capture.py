@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import cupy
+import numpy as np
 
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.cuda import plan
@@ -45,13 +46,12 @@ class Runner:
     """
 
     def __init__(self, program: Any, arrays: Mapping[str, Array]) -> None:
-        device = arrays["loss"].device
-        self._device = device
+        device = arrays["place"].device
         with device:
-            self._workplace = _workplace(device.id, threading.get_ident())
+            self._workplace = _workplace_on(device)
             self._arrays = dict(arrays)
             for name, buffer in program.buffers.items():
-                self._arrays[name] = cupy.zeros(buffer.shape, buffer.dtype)
+                self._arrays[name] = _view(self._arrays["memory"], *buffer)
             self._operations = [self._bound(operation) for operation in program.operations]
         self._runs = 0
         self._graph: Any = None
@@ -61,6 +61,15 @@ class Runner:
         """Whether there is a kernel for this update rule."""
         return rule in plan.RULES
 
+    @staticmethod
+    def in_order(device: Any) -> AbstractContextManager[None]:
+        """Return the context in which programs are run, one or many: after the caller's work, and before what follows.
+
+        Its stream is the current one within.
+        """
+        with device:
+            return _workplace_on(device).in_order()
+
     def _bound(self, operation: Any) -> Callable[[], None]:
         arrays = tuple(None if name is None else self._arrays[name] for name in operation.arrays)
         if operation.name == "product":
@@ -69,29 +78,36 @@ class Runner:
         return bound(operation.name, arrays, operation.options)
 
     def run(self) -> None:
-        """Make the step: its operations one by one the first time; later as a graph, if products can be captured."""
-        with self._device, self._workplace.in_order() as stream:
-            if self._graph is None and self._runs == RUNS_BEFORE and self._workplace.captures:
-                self._graph = self._captured(stream)
-            self._runs += 1
-            if self._graph is None:
-                self._one_by_one()
-            else:
-                self._graph.launch(stream)
+        """Make the step, within `in_order`: its operations one by one the first time; later as a graph, if possible."""
+        if self._graph is not None:
+            self._graph.launch(self._workplace.stream)
+            return
+        if self._runs == RUNS_BEFORE and self._workplace.captures:
+            self._graph = self._captured()
+        self._runs += 1
+        if self._graph is None:
+            self._one_by_one()
+        else:
+            self._graph.launch(self._workplace.stream)
 
     def _one_by_one(self) -> None:
         for operation in self._operations:
             operation()
 
-    def _captured(self, stream: Any) -> Any:
+    def _captured(self) -> Any:
         """Return the graph of the program; None, with a warning, where it cannot be captured."""
         try:
             with _undisturbed():
-                return _graph_of(stream, self._one_by_one)
+                return _graph_of(self._workplace.stream, self._one_by_one)
         except Exception as error:  # noqa: BLE001 - whatever CUDA or cuBLAS says: the step can be made without
             warnings.warn(f"A step of training could not be captured: {error}", RuntimeWarning, stacklevel=2)
             self._runs += 1  # the capture is not tried again
             return None
+
+
+def _view(memory: Array, shape: tuple[int, ...], dtype: str, offset: int) -> Array:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
 def _graph_of(stream: Any, work: Callable[[], None]) -> Any:
@@ -143,7 +159,8 @@ def _interrupts_later() -> Iterator[None]:
 class _Workplace:
     """Stream and cuBLAS handle of a device and a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Any) -> None:
+        self._device = device
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._before, self._after = (cupy.cuda.Event(block=False, disable_timing=True) for _ in range(2))
         self.products: Products | PlainProducts = PlainProducts()
@@ -161,17 +178,25 @@ class _Workplace:
                 logging.getLogger("xpsoftmax").debug("nvmath-python is not installed: steps are not captured")
 
     @contextmanager
-    def in_order(self) -> Iterator[Any]:
+    def in_order(self) -> Iterator[None]:
         """Let the stream of this thread go on after the caller's, and the caller's after it."""
-        caller = cupy.cuda.get_current_stream()
-        self.stream.wait_event(caller.record(self._before))
-        try:
-            with self.stream:
-                yield self.stream
-        finally:
-            caller.wait_event(self.stream.record(self._after))
+        with self._device:
+            caller = cupy.cuda.get_current_stream()
+            self.stream.wait_event(caller.record(self._before))
+            try:
+                with self.stream:
+                    yield
+            finally:
+                caller.wait_event(self.stream.record(self._after))
 
 
-@cache
-def _workplace(device: int, thread: int) -> _Workplace:  # noqa: ARG001 - one for each
-    return _Workplace()
+_of_thread = threading.local()
+
+
+def _workplace_on(device: Any) -> _Workplace:
+    """Return the workplace of this thread on the device, which is current; it ends with the thread."""
+    workplaces = vars(_of_thread)
+    if device.id not in workplaces:
+        workplaces[device.id] = _Workplace(device)
+    found: _Workplace = workplaces[device.id]
+    return found

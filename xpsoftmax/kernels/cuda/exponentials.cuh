@@ -1,11 +1,11 @@
 // exp(x - top) of the logits of a row, and sums of them.
 //
-// Each way of computing has a reference that its constructor picks for a top, and which is finite where the top is the
-// largest of no logits, -inf:
-//   way(x)           the exponential of x beside the reference, for x up to the top
-//   way.near(x)      the same for x that may lie somewhat above it, in streams
-//   way.from(other)  what brings a sum of `other` to this reference
-//   way.to(top)      what brings a sum to exp(x - top), where the reference was picked for this top
+// A RelativeExp (Careful, Quick) computes exponentials beside a reference. Its constructor picks the reference for a top;
+// the reference is finite also where the top is the largest of no logits, -inf:
+//   relative_exp(x)           the exponential of x beside the reference, for x up to the top
+//   relative_exp.near(x)      the same for x that may lie somewhat above it, in streams
+//   relative_exp.from(other)  what brings a sum of `other` to this reference
+//   relative_exp.to(top)      what brings a sum to exp(x - top), where the reference was picked for this top
 //
 // Careful is within B = (4 + T/2 + log2 C) eps for every C (docs/numerics.md): in float five instructions, whose last one
 // adds what rounding lost in the first product. Quick takes one fused multiply-add and ex2.approx: with log2(e) rounded to
@@ -59,9 +59,9 @@ struct Quick {
     DEVICE explicit Quick(float top) : factor(factor_of(top)), reference(rintf(exponent_of(top))) {}
     // For exp(x - top) * factor: neither the exponential nor factor * to(top) may be subnormal where their product is not.
     DEVICE static Quick for_products(float top, float factor) {
-        Quick way(top);
-        way.reference = factor > 0.5f ? floorf(exponent_of(top)) : ceilf(exponent_of(top));
-        return way;
+        Quick relative_exp(top);
+        relative_exp.reference = factor > 0.5f ? floorf(exponent_of(top)) : ceilf(exponent_of(top));
+        return relative_exp;
     }
 
     DEVICE float operator()(float x) const { return exp2_approx(multiply_add(x, factor, -reference)); }
@@ -79,42 +79,43 @@ struct Quick {
     DEVICE static float exponent_of(float top) { return finite(top) * factor_of(top); }
 };
 
-// What brings a sum beside the reference of Way(top) to that of Way(highest). A sum without a top stays 0.
-template <class Way>
-DEVICE typename Way::Real brought_to(typename Way::Real top, typename Way::Real highest) {
-    return top == highest || top == -Limits<typename Way::Real>::infinity() ? 1 : Way(highest).from(Way(top));
+// What brings a sum beside the reference of RelativeExp(top) to that of RelativeExp(highest). A sum without a top stays 0.
+template <class RelativeExp>
+DEVICE typename RelativeExp::Real brought_to(typename RelativeExp::Real top, typename RelativeExp::Real highest) {
+    const bool without_top = top == -Limits<typename RelativeExp::Real>::infinity();
+    return top == highest || without_top ? 1 : RelativeExp(highest).from(RelativeExp(top));
 }
 
-// A sum of exponentials of some logits, beside the reference of Way(top), top being the largest of these logits. Without a
-// top it is 0.
-template <class Way>
+// A sum of exponentials of some logits, beside the reference of RelativeExp(top), top being the largest of these logits.
+// Without a top it is 0.
+template <class RelativeExp>
 struct PartialSum {
-    using Real = typename Way::Real;
+    using Real = typename RelativeExp::Real;
     Real top, sum;
     static DEVICE PartialSum none() { return {-Limits<Real>::infinity(), 0}; }
 
     template <int WIDTH>
     DEVICE PartialSum over_lanes() const {
         const Real highest = largest_of_lanes<WIDTH>(top);
-        return {highest, sum_of_lanes<WIDTH>(sum * brought_to<Way>(top, highest))};
+        return {highest, sum_of_lanes<WIDTH>(sum * brought_to<RelativeExp>(top, highest))};
     }
-    DEVICE Exponentials<Real> exponentials() const { return {top, sum * Way(top).to(top)}; }
+    DEVICE Exponentials<Real> exponentials() const { return {top, sum * RelativeExp(top).to(top)}; }
 };
 
 // The same without one of the largest, which is kept apart.
-template <class Way>
+template <class RelativeExp>
 struct PartialSumBesideLargest {
-    using Real = typename Way::Real;
+    using Real = typename RelativeExp::Real;
     Real top;
     BesideLargest<Real> terms;
     static DEVICE PartialSumBesideLargest none() { return {-Limits<Real>::infinity(), BesideLargest<Real>::none()}; }
 
     template <int WIDTH>
     DEVICE PartialSumBesideLargest over_lanes() const {
-        const Real highest = largest_of_lanes<WIDTH>(top), factor = brought_to<Way>(top, highest);
+        const Real highest = largest_of_lanes<WIDTH>(top), factor = brought_to<RelativeExp>(top, highest);
         const BesideLargest<Real> mine = {terms.largest * factor, terms.rest * factor};
         return {highest, mine.template over_lanes<WIDTH>()};
     }
     // Of all but one of the largest: exp(x - top) of these.
-    DEVICE Real rest() const { return terms.rest * Way(top).to(top); }
+    DEVICE Real rest() const { return terms.rest * RelativeExp(top).to(top); }
 };

@@ -3,7 +3,7 @@
 // The launcher gives the specialisation with -D:
 //   SCALAR   float, double, Half or Bfloat: the type of the logits
 //   RESULT   the type that is written: SCALAR, or float for 16-bit logits
-//   QUICK    1: exponentials by the quick way (exponentials.cuh), 0: by the careful one
+//   QUICK    1: exponentials of Quick (exponentials.cuh), 0: of Careful
 //   LANES    threads a row has in each block: 4, 8, 16 or 32 (several rows a block), or the whole block
 //   VECTORS  16-byte vectors that each thread holds; 0: the row is streamed, by one block
 //   BLOCKS   blocks a row has: 1, or a cluster of 2, 4 or 8
@@ -49,15 +49,15 @@ static_assert(HAS_PRODUCER ? PERSISTENT && VECTORS % GROUP == 0 && SLOTS % GROUP
 
 template <bool IS_QUICK>
 struct Choice {
-    using Way = Careful<Real>;
+    using RelativeExp = Careful<Real>;
 };
 template <>
 struct Choice<true> {
-    using Way = Quick;
+    using RelativeExp = Quick;
 };
-using Way = Choice<(QUICK != 0)>::Way;
-using Sum = PartialSum<Way>;
-using SumBesideLargest = PartialSumBesideLargest<Way>;
+using RelativeExp = Choice<(QUICK != 0)>::RelativeExp;
+using Sum = PartialSum<RelativeExp>;
+using SumBesideLargest = PartialSumBesideLargest<RelativeExp>;
 
 // The row, and the part of it, that this thread has. `turn` is the number of rows that it has had before.
 struct Seat {
@@ -254,15 +254,15 @@ struct Place {
             [&](Real x) { top = larger(top, below(x)); });
         __syncwarp();
         top = largest_of_lanes<WARP_LANES>(top);
-        const Way way(top);
+        const RelativeExp relative_exp(top);
         LongSum<Real> sum;
         for_each_vector_again(
             [&](Real (&x)[PER]) {
 #pragma unroll
-                for (int i = 0; i < PER; ++i) x[i] = way(below(x[i]));
+                for (int i = 0; i < PER; ++i) x[i] = relative_exp(below(x[i]));
                 sum.add(sum_of(x));
             },
-            [&](Real x) { sum.add(way(below(x))); });
+            [&](Real x) { sum.add(relative_exp(below(x))); });
         __syncwarp();
         return Sum{top, sum_of_lanes<WARP_LANES>(sum.total())};
     }
@@ -333,18 +333,18 @@ struct HeldRow : Place {
         for (int k = 0; k < EDGES; ++k)
             if (left_out >= 0 && edge(k) == left_out) edges[k] = -Limits<Real>::infinity();
         find_top();
-        const Way way(top);
+        const RelativeExp relative_exp(top);
         Real sum = 0;
 #pragma unroll
         for (int n = 0; n < VECTORS; ++n) {
             Real e[PER];
-            exponentials(way, held[n], e);
+            exponentials(relative_exp, held[n], e);
             sum += sum_of(e);
             if constexpr (KEEPS) held[n] = packed<Scalar>(e);
         }
 #pragma unroll
         for (int k = 0; k < EDGES; ++k) {
-            const Real e = way(edges[k]);
+            const Real e = relative_exp(edges[k]);
             sum += e;
             if constexpr (KEEPS) edges[k] = e;
         }
@@ -354,16 +354,16 @@ struct HeldRow : Place {
 
     DEVICE SumBesideLargest beside_largest() {
         find_top();
-        const Way way(top);
+        const RelativeExp relative_exp(top);
         BesideLargest<Real> terms = BesideLargest<Real>::none();
 #pragma unroll
         for (int n = 0; n < VECTORS; ++n) {
             Real e[PER];
-            exponentials(way, held[n], e);
+            exponentials(relative_exp, held[n], e);
             terms = terms.with(beside_largest_of(e));
         }
 #pragma unroll
-        for (int k = 0; k < EDGES; ++k) terms = terms.with(way(edges[k]));
+        for (int k = 0; k < EDGES; ++k) terms = terms.with(relative_exp(edges[k]));
         forget_all();
         __syncwarp();
         return SumBesideLargest{top, terms.over_lanes<WARP_LANES>()};
@@ -372,11 +372,11 @@ struct HeldRow : Place {
     // exp(z - row_top) * factor - minus; after others()
     template <bool SUBTRACTS = false>
     DEVICE void write_exponentials(Result* out, Real row_top, Real factor, Real hot_value, Real minus = 0) {
-        const Way way = Way::for_products(row_top, factor);
-        if constexpr (!KEEPS) factor *= way.to(row_top);
-        else if (LANES > 32) factor *= brought_to<Way>(top, row_top);
+        const RelativeExp relative_exp = RelativeExp::for_products(row_top, factor);
+        if constexpr (!KEEPS) factor *= relative_exp.to(row_top);
+        else if (LANES > 32) factor *= brought_to<RelativeExp>(top, row_top);
         const auto value = [&](Real x) {
-            const Real product = (KEEPS ? x : way(x)) * factor;
+            const Real product = (KEEPS ? x : relative_exp(x)) * factor;
             return SUBTRACTS ? product - minus : product;
         };
         write_all<false>(out, value);
@@ -399,10 +399,10 @@ struct HeldRow : Place {
         __syncwarp();  // so that the compiler makes no second copy for diverged warps
         top = largest_of_lanes<WARP_LANES>(top);
     }
-    static DEVICE void exponentials(const Way& way, const Vector& v, Real (&e)[PER]) {
+    static DEVICE void exponentials(const RelativeExp& relative_exp, const Vector& v, Real (&e)[PER]) {
         unpack<Scalar>(v, e);
 #pragma unroll
-        for (int i = 0; i < PER; ++i) e[i] = way(e[i]);
+        for (int i = 0; i < PER; ++i) e[i] = relative_exp(e[i]);
     }
     // What was computed from 16-bit numbers is computed again: in registers it would take twice their room.
     DEVICE void forget_all() {
@@ -470,19 +470,20 @@ struct StreamedRow : Place {
     // What sums have in common: a reference that moves with the row.
     struct Reference {
         Real picked_for = -Limits<Real>::infinity(), largest = picked_for;
-        Way way = Way(picked_for);
+        RelativeExp relative_exp = RelativeExp(picked_for);
         // What the sum must be multiplied with, because logits as large as this come now.
         DEVICE Real rise_to(Real highest) {
             largest = larger(largest, highest);
             if (!(highest > picked_for + SLACK)) return 1;
-            const Way next(highest);
-            const Real factor = picked_for == -Limits<Real>::infinity() ? 1 : next.from(way);  // nothing was added yet
-            way = next, picked_for = highest;
+            const RelativeExp next(highest);
+            const bool first = picked_for == -Limits<Real>::infinity();  // nothing was added yet
+            const Real factor = first ? 1 : next.from(relative_exp);
+            relative_exp = next, picked_for = highest;
             return factor;
         }
         // The sum as one of a held row: a probability must not be written as a subnormal number times one above 1.
         DEVICE Real to_largest() const {
-            return largest == -Limits<Real>::infinity() ? 1 : Way(largest).from(way);
+            return largest == -Limits<Real>::infinity() ? 1 : RelativeExp(largest).from(relative_exp);
         }
     };
 
@@ -499,13 +500,13 @@ struct StreamedRow : Place {
             if (number == hot_number) take_out(v, hot_element);
             rise_to(top_of(v));
             Real e[PER];
-            exponentials(reference.way, v, e);
+            exponentials(reference.relative_exp, v, e);
             sum.add(sum_of(e));
         });
         for (int k = 0; k < EDGES; ++k) {
             const Real x = read_edge(k);
             rise_to(x);
-            sum.add(reference.way.near(x));
+            sum.add(reference.relative_exp.near(x));
         }
         const Sum mine = {reference.largest, sum.total() * reference.to_largest()};
         return mine.over_lanes<WARP_LANES>();
@@ -526,13 +527,13 @@ struct StreamedRow : Place {
         for_each_vector([&](const Vector& v, int) {
             rise_to(top_of(v));
             Real e[PER];
-            exponentials(reference.way, v, e);
+            exponentials(reference.relative_exp, v, e);
             add(beside_largest_of(e));
         });
         for (int k = 0; k < EDGES; ++k) {
             const Real x = read_edge(k);
             rise_to(x);
-            add({reference.way.near(x), 0});
+            add({reference.relative_exp.near(x), 0});
         }
         const Real factor = reference.to_largest();
         const SumBesideLargest mine = {reference.largest, {largest * factor, rest.total() * factor}};
@@ -541,10 +542,10 @@ struct StreamedRow : Place {
 
     template <bool SUBTRACTS = false>
     DEVICE void write_exponentials(Result* out, Real row_top, Real factor, Real hot_value, Real minus = 0) {
-        const Way way = Way::for_products(row_top, factor);
-        factor *= way.to(row_top);
+        const RelativeExp relative_exp = RelativeExp::for_products(row_top, factor);
+        factor *= relative_exp.to(row_top);
         write_all(out, [&](Real x) {
-            const Real product = way(x) * factor;
+            const Real product = relative_exp(x) * factor;
             return SUBTRACTS ? product - minus : product;
         });
         write_left_out(out, hot_value);
@@ -560,10 +561,10 @@ struct StreamedRow : Place {
         tops.add(v);
         return tops.value();
     }
-    static DEVICE void exponentials(const Way& way, const Vector& v, Real (&e)[PER]) {
+    static DEVICE void exponentials(const RelativeExp& relative_exp, const Vector& v, Real (&e)[PER]) {
         unpack<Scalar>(v, e);
 #pragma unroll
-        for (int i = 0; i < PER; ++i) e[i] = way.near(e[i]);
+        for (int i = 0; i < PER; ++i) e[i] = relative_exp.near(e[i]);
     }
     // Of this thread's vectors and their numbers. A row that is not read has vectors of -inf.
     template <class Visit>

@@ -50,7 +50,7 @@ def weigh_launch(counting: int, weights: int, rows: int, reg: float, strength: i
     return Launch("weigh", total_defines(dtype), 1, TOTAL_THREADS, arguments)
 
 
-def record_launch(loss: int, finite: int, place: int, rows: int, dtype: str) -> Launch:
+def record_launch(loss: int, losses: int, finite: int, place: int, rows: int, all_rows: int, dtype: str) -> Launch:
     """Launch that ends a step; all are addresses."""
-    arguments = (*map(np.uint64, (loss, finite, place)), np.int64(rows))
+    arguments = (*map(np.uint64, (loss, losses, finite, place)), np.int64(rows), np.int64(all_rows))
     return Launch("record", (("SCALAR", texts.SCALARS[dtype]),), 1, 32, arguments)

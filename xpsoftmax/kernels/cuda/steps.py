@@ -11,7 +11,7 @@ from typing import Any
 import cupy
 
 from xpsoftmax._typing import Array, dtype_name
-from xpsoftmax.kernels.cuda import launches, plan, step_plan
+from xpsoftmax.kernels.cuda import clip_plan, launches, plan, step_plan
 from xpsoftmax.kernels.cuda.arrays import address_of, matrix_of
 from xpsoftmax.kernels.cuda.launches import capability_of
 from xpsoftmax.kernels.rules import Rule
@@ -91,10 +91,18 @@ def penalty(weight: Array, grad: Array, strength: Array | None, terms: Array, *,
     launches.run(plan.penalty_launch(*addresses, reg, sums, weight.size, dtype_name(weight.dtype)))
 
 
-def record(loss: Array, finite: Array, place: Array, *, rows: int) -> None:
-    """Note whether all losses are finite, and move on to the next batch."""
-    addresses = address_of(loss), address_of(finite), address_of(place)
-    launches.run(step_plan.record_launch(*addresses, rows, dtype_name(loss.dtype)))
+def clip(grads: Array, squares: Array, *, max_norm: float) -> None:
+    """Shorten all gradients so that their norm is at most `max_norm`."""
+    arguments = address_of(grads), address_of(squares)
+    dtype = dtype_name(grads.dtype)
+    launches.run(clip_plan.squares_launch(*arguments, grads.size, dtype))
+    launches.run(clip_plan.shorten_launch(*arguments, grads.size, max_norm, dtype))
+
+
+def record(loss: Array, losses: Array, finite: Array, place: Array, *, rows: int, all_rows: int) -> None:
+    """Note the loss, and whether all losses are finite, and move on to the next batch."""
+    addresses = address_of(loss), address_of(losses), address_of(finite), address_of(place)
+    launches.run(step_plan.record_launch(*addresses, rows, all_rows, dtype_name(loss.dtype)))
 
 
 def update(
@@ -118,6 +126,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "softmax_loss": softmax_loss,
     "activation_backward": activation_backward,
     "penalty": penalty,
+    "clip": clip,
     "record": record,
     "update": update,
 }

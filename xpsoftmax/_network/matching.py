@@ -7,10 +7,10 @@ from typing import Any
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.door import NO_KEY, SEEN, recall, remember
 from xpsoftmax._arguments.home import Home, home_of
-from xpsoftmax._network.layers import Params, recorded
+from xpsoftmax._network.layers import Params, recorded_activation
 
 
-def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
+def check_matching(name: str, layers: Params, own: Params, owner: str = "the sums") -> None:
     """Check that layers have the shapes, library, device and activation of `own`.
 
     Without the check, broadcasting could turn a mistake into a wrong result.
@@ -24,7 +24,7 @@ def check_alike(name: str, layers: Params, own: Params, owner: str = "the sums")
 def _key(layers: Params, own: Params) -> Any:
     try:
         return (
-            "alike",
+            "matching",
             len(layers),
             len(own),
             *[
@@ -59,6 +59,6 @@ def _check(name: str, layers: Params, own: Params, owner: str) -> None:
         xp, weight = check.as_array(owner, like.weight)
         where = Home(xp, home_of(weight), owner)
         check.as_companion(name, layer.weight, where)
-    theirs, ours = recorded(layers, name), recorded(own, owner)
+    theirs, ours = recorded_activation(layers, name), recorded_activation(own, owner)
     if theirs is not None and ours is not None and theirs != ours:
         raise ValueError(f"{name} must carry the activation of {owner}, {ours!r}, got {theirs!r}.")

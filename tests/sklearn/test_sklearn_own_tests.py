@@ -29,9 +29,9 @@ def test_the_tests_of_scikit_learn_pass(tmp_path):
     text = THEIRS.read_text()
     assert text.count(IMPORT) == 1
     own = "from sklearn.neural_network import MLPRegressor\nfrom xpsoftmax.sklearn import MLPClassifier\n"
-    (tmp_path / "test_theirs.py").write_text(text.replace(IMPORT, own))
+    (tmp_path / "test_sklearn_own_tests.py").write_text(text.replace(IMPORT, own))
     assert all(f"def {name}(" in text for name in LEFT_OUT)
-    deselected = [f"--deselect=test_theirs.py::{name}" for name in LEFT_OUT]
+    deselected = [f"--deselect=test_sklearn_own_tests.py::{name}" for name in LEFT_OUT]
     command = [
         sys.executable,
         "-m",
@@ -41,7 +41,7 @@ def test_the_tests_of_scikit_learn_pass(tmp_path):
         "no:cacheprovider",
         "--rootdir=.",
         *deselected,
-        "test_theirs.py",
+        "test_sklearn_own_tests.py",
     ]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900)
     assert process.returncode == 0, process.stdout[-3000:]

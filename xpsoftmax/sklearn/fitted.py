@@ -1,4 +1,4 @@
-"""What a fitted classifier has learnt: its weights, and the record that `fit` and `partial_fit` go on with."""
+"""Fitted attributes of a classifier: its weights, and the record with which `fit` and `partial_fit` continue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from xpsoftmax._network.layers import Layer, Params, carrying
+from xpsoftmax._network.layers import Layer, Params, with_activation
 from xpsoftmax._train.optimizers import Optimizer, State
 from xpsoftmax.sklearn.checks import diverged
 
@@ -74,10 +74,10 @@ class Record:
 def params_of(model: Any) -> Params:
     """Return the layers of a fitted model, which carry the activation that it was fitted with."""
     layers = [Layer(*layer) for layer in zip(model.coefs_, model.intercepts_, strict=True)]
-    return carrying(layers, getattr(model, "_activation", model.activation))  # older pickles lack it
+    return with_activation(layers, getattr(model, "_activation", model.activation))  # older pickles lack it
 
 
-def keep(model: Any, layers: Params, record: Record | None = None) -> None:
+def set_fitted(model: Any, layers: Params, record: Record | None = None) -> None:
     """Set the weights of a model, and its record."""
     model.coefs_ = [layer.weight for layer in layers]
     model.intercepts_ = [layer.bias for layer in layers]
@@ -85,7 +85,7 @@ def keep(model: Any, layers: Params, record: Record | None = None) -> None:
         vars(model).update(vars(record))
 
 
-def keep_classes(model: Any, layers: Params, classes: Any) -> None:
+def set_fitted_classes(model: Any, layers: Params, classes: Any) -> None:
     """Set what a first fit, but no later one, sets."""
     model.classes_ = classes
     model.n_layers_ = len(layers) + 1
@@ -113,10 +113,10 @@ def record_validation_loss(model: Any, steps: Any, params: Params, watched: Any,
     if not math.isfinite(loss):
         raise diverged(f"and the validation loss {loss} after epoch {record.n_iter_}")
     record.validation_loss_curve_.append(loss)
-    say(model, f"Validation loss: {loss:.8f}")
+    print_if_verbose(model, f"Validation loss: {loss:.8f}")
 
 
-def say(model: Any, text: str) -> None:
+def print_if_verbose(model: Any, text: str) -> None:
     """Print what happens in training, if the model is verbose."""
     if model.verbose:
         print(text)

@@ -1,0 +1,199 @@
+"""Arrays of other libraries in host memory, read as NumPy arrays that share their memory.
+
+A function that enters here computes with the views, as it does for NumPy, and its results go back as arrays of the
+library. Nothing is copied either way. Arrays that NumPy cannot read, that something follows (autograd, a transform, a
+compiler), or that do not belong together are left as they are: the function then takes its way for their library.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from xpsoftmax._typing import Array
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+# --- libraries --------------------------------------------------------------------------------------------------------
+
+
+class Library(ABC):
+    """How a library shows its arrays to NumPy."""
+
+    @abstractmethod
+    def can_show(self, array: Array, *, differentiable: bool) -> bool:
+        """Whether NumPy can read this array in its memory.
+
+        With `differentiable` the result is a function of the array for the library: false for an array that it follows.
+        """
+
+    @abstractmethod
+    def view(self, array: Array) -> np.ndarray:
+        """Return a NumPy array that shares the memory of an array."""
+
+    @abstractmethod
+    def back(self, array: np.ndarray | np.generic) -> Array:
+        """Return an array of the library that shares the memory of a NumPy array, which nothing else uses."""
+
+
+def library_of(array: object) -> Library | None:
+    """Return what shows this array, and others of its library, to NumPy; None if nothing does, or not now."""
+    if type(array) is np.ndarray:  # no views are needed; this saves time in small calls
+        return None
+    torch = sys.modules.get("torch")  # array_api_compat would ask a cache, of which the compiler warns
+    if torch is not None and isinstance(array, torch.Tensor):
+        return None if _follows_all(torch) else _torch()
+    return None
+
+
+def _follows_all(torch: Any) -> bool:
+    """Whether PyTorch may follow all that is computed now: a compiler, a transform, forward-mode AD, or a mode."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.jit.is_tracing()
+    )
+
+
+@functools.cache
+def _torch() -> Library:
+    return _Torch(sys.modules["torch"])
+
+
+class _Torch(Library):
+    """Tensors on the CPU. NumPy has no bfloat16."""
+
+    def __init__(self, torch: Any) -> None:
+        self._kinds = frozenset({torch.Tensor, torch.nn.Parameter})  # a subclass may give operations another meaning
+        sizes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+        self._dtypes = frozenset(getattr(torch, name) for name in ("float16", "float32", "float64", *sizes))
+        self._strided, self._is_grad_enabled, self._from_numpy = torch.strided, torch.is_grad_enabled, torch.from_numpy
+
+    def can_show(self, array: Array, *, differentiable: bool) -> bool:
+        return bool(
+            type(array) in self._kinds
+            and array.is_cpu
+            and array.dtype in self._dtypes
+            and array.layout is self._strided
+            and not array.is_nested
+            and not array.is_neg()
+            and not (differentiable and array.requires_grad and self._is_grad_enabled())
+        )
+
+    def view(self, array: Array) -> np.ndarray:
+        return (array.detach() if array.requires_grad else array).numpy()  # type: ignore[no-any-return]
+
+    def back(self, array: np.ndarray | np.generic) -> Array:
+        array = np.asarray(array)
+        return self._from_numpy(array if array.flags.writeable else array.copy())  # PyTorch has no read-only tensors
+
+
+# --- entering ---------------------------------------------------------------------------------------------------------
+
+
+class Entry:
+    """The arguments of a call: views of its arrays, or the arguments as they were given."""
+
+    def __init__(self, library: Library | None, given: tuple[Any, ...], arguments: tuple[Any, ...]) -> None:
+        self.library, self.given, self.arguments = library, given, arguments
+
+    def run(self, function: Callable[..., R], **options: Any) -> R:
+        """Call a function; its errors name the types of the arrays that were given, not those of the views."""
+        if self.library is None:
+            return function(*self.given, **options)
+        try:
+            return function(*self.arguments, **options)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            refusal = error
+        function(*self.given, **options)  # raises the error in the words of the library
+        raise refusal
+
+    def back(self, value: Any) -> Any:
+        """Return a result with arrays of the library in the place of NumPy's."""
+        return value if self.library is None else _returned(self.library, value)
+
+
+def enter(*given: Any, impl: object = "auto", differentiable: bool = False) -> Entry:
+    """Read all arrays of a call as NumPy arrays if that is possible. `impl="generic"` asks for another path."""
+    library = library_of(_first_array(given))
+    if library is None or (isinstance(impl, str) and impl == "generic"):
+        return Entry(None, given, given)
+    try:
+        return Entry(library, given, _shown(library, given, differentiable=differentiable))
+    except _HiddenError:
+        return Entry(None, given, given)
+
+
+def on_views(*, differentiable: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function compute with views of its arrays, where there are such.
+
+    `differentiable` if PyTorch can differentiate its results.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def entered(*args: P.args, **kwargs: P.kwargs) -> R:
+            if library_of(_first_array(args)) is None:
+                return function(*args, **kwargs)
+
+            def call(*values: Any) -> R:
+                return function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+
+            impl = kwargs.get("impl")
+            entry = enter(*args, *kwargs.values(), impl=impl, differentiable=differentiable)
+            return entry.back(entry.run(call))  # type: ignore[no-any-return]
+
+        return entered
+
+    return decorate
+
+
+class _HiddenError(Exception):
+    """An argument cannot be shown to NumPy."""
+
+
+def _first_array(values: tuple[Any, ...]) -> object:
+    for value in values:
+        while isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        if hasattr(value, "shape"):
+            return value
+    return None
+
+
+def _shown(library: Library, value: Any, *, differentiable: bool) -> Any:
+    """Return a value, or a tree of tuples and lists, with views in the place of arrays."""
+    if isinstance(value, (tuple, list)):
+        return _rebuilt(value, [_shown(library, part, differentiable=differentiable) for part in value])
+    if not hasattr(value, "shape") or isinstance(value, np.generic):
+        return value
+    if not library.can_show(value, differentiable=differentiable):
+        raise _HiddenError
+    return library.view(value)
+
+
+def _returned(library: Library, value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return library.back(value)
+    if isinstance(value, tuple):
+        return _rebuilt(value, [_returned(library, part) for part in value])
+    return value
+
+
+def _rebuilt(value: Any, parts: list[Any]) -> Any:
+    """Return a tuple, a named tuple or a list of the kind of `value`."""
+    kind = type(value)
+    if kind in (tuple, list):
+        return kind(parts)
+    if not hasattr(kind, "_make"):
+        raise _HiddenError
+    return kind._make(parts)
