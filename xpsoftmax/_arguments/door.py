@@ -176,8 +176,8 @@ def _check_rows(
 
 def _key_of_rows(operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None) -> Key | None:
     try:
-        kind, shape = type(logits), logits.shape
-        seen = SEEN[kind](logits)
+        kind = type(logits)
+        seen, shape = SEEN[kind](logits), logits.shape  # in this order: a nested tensor has no shape
         return operation, kind, seen, len(shape), shape[axis], axis, type(axis), impl, _key_of_out(out, logits)
     except NO_KEY:
         return None
@@ -244,13 +244,14 @@ def _key_of_loss(
     aux: bool,
 ) -> Key | None:
     try:
-        kind, shape = type(logits), logits.shape
+        kind = type(logits)
+        seen, shape = SEEN[kind](logits), logits.shape
         return (
             grad,
             aux,
             type(aux),
             kind,
-            SEEN[kind](logits),
+            seen,
             len(shape),
             shape[axis],
             axis,

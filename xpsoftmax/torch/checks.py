@@ -72,9 +72,12 @@ def checked_options(
 
 
 def check_tensor(name: str, value: object, kinds: tuple[str, ...]) -> None:
-    """Check for a tensor of one of these dtypes."""
+    """Check for a dense tensor of one of these dtypes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "a nested tensor" if value.is_nested else f"one of the layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}.")
     if dtype_name(value.dtype) not in kinds:
         words = "float16, bfloat16, float32 or float64" if kinds is FLOATING else "a real floating or integer dtype"
         raise TypeError(f"{name} must be of {words}, got {value.dtype}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -182,8 +184,7 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002
     >>> softmax(torch.zeros(4))
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    _check_dim(input, dim)
-    return xpsoftmax.softmax(input, axis=dim)
+    return _along(xpsoftmax.softmax, input, dim)
 
 
 def log_softmax(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002
@@ -198,8 +199,7 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002
     >>> log_softmax(torch.tensor([40.0, 0.0]))
     tensor([-4.2484e-18, -4.0000e+01])
     """
-    _check_dim(input, dim)
-    return xpsoftmax.log_softmax(input, axis=dim)
+    return _along(xpsoftmax.log_softmax, input, dim)
 
 
 def _check_overwritable(input: Tensor) -> None:  # noqa: A002
@@ -216,8 +216,10 @@ def _is_dense(input: Tensor) -> bool:  # noqa: A002
     return all(step > 0 for step, size in zip(input.stride(), input.shape, strict=True) if size > 1)
 
 
-def _check_dim(input: Tensor, dim: int) -> None:  # noqa: A002
+def _along(function: Callable[..., Tensor], input: Tensor, dim: int) -> Tensor:  # noqa: A002
+    """Call a function of this package with the parameters of PyTorch, for which a number is a row of one class."""
     check_tensor("input", input, FLOATING)
-    position = as_integer("dim", dim)
-    if not -input.ndim <= position < input.ndim:
-        raise ValueError(f"dim must be from {-input.ndim} to {input.ndim - 1}, got {position}.")
+    position, axes = as_integer("dim", dim), max(1, input.ndim)
+    if not -axes <= position < axes:
+        raise ValueError(f"dim must be from {-axes} to {axes - 1}, got {position}.")
+    return function(input, axis=position) if input.ndim > 0 else function(input[None])[0]

@@ -16,7 +16,7 @@ from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax.kernels import select
 from xpsoftmax.kernels.torch import smooth
 from xpsoftmax.kernels.torch.computing import mean_loss
-from xpsoftmax.kernels.torch.derivatives import by_autograd
+from xpsoftmax.kernels.torch.derivatives import by_autograd, is_one
 from xpsoftmax.kernels.torch.derivatives import losses as losses_of
 from xpsoftmax.kernels.torch.operators import loss_rows
 from xpsoftmax.kernels.torch.tensors import as_tensor, as_view
@@ -149,10 +149,10 @@ class _Held(torch.autograd.Function):
             if ctx.inplace:
                 raise ValueError("inplace must be False for these derivatives, got True: input has been overwritten.")
             return *_by_autograd(input, target, weight, ctx.options, grad_output, needed), None, None
+        if is_one(grad_output):
+            return held, None, None, None, None
         if grad_output.ndim > 0:
             grad_output = grad_output.unsqueeze(ctx.options.axis)
-        elif grad_output.item() == 1.0:
-            return held, None, None, None, None
         return (held.mul_(grad_output) if ctx.inplace else held * grad_output), None, None, None, None
 
 

@@ -138,10 +138,10 @@ def is_held(logits: Array) -> bool:
 
 
 def is_one(cotangent: Array) -> bool:
-    """Whether the incoming gradient of the losses (R,) is known to be 1 everywhere."""
-    if torch.compiler.is_compiling() or cotangent.stride() != (0,) or cotangent.shape[0] == 0:
+    """Whether the incoming gradient of losses is known to be 1 everywhere, as that of their sum is."""
+    if torch.compiler.is_compiling() or any(cotangent.stride()) or cotangent.numel() == 0:
         return False
-    return bool(cotangent[0].item() == 1.0)
+    return bool(cotangent[(0,) * cotangent.ndim].item() == 1.0)
 
 
 def _smooth_losses(options: tuple[float, float], *arrays: Array) -> Array:
