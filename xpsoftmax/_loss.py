@@ -327,6 +327,8 @@ def _compute_here(
     with plan.context():
         problem = weigh(targets, options, plan.terms, layout, for_kernel=plan.by_kernel)
         rows, into = (array, out) if plan.direct else (in_rows(array, layout, out), rows_out(layout, out))
+        if plan.place is not None and grad:
+            into = plan.place.empty_like(rows)
         kernel = _with_logsumexp(plan.kernel, array, impl) if aux else plan.kernel
         loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
         sums = generic.as_0d(rowwise(more[0], layout)) if aux else None
@@ -336,7 +338,15 @@ def _compute_here(
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
-        return loss, dlogits if plan.direct or not grad else deliver(xp, dlogits, layout, out), sums
+        if grad and not plan.direct:
+            dlogits = deliver(xp, dlogits, layout, out)
+    if plan.place is None:
+        return loss, dlogits, sums
+    return (
+        plan.place.array(loss),
+        plan.place.like_logits(dlogits) if grad else None,
+        plan.place.array(sums) if aux else None,
+    )
 
 
 def _with_logsumexp(kernel: Callable[..., Any], array: Array, impl: Impl) -> Callable[..., Any]:

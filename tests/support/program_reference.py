@@ -6,6 +6,7 @@ others, and counts its runs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,10 +31,18 @@ def view(memory: np.ndarray, shape: tuple[int, ...], dtype: str, offset: int) ->
     return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
+_thread = threading.local()
+
+
+def is_within() -> bool:
+    """Whether programs run now, in this thread: after the caller's work, and before what follows."""
+    return getattr(_thread, "within", False)
+
+
 class ReferenceRunner:
     runs: int = 0
+    made: int = 0  # how many runners
     entered: int = 0  # how often programs began to run after the caller's work
-    within: bool = False
 
     def __init__(self, program: Any, arrays: dict[str, Any]) -> None:
         self.arrays = {name: of_numpy(array) for name, array in arrays.items()}
@@ -42,6 +51,7 @@ class ReferenceRunner:
             self.arrays[name] = view(self.arrays["memory"], *buffer)
             self.arrays[name][...] = 99  # what a program does not write shows
         self.program = program
+        ReferenceRunner.made += 1
 
     @staticmethod
     def has_rule(rule: Any) -> bool:
@@ -50,16 +60,16 @@ class ReferenceRunner:
     @staticmethod
     @contextmanager
     def in_order(device: Any) -> Iterator[None]:
-        assert not ReferenceRunner.within
-        ReferenceRunner.within = True
+        assert not is_within()
+        _thread.within = True
         ReferenceRunner.entered += 1
         try:
             yield
         finally:
-            ReferenceRunner.within = False
+            _thread.within = False
 
     def run(self) -> None:
-        assert ReferenceRunner.within, "run outside of the order of the streams"
+        assert is_within(), "run outside of the order of the streams"
         ReferenceRunner.runs += 1
         with np.errstate(all="ignore"):
             for operation in self.program.operations:

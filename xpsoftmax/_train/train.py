@@ -13,7 +13,7 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.naming import VALIDATION, named
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag, check_impl
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.suggestions import suggesting
+from xpsoftmax._arguments.suggestions import TRAINING, suggesting
 from xpsoftmax._arguments.tracing import check_concrete, layers_by_name
 from xpsoftmax._arguments.views import Entry, enter
 from xpsoftmax._network.layers import PairsOfArrays
@@ -27,18 +27,7 @@ from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_networ
 from xpsoftmax._typing import Activation, Array, Impl, Reduction
 
 
-@suggesting(
-    lr="optimizer=xs.adam(learning_rate)",
-    learning_rate="optimizer=xs.adam(learning_rate)",
-    num_epochs="epochs=",
-    n_epochs="epochs=",
-    max_iter="epochs=",
-    seed="rng=",
-    random_state="rng=",
-    weight_decay="reg=, or optimizer=xs.adamw(weight_decay=...)",
-    l2="reg=",
-    alpha="reg=",
-)
+@suggesting(**TRAINING)
 def train(
     params: PairsOfArrays,
     X: Array,
