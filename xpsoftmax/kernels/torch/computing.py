@@ -90,7 +90,11 @@ _WIDE = frozenset({torch.float32, torch.float64})
 def _delivered(result: Array, out: Array | None, *, written: bool) -> Array:
     if out is None:
         return as_tensor(result)
-    return out if written else out.copy_(as_tensor(result))
+    if not written:
+        return out.copy_(as_tensor(result))
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # a graph that needs what was there raises an error
+    return out
 
 
 # --- 16 bits on the host ----------------------------------------------------------------------------------------------
