@@ -24,7 +24,7 @@ class Options(NamedTuple):
     reduction: Reduction = "mean"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    signed: bool = False  # whether some target masses may be negative, because class weights are
+    signed: bool | None = False  # whether class weights make some target masses negative; None: nobody has looked
 
     def of(self, weight: Array | None, *, validate: bool = False) -> LossOptions:
         """Return these options as options of `xpsoftmax.softmax_loss`."""
@@ -67,8 +67,15 @@ def checked_options(
     if seen if validate is None else validate:
         _check_values(input, target, weight, options)
     if weight is not None and (soft or smoothing > 0.0):
-        options = options._replace(signed=not seen or bool((weight < 0.0).any()))
+        options = options._replace(signed=_is_signed(weight, looked=seen or bool(validate)))
     return options
+
+
+def _is_signed(weight: Tensor, *, looked: bool) -> bool | None:
+    """Whether some class weights are negative, as they may be in PyTorch; None where that would wait for the device."""
+    if not is_eager():
+        return True
+    return bool((weight < 0.0).any()) if looked else None
 
 
 def check_tensor(name: str, value: object, kinds: tuple[str, ...]) -> None:

@@ -108,7 +108,7 @@ def linear_cross_entropy(
         return _whole(input, linear_weight, linear_bias, target, weight, ignore_index=ignored, **named)
     like = input.new_empty(1).expand(input.shape[0], linear_weight.shape[0])  # the shape of the logits, no memory
     checked = checked_options(like, target, weight, ignored, **named)
-    if checked.signed:
+    if checked.signed is not False:
         return _whole(input, linear_weight, linear_bias, target, weight, ignore_index=ignored, **named)
     rows = _rows_of_chunk(like, options, max_memory)
     call = _Call(checked, rows)

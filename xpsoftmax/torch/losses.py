@@ -104,7 +104,7 @@ def cross_entropy(
     inplace = inplace and recorded and input.requires_grad
     if inplace:
         _check_overwritable(input)
-    if options.signed or not eager or type(input) not in PLAIN or not is_read_by_numpy(input):
+    if options.signed is not False or not eager or type(input) not in PLAIN or not is_read_by_numpy(input):
         return by_rows(input, target, weight, options, inplace=inplace)
     if recorded and input.requires_grad:
         return held_loss(input, target, weight, options, inplace=inplace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.layout import in_rows, rowwise
 from xpsoftmax._arguments.problem import mean_or_nan, prepare
 from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
+from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import select
 from xpsoftmax.kernels.torch import smooth
 from xpsoftmax.kernels.torch.computing import mean_loss
@@ -37,7 +39,10 @@ def by_rows(
     array, layout = check.as_logits(input, options.axis, differentiable=True)
     problem = prepare(target, layout, options.of(weight))
     rows, xp = in_rows(array, layout, None), layout.home.xp
-    if options.signed:
+    signed = options.signed
+    if signed is None and not weight.requires_grad:  # type: ignore[union-attr]
+        losses = _losses_of_any_sign(rows, *problem[:2], problem.spec)
+    elif signed or signed is None:
         losses, _ = smooth.softmax_loss_rows(rows, *problem[:2], problem.spec)
     elif inplace:
         losses = losses_of(rows, *problem[:2], problem.spec, inplace=True)
@@ -47,6 +52,20 @@ def by_rows(
         return rowwise(losses, layout)
     loss = losses.sum()
     return mean_or_nan(xp, loss, problem.total) if options.reduction == "mean" else loss
+
+
+def _losses_of_any_sign(logits: Tensor, targets: Tensor, row_weight: Tensor, spec: LossSpec) -> Tensor:
+    """The losses of masses whose class weights may be negative: the kernels take the positive and the negative apart.
+
+    The loss is linear in the class weights. To look at their signs would wait for the device.
+    """
+    weight: Any = spec.class_weight
+    parts = [replace(spec, class_weight=x.clamp(min=0.0)) for x in (weight, -weight)]
+    if targets.ndim == 2:  # a z-loss does not depend on the class weights
+        parts[1] = replace(parts[1], z_loss=0.0)
+    kernel = select("softmax_loss_rows", logits, "auto")
+    up, down = (kernel(logits, targets, row_weight, part, grad=False)[0] for part in parts)
+    return up - down
 
 
 # --- plain arguments --------------------------------------------------------------------------------------------------
