@@ -128,8 +128,7 @@ def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
     """Add the L2 penalty to a loss."""
     if reg == 0.0:
         return loss
-    for layer in net.layers:
-        loss = loss + net.kernels.weight_penalty(layer.weight, None, reg)[0]
+    loss = net.kernels.weight_penalties([layer.weight for layer in net.layers], None, reg, loss)[0]
     return net.xp.asarray(loss) if isinstance(loss, np.generic) else loss
 
 
@@ -139,12 +138,10 @@ def with_penalty(net: Network, loss: Array, grads: Params, reg: float | Array) -
     The gradients that are given may be overwritten.
     """
     if not (type(reg) is float and reg == 0.0):  # reading an array would wait for its device
-        complete = []
-        for layer, grad in zip(net.layers, grads, strict=True):
-            penalty, weight = net.kernels.weight_penalty(layer.weight, grad.weight, reg)
-            loss = loss + penalty
-            complete.append(type(grad)(weight, grad.bias))
-        loss, grads = net.xp.asarray(loss), tuple(complete)
+        weights, of_weights = [layer.weight for layer in net.layers], [grad.weight for grad in grads]
+        loss, of_weights = net.kernels.weight_penalties(weights, of_weights, reg, loss)
+        loss = net.xp.asarray(loss)
+        grads = tuple(type(grad)(weight, grad.bias) for grad, weight in zip(grads, of_weights, strict=True))
     if net.dtype != net.working:
         grads = tuple(type(layer)(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in grads)
     return loss, grads

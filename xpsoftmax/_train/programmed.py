@@ -181,12 +181,14 @@ class ProgrammedSteps:
     def _described(self, loop: Loop, rows: int) -> Step:
         steps: Any = loop.steps
         problem = self._data.problem
+        given = [self._data.X, *([problem.targets] if problem.targets.ndim == 2 else [])]
         return Step(
             rows=rows,
             all_rows=self._data.rows,
             sizes=self._sizes,
             activation=self._activation,
             dtype=self._dtype,
+            cast=any(dtype_name(array.dtype) != self._dtype for array in given),
             soft=problem.targets.ndim == 2,
             weighted=problem.counting is not None,
             class_weighted=problem.spec.class_weight is not None,
@@ -202,7 +204,7 @@ class ProgrammedSteps:
 
     def _send(self, loop: Loop, batch: RowBatch) -> None:
         """Send to the device what is not there yet. Nothing is waited for."""
-        if batch.order is not self._order:
+        if batch.size < self._data.rows and batch.order is not self._order:
             order = self._on_device(np.arange(self._data.rows)) if batch.order is None else batch.order
             self._arrays["order"][...] = order
             self._order = batch.order

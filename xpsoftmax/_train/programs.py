@@ -50,10 +50,11 @@ class Step:
     """All that the description of a step depends on."""
 
     rows: int  # of the batch
-    all_rows: int  # of the data: after the last one the first is the next
+    all_rows: int  # of the data: after the last one the first is the next. A batch of so many has all, in their order
     sizes: tuple[int, ...]  # (D, H, ..., C)
     activation: Activation
     dtype: str  # the working precision
+    cast: bool  # inputs or soft targets are of another dtype
     soft: bool  # targets are masses, not labels
     weighted: bool  # rows have weights of their own
     class_weighted: bool
@@ -68,7 +69,7 @@ class Step:
 
 
 def step_program(step: Step) -> Program:
-    """Describe a step: gather the batch, forward, loss, backward, penalty, clip, record, update."""
+    """Describe a step: gather the batch, forward, loss, backward, penalties, clip, record, update."""
     maker = _Maker(step)
     maker.gather()
     maker.forward()
@@ -85,6 +86,9 @@ class _Maker:
         self.size = 0
         self.operations: list[Operation] = []
         self.depth = len(step.sizes) - 1
+        self.inputs: dict[int, str] = {0: "inputs0"}  # of each layer
+        self.targets = "batch_targets"
+        self.row_weight: str | None = None
 
     def add(self, name: str, *arrays: str | None, **options: Any) -> None:
         self.operations.append(Operation(name, arrays, options))
@@ -103,29 +107,47 @@ class _Maker:
         return name
 
     def gather(self) -> None:
+        """Copy the rows of the batch. All rows in their order are read where they are, as far as that is possible."""
         step, rows = self.step, self.step.rows
-        dead = "row_weight" if step.weighted else None  # rows that do not count may hold anything: they become zeros
-        self.add("gather", "X", "order", "place", dead, self.buffer("inputs0", rows, step.sizes[0]))
-        if step.soft:
-            targets = self.buffer("batch_targets", rows, step.sizes[-1])
+        whole = rows == step.all_rows
+        copies: dict[str, str | None] = {"X": None, "targets": None, "row_weight": None, "counting": None}
+        if whole and not step.cast:
+            self.targets = "targets"
         else:
-            targets = self.buffer("batch_targets", rows, dtype="int64")
-        self.add("gather", "targets", "order", "place", None, targets)
-        if not step.weighted:
-            return
-        for name in ("row_weight", "counting"):
-            self.add("gather", name, "order", "place", None, self.buffer(f"batch_{name}", rows))
+            shape = (rows, step.sizes[-1]) if step.soft else (rows,)
+            copies["targets"] = self.buffer("batch_targets", *shape, dtype=None if step.soft else "int64")
+        if whole and not step.cast and not step.weighted:
+            self.inputs[0] = "X"
+        else:
+            copies["X"] = self.buffer("inputs0", rows, step.sizes[0])
+        if step.weighted and not whole:
+            copies |= {name: self.buffer(f"batch_{name}", rows) for name in ("row_weight", "counting")}
+        arrays = [array for name, copy in copies.items() for array in (name if copy else None, copy)]
+        if step.weighted:  # rows that do not count may hold anything: they become zeros
+            arrays[4] = "row_weight"
+        if any(copies.values()):
+            order = None if whole else "order"
+            self.add("gather", *arrays, order, "place", rows=rows, zero_rows=step.weighted)
+        if step.weighted:
+            self.weigh(copies["row_weight"] or "row_weight", copies["counting"] or "counting")
+
+    def weigh(self, row_weight: str, counting: str) -> None:
+        """Divide what a mean is divided by; the weights of the data stay as they are."""
+        step = self.step
+        self.row_weight = row_weight
         strength = self.buffer("strength") if step.averaged and step.reg != 0.0 else None
-        if step.mean or strength:
-            divided = "batch_row_weight" if step.mean else None
-            self.add("weigh", "batch_counting", divided, strength, reg=step.reg)
+        if step.mean:
+            self.row_weight = self.buffer("shares", step.rows)
+            self.add("weigh", counting, row_weight, self.row_weight, strength, reg=step.reg)
+        elif strength:
+            self.add("weigh", counting, None, None, strength, reg=step.reg)
 
     def forward(self) -> None:
         step, rows = self.step, self.step.rows
         for i in range(self.depth):
             last, units = i == self.depth - 1, step.sizes[i + 1]
-            z = self.buffer(f"inputs{i + 1}", rows, units)
-            self.add("product", f"inputs{i}", f"weight{i}", z, transposed="")
+            z = self.inputs[i + 1] = self.buffer(f"inputs{i + 1}", rows, units)
+            self.add("product", self.inputs[i], f"weight{i}", z, transposed="")
             slopes = None
             if not last and step.activation.kept == "slope":
                 slopes = self.buffer(f"slopes{i}", rows, units)
@@ -136,8 +158,8 @@ class _Maker:
         self.add(
             "softmax_loss",
             f"inputs{self.depth}",
-            "batch_targets",
-            "batch_row_weight" if step.weighted else None,
+            self.targets,
+            self.row_weight,
             "class_weight" if step.class_weighted else None,
             "terms",
             weight_of_all=0.0 if step.weighted else of_all,
@@ -155,26 +177,26 @@ class _Maker:
     def backward(self) -> None:
         """Gradients; the gradient of the logits lies where the logits were."""
         step, rows = self.step, self.step.rows
-        delta, first = f"inputs{self.depth}", rows
+        delta, sums = self.inputs[self.depth], []
         self.gradients()
         for i in reversed(range(self.depth)):
             fan_in = step.sizes[i]
-            self.add("product", f"inputs{i}", delta, f"grad_weight{i}", transposed="left")
-            self.add("sum_of_rows", delta, f"grad_bias{i}")
+            self.add("product", self.inputs[i], delta, f"grad_weight{i}", transposed="left")
+            sums += [delta, f"grad_bias{i}"]
             if i > 0:
                 before = self.buffer(f"delta{i}", rows, fan_in)
                 self.add("product", delta, f"weight{i}", before, transposed="right")
-                kept = {"nothing": None, "value": f"inputs{i}", "slope": f"slopes{i - 1}"}[step.activation.kept]
+                kept = {"nothing": None, "value": self.inputs[i], "slope": f"slopes{i - 1}"}[step.activation.kept]
                 if kept is not None:
                     self.add("activation_backward", before, kept, step=step.activation.kept == "value")
                 delta = before
+        self.add("sums_of_rows", *sums)  # of all layers at once
         if step.reg == 0.0:
             return
         strength = "strength" if step.averaged and step.weighted else None
         reg = step.reg / rows if step.averaged else step.reg
-        for i in range(self.depth):
-            self.add("penalty", f"weight{i}", f"grad_weight{i}", strength, "terms", reg=reg, first=first)
-            first += self.parts(i)
+        weights = [name for i in range(self.depth) for name in (f"weight{i}", f"grad_weight{i}")]
+        self.add("penalties", strength, "terms", *weights, reg=reg, first=rows)
 
     def gradients(self) -> None:
         """All gradients are one vector. Biases come last, so that weights lie where products write fast."""
@@ -197,12 +219,12 @@ class _Maker:
 
     def end(self) -> None:
         step = self.step
-        self.add("total", "terms", self.buffer("loss"))
-        self.add("record", "loss", "losses", "finite", "place", rows=step.rows, all_rows=step.all_rows)
+        self.add("record", "terms", "losses", "finite", "place", rows=step.rows, all_rows=step.all_rows)
+        arrays = []
         for i in range(self.depth):
             for name in (f"weight{i}", f"bias{i}"):
-                kept = tuple(f"{name}.kept{k}" for k in range(step.kept))
-                self.add("update", f"grad_{name}", "finite", "numbers", "place", name, *kept, rule=step.rule)
+                arrays += [f"grad_{name}", name, *(f"{name}.kept{k}" for k in range(step.kept))]
+        self.add("update", "finite", "numbers", "place", *arrays, rule=step.rule, kept=step.kept)
 
 
 ENTRIES_OF_A_PART = 16_384
