@@ -12,6 +12,7 @@ from xpsoftmax._arguments.checks import working_dtype
 from xpsoftmax._arguments.door import enter_loss
 from xpsoftmax._arguments.layout import deliver, in_rows, rows_out, rowwise
 from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
+from xpsoftmax._arguments.views import rows_on_views
 from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
 from xpsoftmax.kernels import generic, kernel_for, select, summed
 
@@ -293,11 +294,41 @@ def _compute(
     aux: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
+    if type(logits) is np.ndarray:  # this saves time in small calls
+        return _compute_here(logits, targets, options, out, axis=axis, impl=impl, grad=grad, aux=aux)
+
+    def compute(
+        logits: Array, targets: Array, class_weight: Array | None, sample_weight: Array | None, out: Array | None
+    ) -> tuple[Array, Array, Array]:
+        given = options
+        if class_weight is not options.class_weight or sample_weight is not options.sample_weight:
+            given = options._replace(class_weight=class_weight, sample_weight=sample_weight)
+        return _compute_here(logits, targets, given, out, axis=axis, impl=impl, grad=grad, aux=aux)
+
+    arrays = logits, targets, options.class_weight, options.sample_weight
+    result: tuple[Array, Array, Array] = rows_on_views(compute, *arrays, out=out, impl=impl, differentiable=not grad)
+    return result
+
+
+def _compute_here(
+    logits: Array,
+    targets: Array,
+    options: LossOptions,
+    out: Array | None,
+    *,
+    axis: int,
+    impl: Impl,
+    grad: bool,
+    aux: bool,
+) -> tuple[Array, Array, Array]:
+    """See `_compute`; without views."""
     array, targets, options, layout, plan = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     xp = layout.home.xp
     with plan.context():
         problem = weigh(targets, options, plan.terms, layout, for_kernel=plan.by_kernel)
         rows, into = (array, out) if plan.direct else (in_rows(array, layout, out), rows_out(layout, out))
+        if plan.place is not None and grad:
+            into = plan.place.empty_like(rows)
         kernel = _with_logsumexp(plan.kernel, array, impl) if aux else plan.kernel
         loss, dlogits, *more = kernel(rows, problem.targets, problem.row_weight, problem.spec, grad=grad, out=into)
         sums = generic.as_0d(rowwise(more[0], layout)) if aux else None
@@ -307,7 +338,15 @@ def _compute(
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
             loss = mean_or_nan(xp, loss, problem.total)
-        return loss, dlogits if plan.direct or not grad else deliver(xp, dlogits, layout, out), sums
+        if grad and not plan.direct:
+            dlogits = deliver(xp, dlogits, layout, out)
+    if plan.place is None:
+        return loss, dlogits, sums
+    return (
+        plan.place.array(loss),
+        plan.place.like_logits(dlogits) if grad else None,
+        plan.place.array(sums) if aux else None,
+    )
 
 
 def _with_logsumexp(kernel: Callable[..., Any], array: Array, impl: Impl) -> Callable[..., Any]:

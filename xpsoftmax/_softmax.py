@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
+
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import INF, Axes, masked
-from xpsoftmax._arguments.door import enter_rows
-from xpsoftmax._arguments.layout import copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
+from xpsoftmax._arguments.door import CallPlan, enter_rows
+from xpsoftmax._arguments.layout import Layout, copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
 from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.shapes import same_shape, size_hint
+from xpsoftmax._arguments.views import rows_on_views
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic, select
 
@@ -192,16 +197,33 @@ def logsumexp(
     1000.6931471805599
     """
     check_flag("keepdims", keepdims)
+    if type(logits) is np.ndarray:  # this saves time in small calls
+        return _logsumexp(logits, where, None, axis=axis, keepdims=keepdims, impl=impl)
+    compute = partial(_logsumexp, axis=axis, keepdims=keepdims, impl=impl)
+    return rows_on_views(compute, logits, where, out=None, impl=impl, differentiable=True)
+
+
+def _logsumexp(
+    logits: Array,
+    where: Array | None,
+    out: None,  # noqa: ARG001 - as `rows_on_views` calls it
+    *,
+    axis: Axes,
+    keepdims: bool,
+    impl: Impl,
+) -> Array:
+    """See `logsumexp`; without views."""
     array, mask, layout, plan = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
     with plan.context():
         sums = plan.kernel(in_rows(masked(array, mask, layout), layout, None))
         shape = layout.rows_shape
         if len(shape) != 1:
             sums = reshaped(sums, shape)
-        if not keepdims:
-            return generic.as_0d(sums)
-        # Not expand_dims: dask's fails where the number of rows is unknown.
-        return sums[tuple(slice(None) if i in layout.row_axes else None for i in range(array.ndim))]
+        if keepdims:  # not expand_dims: dask's fails where the number of rows is unknown
+            sums = sums[tuple(slice(None) if i in layout.row_axes else None for i in range(array.ndim))]
+        else:
+            sums = generic.as_0d(sums)
+        return sums if plan.place is None else plan.place.like_logits(sums)
 
 
 def softmax_jvp(logits: Array, tangent: Array, /, *, axis: int = -1) -> Array:
@@ -323,13 +345,33 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
 def _map_rows(
     operation: str, logits: Array, axis: Axes, where: Array | None, left_out: float, out: Array | None, impl: Impl
 ) -> Array:
+    if type(logits) is np.ndarray:  # this saves time in small calls
+        return _map_rows_here(logits, where, out, operation=operation, axis=axis, left_out=left_out, impl=impl)
+    compute = partial(_map_rows_here, operation=operation, axis=axis, left_out=left_out, impl=impl)
+    return rows_on_views(compute, logits, where, out=out, impl=impl, differentiable=True)
+
+
+def _map_rows_here(
+    logits: Array, where: Array | None, out: Array | None, *, operation: str, axis: Axes, left_out: float, impl: Impl
+) -> Array:
+    """See `_map_rows`; without views."""
     array, mask, layout, plan = enter_rows(operation, logits, axis, impl, out, where)
+    if plan.place is not None:
+        return plan.place.like_logits(_mapped(array, mask, layout, plan, left_out, None))
+    return _mapped(array, mask, layout, plan, left_out, out)
+
+
+def _mapped(
+    array: Array, mask: Array | None, layout: Layout, plan: CallPlan, left_out: float, out: Array | None
+) -> Array:
     with plan.context():
         if plan.direct and mask is None:
-            return plan.kernel(array, out=out)
+            return plan.kernel(array, out=out if plan.place is None else plan.place.empty_like(array))
         xp = layout.home.xp
         if mask is None:
-            return deliver(xp, plan.kernel(in_rows(array, layout, out), out=rows_out(layout, out)), layout, out)
+            rows = in_rows(array, layout, out)
+            into = rows_out(layout, out) if plan.place is None else plan.place.empty_like(rows)
+            return deliver(xp, plan.kernel(rows, out=into), layout, out)
         array = masked(array, mask, layout)
         if out is not None:
             array = xp.astype(array, layout.working, copy=False)  # it is rounded once, into `out`

@@ -38,7 +38,7 @@ def check(z, targets, options, reduction, *, backend, impl, dtype, share=0.9, su
     loss, grad = xs.softmax_loss_and_grad(
         backend.asarray(z), backend.asarray(targets), **given, reduction=reduction, impl=impl
     )
-    how = {"backend": backend, "dtype": dtype, "subnormal_terms": subnormal_terms}
+    how = {"backend": backend, "dtype": dtype, "subnormal_terms": subnormal_terms, "impl": impl}
     assert_contract(loss, desired.loss, least=int(np.size(desired.loss.value) * share), **how)
     assert_contract(grad, desired.grad, least=int(z.size * share), **how)
 

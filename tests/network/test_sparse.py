@@ -266,7 +266,7 @@ def test_training_names_inputs_that_are_not_finite(problem):
     S, options = sparse.csr_array(X), {"optimizer": xs.sgd(0.1), "epochs": 2, "batch_size": 8, "rng": 1}
     with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 13\."):
         xs.train(params, S, y, **options)
-    with pytest.raises(ValueError, match=r"^validation X must be finite, got nan at row 13\."):
+    with pytest.raises(ValueError, match=r"^validation\[0\] must be finite, got nan at row 13\."):
         xs.train(params, sparse.csr_array(X[:10]), y[:10], validation=(S, y), **options)
     weight = np.ones(N, X.dtype)
     weight[13] = 0.0

@@ -134,19 +134,23 @@ WRONG = {
     "features": (
         lambda X, y: {"X_val": X[:, 1:], "y_val": y},
         ValueError,
-        r"X has 63 features, but MLPClassifier is",
+        r"^X_val has 63 features, but MLPClassifier is",
     ),
     "rows": (lambda X, y: {"X_val": X, "y_val": y[1:]}, ValueError, r"inconsistent numbers of samples"),
-    "labels": (lambda X, y: {"X_val": X, "y_val": y + 5}, ValueError, r"^y must have no classes but those that are kn"),
+    "labels": (
+        lambda X, y: {"X_val": X, "y_val": y + 5},
+        ValueError,
+        r"^y_val must have no classes but those that are kn",
+    ),
     "nan": (
         lambda X, y: {"X_val": X * np.nan, "y_val": y},
         ValueError,
-        r"^X must be finite, got NaN at row 0, column 0",
+        r"^X_val must be finite, got NaN at row 0, column 0",
     ),
     "weights": (
         lambda X, y: {"X_val": X, "y_val": y, "sample_weight_val": -1.0 - y},
         ValueError,
-        r"^sample_weight must be finite and not negative",
+        r"^sample_weight_val must be finite and not negative",
     ),
     "no weight": (
         lambda X, y: {"X_val": X, "y_val": y, "sample_weight_val": 0.0 * y},
@@ -165,8 +169,22 @@ def test_what_is_refused(digits, name, early_stopping):
     with pytest.raises(error, match=message) as caught:
         model.fit(X, y, **change(X_val, y_val))
     assert not hasattr(model, "coefs_")
-    if name not in ("y_val alone", "X_val alone", "weights alone", "no weight"):
-        assert caught.value.__notes__ == ["It is about the validation data, X_val, y_val and sample_weight_val."]
+    notes = ["It is about X_val, y_val, sample_weight_val."] if name == "rows" else []
+    assert getattr(caught.value, "__notes__", []) == notes
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_class_weights_that_let_no_row_count(digits, chunked, request):
+    X, y, X_val, y_val = digits
+    few = y_val == 3
+    held = X_val[few], y_val[few]
+    if chunked:
+        X, y, make = request.getfixturevalue("lazy")
+        held = make(held[0]), make(held[1])
+    model = made(class_weight={3: 0.0})
+    with pytest.raises(ValueError, match=r"^class_weight must let a row of X_val count, got \{3: 0\.0\}\.$"):
+        model.fit(X, y, X_val=held[0], y_val=held[1])
+    assert not hasattr(model, "coefs_")
 
 
 def test_tensors_of_pytorch_beside_numpy(digits):
@@ -176,13 +194,111 @@ def test_tensors_of_pytorch_beside_numpy(digits):
         made().fit(X, y, X_val=torch.asarray(X_val), y_val=y_val)
 
 
-def test_dask(digits):
-    X, y, X_val, y_val = digits
+BLOCKS = {"the same": (100, 100), "other": (70, 130), "with an empty one": (0, 150, 50)}
+
+
+@pytest.fixture
+def lazy(digits):
+    """The data to learn from as dask arrays, and a function that makes such arrays of the validation data."""
     da = pytest.importorskip("dask.array")
-    with pytest.raises(TypeError, match=r"^X_val must be None where X is of dask, and no dask array itself\."):
-        made().fit(da.from_array(X, chunks=(100, 64)), y, X_val=X_val, y_val=y_val)
-    with pytest.raises(TypeError, match=r"^X_val must be None where X is of dask, and no dask array itself\."):
-        made().fit(X, y, X_val=da.from_array(X_val), y_val=y_val)
+    X, y, *_ = digits
+    return da.from_array(X, chunks=(100, -1)), da.from_array(y, chunks=100), da.from_array
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_dask_arrays_give_the_curve_of_arrays_in_memory(digits, lazy, blocks, solver):
+    X, y, chunked = lazy
+    *_, X_val, y_val = digits
+    weight = np.linspace(0.0, 2.0, len(y_val))
+    chunks = BLOCKS[blocks]
+    options = {"solver": solver, "class_weight": {3: 4.0}, "label_smoothing": 0.1}
+    desired = made(**options).fit(X, y, X_val=X_val, y_val=y_val, sample_weight_val=weight)
+    held = {
+        "X_val": chunked(X_val, chunks=(chunks, -1)),
+        "y_val": chunked(y_val, chunks=50),
+        "sample_weight_val": chunked(weight, chunks=50),
+    }
+    found = made(**options).fit(X, y, **held)
+    np.testing.assert_allclose(found.validation_loss_curve_, desired.validation_loss_curve_, rtol=1e-12)
+    classes = np.where(np.arange(10) == 3, 4.0, 1.0)
+    options = {"class_weight": classes, "label_smoothing": 0.1, "sample_weight": weight}
+    assert found.validation_loss_curve_[-1] == pytest.approx(loss_of(found, X_val, y_val, **options), rel=1e-12)
+    np.testing.assert_array_equal(found.coefs_[0], desired.coefs_[0])  # it is only looked at
+
+
+def test_early_stopping_on_dask_arrays(digits, lazy):
+    X, y, chunked = lazy
+    *_, X_val, y_val = digits
+    weight = np.linspace(0.5, 2.0, len(y_val))
+    options = {"early_stopping": True, "max_iter": 60, "n_iter_no_change": 3, "learning_rate_init": 0.01}
+    held = chunked(X_val, chunks=(70, -1)), chunked(y_val, chunks=70)
+    model = made(**options).fit(X, y, X_val=held[0], y_val=held[1], sample_weight_val=weight)
+    assert model.n_iter_ < 60
+    assert model.best_validation_score_ == model.score(*held, weight) == max(model.validation_scores_)
+    in_memory = made(**options).fit(X, y, X_val=X_val, y_val=y_val, sample_weight_val=weight)
+    assert model.validation_scores_ == in_memory.validation_scores_
+
+
+def test_dask_arrays_of_unknown_sizes(digits, lazy):
+    X, y, chunked = lazy
+    *_, X_val, y_val = digits
+    few = y_val < 7
+    mask = chunked(few, chunks=70)
+    held = chunked(X_val, chunks=(70, -1))[mask], chunked(y_val, chunks=70)[mask]
+    model = made().fit(X, y, X_val=held[0], y_val=held[1])
+    assert model.validation_loss_curve_[-1] == pytest.approx(loss_of(model, X_val[few], y_val[few]), rel=1e-12)
+
+
+def test_dask_data_frames_of_strings(digits):
+    """Their blocks do not know how many rows they have."""
+    dd = pytest.importorskip("dask.dataframe")
+    pd = pytest.importorskip("pandas")
+    names = np.array(list("abcdefghij"))
+    X, y, X_val, y_val = digits
+    frames = [pd.DataFrame(part, columns=[f"pixel {i}" for i in range(64)]) for part in (X, X_val)]
+    for frame, labels in zip(frames, (y, y_val), strict=True):
+        frame["digit"] = names[labels]
+    (X, y), (X_val, y_val) = (
+        (frame.drop(columns="digit"), frame["digit"]) for frame in (dd.from_pandas(f, npartitions=3) for f in frames)
+    )
+    model = made().fit(X, y, X_val=X_val, y_val=y_val)
+    expected = loss_of(model, frames[1].drop(columns="digit").to_numpy(), digits[3])
+    assert model.validation_loss_curve_[-1] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["labels", "nan", "weights", "rows", "features", "no weight"])
+def test_what_is_refused_of_dask_arrays(digits, lazy, name):
+    X, y, chunked = lazy
+    change, error, message = WRONG[name]
+    held = {key: chunked(value, chunks=(50, -1)[: value.ndim]) for key, value in change(*digits[2:]).items()}
+    model = made(early_stopping=True)
+    with pytest.raises(error, match=message):
+        model.fit(X, y, **held)
+    assert not hasattr(model, "coefs_")
+
+
+def test_a_late_bad_input_of_dask_arrays_is_named_before_the_first_step(digits, lazy, monkeypatch):
+    X, y, chunked = lazy
+    *_, X_val, y_val = digits
+    bad = X_val.copy()
+    bad[161, 5] = np.inf
+    monkeypatch.setattr("xpsoftmax.sklearn.fitting.fit_epochs", lambda *_, **__: pytest.fail("a step was made"))
+    message = r"^X_val must be finite, got infinity at row 161, column 5"
+    with pytest.raises(ValueError, match=message):
+        made().fit(X, y, X_val=chunked(bad, chunks=(50, -1)), y_val=y_val)
+
+
+def test_dask_arrays_beside_arrays_in_memory(digits, lazy):
+    X, y, X_val, y_val = digits
+    message = r"^X_val must be in memory if X is, got a dask collection\. Call its compute\(\)\.$"
+    with pytest.raises(TypeError, match=message):
+        made().fit(X, y, X_val=lazy[2](X_val), y_val=y_val)
+    message = r"^y_val and sample_weight_val must be in memory if X_val is, got one of dask\. Call its compute\(\)\.$"
+    with pytest.raises(TypeError, match=message):
+        made().fit(X, y, X_val=X_val, y_val=lazy[2](y_val))
+    with pytest.raises(TypeError, match=r"^y_val must be labels \(N,\) for dask arrays, got shape \(200, 10\)"):
+        made().fit(*lazy[:2], X_val=lazy[2](X_val), y_val=np.eye(10)[y_val])
 
 
 def test_metadata_routing(digits):

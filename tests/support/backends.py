@@ -41,9 +41,9 @@ class Backend:
     def mutable(self) -> bool:
         return self.name not in ("jax", "dask")
 
-    def flushes(self, dtype: str) -> bool:
-        """Whether what would be a subnormal number of this dtype may be 0."""
-        return self.name == "jax" or (self.name.startswith("cupy") and dtype == "float32")
+    def flushes(self, dtype: str, impl: str = "generic") -> bool:
+        """Whether what would be a subnormal number of this dtype may be 0. JAX arrays have the kernels of NumPy."""
+        return (self.name == "jax" and impl == "generic") or (self.name.startswith("cupy") and dtype == "float32")
 
     def asarray(self, values: Any, dtype: str | None = None) -> Any:
         """An array of this library with these values, in this dtype (by its standard name) or that of `values`."""

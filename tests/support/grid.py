@@ -87,13 +87,20 @@ def from_rows(rows: np.ndarray, axis: int) -> np.ndarray:
 
 
 def assert_contract(
-    actual: Any, exact: Exact, *, backend: Backend, dtype: str, least: int, subnormal_terms: int = 0
+    actual: Any,
+    exact: Exact,
+    *,
+    backend: Backend,
+    dtype: str,
+    least: int,
+    subnormal_terms: int = 0,
+    impl: str = "generic",
 ) -> None:
     """`actual` keeps the bound of the contract in every entry it speaks of, and these are at least `least`.
 
     So many terms of an entry may be subnormal, and lost where the library flushes them.
     """
     assert_like(actual, backend=backend, dtype=dtype, shape=np.shape(exact.value))
-    bound = exact.bound + (subnormal_terms * TINY[dtype] if backend.flushes(dtype) else 0)
+    bound = exact.bound + (subnormal_terms * TINY[dtype] if backend.flushes(dtype, impl) else 0)
     compared = assert_within(backend.to_numpy(actual), exact.value, bound=bound, where=exact.where)
     assert compared >= max(least, 1), f"only {compared} entries were compared, not {least}"

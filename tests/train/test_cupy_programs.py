@@ -6,24 +6,36 @@ GPU they are captured. What the CUDA backend makes of the operations: tests/kern
 
 from __future__ import annotations
 
+import gc
 import importlib
+import pickle
+import signal
 import sys
 import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
-from program_reference import ReferenceRunner
+from program_reference import ReferenceRunner, is_within
 
 import xpsoftmax as xs
 from xpsoftmax import kernels
 from xpsoftmax._train.loop import Loop
 from xpsoftmax._train.optimizers import VelocitySgd
+from xpsoftmax._train.programmed import ProgrammedSteps
+from xpsoftmax._train.programs import ALIGNMENT
+from xpsoftmax.kernels.activations import ACTIVATIONS
 
 ROWS, FEATURES, CLASSES = 23, 6, 4
 OPTIMIZERS = {
     "sgd": lambda: xs.sgd(0.3),
     "momentum": lambda: xs.sgd(0.1, 0.9),
     "nesterov": lambda: xs.sgd(0.1, 0.9, nesterov=True),
+    "momentum 0": lambda: xs.sgd(0.1, 0.0, nesterov=False),
+    "nesterov velocity": lambda: VelocitySgd(0.1, 0.9, nesterov=True),
+    "velocity without momentum": lambda: VelocitySgd(0.1, 0.0, nesterov=True),
     "velocity": lambda: VelocitySgd(0.1, 0.9, nesterov=False),
     "adam": lambda: xs.adam(0.05),
     "adamw": lambda: xs.adamw(0.05, weight_decay=0.1),
@@ -38,7 +50,8 @@ def cp(monkeypatch):
     (backend,) = (backend for backend in kernels.BACKENDS if backend.name == "cupy")
     if getattr(cupy, "stands_in", False):
         monkeypatch.setattr(backend.load(), "Runner", ReferenceRunner, raising=False)
-        ReferenceRunner.runs = ReferenceRunner.entered = 0
+        ReferenceRunner.latest.clear()
+        ReferenceRunner.runs = ReferenceRunner.made = ReferenceRunner.entered = 0
     elif not cupy.cuda.is_available():
         pytest.skip("no GPU")
     return cupy
@@ -51,11 +64,11 @@ def data(dtype="float64", seed=0, *, soft=False):
     return X, y
 
 
-def trained(xp, params, X, y, *, optimizer, epochs=4, batch_size=5, callback=None, resume=None, **options):
+def trained(xp, params, X, y, *, optimizer, epochs=4, batch_size=5, callback=None, resume=None, copy=True, **options):
     given = {name: xp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in options.items()}
     return xs.train(
         xs.to_namespace(params, xp) if xp is not np else params,
-        xp.asarray(X),
+        xp.asarray(X.copy() if copy else X),
         xp.asarray(y),
         optimizer=optimizer,
         epochs=epochs,
@@ -129,7 +142,7 @@ def test_every_option(cp, options, soft):
         assert ReferenceRunner.runs == STEPS
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "identity"])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("sizes", [(FEATURES, CLASSES), (FEATURES, 5, CLASSES), (FEATURES, 5, 3, CLASSES)])
 def test_every_depth_and_activation(cp, activation, sizes):
     params = xs.init_params(sizes, rng=1, dtype=np.float64)
@@ -205,13 +218,96 @@ def test_a_loss_that_is_not_finite_ends_the_training_without_an_update(cp):
     assert caught[cp].result.state.optimizer[0] == caught[np].result.state.optimizer[0]
 
 
-def test_steps_that_are_left_to_the_loop(cp):
+@pytest.mark.parametrize("optimizer", [xs.sgd(0.3), xs.sgd(0.1, 0.9), xs.adamw(xs.cosine_schedule(0.1, steps=15))])
+@pytest.mark.parametrize(("max_norm", "again"), [(1e-3, None), (0.3, None), (1e3, None), (1.0, 0.2), (0.2, 1.0)])
+def test_gradients_are_clipped(cp, optimizer, max_norm, again):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
     X, y = data()
-    options = {"optimizer": xs.sgd(0.1), "max_memory": 1000}
+    clipped = xs.clip_by_global_norm(optimizer, max_norm)
+    clipped = clipped if again is None else xs.clip_by_global_norm(clipped, again)
+    options = {"optimizer": clipped, "reg": 0.1}
+    found, wanted = trained(cp, params, X, y, **options), trained(np, params, X, y, **options)
+    assert_alike(found, wanted)
+    unclipped = trained(np, params, X, y, optimizer=optimizer, reg=0.1)
+    alike = all(np.array_equal(a, b) for a, b in zip(on_host(wanted), on_host(unclipped), strict=True))
+    assert alike == (max_norm == 1e3)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+CHUNKED = {
+    "plain": {},
+    "penalty": {"reg": 0.1},
+    "weights": {"sample_weight": np.where(np.arange(ROWS) % 4, np.linspace(0.5, 2, ROWS), 0), "reg": 0.1},
+    "a sum": {"sample_weight": np.linspace(0.5, 2, ROWS), "reduction": "sum"},
+    "ignored labels": {"ignore_index": 2},
+    "class weights": {"class_weight": np.linspace(0.5, 2, CLASSES), "label_smoothing": 0.1},
+    "clipped": {"optimizer": xs.clip_by_global_norm(xs.adam(xs.cosine_schedule(0.05, steps=9)), 0.1)},
+    "slopes": {"activation": "gelu"},
+}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("batch_size", "max_memory"), [(10, 1300), (10, 1700), (23, 1900)])
+@pytest.mark.parametrize("name", CHUNKED)
+def test_batches_in_chunks(cp, name, batch_size, max_memory, soft):
+    """A batch that does not fit in `max_memory` passes in parts; the last part may be shorter."""
+    params = xs.init_params((FEATURES, 5, 3, CLASSES), rng=1, dtype=np.float64)
+    X, y = data(soft=soft)
+    options = {"optimizer": xs.sgd(0.02, 0.5), "batch_size": batch_size, **CHUNKED[name]}
+    if soft and "ignore_index" in options:
+        return
+    if "sample_weight" in options:
+        X[options["sample_weight"] == 0] = np.nan
+    assert_alike(trained(cp, params, X, y, max_memory=max_memory, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 4 * -(-ROWS // batch_size)
+        (largest,) = (runner for runner in ReferenceRunner.latest if runner.rows == batch_size)
+        assert 1 < largest.chunks <= batch_size
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "gelu"])
+@pytest.mark.parametrize("hidden", [(), (40,), (40, 30), (30,) * 5, (60, 5, 5, 5, 5, 5, 5)])
+def test_programs_keep_within_the_memory_of_a_step(cp, hidden, activation, soft, weighted):
+    """What they need beside the gradients, and the rows of the batch that the loop holds, is at most `max_memory`."""
+    if not getattr(cp, "stands_in", False):
+        pytest.skip("a matter of numbers")
+    rows, classes = 300, 12
+    params = xs.init_params((20, *hidden, classes), rng=1, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 20)).astype("f4")
+    y = rng.dirichlet(np.ones(classes), rows).astype("f4") if soft else rng.integers(classes, size=rows)
+    options = {"sample_weight": rng.uniform(0.5, 2, rows).astype("f4")} if weighted else {}
+    chunks = set()
+    for max_memory in (30_000, 60_000, 120_000, 500_000):
+        ReferenceRunner.latest.clear()
+        trained(
+            *(cp, params, X, y),
+            optimizer=xs.sgd(0.1),
+            epochs=1,
+            batch_size=200,
+            activation=activation,
+            max_memory=max_memory,
+            **options,
+        )
+        for runner in ReferenceRunner.latest:
+            held = runner.rows * (20 + (classes if soft else 2) + 1 + 3 * weighted) * 4
+            gradients = sum(array.size for layer in params for array in layer) * 4
+            small = ALIGNMENT * len(runner.program.buffers)
+            assert runner.program.size <= max_memory + held + gradients + small
+            chunks.add(runner.chunks)
+    assert len(chunks) > 1
+
+
+def test_batches_of_very_many_chunks_are_left_to_the_loop(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = (np.concatenate([array] * 4) for array in data())
+    options = {"optimizer": xs.sgd(0.1), "max_memory": 700, "batch_size": 80}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
     if getattr(cp, "stands_in", False):
-        assert ReferenceRunner.runs == 0
+        assert ReferenceRunner.runs == 4  # of the shorter batches
 
 
 @pytest.fixture(params=[1, 3, 5, 7])
@@ -284,7 +380,7 @@ def test_a_function_of_the_user_is_called_for_each_update_when_it_is_the_next(cp
     ("rate", "error", "match"),
     [
         (lambda step: -1.0 if step == 14 else 0.1, ValueError, r"^learning_rate\(14\) must be"),
-        (xs.step_schedule(0.0, every=7, factor=1e200), OverflowError, "34"),
+        (xs.step_schedule(1e-300, every=7, factor=1e200), ValueError, r"^learning_rate\(14\) must be .*, got inf\."),
     ],
     ids=["of the user", "of the package"],
 )
@@ -307,7 +403,7 @@ def test_programs_begin_after_the_work_of_the_caller_once_an_epoch(cp):
     outside = []
 
     def callback(step):
-        outside.append(not ReferenceRunner.within)
+        outside.append(not is_within())
 
     trained(cp, params, X, y, optimizer=xs.sgd(0.1))
     assert ReferenceRunner.entered == 4 + 1  # the last batch of the first epoch has a program of its own
@@ -315,22 +411,193 @@ def test_programs_begin_after_the_work_of_the_caller_once_an_epoch(cp):
     assert outside == [True] * STEPS
 
 
-@pytest.mark.parametrize("rate", ["constant", "adaptive"])
-def test_the_classifier_makes_the_same_steps(cp, rate):
+CLASSIFIERS = {
+    "plain": {},
+    "alpha": {"alpha": 0.5},
+    "class weights": {"class_weight": "balanced", "alpha": 0.5},
+    "in order": {"shuffle": False},
+    "all rows": {"batch_size": ROWS},
+    "momentum": {"momentum": 0.5, "nesterovs_momentum": False},
+    "no momentum": {"momentum": 0.0},
+    "no momentum, Nesterov's": {"momentum": 0.0, "nesterovs_momentum": True},
+    "adaptive": {"learning_rate": "adaptive", "n_iter_no_change": 2, "tol": 0.05},
+    "inverse scaling": {"learning_rate": "invscaling", "nesterovs_momentum": False},
+    "stops": {"n_iter_no_change": 2, "tol": 0.05},
+    "early stopping": {"early_stopping": True, "n_iter_no_change": 2, "validation_fraction": 0.3},
+    "adam": {"solver": "adam"},
+    "in chunks": {"max_memory": 2000},
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_classifier_makes_the_same_steps(cp, name):
     pytest.importorskip("sklearn")
     sklearn = pytest.importorskip("xpsoftmax.sklearn")
     X, y = data()
     X[:, 0] += 2 * y
-    options = {"hidden_layer_sizes": (5,), "solver": "sgd", "learning_rate": rate, "learning_rate_init": 0.05}
-    options |= {"max_iter": 12, "n_iter_no_change": 2, "tol": 0.05, "batch_size": 5, "random_state": 0}
+    options = {"hidden_layer_sizes": (5,), "solver": "sgd", "learning_rate_init": 0.05, "max_iter": 12}
+    options |= {"batch_size": 5, "random_state": 0, **CLASSIFIERS[name]}
     fitted = {}
     for xp in (np, cp):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 12 epochs are few
             fitted[xp] = sklearn.MLPClassifier(**options).fit(xp.asarray(X), y)
-    np.testing.assert_allclose(fitted[cp].loss_curve_, fitted[np].loss_curve_, rtol=1e-9)
+    found, wanted = fitted[cp], fitted[np]
+    np.testing.assert_allclose(found.loss_curve_, wanted.loss_curve_, rtol=1e-9)
+    for a, b in zip((*found.coefs_, *found.intercepts_), (*wanted.coefs_, *wanted.intercepts_), strict=True):
+        np.testing.assert_allclose(a.get(), b, rtol=1e-9, atol=1e-12)
+    if options.get("early_stopping"):
+        np.testing.assert_array_equal(found.validation_scores_, wanted.validation_scores_)
+    if name in ("adaptive", "stops"):
+        assert (name == "stops") == (found.n_iter_ < 12)
     if getattr(cp, "stands_in", False):
-        assert ReferenceRunner.runs == 5 * len(fitted[cp].loss_curve_)
+        rows = len(X) if not options.get("early_stopping") else len(X) - 7
+        assert ReferenceRunner.runs == -(-rows // options["batch_size"]) * found.n_iter_
+        assert ReferenceRunner.made == 1 + (rows % options["batch_size"] > 0), "another rate is no other program"
+
+
+def test_a_classifier_that_learns_step_by_step(cp):
+    """Each call of `partial_fit` has arrays of its own. A classifier holds no program: it is cloned and pickled."""
+    base = pytest.importorskip("sklearn.base")
+    sklearn = pytest.importorskip("xpsoftmax.sklearn")
+    X, y = data()
+    models = {}
+    for xp in (np, cp):
+        model = sklearn.MLPClassifier((5,), solver="sgd", learning_rate_init=0.05, batch_size=5, random_state=0)
+        for _ in range(3):
+            model.partial_fit(xp.asarray(X), y, classes=np.arange(CLASSES))
+            model = pickle.loads(pickle.dumps(model))
+        models[xp] = model.set_params(max_iter=2)
+    np.testing.assert_allclose(models[cp].loss_curve_, models[np].loss_curve_, rtol=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two epochs are few
+        again = base.clone(models[cp]).fit(cp.asarray(X), y)
+    assert base.clone(again).get_params() == models[cp].get_params()
+    assert b"ReferenceRunner" not in pickle.dumps(again)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 5 * (3 + again.n_iter_)
+
+
+def test_nothing_of_the_programs_is_left_after_a_training(cp):
+    """Their memory is free at once, without a collection of garbage, also while results and steps are kept."""
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    programs, kept = [], []
+    init = ProgrammedSteps.__init__
+
+    def made(self, *arguments):
+        init(self, *arguments)
+        programs.append(weakref.ref(self))
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ProgrammedSteps, "__init__", made)
+            result = trained(cp, params, X, y, optimizer=xs.adam(0.1), callback=lambda step: kept.append(step))
+        assert len(kept) == STEPS
+        assert [program() for program in programs] == [None]
+    finally:
+        gc.enable()
+    assert b"Programm" not in pickle.dumps(result)
+    assert_alike(pickle.loads(pickle.dumps(result)), result)
+
+
+def test_trainings_in_several_threads(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    optimizers = [make() for make in OPTIMIZERS.values()]
+    wanted = [trained(np, params, X, y, optimizer=optimizer) for optimizer in optimizers]
+    with ThreadPoolExecutor(len(optimizers)) as pool:
+        found = list(pool.map(lambda optimizer: trained(cp, params, X, y, optimizer=optimizer), optimizers))
+    for a, b in zip(found, wanted, strict=True):
+        assert_alike(a, b)
+
+
+def test_a_device_that_is_not_the_current_one(cp):
+    if cp.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device")
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    wanted = trained(np, params, X, y, optimizer=xs.adam(0.05))
+    with cp.cuda.Device(1):
+        moved, held = xs.to_namespace(params, cp), (cp.asarray(X), cp.asarray(y))
+    options = {"optimizer": xs.adam(0.05), "epochs": 4, "batch_size": 5, "rng": 3}
+    found = xs.train(moved, *held, **options, callback=lambda step: step.loss.device.id != 1)
+    assert cp.cuda.Device().id == 0
+    with cp.cuda.Device(1):
+        assert_alike(found, wanted)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("batch", range(5))
+def test_a_loss_that_is_not_finite_in_any_batch(cp, batch, epoch):
+    """The result is that of the step before, also where the rate, or the norm of the gradients, changes."""
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    rate = xs.cosine_schedule(0.1, steps=30)
+    optimizer = xs.clip_by_global_norm(xs.adam(rate), 0.5)
+    caught = {}
+    for xp in (np, cp):
+        orders = np.random.default_rng(3)
+        rows = [orders.permutation(ROWS) for _ in range(epoch + 1)][-1][5 * batch : 5 * batch + 5]
+        held = xp.asarray(X.copy())
+        if epoch == batch == 0:
+            held[int(rows[-1]), 2] = np.inf
+
+        def callback(step, held=held, rows=rows):
+            if step.step == 5 * epoch + batch - 1:
+                held[int(rows[-1]), 2] = np.inf
+
+        with pytest.raises(xs.DivergenceError) as error:
+            trained(xp, params, held, y, optimizer=optimizer, callback=callback, copy=False)
+        caught[xp] = error.value
+    assert caught[cp].step == caught[np].step == 5 * epoch + batch
+    assert_alike(caught[cp].result, caught[np].result)
+    assert caught[cp].result.state.optimizer[0] == caught[np].result.state.optimizer[0] == 5 * epoch + batch
+
+
+def test_early_stopping(cp):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    other, labels = data(seed=7)
+    results = []
+    for xp in (np, cp):
+        held_out = xp.asarray(other), xp.asarray(labels)
+        options = {"validation": held_out, "patience": 3, "epochs": 40, "accuracy": True}
+        results.append(trained(xp, params, X, y, optimizer=xs.sgd(0.3, 0.9), **options))
+    wanted, found = results
+    assert_alike(found, wanted)
+    assert found.state.epoch < 40
+    np.testing.assert_allclose(found.history["validation_loss"], wanted.history["validation_loss"], rtol=1e-9)
+    assert found.history["accuracy"] == wanted.history["accuracy"]
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 5, 11])
+def test_an_interrupt_ends_the_step_and_what_was_learnt_is_gone_on_from(cp, at):
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+
+    def rate(step, at=None):
+        if step == at:
+            signal.raise_signal(signal.SIGINT)
+        return 0.1 / (1 + step)
+
+    wanted = trained(np, params, X, y, optimizer=xs.sgd(rate, 0.9))
+    first = trained(cp, params, X, y, optimizer=xs.sgd(partial(rate, at=at), 0.9))
+    assert first.interrupted
+    assert len(first.history["loss"]) == at + 1
+    assert_alike(trained(cp, params, X, y, optimizer=xs.sgd(rate, 0.9), resume=first.state), wanted)
+
+
+def test_a_progress_bar(cp):
+    pytest.importorskip("tqdm")
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    found = trained(cp, params, X, y, optimizer=xs.sgd(0.1), progress=True)
+    assert_alike(found, trained(np, params, X, y, optimizer=xs.sgd(0.1)))
 
 
 def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch):

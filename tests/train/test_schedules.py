@@ -95,3 +95,52 @@ def test_a_training_uses_them(name, rng):
 def test_what_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (-1, ValueError, r"^step must be at least 0, got -1\.$"),
+        (True, TypeError, r"^step must be an integer, got True\.$"),
+        (1.5, TypeError, r"^step must be an integer, got 1\.5\.$"),
+        ("3", TypeError, r"^step must be an integer, got '3'\.$"),
+        (None, TypeError, r"^step must be an integer, got None\.$"),
+    ],
+)
+def test_a_number_of_updates_that_is_none(name, step, error, message):
+    with pytest.raises(error, match=message):
+        ALL[name](step)
+
+
+def test_numbers_of_updates_without_end():
+    """Rates far beyond the end of a training: no arithmetic of Python fails."""
+    many = 10**400
+    for name in ("constant", "cosine", "warm-up"):
+        assert ALL[name](many) == ALL[name](10**6)
+    assert xs.step_schedule(0.3, every=7, factor=0.5)(many) == 0.0
+    assert xs.cosine_schedule(0.1, steps=many)(3) == 0.1
+    assert xs.step_schedule(0.1, every=many)(3) == 0.1
+    assert ALL["step"](np.int64(7)) == ALL["step"](7)
+
+
+def test_a_factor_that_overflows(rng):
+    """Python's power raises a bare OverflowError; training says which rate is not finite."""
+    rate = xs.step_schedule(0.1, every=2, factor=1e200)
+    assert [rate(step) for step in (0, 2, 4)] == [0.1, 0.1 * 1e200, math.inf]
+    assert xs.step_schedule(0.0, every=2, factor=1e200)(4) == 0.0
+    X, y = rng.standard_normal((20, 3)), rng.integers(0, 4, 20)
+    params = xs.init_params((3, 4), rng=0)
+    rate = xs.step_schedule(1e-300, every=2, factor=1e200)
+    with pytest.raises(ValueError, match=r"^learning_rate\(4\) must be finite and at least 0, got inf\.$"):
+        xs.train(params, X, y, optimizer=xs.sgd(rate), epochs=2, batch_size=5, rng=1)
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "got"),
+    [("0.1", TypeError, "'0.1'"), (None, TypeError, "None"), (10**400, ValueError, "inf"), (-1.0, ValueError, "-1.0")],
+)
+def test_a_schedule_of_the_caller_that_returns_no_rate(rate, error, got):
+    schedule = xs.warm_up_schedule(lambda step: rate, steps=3)
+    with pytest.raises(error, match=rf"^schedule\(0\) must be .*, got {got}\.$"):
+        schedule(1)

@@ -707,9 +707,8 @@ def test_validation_inputs_that_are_not_finite_are_found_before_the_first_step(v
     held = moved(backend, params), backend.asarray(X), backend.asarray(y)
     options = {"optimizer": xs.sgd(0.1), "epochs": 3, "batch_size": BATCH, "rng": 3, "max_memory": max_memory}
     for validate in (True, False):
-        with pytest.raises(ValueError, match=rf"^validation X must be finite, got {value} at row 30\.") as error:
+        with pytest.raises(ValueError, match=rf"^validation\[0\] must be finite, got {value} at row 30\."):
             xs.train(*held, validation=(backend.asarray(X_val), held[2]), callback=never, validate=validate, **options)
-        assert error.value.__notes__ == ["It is about the validation data."]
 
 
 def test_validation_rows_that_do_not_count_may_hold_anything(problem):
@@ -727,7 +726,7 @@ def test_validation_rows_that_do_not_count_may_hold_anything(problem):
     options.pop("ignore_index")
     finite = xs.train(params, X, y, validation=(X_val, y_val), **weights, **options).history["validation_loss"]
     assert np.isfinite(finite).all()
-    with pytest.raises(ValueError, match=r"^validation X must be finite, got nan at row 3\."):
+    with pytest.raises(ValueError, match=r"^validation\[0\] must be finite, got nan at row 3\."):
         xs.train(params, X, y, validation=(X_val, y_val), label_smoothing=0.1, **weights, **options)
 
 
@@ -736,7 +735,7 @@ def test_rows_of_nan_do_not_end_training_early_with_accuracy_1(problem):
     params, X, y = problem
     X_val, y_val = np.full((6, D), np.nan), np.zeros(6, int)
     options = {"optimizer": xs.sgd(0.1), "epochs": 9, "batch_size": BATCH, "rng": 3, "patience": 2}
-    with pytest.raises(ValueError, match=r"^validation X must be finite, got nan at row 0\."):
+    with pytest.raises(ValueError, match=r"^validation\[0\] must be finite, got nan at row 0\."):
         xs.train(params, X, y, validation=(X_val, y_val), **options)
 
 
@@ -751,7 +750,7 @@ def test_a_row_of_nan_is_never_right(label, options, backend, problem):
     X[[1, 3]] = np.nan
     net = as_network(moved(backend, params), None)
     loss_options = LossOptions(validate=False, **options)
-    data = as_data(net, "X", backend.asarray(X), backend.asarray(y), loss_options)
+    data = as_data(net, backend.asarray(X), backend.asarray(y), loss_options)
     with quiet(net.xp, net.home.device):
         found = evaluation(net, data, "mean", None, None)
     counts = (y != options.get("ignore_index")) & np.isfinite(X).all(axis=1)
@@ -821,7 +820,7 @@ def test_a_memory_map_that_is_not_finite(problem, tmp_path):
     options = {"optimizer": xs.sgd(0.1), "epochs": 2, "batch_size": BATCH, "rng": 3, "max_memory": 3000}
     with pytest.raises(xs.DivergenceError, match=r"^X must be finite, got nan at row 33\."):
         xs.train(params, mapped, y, **options)
-    with pytest.raises(ValueError, match=r"^validation X must be finite, got nan at row 33\."):
+    with pytest.raises(ValueError, match=r"^validation\[0\] must be finite, got nan at row 33\."):
         xs.train(params, X[:30], y[:30], validation=(mapped, y), **options)
 
 
@@ -871,11 +870,11 @@ def test_inputs_are_looked_at_only_where_a_loss_is_not_finite(problem, monkeypat
     xs.train(params, X, y, **options)
     assert looks == []
     xs.train(params, X, y, validation=(X, y), **options)
-    assert looks == ["validation X"]
+    assert looks == ["X"]
     X[0] = np.nan
     with pytest.raises(xs.DivergenceError):
         xs.train(params, X, y, **options)
-    assert looks == ["validation X", "X"]
+    assert looks == ["X", "X"]
 
 
 # --- memory and the job itself ----------------------------------------------------------------------------------------
@@ -975,13 +974,19 @@ def test_bad_data_is_found_before_the_first_step(problem):
     wrong[41] = C
     with pytest.raises(ValueError, match=r"targets must be labels from 0 to 3 .*, got 4 at row 41\."):
         xs.train(params, X, wrong, **options)
-    with pytest.raises(ValueError, match=r"targets must be labels from 0 to 3 .*, got 4 at row 41\."):
+    with pytest.raises(ValueError, match=r"^validation\[1\] must be labels from 0 to 3 .*, got 4 at row 41\."):
         xs.train(params, X, y, validation=(X, wrong), **options)
+    with pytest.raises(ValueError, match=r"^validation\[1\] must have shape .*, got \(3,\)"):
+        xs.train(params, X, y, validation=(X, y[:3]), **options)
+    with pytest.raises(
+        TypeError, match=r"^validation\[0\] must have the dtype of the parameters, float64, got float32"
+    ):
+        xs.train(params, X, y, validation=(X.astype("f4"), y), **options)
     with pytest.raises(ValueError, match=r"X must have at least one row, got shape \(0, 5\)\."):
         xs.train(params, X[:0], y[:0], **options)
-    with pytest.raises(ValueError, match=r"validation must have at least one row, got shape \(0, 5\)\."):
+    with pytest.raises(ValueError, match=r"validation\[0\] must have at least one row, got shape \(0, 5\)\."):
         xs.train(params, X, y, validation=(X[:0], y[:0]), **options)
-    with pytest.raises(ValueError, match=r"validation must have shape \(N, 5\) to fit"):
+    with pytest.raises(ValueError, match=r"validation\[0\] must have shape \(N, 5\) to fit"):
         xs.train(params, X, y, validation=(X[:, :3], y), **options)
     with pytest.raises(TypeError, match=r"X must have the dtype of the parameters, float64, got float32"):
         xs.train(params, X.astype("f4"), y, **options)
@@ -997,7 +1002,7 @@ def test_a_budget_too_small_for_soft_validation_targets_is_found_before_the_firs
         ValueError, match=r"max_memory must be at least 456 bytes, what one row needs, got 300\."
     ) as error:
         xs.train(params, X, y, validation=(X, np.eye(C)[y]), max_memory=300, **options)
-    assert error.value.__notes__ == ["It is about the validation data."]
+    assert error.value.__notes__ == ["It is about validation[0], validation[1]."]
 
 
 def test_a_state_of_another_training(problem):

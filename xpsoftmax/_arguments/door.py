@@ -6,8 +6,8 @@ kept under it. Whether the shapes fit each other is part of the key: the number 
 arrays that do not fit has another key. Each call checks what no key holds: memory that `out` shares with others, and
 values of labels, weights, label_smoothing and z_loss.
 
-Only calls whose arguments are good are remembered, and of those only calls with arrays of NumPy or CuPy that need no
-conversion, and with options of the types in `PLAIN`. All other calls are checked in full each time.
+Only calls whose arguments are good are remembered, and of those only calls with arrays of NumPy, CuPy or JAX that need
+no conversion, and with options of the types in `PLAIN`. All other calls are checked in full each time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from array_api_compat import is_cupy_array
 from xpsoftmax import kernels
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import as_logits_over_axes, as_mask
-from xpsoftmax._arguments.home import Home, surroundings
+from xpsoftmax._arguments.home import Home, computing_context
 from xpsoftmax._arguments.layout import Layout, rows_out
 from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_memory, check_out
@@ -91,6 +91,11 @@ def register_type(array: Array) -> None:
         SEEN[type(array)] = _seen_of_cupy
 
 
+def learn_views(array: Array, views: Any) -> None:
+    """From now on make keys for arrays of this type, which `views` reads as NumPy arrays."""
+    SEEN.setdefault(type(array), views.seen)
+
+
 def _key_of_out(out: Array | None, logits: Array) -> Key | None:
     if out is None:
         return None
@@ -142,6 +147,8 @@ class CallPlan(NamedTuple):
     terms: Any = None  # of a loss: `Terms`
     adds_up: bool = False  # whether the kernel of a loss returns the sum over the rows
     by_kernel: bool = False  # whether `kernel` is a kernel, not the generic operation
+    views: Any = None  # the module that reads the arrays as NumPy arrays; the rest of a plan is then for those
+    place: Any = None  # where the results become arrays of the caller's library
 
 
 def enter_rows(
@@ -154,6 +161,8 @@ def enter_rows(
         return _check_rows(key, operation, logits, axis, impl, out, where)
     if out is not None:
         check_memory(out, logits, {})
+    if plan.views is not None:
+        logits = plan.views.as_numpy(logits)
     return logits, None, Layout(plan.home, logits.shape, plan.axis, plan.working), plan
 
 
@@ -164,6 +173,13 @@ def _check_rows(
     array, layout = as_logits_over_axes(logits, axis, differentiable=True)
     mask = as_mask(where, layout)
     check_out(out, logits, layout, {"where": where})
+    views = kernels.host_views(impl, array, mask)
+    if views is not None:
+        *found, plan = _check_rows(None, operation, views.as_numpy(array), axis, impl, None, views.as_numpy(where))
+        plan = plan._replace(views=views, place=views.place_of(array, mask))
+        learn_views(array, views)
+        remember(key, plan, axis, impl)
+        return (*found, plan)
     kernel, by_kernel = kernels.selected(operation, array, impl)
     direct = _is_direct(layout, out)
     context = _context(layout.home, array, switches=direct and by_kernel)
@@ -176,8 +192,8 @@ def _check_rows(
 
 def _key_of_rows(operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None) -> Key | None:
     try:
-        kind, shape = type(logits), logits.shape
-        seen = SEEN[kind](logits)
+        kind = type(logits)
+        seen, shape = SEEN[kind](logits), logits.shape  # in this order: a nested tensor has no shape
         return operation, kind, seen, len(shape), shape[axis], axis, type(axis), impl, _key_of_out(out, logits)
     except NO_KEY:
         return None
@@ -201,7 +217,18 @@ def enter_loss(
         return _check_loss(key, logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     if out is not None:
         check_memory(out, logits, _others(targets, options))
+    if plan.views is not None:
+        logits, targets, options = _viewed(plan.views, logits, targets, options)
     return logits, targets, options, Layout(plan.home, logits.shape, plan.axis, plan.working), plan
+
+
+def _viewed(views: Any, logits: Array, targets: Array, options: LossOptions) -> tuple[Array, Array, LossOptions]:
+    """The arrays of a loss as NumPy arrays."""
+    if options.class_weight is not None or options.sample_weight is not None:
+        options = options._replace(
+            class_weight=views.as_numpy(options.class_weight), sample_weight=views.as_numpy(options.sample_weight)
+        )
+    return views.as_numpy(logits), views.as_numpy(targets), options
 
 
 def _check_loss(
@@ -222,6 +249,15 @@ def _check_loss(
     if out is not None:
         check_out(out, logits, layout, _others(targets, options))
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
+    given = array, plain_targets, plain_options.class_weight, plain_options.sample_weight
+    views = kernels.host_views(impl, *given)
+    if views is not None:
+        seen = _viewed(views, array, plain_targets, plain_options)
+        *found, plan = _check_loss(None, *seen[:2], None, seen[2], axis, impl, grad=grad, aux=aux)
+        plan = plan._replace(views=views, place=views.place_of(*given))
+        learn_views(array, views)
+        remember(key, plan, aux, axis, impl, options.ignore_index, options.reduction, options.validate)
+        return (*found, plan)
     kernel, adds_up, by_kernel = kernels.selected_loss(array, impl, add_up=options.reduction != "none" and not aux)
     direct = _is_direct(layout, out)
     context = _context(layout.home, array, switches=direct and by_kernel and terms.labels_alone)
@@ -244,13 +280,14 @@ def _key_of_loss(
     aux: bool,
 ) -> Key | None:
     try:
-        kind, shape = type(logits), logits.shape
+        kind = type(logits)
+        seen, shape = SEEN[kind](logits), logits.shape
         return (
             grad,
             aux,
             type(aux),
             kind,
-            SEEN[kind](logits),
+            seen,
             len(shape),
             shape[axis],
             axis,
@@ -263,8 +300,10 @@ def _key_of_loss(
         return None
 
 
-def enter_problem(targets: Array, layout: Layout, options: LossOptions, max_memory: int | None) -> Problem:
-    """Check targets, weights and options beside logits of this layout, and weigh each row: see `prepare`."""
+def enter_problem(
+    targets: Array, layout: Layout, options: LossOptions, max_memory: int | None, *, for_kernel: bool = False
+) -> Problem:
+    """Check targets, weights and options beside logits of this layout, and weigh each row: see `weigh`."""
     home = layout.home
     try:
         terms_key = _key_of_terms(targets, options, layout.shape, layout.axis)
@@ -273,11 +312,11 @@ def enter_problem(targets: Array, layout: Layout, options: LossOptions, max_memo
         key = None
     terms = recall(key)
     if terms is not None:
-        return weigh(targets, options, terms, layout, max_memory=max_memory)
+        return weigh(targets, options, terms, layout, max_memory=max_memory, for_kernel=for_kernel)
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
     if plain_targets is targets and _same_arrays(plain_options, options):
         remember(key, terms, options.ignore_index, options.reduction, options.validate)
-    return weigh(plain_targets, plain_options, terms, layout, max_memory=max_memory)
+    return weigh(plain_targets, plain_options, terms, layout, max_memory=max_memory, for_kernel=for_kernel)
 
 
 def _others(targets: Array, options: LossOptions) -> dict[str, Any]:
@@ -297,4 +336,4 @@ def _context(home: Home, array: Array, *, switches: bool) -> Callable[[], Abstra
     """Return what makes the context manager. CUDA kernels need none: they switch to the device themselves."""
     if switches and is_cupy_array(array) and array.size > 0:
         return nullcontext
-    return surroundings(home.xp, home.device)
+    return computing_context(home.xp, home.device)

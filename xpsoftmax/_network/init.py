@@ -12,16 +12,18 @@ import numpy as np
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice
-from xpsoftmax._arguments.suggestions import suggesting
+from xpsoftmax._arguments.suggestions import RANDOM, SIZES, suggesting
 from xpsoftmax._network.layers import Layer, Params, check_activation, with_activation
 from xpsoftmax._typing import Activation, Device, DType, Namespace, Scheme
 
 
 @suggesting(
-    hidden="sizes=(inputs, hidden, classes)",
-    hidden_layer_sizes="sizes=(inputs, hidden, classes)",
-    seed="rng=",
-    random_state="rng=",
+    **dict.fromkeys(SIZES.split(), "sizes=(inputs, hidden, classes)"),
+    **RANDOM,
+    **dict.fromkeys(("init", "initializer", "kernel_initializer", "method", "mode"), "scheme="),
+    **dict.fromkeys(("scale", "stddev", "sigma", "gain", "weight_scale"), "std="),
+    **dict.fromkeys(("nonlinearity", "act", "act_fn"), "activation="),
+    **dict.fromkeys(("library", "namespace", "backend", "framework"), "xp="),
 )
 def init_params(
     sizes: Sequence[int],

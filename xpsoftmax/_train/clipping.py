@@ -12,6 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from xpsoftmax._arguments.options import as_number
+from xpsoftmax._arguments.suggestions import CLIPPING, suggesting
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.vectors import vector_of
 from xpsoftmax._train.optimizers import LearningRate, Optimizer, State
@@ -48,6 +49,7 @@ class Clipped(Optimizer):
         return self.optimizer.step(params, grads, state, ok=ok, in_place=in_place)
 
 
+@suggesting(**dict.fromkeys((*CLIPPING, "norm", "threshold"), "max_norm="))
 def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     r"""Shorten gradients whose norm, over all layers, is above a bound; then make the optimiser's update.
 

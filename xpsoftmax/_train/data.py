@@ -31,17 +31,15 @@ class Data(NamedTuple):
         return int(self.X.shape[0])
 
 
-def as_data(
-    net: Network, name: str, X: Array, targets: Array, options: LossOptions, max_memory: int | None = None
-) -> Data:
+def as_data(net: Network, X: Array, targets: Array, options: LossOptions, max_memory: int | None = None) -> Data:
     """Check inputs, targets, all labels and weights, and that `max_memory` is enough for one row."""
-    X = as_inputs(net, X, name)
+    X = as_inputs(net, X, "X")
     weights = {"sample_weight": options.sample_weight, "class_weight": options.class_weight}
-    check_concrete(**{name: X}, targets=targets, **weights)
+    check_concrete(X=X, targets=targets, **weights)
     if X.shape[0] == 0:
-        raise ValueError(f"{name} must have at least one row, got shape {tuple(X.shape)}.")
+        raise ValueError(f"X must have at least one row, got shape {tuple(X.shape)}.")
     shape = (X.shape[0], net.layers[-1].bias.shape[0])
-    layout = Layout(net.home._replace(owner=name), shape, 1, net.working, check.blocks_of(X))
+    layout = Layout(net.home._replace(owner="X"), shape, 1, net.working, check.blocks_of(X))
     with quiet(net.xp, net.home.device):
         problem = prepare(targets, layout, options._replace(reduction="sum"), budget(max_memory))
         plan_chunks(net, 1, problem, max_memory)  # raises if `max_memory` is too small
@@ -54,14 +52,14 @@ def as_data(
 
 def check_held_out(net: Network, data: Data, max_memory: int | None) -> None:
     """Raise ValueError for the first row of validation inputs that counts and is not finite."""
-    bad = _bad_inputs(net, data, max_memory, "validation X")
+    bad = _bad_inputs(net, data, max_memory)
     if bad is not None:
         raise bad.error()
 
 
-def _bad_inputs(net: Network, data: Data, max_memory: int | None, name: str) -> BadValue | None:
+def _bad_inputs(net: Network, data: Data, max_memory: int | None) -> BadValue | None:
     with quiet(net.xp, net.home.device):
-        return first_not_finite(net.xp, name, data.X, data.problem.row_weight, budget(max_memory))
+        return first_not_finite(net.xp, "X", data.X, data.problem.row_weight, budget(max_memory))
 
 
 def first_flaw(net: Network, data: Data, max_memory: int | None) -> BadValue | None:
@@ -69,10 +67,10 @@ def first_flaw(net: Network, data: Data, max_memory: int | None) -> BadValue | N
     if data.unchecked is not None:
         targets, options = data.unchecked
         try:
-            as_data(net, "X", data.X, targets, options._replace(validate=True), max_memory)
+            as_data(net, data.X, targets, options._replace(validate=True), max_memory)
         except ValueError as error:
             return getattr(error, "bad", None)
-    return _bad_inputs(net, data, max_memory, "X")
+    return _bad_inputs(net, data, max_memory)
 
 
 def on_host(x: Array) -> list[float]:

@@ -12,6 +12,7 @@ import numpy as np
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.host import to_library
 from xpsoftmax._arguments.options import as_integer
+from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import Layer, Params
 from xpsoftmax._network.network import as_network
 from xpsoftmax._network.tensors import (
@@ -164,6 +165,9 @@ def load_state(
         raise unfit(path, f"something of the state is not there, {error}") from None
 
 
+@suggesting(
+    **dict.fromkeys(("interval", "period", "freq", "frequency", "save_freq", "save_every", "steps", "n"), "every=")
+)
 def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainStep], None]:
     """Make a callback of `train` that saves the state of the training, every so many steps.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from xpsoftmax._arguments.home import on_device, quiet
 from xpsoftmax._arguments.options import as_number, check_flag
-from xpsoftmax._arguments.suggestions import suggesting
+from xpsoftmax._arguments.suggestions import CLIPPING, PENALTY, RATE, suggesting
 from xpsoftmax._arguments.views import on_views
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.matching import check_matching
@@ -21,6 +21,12 @@ from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels import operations
 from xpsoftmax.kernels.rules import ADAM, ADAMW, MOMENTUM, NESTEROV, NESTEROV_VELOCITY, SGD, VELOCITY, Rule
+
+BETAS = {
+    **dict.fromkeys(("beta_1", "beta_2", "beta1", "beta2", "b1", "b2"), "betas=(beta_1, beta_2)"),
+    "epsilon": "eps=",
+    "params": "optimizer.init(params)",
+}
 
 LearningRate: TypeAlias = float | Callable[[int], float]
 
@@ -136,21 +142,20 @@ class Optimizer(ABC):
         """
         count, *kept = state
         rule, numbers = self.rule(self.rate(count), count + 1)
-        update = operations(params[0].weight, "auto").parameter_update
+        update = operations(params[0].weight, "auto").parameter_updates
         *vectors, slope = (vector_of(layers) if in_place else None for layers in (params, *kept, grads))
         if slope is not None and all(vector is not None for vector in vectors):
-            done = update(rule, vectors, slope, numbers, ok=ok, in_place=True)
+            (done,) = update(rule, [vectors], [slope], numbers, ok=ok, in_place=True)
             before = zip(done, vectors, (params, *kept), strict=True)
             params, *kept = (layers if new is old else parts_of(new, layers) for new, old, layers in before)
             return params, (count + 1, *kept)
-        after: list[list[Layer]] = [[] for _ in range(1 + len(kept))]
-        for i, slopes in enumerate(grads):
-            layers, kind = [params[i], *(layers[i] for layers in kept)], type(params[i])
-            weights = update(rule, [x.weight for x in layers], slopes.weight, numbers, ok=ok, in_place=in_place)
-            biases = update(rule, [x.bias for x in layers], slopes.bias, numbers, ok=ok, in_place=in_place)
-            for new, weight, bias in zip(after, weights, biases, strict=True):
-                new.append(kind(weight, bias))
-        return tuple(after[0]), (count + 1, *map(tuple, after[1:]))
+        *changed, slopes = ([array for layer in layers for array in layer] for layers in (params, *kept, grads))
+        updated = update(rule, list(zip(*changed, strict=True)), slopes, numbers, ok=ok, in_place=in_place)
+        params, *kept = (
+            tuple(type(layer)(*arrays[2 * i : 2 * i + 2]) for i, layer in enumerate(params))
+            for arrays in zip(*updated, strict=True)
+        )
+        return params, (count + 1, *kept)
 
     def rate(self, count: int) -> float:
         """Return the learning rate after so many updates; a function is called, and its number checked."""
@@ -237,7 +242,16 @@ class UncorrectedAdam(Adam):
         return ADAM, (rate, 1.0, b1, 1.0 - b1, b2, 1.0 - b2, self.eps)
 
 
-@suggesting(lr="learning_rate=")
+@suggesting(
+    **RATE,
+    **CLIPPING,
+    **dict.fromkeys((*PENALTY.split(), "decay"), "train(reg=...), the L2 penalty, or adamw(weight_decay=...)"),
+    nesterovs_momentum="nesterov=",
+    use_nesterov="nesterov=",
+    mu="momentum=",
+    beta="momentum=",
+    params="optimizer.init(params)",
+)
 def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:  # noqa: FBT001, FBT002
     r"""Gradient descent, with momentum if asked.
 
@@ -295,7 +309,7 @@ def sgd(learning_rate: LearningRate, momentum: float = 0.0, nesterov: bool = Fal
     return Sgd(_as_rate(learning_rate), momentum, bool(nesterov))
 
 
-@suggesting(lr="learning_rate=", beta_1="betas=", beta_2="betas=", b1="betas=", b2="betas=")
+@suggesting(**RATE, **CLIPPING, **BETAS, **dict.fromkeys((*PENALTY.split(), "decay"), "adamw(weight_decay=...)"))
 def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     r"""Adam: the size of the steps does not depend on the scale of the gradients.
 
@@ -347,7 +361,7 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     return _adam(learning_rate, betas, eps, 0.0)
 
 
-@suggesting(lr="learning_rate=", decay="weight_decay=")
+@suggesting(**RATE, **CLIPPING, **BETAS, **dict.fromkeys((*PENALTY.split(), "decay", "wd"), "weight_decay="))
 def adamw(
     learning_rate: LearningRate = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpsoftmax._network.chunks import Plan
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.ahead import NUMBERS_OF_A_RULE, numbers_ahead
+from xpsoftmax._train.clipping import Clipped
 from xpsoftmax._train.data import Data
 from xpsoftmax._train.losses import Losses, PendingLoss
 from xpsoftmax._train.optimizers import Optimizer
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 UPDATES = 1024
 """For how many updates the device has room for the numbers of the rule, and for the losses."""
+MOST_CHUNKS = 64
+"""Chunks of a batch at most: a captured step has about ten launches for each."""
 FIRST_AHEAD = 16
 """For how many updates the numbers are computed at first; then for twice as many: short trainings stay short."""
 
@@ -85,7 +89,7 @@ class ProgrammedSteps:
         runner = self._runners.get(batch.size)
         if runner is None:
             steps: Any = loop.steps
-            if len(steps.plan(batch.size).chunks) > 1:
+            if len(steps.plan(batch.size).chunks) > MOST_CHUNKS:
                 return None
             runner = self._new_runner(loop, batch.size)
         if not self._within:
@@ -132,7 +136,7 @@ class ProgrammedSteps:
                     named[f"{name}{i}" if k == 0 else f"{name}{i}.kept{k - 1}"] = array
         arrays = list(named.values())
         same = len(arrays) == len(self._bound) and all(a is b for a, b in zip(arrays, self._bound, strict=True))
-        before, rule = self._optimizer, rule_of(loop.optimizer)
+        before, rule, max_norm = self._optimizer, rule_of(loop.optimizer), max_norm_of(loop.optimizer)
         if not same:
             if not (self._runner.has_rule(rule) and all(array.flags.c_contiguous for array in arrays)):
                 return False
@@ -140,7 +144,7 @@ class ProgrammedSteps:
             self._bound, self._arrays = arrays, named | self._shared()
             self._losses = Losses(self._arrays["losses"])
             self._order, self._place, self._row = None, (-1, -1), 0
-        if not same or before is None or rule_of(before) != rule:
+        if not same or before is None or (rule_of(before), max_norm_of(before)) != (rule, max_norm):
             self._runners = {}
         if loop.optimizer is not before:
             self._ahead = FIRST_AHEAD
@@ -152,6 +156,7 @@ class ProgrammedSteps:
         data, xp = self._data, self._xp
         problem, options = data.problem, {"device": self._device}
         shared = {
+            "memory": xp.empty(0, dtype=xp.uint8, **options),
             "X": data.X,
             "targets": problem.targets,
             "row_weight": problem.row_weight,
@@ -169,18 +174,25 @@ class ProgrammedSteps:
     def _new_runner(self, loop: Loop, rows: int) -> Any:
         """Return a runner of a program for so many rows; its memory is allocated on the caller's stream."""
         self.leave()
-        self._runners[rows] = runner = self._runner(step_program(self._described(loop, rows)), self._arrays)
+        program = step_program(self._described(loop, rows))
+        if program.size > self._arrays["memory"].shape[0]:  # all programs use the same memory, one after the other
+            self._runners = {}
+            self._arrays["memory"] = self._xp.empty(program.size, dtype=self._xp.uint8, device=self._device)
+        self._runners[rows] = runner = self._runner(program, self._arrays)
         return runner
 
     def _described(self, loop: Loop, rows: int) -> Step:
         steps: Any = loop.steps
         problem = self._data.problem
+        plan = steps.plan(rows)
+        given = [self._data.X, *([problem.targets] if problem.targets.ndim == 2 else [])]
         return Step(
             rows=rows,
             all_rows=self._data.rows,
             sizes=self._sizes,
             activation=self._activation,
             dtype=self._dtype,
+            cast=any(dtype_name(array.dtype) != self._dtype for array in given),
             soft=problem.targets.ndim == 2,
             weighted=problem.counting is not None,
             class_weighted=problem.spec.class_weight is not None,
@@ -191,11 +203,14 @@ class ProgrammedSteps:
             z_loss=problem.spec.z_loss,
             rule=rule_of(loop.optimizer),
             kept=loop.optimizer.kept,
+            max_norm=max_norm_of(loop.optimizer),
+            chunk=rows_of_a_chunk(plan, rows),
+            spare=plan.spare,
         )
 
     def _send(self, loop: Loop, batch: RowBatch) -> None:
         """Send to the device what is not there yet. Nothing is waited for."""
-        if batch.order is not self._order:
+        if batch.size < self._data.rows and batch.order is not self._order:
             order = self._on_device(np.arange(self._data.rows)) if batch.order is None else batch.order
             self._arrays["order"][...] = order
             self._order = batch.order
@@ -225,6 +240,21 @@ class ProgrammedSteps:
         return self._xp.asarray(array, device=self._device)
 
 
+def rows_of_a_chunk(plan: Plan, rows: int) -> int:
+    """Return how many rows all chunks have, but for the last one, which may have fewer."""
+    first = plan.chunks[0]
+    return rows if first is None else int(first.stop)
+
+
 def rule_of(optimizer: Optimizer) -> Rule:
     """Return the rule of all updates of an optimiser: whatever the learning rate is, only its numbers change."""
     return optimizer.rule(0.0, 1)[0]
+
+
+def max_norm_of(optimizer: Optimizer) -> float | None:
+    """Return the bound of the norm of all gradients; None if there is none."""
+    bounds: list[float] = []
+    while isinstance(optimizer, Clipped):  # one may be clipped again
+        bounds.append(optimizer.max_norm)
+        optimizer = optimizer.optimizer
+    return min(bounds, default=None)

@@ -88,28 +88,26 @@ class TrainStep:
         self, epoch: int, step: int, loss: Any, params: Callable[[], Params], state: Callable[[], TrainState]
     ) -> None:
         self.epoch, self.step, self.loss = epoch, step, loss
-        self._params, self._state = params, state
-        self._expired = False
+        self._copies: tuple[Callable[[], Params], Callable[[], TrainState]] | None = (params, state)
 
     @property
     def params(self) -> Params:
         """The parameters after the step."""
-        self._check_present("params")
-        return self._params()
+        return self._present("params")[0]()
 
     @property
     def state(self) -> TrainState:
         """The state after the step."""
-        self._check_present("state")
-        return self._state()
+        return self._present("state")[1]()
 
-    def _check_present(self, name: str) -> None:
-        if self._expired:
+    def _present(self, name: str) -> tuple[Callable[[], Params], Callable[[], TrainState]]:
+        if self._copies is None:
             raise RuntimeError(f"{name} must be asked for while the callback runs: training has gone on since.")
+        return self._copies
 
     def _expire(self) -> None:
-        """Refuse parameters and state from now on: training goes on, and changes them."""
-        self._expired = True
+        """Refuse parameters and state from now on: training goes on, and changes them. Its memory is not held."""
+        self._copies = None
 
     def __repr__(self) -> str:
         return f"TrainStep(epoch={self.epoch}, step={self.step}, loss={self.loss})"

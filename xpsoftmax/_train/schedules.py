@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from xpsoftmax._arguments.options import as_integer, as_number
+from xpsoftmax._arguments.suggestions import RATE as NAMES_OF_RATE
+from xpsoftmax._arguments.suggestions import suggesting
 
 Schedule = Callable[[int], float]
+
+RATE = dict.fromkeys((*NAMES_OF_RATE, "learning_rate", "init_value", "initial_learning_rate"), "rate=")
+RATE.pop("rate")
 
 
 @dataclass(frozen=True)
 class _Constant:
     rate: float
 
-    def __call__(self, step: int) -> float:  # noqa: ARG002
+    def __call__(self, step: int) -> float:
+        _as_step(step)
         return self.rate
 
 
@@ -26,7 +33,11 @@ class _Step:
     factor: float
 
     def __call__(self, step: int) -> float:
-        return self.rate * self.factor ** (step // self.every)
+        drops = min(_as_step(step) // self.every, sys.maxsize)  # Python has no power with a larger exponent
+        try:
+            return self.rate * self.factor**drops
+        except OverflowError:  # of the power, which is then larger than any float
+            return math.inf if self.rate > 0.0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class _Cosine:
     final: float
 
     def __call__(self, step: int) -> float:
-        share = min(step, self.steps) / self.steps
+        share = min(_as_step(step), self.steps) / self.steps
         return self.final + (self.rate - self.final) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
@@ -47,10 +58,15 @@ class _WarmUp:
     start: float
 
     def __call__(self, step: int) -> float:
-        if step >= self.steps:
+        if _as_step(step) >= self.steps:
             return self.schedule(step - self.steps)
         share = step / self.steps
-        return (1.0 - share) * self.start + share * self.schedule(0)
+        return (1.0 - share) * self.start + share * as_number("schedule(0)", self.schedule(0))
+
+
+def _as_step(step: object) -> int:
+    """Check the number of updates made; a negative number would give a rate that no schedule has."""
+    return as_integer("step", step, low=0)
 
 
 def is_of_the_package(schedule: Schedule) -> bool:
@@ -60,6 +76,7 @@ def is_of_the_package(schedule: Schedule) -> bool:
     return type(schedule) in (_Constant, _Step, _Cosine)
 
 
+@suggesting(**RATE)
 def constant_schedule(rate: float) -> Schedule:
     """Keep the learning rate constant, for example after `warm_up_schedule`.
 
@@ -88,6 +105,11 @@ def constant_schedule(rate: float) -> Schedule:
     return _Constant(as_number("rate", rate))
 
 
+@suggesting(
+    **(RATE | {"step_size": "every="}),
+    **dict.fromkeys(("gamma", "decay_rate", "drop"), "factor="),
+    **dict.fromkeys(("steps", "decay_steps", "period"), "every="),
+)
 def step_schedule(rate: float, *, every: int, factor: float = 0.1) -> Schedule:
     """Multiply the learning rate by a factor every so many updates.
 
@@ -120,6 +142,11 @@ def step_schedule(rate: float, *, every: int, factor: float = 0.1) -> Schedule:
     return _Step(as_number("rate", rate), as_integer("every", every, low=1), as_number("factor", factor))
 
 
+@suggesting(
+    **RATE,
+    **dict.fromkeys(("T_max", "T", "decay_steps", "total_steps", "every", "epochs"), "steps="),
+    **dict.fromkeys(("eta_min", "min_lr", "lr_min", "alpha", "end"), "final="),
+)
 def cosine_schedule(rate: float, *, steps: int, final: float = 0.0) -> Schedule:
     r"""Let the learning rate fall along half a cosine.
 
@@ -158,6 +185,11 @@ def cosine_schedule(rate: float, *, steps: int, final: float = 0.0) -> Schedule:
     return _Cosine(as_number("rate", rate), as_integer("steps", steps, low=1), as_number("final", final))
 
 
+@suggesting(
+    **dict.fromkeys(("warmup", "warmup_steps", "num_warmup_steps", "transition_steps", "total_iters"), "steps="),
+    **dict.fromkeys(("start_factor", "warmup_start_lr", "init_lr"), "start="),
+    **dict.fromkeys((*RATE, "rate"), "xs.constant_schedule(rate), the first argument"),
+)
 def warm_up_schedule(schedule: Schedule, *, steps: int, start: float = 0.0) -> Schedule:
     """Let the learning rate grow linearly to the first rate of a schedule, then follow that schedule.
 

@@ -103,7 +103,7 @@ class RowBatches:
     def __init__(self, stepper: RowSteps, order: np.ndarray | None, batch_size: int) -> None:
         self.stepper, self.order, self.batch_size = stepper, order, batch_size
         self.all_at_once = batch_size >= stepper.rows
-        self.numbers = order if order is None or self.all_at_once else stepper.to_device(order)
+        self.numbers = None if order is None or self.all_at_once else stepper.to_device(order)
 
     def __len__(self) -> int:
         return self.stepper.batch_count(self.batch_size)

@@ -10,9 +10,10 @@ import numpy as np
 from array_api_compat import is_dask_array
 
 from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.naming import VALIDATION, named
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag, check_impl
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.suggestions import suggesting
+from xpsoftmax._arguments.suggestions import TRAINING, suggesting
 from xpsoftmax._arguments.tracing import check_concrete, layers_by_name
 from xpsoftmax._arguments.views import Entry, enter
 from xpsoftmax._network.layers import PairsOfArrays
@@ -26,18 +27,7 @@ from xpsoftmax._train.steps import RowSteps, activation_to_train, trained_networ
 from xpsoftmax._typing import Activation, Array, Impl, Reduction
 
 
-@suggesting(
-    lr="optimizer=xs.adam(learning_rate)",
-    learning_rate="optimizer=xs.adam(learning_rate)",
-    num_epochs="epochs=",
-    n_epochs="epochs=",
-    max_iter="epochs=",
-    seed="rng=",
-    random_state="rng=",
-    weight_decay="reg=, or optimizer=xs.adamw(weight_decay=...)",
-    l2="reg=",
-    alpha="reg=",
-)
+@suggesting(**TRAINING)
 def train(
     params: PairsOfArrays,
     X: Array,
@@ -235,15 +225,12 @@ def _prepared(
         raise TypeError("params must be arrays of numbers in memory, got dask arrays.")
     check_concrete(**layers_by_name(params))
     reg = as_number("reg", reg)
-    data = as_data(net, "X", X, targets, options, max_memory)
+    data = as_data(net, X, targets, options, max_memory)
     held_out = None
     if validation is not None:
-        try:
-            held_out = as_data(net, "validation", *validation, options._replace(sample_weight=None), max_memory)
+        with named(VALIDATION):
+            held_out = as_data(net, *validation, options._replace(sample_weight=None), max_memory)
             check_held_out(net, held_out, max_memory)
-        except (TypeError, ValueError) as error:
-            error.add_note("It is about the validation data.")
-            raise
     generator = as_generator("rng", rng)
     batch_size = min(batch_size, data.rows)
     steps = RowSteps(net, data, reg, options.reduction, max_memory)

@@ -195,7 +195,7 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
             )
     except ValueError as error:
         return Block(sizes, bad_row(error))
-    return Block(sizes, None, sums.partial(net), bool(net.xp.any(sums.row_weight != 0.0)))
+    return Block(sizes, None, sums.partial(net), sums.has_rows(net))
 
 
 def check_labels_of_block(
@@ -214,7 +214,6 @@ def check_block(
     targets: Array,
     weight: Array | None = None,
     *,
-    called: str,
     classes: int,
     options: LossOptions,
     working: DType,
@@ -229,7 +228,7 @@ def check_block(
         return Block(sizes, problem)
     xp = array_namespace(X)
     with one_thread(), quiet(xp, home_of(X)):
-        return Block(sizes, first_not_finite(xp, called, X, problem.row_weight, budget(max_memory)))
+        return Block(sizes, first_not_finite(xp, "X", X, problem.row_weight, budget(max_memory)))
 
 
 def _checked_problem(

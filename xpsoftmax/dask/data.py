@@ -7,6 +7,7 @@ from typing import Any
 
 from array_api_compat import is_dask_array
 
+from xpsoftmax._arguments.naming import VALIDATION, named
 from xpsoftmax._train.data import Data, as_data, check_held_out
 from xpsoftmax.dask import graph
 from xpsoftmax.dask.blocks import Block, Model, UnequalRows, check_block, check_labels_of_block
@@ -26,9 +27,9 @@ def checked_sizes(scheduler: Scheduler, model: Model, data: Partitions) -> tuple
     return _sizes_of(data, total)
 
 
-def check_all_blocks(scheduler: Scheduler, model: Model, data: Partitions, called: str) -> Block:
-    """Check labels, weights and inputs; return the result of all blocks. Messages name the inputs `called`."""
-    rules = _rules(model) | {"called": called, "max_memory": model.max_memory}
+def check_all_blocks(scheduler: Scheduler, model: Model, data: Partitions) -> Block:
+    """Check labels, weights and inputs; return the result of all blocks."""
+    rules = _rules(model) | {"max_memory": model.max_memory}
     found: Block = scheduler.compute(graph.tree_sum(graph.each_block(check_block, data.pairs, **rules)))
     return found
 
@@ -65,14 +66,11 @@ def blocks_of_a_step(blocks_per_step: int | None, batch_size: int | None, sizes:
 
 def as_held_out(scheduler: Scheduler, model: Model, X: Any, targets: Any) -> Data | Partitions:
     """Check validation data: dask arrays, or arrays in memory, which the client evaluates."""
-    try:
+    with named(VALIDATION):
         if not is_dask_array(X):
-            held_out = as_data(model.network, "validation", X, targets, model.options, model.max_memory)
+            held_out = as_data(model.network, X, targets, model.options, model.max_memory)
             check_held_out(model.network, held_out, model.max_memory)
             return held_out
         data = graph.as_partitions(model, X, targets, None)
-        _sizes_of(data, check_all_blocks(scheduler, model, data, "validation X"))
-    except (TypeError, ValueError) as error:
-        error.add_note("It is about the validation data.")
-        raise
+        _sizes_of(data, check_all_blocks(scheduler, model, data))
     return data

@@ -166,7 +166,7 @@ class BlockSteps:
             return first_flaw(self.network, data, self.model.max_memory)
         model = replace(self.model, options=self.model.options._replace(validate=True))
         try:
-            found = check_all_blocks(self.scheduler, model, self.data if data is None else data, "X").flaw
+            found = check_all_blocks(self.scheduler, model, self.data if data is None else data).flaw
         except ClusterError:
             return None
         except ValueError as error:  # about a class weight
@@ -174,15 +174,17 @@ class BlockSteps:
         return found if isinstance(found, BadValue) else None
 
 
-def evaluate_block(X: Array, targets: Array, *, model: Model, reduction: Reduction) -> Block:
+def evaluate_block(
+    X: Array, targets: Array, weight: Array | None = None, *, model: Model, reduction: Reduction
+) -> Block:
     """Return the sums of losses and of correct labels of a block."""
-    sizes, flaw = (int(X.shape[0]),), unequal_rows(X, targets, None)
+    sizes, flaw = (int(X.shape[0]),), unequal_rows(X, targets, weight)
     if flaw is not None:
         return Block(sizes, flaw)
     if sizes == (0,):
         return Block(sizes, None, Evaluation(0.0, 0.0, 0.0, 0))
     net = replace(model.network, dtype=X.dtype)
     with one_thread(), quiet(net.xp, net.home.device):
-        data = as_data(net, "validation", X, targets, model.options._replace(reduction=reduction))
+        data = as_data(net, X, targets, model.options._replace(reduction=reduction, sample_weight=weight))
         loss, total, correct, counted = evaluation(net, data, reduction, model.max_memory, None)
         return Block(sizes, None, Evaluation(float(loss), float(total), float(correct), counted))

@@ -10,7 +10,7 @@ from typing import Any
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice, check_flag
 from xpsoftmax._arguments.problem import LossOptions
-from xpsoftmax._arguments.suggestions import suggesting
+from xpsoftmax._arguments.suggestions import TRAINING, suggesting
 from xpsoftmax._network.layers import PairsOfArrays, with_activation
 from xpsoftmax._train.optimizers import Optimizer
 from xpsoftmax._train.records import TrainResult, TrainStep
@@ -26,14 +26,7 @@ from xpsoftmax.dask.data import as_held_out, blocks_of_a_step, checked_sizes
 from xpsoftmax.dask.steps import BlockSteps
 
 
-@suggesting(
-    lr="optimizer=xs.adam(learning_rate)",
-    learning_rate="optimizer=xs.adam(learning_rate)",
-    num_epochs="epochs=",
-    n_epochs="epochs=",
-    seed="rng=",
-    random_state="rng=",
-)
+@suggesting(**TRAINING)
 def train(
     params: PairsOfArrays,
     X: Array,

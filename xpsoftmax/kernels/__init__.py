@@ -29,8 +29,8 @@ OPERATIONS = (
     "sum_of_rows",
     "bias_activation",
     "activation_backward",
-    "weight_penalty",
-    "parameter_update",
+    "weight_penalties",
+    "parameter_updates",
 )
 
 
@@ -51,11 +51,16 @@ def _for_torch() -> Any:
     return module
 
 
+_views_of_jax = cache(lambda: import_module("xpsoftmax.kernels.jax.views"))
+
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
     Backend("numpy", lambda array: isinstance(array, (np.ndarray, np.generic)), lambda: numpy_kernels),
     Backend("cupy", is_cupy_array, cache(lambda: import_module("xpsoftmax.kernels.cuda.launcher"))),
     Backend("torch", is_torch_array, _for_torch),
+    # Before a kernel is selected, the argument checks read JAX arrays in host memory as NumPy arrays. This backend says
+    # why others are not read so.
+    Backend("jax", is_jax_array, lambda: _views_of_jax().backend),
 )
 
 # The generic arithmetic with derivative rules, for libraries that differentiate what they compute. A module here stands
@@ -165,6 +170,14 @@ def operations(array: Array, impl: Impl) -> Operations:
 def _of_numpy(impl: Impl, backends: tuple[Backend, ...]) -> Operations:  # noqa: ARG001
     """Cached: look-up time matters in small calls. NumPy arrays of all dtypes have the same kernels."""
     return Operations(np.empty((0, 1)), impl)
+
+
+def host_views(impl: Impl, *arrays: Array | None) -> Any:
+    """Return the module that reads these JAX arrays as NumPy arrays (`kernels/jax/views.py`); None if it cannot."""
+    if impl == "generic" or not is_jax_array(arrays[0]):
+        return None
+    views = _views_of_jax()
+    return views if views.refusal(*arrays) is None else None
 
 
 def _generic(operation: str, logits: Array) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ except ImportError as error:
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from xpsoftmax._arguments.suggestions import suggesting
+from xpsoftmax._arguments.suggestions import EPOCHS, HELD_OUT, PENALTY, RANDOM, RATE, SIZES, suggesting
 from xpsoftmax._network.layers import Params
 from xpsoftmax._typing import Activation
 from xpsoftmax.sklearn import fitting
@@ -166,14 +166,21 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     """
 
     @suggesting(
-        hidden="hidden_layer_sizes=",
-        lr="learning_rate_init=",
-        epochs="max_iter=",
-        n_epochs="max_iter=",
-        optimizer="solver=",
-        reg="alpha=",
-        rng="random_state=",
-        seed="random_state=",
+        **dict.fromkeys((*SIZES.split(), "sizes"), "hidden_layer_sizes="),
+        **dict.fromkeys(RATE, "learning_rate_init="),
+        **dict.fromkeys(("epochs", *EPOCHS.split()), "max_iter="),
+        **dict.fromkeys((*PENALTY.replace(" alpha", "").split(), "reg"), "alpha="),
+        **dict.fromkeys(("rng", *RANDOM), "random_state="),
+        **dict.fromkeys(HELD_OUT.replace(" validation_split", "").split(), "fit(X, y, X_val=..., y_val=...)"),
+        **dict.fromkeys(("optimizer", "optim", "opt"), "solver="),
+        **dict.fromkeys(("betas", "beta1", "beta2"), "beta_1= and beta_2="),
+        validation_split="validation_fraction=",
+        sample_weight="fit(X, y, sample_weight)",
+        patience="n_iter_no_change=",
+        C="alpha=, which is 1 / C",
+        nesterov="nesterovs_momentum=",
+        eps="epsilon=",
+        progress="verbose=",
     )
     def __init__(
         self,
@@ -240,6 +247,13 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         tags.input_tags.sparse = True
         return tags
 
+    @suggesting(
+        **dict.fromkeys((*HELD_OUT.replace(" X_val y_val", "").split(), "validation"), "X_val= and y_val="),
+        **dict.fromkeys(("epochs", *EPOCHS.split()), "MLPClassifier(max_iter=...)"),
+        batch_size="MLPClassifier(batch_size=...)",
+        verbose="MLPClassifier(verbose=...)",
+        class_weight="MLPClassifier(class_weight=...)",
+    )
     def fit(
         self,
         X: Any,
@@ -268,9 +282,10 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
         sample_weight : array or array-like, (N,), optional
             Finite and not negative. It and `y` may be of any library: they are brought to where `X` is.
         X_val, y_val, sample_weight_val : array or array-like, optional
-            Validation data, as `X`, `y` and `sample_weight`; the labels must be among those of `y`, and there are none
-            beside dask arrays. Their loss goes to `validation_loss_curve_`. With `early_stopping` they take the place
-            of the rows that would be held out: all rows of `X` are learnt from.
+            Validation data, as `X`, `y` and `sample_weight`; the labels must be among those of `y`. Beside dask arrays
+            they are dask arrays, in any blocks, or in memory; `X_val` of dask is read once before the first step, to
+            check it. Their loss goes to `validation_loss_curve_`. With `early_stopping` they take the place of the rows
+            that would be held out: the model is fitted to all rows of `X`.
 
         Returns
         -------

@@ -19,7 +19,7 @@ from xpsoftmax._network.network import as_network
 from xpsoftmax._typing import Array
 from xpsoftmax.sklearn.checks import is_overflow
 from xpsoftmax.sklearn.fitted import Record, all_or_nothing, params_of, set_fitted, set_fitted_classes
-from xpsoftmax.sklearn.inputs import block_of, checked_inputs, current_device, labels_in_memory
+from xpsoftmax.sklearn.inputs import block_of, checked_inputs, current_device, labels_in_memory, stand_in_for
 from xpsoftmax.sklearn.labels import are_sorted, encode, shortened
 from xpsoftmax.sklearn.lbfgs import minimise
 from xpsoftmax.sklearn.parameters import as_random_state, check_dtype, check_parameters, check_sizes
@@ -54,7 +54,7 @@ def fit(
         X, y, sample_weight = labels_in_memory(X, y, sample_weight)
         known = None if first else model.classes_
         targets = _checked_targets(X, y, classes, known, incremental=incremental)
-        weight = as_sample_weight(sample_weight, _stand_in(X))
+        weight = as_sample_weight(sample_weight, stand_in_for(X))
         sizes = (X.shape[1], *hidden, len(targets.classes))
         if not first:
             check_sizes(model, sizes)
@@ -63,8 +63,7 @@ def fit(
         layers = initial_layers(rng, sizes, model.activation, block_of(X)) if first else params_of(model)
         net = as_network(with_activation(layers, model.activation), None)
         record = Record() if first else Record.of(model)
-        rows = checked_validation(model, X, validation, targets.classes)
-        rows = None if rows is None else (rows[0], net.xp.asarray(rows[1], device=net.home.device), rows[2])
+        rows = checked_validation(model, net, X, validation, targets.classes)
         probabilities = targets.values if targets.values.ndim == 2 else None
         learnt = net.layers, record._state, record._best
         impl = "generic" if model.solver == "lbfgs" else "auto"  # which refuses tensors
@@ -74,7 +73,7 @@ def fit(
             targets = targets._replace(values=probabilities)
         net = as_network(layers, None)
         steps, held_out = prepare_steps(model, net, X, targets, weight, rng, rows)
-        watched = None if rows is None else validation_data(model, net, rows, class_weights(model, net, targets))
+        watched = None if rows is None else validation_data(model, net, rows, class_weights(model, net, targets), steps)
         record.expect_validation(given=watched is not None)
         with quiet(net.xp, net.home.device), _naming_bad_inputs(X, steps):
             if model.solver == "lbfgs":
@@ -113,11 +112,6 @@ def _known_classes(given: np.ndarray | None, before: np.ndarray | None) -> np.nd
             f"classes must be the same as on the first call to partial_fit, {before}, got {shortened(classes)}.{HINT}"
         )
     return before
-
-
-def _stand_in(X: Array) -> Array:
-    """Return a dense array in memory of the shape and dtype of a dask array or sparse matrix; others as they are."""
-    return np.broadcast_to(np.zeros((), X.dtype), X.shape) if is_dask_array(X) else block_of(X)
 
 
 def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) -> Params:

@@ -12,13 +12,12 @@ from xpsoftmax._arguments.caller import warn
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._network.vectors import parts_of
-from xpsoftmax._train.data import Data
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax.sklearn.checks import INTERRUPTED, diverged, finite_layers
 from xpsoftmax.sklearn.fitted import Record, print_if_verbose, record_validation_loss
 
 
-def minimise(model: Any, steps: Any, record: Record, watched: Data | None = None) -> Params:
+def minimise(model: Any, steps: Any, record: Record, watched: Any = None) -> Params:
     """Minimise the loss of all rows; return the weights of the last iteration.
 
     The loss of `watched`, validation data, is recorded after each.

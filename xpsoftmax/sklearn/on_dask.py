@@ -98,6 +98,12 @@ def as_steps(
     return BlockSteps(model, data, sizes, alpha, "mean", blocks, Scheduler(X, model), averaged=True)
 
 
+def as_validation(steps: BlockSteps, X: Array, codes: np.ndarray, weight: np.ndarray | None) -> graph.Partitions:
+    """Return validation data in the blocks of its inputs, all of which are looked at now."""
+    check_inputs(steps.scheduler, X)
+    return graph.as_partitions(steps.model, X, _beside(codes, X), None if weight is None else _beside(weight, X))
+
+
 def _beside(values: np.ndarray, X: Array) -> Array:
     """Return numbers of the host as a dask array with the blocks and the device of X."""
     lazy = da.from_array(values, chunks=(X.chunks[0],))

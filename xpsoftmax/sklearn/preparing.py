@@ -72,7 +72,7 @@ def _steps_in_memory(
     if parts is not None:
         (X, y, weight), held_out = (_select(net, (X, y, weight), part) for part in parts)
     class_weight = None if class_weight is None else xp.asarray(class_weight, **options)
-    data = as_data(net, "X", X, y, LossOptions(class_weight, weight, None, model.label_smoothing), model.max_memory)
+    data = as_data(net, X, y, LossOptions(class_weight, weight, None, model.label_smoothing), model.max_memory)
     if data.counts is not None and not data.counts.any():
         _refuse_weights(model, weight, "to learn from")
     if held_out is not None and held_out[2] is not None and not bool(xp.any(held_out[2] != 0.0)):

@@ -16,7 +16,6 @@ from xpsoftmax._arguments.caller import warn
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import as_network
-from xpsoftmax._train.data import Data
 from xpsoftmax._train.interrupts import Interrupted, interrupts
 from xpsoftmax._train.loop import Loop, NotFiniteError
 from xpsoftmax._train.optimizers import Optimizer, UncorrectedAdam, VelocitySgd
@@ -36,7 +35,7 @@ def fit_epochs(
     held_out: Rows | None,
     rng: Any,
     record: Record,
-    watched: Data | None = None,
+    watched: Any = None,
     *,
     incremental: bool,
 ) -> Params:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import signal
 import threading
 import warnings
@@ -17,9 +18,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import cupy
+import numpy as np
 
 from xpsoftmax._typing import Array
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import table_plan
 from xpsoftmax.kernels.cuda.products import PlainProducts, Products, can_be_captured
 from xpsoftmax.kernels.cuda.steps import bound
 from xpsoftmax.kernels.rules import Rule
@@ -49,7 +51,7 @@ class Runner:
             self._workplace = _workplace_on(device)
             self._arrays = dict(arrays)
             for name, buffer in program.buffers.items():
-                self._arrays[name] = cupy.zeros(buffer.shape, buffer.dtype)
+                self._arrays[name] = _view(self._arrays["memory"], *buffer)
             self._operations = [self._bound(operation) for operation in program.operations]
         self._runs = 0
         self._graph: Any = None
@@ -57,7 +59,7 @@ class Runner:
     @staticmethod
     def has_rule(rule: Rule) -> bool:
         """Whether there is a kernel for this update rule."""
-        return rule in plan.RULES
+        return rule in table_plan.RULES
 
     @staticmethod
     def in_order(device: Any) -> AbstractContextManager[None]:
@@ -101,6 +103,11 @@ class Runner:
             warnings.warn(f"A step of training could not be captured: {error}", RuntimeWarning, stacklevel=2)
             self._runs += 1  # the capture is not tried again
             return None
+
+
+def _view(memory: Array, shape: tuple[int, ...], dtype: str, offset: int) -> Array:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
 def _graph_of(stream: Any, work: Callable[[], None]) -> Any:
