@@ -21,7 +21,6 @@ import pytest
 from program_reference import ReferenceRunner, is_within
 
 import xpsoftmax as xs
-from xpsoftmax import kernels
 from xpsoftmax._train.loop import Loop
 from xpsoftmax._train.optimizers import VelocitySgd
 from xpsoftmax._train.programmed import ProgrammedSteps
@@ -43,13 +42,11 @@ OPTIMIZERS = {
 
 
 @pytest.fixture
-def cp(monkeypatch):
+def cp():
     cupy = sys.modules.get("cupy")
     if cupy is None or not hasattr(cupy, "cuda"):
         pytest.skip("neither CuPy nor what stands in for it is here: nox -s stand_in")
-    (backend,) = (backend for backend in kernels.BACKENDS if backend.name == "cupy")
     if getattr(cupy, "stands_in", False):
-        monkeypatch.setattr(backend.load(), "Runner", ReferenceRunner, raising=False)
         ReferenceRunner.latest.clear()
         ReferenceRunner.runs = ReferenceRunner.made = ReferenceRunner.entered = 0
     elif not cupy.cuda.is_available():
@@ -657,7 +654,10 @@ def test_a_progress_bar(cp):
     assert_alike(found, trained(np, params, X, y, optimizer=xs.sgd(0.1)))
 
 
-def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch):
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("max_memory", [None, 700])
+@pytest.mark.parametrize("name", ["constant", "ahead", "of the user"])
+def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch, room, name, max_memory, watched):
     if not getattr(cp, "stands_in", False):
         pytest.skip("on a GPU: test_nothing_waits_for_the_device_within_an_epoch")
     run = Loop.run
@@ -672,5 +672,13 @@ def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
     X, y = data()
     kept = []
-    trained(cp, params, X, y, optimizer=xs.adam(0.1), callback=lambda step: kept.append(step.loss))
-    assert len(kept) == ReferenceRunner.runs == STEPS
+    given = np.ones(ROWS)
+    given[:10] = 0  # in some batches of two no row counts
+    rate = {"constant": 0.1, "ahead": xs.cosine_schedule(0.1, steps=9), "of the user": lambda step: 0.1 / (1 + step)}
+    options = {"optimizer": xs.clip_by_global_norm(xs.adam(rate[name]), 0.1), "sample_weight": given, "batch_size": 2}
+    callback = (lambda step: kept.append(step.loss)) if watched else None
+    found = trained(cp, params, X, y, max_memory=max_memory, callback=callback, **options)
+    losses = found.history["loss"]
+    assert np.isnan(losses).any()
+    assert ReferenceRunner.runs == np.isfinite(losses).sum()
+    assert len(kept) == (len(losses) if watched else 0)
