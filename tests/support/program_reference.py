@@ -123,6 +123,7 @@ class ReferenceRunner:
             shares[...] = weights / total
 
     def product(self, left, right, out, *, transposed, spare=None):
+        assert not any(np.shares_memory(out, array) for array in (left, right)), "cuBLAS writes while it reads"
         before = 0 if spare is None else out
         out[...] = before + (left.T if transposed == "left" else left) @ (right.T if transposed == "right" else right)
 
