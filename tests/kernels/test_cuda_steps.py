@@ -9,6 +9,8 @@ import gc
 import itertools
 import signal
 import sys
+import threading
+import weakref
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -154,6 +156,13 @@ VARIANTS = {
     "all rows, weights of a sum": {"rows": N, "weighted": True, "mean": False},
     "all rows, soft": {"rows": N, "soft": True, "class_weighted": True, "weighted": True},
     "a loss in parts": {"sizes": (plan.TOTAL_PART, plan.TOTAL_PART // 4, 2), "reg": 0.1, "dtype": "float32"},
+    "chunks": {"chunk": 3},
+    "chunks of a row": {"chunk": 1, "sizes": (5, 6, 4, 3), "spare": 100, "activation": ACTIVATIONS["gelu"], "reg": 0.1},
+    "chunks with weights": {"chunk": 3, "weighted": True, "reg": 0.1, "averaged": True, "spare": 100},
+    "chunks of a weighted sum": {"chunk": 2, "weighted": True, "mean": False, "dtype": "float32", "spare": 1},
+    "chunks of soft targets": {"chunk": 3, "soft": True, "class_weighted": True, "max_norm": 0.1},
+    "chunks of all rows": {"chunk": 5, "rows": N, "weighted": True},
+    "many layers": {"sizes": (5, 6, 4, 6, 6, 4, 3), "activation": ACTIVATIONS["tanh"], "chunk": 3},
     "clipped": {"max_norm": 0.1, "reg": 0.1, "dtype": "float32"},
     "not clipped": {"max_norm": 1e3},
     "clipped in parts": {"max_norm": 0.1, "sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3)},
@@ -257,6 +266,66 @@ def test_the_streams_wait_for_each_other(recorder, runner, nvmath, rng):
     recorder.order.clear()
     run(made)
     assert recorder.order == [*around[0], ("graph", 101), *around[1]]
+
+
+def test_the_stream_of_the_caller_may_be_any(recorder, runner, nvmath, rng):
+    """Many steps may be made in one order of the streams, and the caller's is the current one again afterwards."""
+    arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
+    made = runner(step_program(STEP), arrays)
+    run(made)
+    run(made)
+    recorder.order.clear()
+    recorder.stream = 9
+    with made.in_order(Array.device):
+        assert recorder.stream == 101
+        made.run()
+        made.run()
+    assert recorder.stream == 9
+    graphs = [("graph", 101)] * 2
+    assert recorder.order == [("record", 9), ("wait", 101), *graphs, ("record", 101), ("wait", 9)]
+    recorder.order.clear()
+    with pytest.raises(KeyError), made.in_order(Array.device):
+        raise KeyError
+    assert recorder.order[-2:] == [("record", 101), ("wait", 9)]
+    assert recorder.stream == 9
+
+
+def test_each_thread_has_a_stream_and_a_handle_until_it_ends(recorder, runner, nvmath, rng):
+    places = []
+
+    def step():
+        arrays = {name: array(value) for name, value in arrays_of(STEP, np.random.default_rng(0)).items()}
+        with Array.device:
+            made, again = runner(step_program(STEP), arrays), runner(step_program(STEP), arrays)
+        assert made._workplace is again._workplace
+        places.append(weakref.ref(made._workplace))
+
+    for _ in range(2):
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+        gc.collect()
+    assert [place() for place in places] == [None, None]
+    assert recorder.order.count(("destroy", 1)) == 2
+    step()
+    assert places[2]() is not None
+
+
+def test_threads_capture_one_after_the_other(recorder, runner):
+    undisturbed, entered = recorder.modules["capture"]._undisturbed, []
+
+    def other():
+        with undisturbed():
+            entered.append(gc.isenabled())
+
+    thread = threading.Thread(target=other)
+    with undisturbed():
+        thread.start()
+        thread.join(0.2)
+        assert entered == []
+    thread.join()
+    assert entered == [False]
+    assert gc.isenabled()
 
 
 def test_nothing_is_launched_beside_a_graph(recorder, runner, nvmath, rng):
@@ -409,6 +478,19 @@ def wrong_update(change) -> bool:
     return False
 
 
+def wrong_sums(change) -> bool:
+    """Sums that are added to what is there, and sums that are not."""
+    x = np.arange(35.0).reshape(7, 5)
+    for added in (False, True):
+        sums = np.full(6, 100.0)
+        pairs = [(plan.Matrix(cpu.address(x), 7, 5, 5, "float64"), cpu.address(sums))]
+        (launch,) = table_plan.sum_of_rows_launches(pairs, added=added)
+        cpu.run(launch, change=change)
+        if not np.array_equal(sums, [*(x.sum(axis=0) + 100 * added), 100]):
+            return True
+    return False
+
+
 def wrong_clip(change) -> bool:
     """Norms of vectors of several parts, with entries whose squares overflow or underflow, and close to such."""
     rng = np.random.default_rng(0)
@@ -456,6 +538,9 @@ def wrong_clip(change) -> bool:
         (wrong_weigh, ("is_finite(total) ? weights[i] / total : Limits<Scalar>::nan()", "weights[i] / total")),
         (wrong_weigh, ("*strength = reg / total", "*strength = reg")),
         (wrong_weigh, ("shares != nullptr && i < rows", "shares != nullptr && i < rows - 1")),
+        (wrong_sums, ("added ? *sums +", "true ? *sums +")),
+        (wrong_sums, ("added ? *sums +", "false ? *sums +")),
+        (wrong_sums, ("|| j >= units", "")),
         (wrong_clip, ("size > Scales<Real>::least_large()", "false")),
         (wrong_clip, ("size < Scales<Real>::largest_small()", "false")),
         (wrong_clip, ("x < 0 ? -x : x", "x")),

@@ -25,6 +25,7 @@ from xpsoftmax import kernels
 from xpsoftmax._train.loop import Loop
 from xpsoftmax._train.optimizers import VelocitySgd
 from xpsoftmax._train.programmed import ProgrammedSteps
+from xpsoftmax._train.programs import ALIGNMENT
 from xpsoftmax.kernels.activations import ACTIVATIONS
 
 ROWS, FEATURES, CLASSES = 23, 6, 4
@@ -49,6 +50,7 @@ def cp(monkeypatch):
     (backend,) = (backend for backend in kernels.BACKENDS if backend.name == "cupy")
     if getattr(cupy, "stands_in", False):
         monkeypatch.setattr(backend.load(), "Runner", ReferenceRunner, raising=False)
+        ReferenceRunner.latest.clear()
         ReferenceRunner.runs = ReferenceRunner.made = ReferenceRunner.entered = 0
     elif not cupy.cuda.is_available():
         pytest.skip("no GPU")
@@ -102,6 +104,43 @@ def test_every_optimizer(cp, name):
     assert found.state.optimizer[0] == STEPS
     if getattr(cp, "stands_in", False):
         assert ReferenceRunner.runs == STEPS
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "uint64", "int64"])
+def test_labels_of_every_dtype(cp, dtype):
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    y = y.astype(dtype)
+    options = {"optimizer": xs.sgd(0.1), "ignore_index": 1}
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_weights_that_are_not_contiguous(cp):
+    """Transposed weights, as PyTorch keeps them; the state of a training resumed has them, too."""
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    wanted = trained(np, params, X, y, optimizer=xs.adam(0.1))
+    transposed = [xs.Layer(cp.asarray(layer.weight.T.copy()).T, cp.asarray(layer.bias)) for layer in params]
+    options = {"optimizer": xs.adam(0.1), "batch_size": 5, "rng": 3}
+    first = xs.train(transposed, cp.asarray(X), cp.asarray(y), epochs=2, **options)
+    kept = [tuple(xs.Layer(cp.asarray(a.weight.get().T.copy()).T, a.bias) for a in layers) for layers in
+            first.state.optimizer[1:]]  # fmt: skip
+    state = first.state._replace(optimizer=(first.state.optimizer[0], *kept))
+    assert_alike(xs.train(transposed, cp.asarray(X), cp.asarray(y), epochs=4, resume=state, **options), wanted)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_inputs_that_are_not_contiguous_are_left_to_the_loop(cp):
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.adam(0.1), "epochs": 4, "batch_size": 5, "rng": 3}
+    found = xs.train(xs.to_namespace(params, cp), cp.asarray(X.T.copy()).T, cp.asarray(y), **options)
+    assert_alike(found, trained(np, params, X, y, optimizer=xs.adam(0.1)))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 0
 
 
 def weights(n, seed=5):
@@ -162,6 +201,26 @@ def test_parameters_of_16_bits(cp):
     X, y = data("float16")
     options = {"optimizer": xs.sgd(0.1, 0.5)}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options), eps=2e-3)
+
+
+def test_parameters_of_bfloat16(cp):
+    """NumPy has none: the same numbers in float32 are trained there."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    X, y = data("float32")
+    X = X.astype(bfloat16)
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float32)
+    params = [[array.astype(bfloat16) for array in layer] for layer in params]
+    of_numpy = [xs.Layer(*(array.astype("float32") for array in layer)) for layer in params]
+    wanted = trained(np, of_numpy, X.astype("float32"), y, optimizer=xs.adam(0.02))
+    of_cupy = tuple(xs.Layer(*map(cp.asarray, layer)) for layer in params)
+    options = {"optimizer": xs.adam(0.02), "epochs": 4, "batch_size": 5, "rng": 3}
+    found = xs.train(of_cupy, cp.asarray(X), cp.asarray(y), **options)
+    np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-5)
+    for a, b in zip(on_host(found), on_host(wanted), strict=True):
+        assert a.dtype == bfloat16
+        np.testing.assert_allclose(a.astype("float32"), b, rtol=2**-8)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
 
 
 def test_batches_in_which_no_row_counts(cp):
@@ -233,13 +292,79 @@ def test_gradients_are_clipped(cp, optimizer, max_norm, again):
         assert ReferenceRunner.runs == STEPS
 
 
-def test_steps_that_are_left_to_the_loop(cp):
+CHUNKED = {
+    "plain": {},
+    "penalty": {"reg": 0.1},
+    "weights": {"sample_weight": np.where(np.arange(ROWS) % 4, np.linspace(0.5, 2, ROWS), 0), "reg": 0.1},
+    "a sum": {"sample_weight": np.linspace(0.5, 2, ROWS), "reduction": "sum"},
+    "ignored labels": {"ignore_index": 2},
+    "class weights": {"class_weight": np.linspace(0.5, 2, CLASSES), "label_smoothing": 0.1},
+    "clipped": {"optimizer": xs.clip_by_global_norm(xs.adam(xs.cosine_schedule(0.05, steps=9)), 0.1)},
+    "slopes": {"activation": "gelu"},
+}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("batch_size", "max_memory"), [(10, 1300), (10, 1700), (23, 1900)])
+@pytest.mark.parametrize("name", CHUNKED)
+def test_batches_in_chunks(cp, name, batch_size, max_memory, soft):
+    """A batch that does not fit in `max_memory` passes in parts; the last part may be shorter."""
+    params = xs.init_params((FEATURES, 5, 3, CLASSES), rng=1, dtype=np.float64)
+    X, y = data(soft=soft)
+    options = {"optimizer": xs.sgd(0.02, 0.5), "batch_size": batch_size, **CHUNKED[name]}
+    if soft and "ignore_index" in options:
+        return
+    if "sample_weight" in options:
+        X[options["sample_weight"] == 0] = np.nan
+    assert_alike(trained(cp, params, X, y, max_memory=max_memory, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 4 * -(-ROWS // batch_size)
+        (largest,) = (runner for runner in ReferenceRunner.latest if runner.rows == batch_size)
+        assert 1 < largest.chunks <= batch_size
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "gelu"])
+@pytest.mark.parametrize("hidden", [(), (40,), (40, 30), (30,) * 5, (60, 5, 5, 5, 5, 5, 5)])
+def test_programs_keep_within_the_memory_of_a_step(cp, hidden, activation, soft, weighted):
+    """What they need beside the gradients, and the rows of the batch that the loop holds, is at most `max_memory`."""
+    if not getattr(cp, "stands_in", False):
+        pytest.skip("a matter of numbers")
+    rows, classes = 300, 12
+    params = xs.init_params((20, *hidden, classes), rng=1, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 20)).astype("f4")
+    y = rng.dirichlet(np.ones(classes), rows).astype("f4") if soft else rng.integers(classes, size=rows)
+    options = {"sample_weight": rng.uniform(0.5, 2, rows).astype("f4")} if weighted else {}
+    chunks = set()
+    for max_memory in (30_000, 60_000, 120_000, 500_000):
+        ReferenceRunner.latest.clear()
+        trained(
+            *(cp, params, X, y),
+            optimizer=xs.sgd(0.1),
+            epochs=1,
+            batch_size=200,
+            activation=activation,
+            max_memory=max_memory,
+            **options,
+        )
+        for runner in ReferenceRunner.latest:
+            held = runner.rows * (20 + (classes if soft else 2) + 1 + 3 * weighted) * 4
+            gradients = sum(array.size for layer in params for array in layer) * 4
+            small = ALIGNMENT * len(runner.program.buffers)
+            assert runner.program.size <= max_memory + held + gradients + small
+            chunks.add(runner.chunks)
+    assert len(chunks) > 1
+
+
+def test_batches_of_very_many_chunks_are_left_to_the_loop(cp):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
-    X, y = data()
-    options = {"optimizer": xs.sgd(0.1), "max_memory": 1000}
+    X, y = (np.concatenate([array] * 4) for array in data())
+    options = {"optimizer": xs.sgd(0.1), "max_memory": 700, "batch_size": 80}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
     if getattr(cp, "stands_in", False):
-        assert ReferenceRunner.runs == 0
+        assert ReferenceRunner.runs == 4  # of the shorter batches
 
 
 @pytest.fixture(params=[1, 3, 5, 7])
@@ -357,6 +482,7 @@ CLASSIFIERS = {
     "stops": {"n_iter_no_change": 2, "tol": 0.05},
     "early stopping": {"early_stopping": True, "n_iter_no_change": 2, "validation_fraction": 0.3},
     "adam": {"solver": "adam"},
+    "in chunks": {"max_memory": 2000},
 }
 
 

@@ -113,7 +113,13 @@ class Sums(NamedTuple):
     loss: Array
     weight: Array | float
     grads: Params
-    row_weight: Array  # (R,): product of all that multiplies a row; 0 for a row that does not count
+    row_weight: Array | float  # (R,): product of all that multiplies a row, 0 where it does not count; or that of all
+
+    def has_rows(self, net: Network) -> bool:
+        """Whether a row counts; it waits for the device where rows have different weights."""
+        if type(self.row_weight) is float:
+            return self.weight != 0.0
+        return bool(net.xp.any(self.row_weight != 0.0))
 
     def partial(self, net: Network) -> PartialSums:
         """The sums in the public form, with an array for the weight."""

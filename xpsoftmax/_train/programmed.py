@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpsoftmax._network.chunks import Plan
+from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.ahead import NUMBERS_OF_A_RULE, numbers_ahead
 from xpsoftmax._train.clipping import Clipped
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 UPDATES = 1024
 """For how many updates the device has room for the numbers of the rule, and for the losses."""
+MOST_CHUNKS = 64
+"""Chunks of a batch at most: a captured step has about ten launches for each."""
 FIRST_AHEAD = 16
 """For how many updates the numbers are computed at first; then for twice as many: short trainings stay short."""
 
@@ -86,7 +90,7 @@ class ProgrammedSteps:
         runner = self._runners.get(batch.size)
         if runner is None:
             steps: Any = loop.steps
-            if len(steps.plan(batch.size).chunks) > 1:
+            if len(steps.plan(batch.size).chunks) > MOST_CHUNKS:
                 return None
             runner = self._new_runner(loop, batch.size)
         if not self._within:
@@ -115,8 +119,7 @@ class ProgrammedSteps:
         data, problem = self._data, self._data.problem
         vectors = [problem.row_weight, problem.counting, problem.spec.class_weight]
         vectors = [array for array in vectors if array is not None]
-        labels = problem.targets.ndim == 2 or dtype_name(problem.targets.dtype) == "int64"
-        if min(self._sizes) == 0 or not labels or not hasattr(data.X, "flags"):  # sparse inputs have none
+        if min(self._sizes) == 0 or not hasattr(data.X, "flags"):  # sparse inputs have none
             return False
         in_place = all(array.flags.c_contiguous for array in (data.X, problem.targets, *vectors))
         return in_place and all(dtype_name(array.dtype) == self._dtype for array in vectors)
@@ -124,8 +127,13 @@ class ProgrammedSteps:
     def _bind(self, loop: Loop) -> bool:
         """Follow another optimiser, and make new programs if the loop has other arrays than the present programs.
 
-        Return whether there are kernels for the update, in place.
+        Return whether there is a kernel for the update.
         """
+        if loop.params is not self._params:
+            loop.params = self._in_rows(loop.params)
+        if loop.state is not self._state:
+            count, *kept = loop.state
+            loop.state = (count, *map(self._in_rows, kept))
         named = {}
         for k, layers in enumerate((loop.params, *loop.state[1:])):
             for i, layer in enumerate(layers):
@@ -135,7 +143,7 @@ class ProgrammedSteps:
         same = len(arrays) == len(self._bound) and all(a is b for a, b in zip(arrays, self._bound, strict=True))
         before, rule, max_norm = self._optimizer, rule_of(loop.optimizer), max_norm_of(loop.optimizer)
         if not same:
-            if not (self._runner.has_rule(rule) and all(array.flags.c_contiguous for array in arrays)):
+            if not self._runner.has_rule(rule):
                 return False
             self.leave()
             self._bound, self._arrays = arrays, named | self._shared()
@@ -149,13 +157,24 @@ class ProgrammedSteps:
         self._params, self._state, self._optimizer = loop.params, loop.state, loop.optimizer
         return True
 
+    def _in_rows(self, layers: Params) -> Params:
+        """Return the layers if all arrays are contiguous, which kernels change in place; otherwise such copies."""
+        if all(array.flags.c_contiguous for layer in layers for array in layer):
+            return layers
+        flat = [[self._xp.reshape(array, (-1,)) for array in layer] for layer in layers]
+        return tuple(
+            type(layer)(*(self._xp.reshape(vector, array.shape) for vector, array in zip(vectors, layer, strict=True)))
+            for vectors, layer in zip(flat, layers, strict=True)
+        )
+
     def _shared(self) -> dict[str, Array]:
         data, xp = self._data, self._xp
         problem, options = data.problem, {"device": self._device}
+        targets = problem.targets
         shared = {
             "memory": xp.empty(0, dtype=xp.uint8, **options),
             "X": data.X,
-            "targets": problem.targets,
+            "targets": targets if targets.ndim == 2 else xp.astype(targets, xp.int64, copy=False),
             "row_weight": problem.row_weight,
             "counting": problem.row_weight if problem.counting is None else problem.counting,
             "order": xp.arange(data.rows, dtype=xp.int64, **options),
@@ -181,6 +200,7 @@ class ProgrammedSteps:
     def _described(self, loop: Loop, rows: int) -> Step:
         steps: Any = loop.steps
         problem = self._data.problem
+        plan = steps.plan(rows)
         given = [self._data.X, *([problem.targets] if problem.targets.ndim == 2 else [])]
         return Step(
             rows=rows,
@@ -200,6 +220,8 @@ class ProgrammedSteps:
             rule=rule_of(loop.optimizer),
             kept=loop.optimizer.kept,
             max_norm=max_norm_of(loop.optimizer),
+            chunk=rows_of_a_chunk(plan, rows),
+            spare=plan.spare,
         )
 
     def _send(self, loop: Loop, batch: RowBatch) -> None:
@@ -232,6 +254,12 @@ class ProgrammedSteps:
 
     def _on_device(self, array: np.ndarray) -> Array:
         return self._xp.asarray(array, device=self._device)
+
+
+def rows_of_a_chunk(plan: Plan, rows: int) -> int:
+    """Return how many rows all chunks have, but for the last one, which may have fewer."""
+    first = plan.chunks[0]
+    return rows if first is None else int(first.stop)
 
 
 def rule_of(optimizer: Optimizer) -> Rule:
