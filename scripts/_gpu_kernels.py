@@ -80,7 +80,10 @@ def run(found: Benchmark, cache_bytes: int, deadline: float, save: Callable[[], 
         else:
             found.cases.append(timed_case(found, case, cache_bytes))
             save()
-    found.small_calls = small_calls()
+    try:
+        found.small_calls = small_calls()
+    except Exception as error:  # noqa: BLE001 - the shares are worth having without them
+        found.problems.append(f"small calls: {described(error)}")
     save()
 
 
