@@ -164,6 +164,7 @@ def test_cases_without_time_are_problems_and_what_is_found_is_written_at_once(mo
     _gpu_kernels.run(_gpu_kernels.Benchmark(), 1, time.monotonic() + 60, lambda: written.append(len(done)))
     assert done == cases
     assert written == [1, 2, 2]
+
     def failing():
         raise RuntimeError("no")
 
