@@ -154,6 +154,13 @@ VARIANTS = {
     "all rows, weights of a sum": {"rows": N, "weighted": True, "mean": False},
     "all rows, soft": {"rows": N, "soft": True, "class_weighted": True, "weighted": True},
     "a loss in parts": {"sizes": (plan.TOTAL_PART, plan.TOTAL_PART // 4, 2), "reg": 0.1, "dtype": "float32"},
+    "chunks": {"chunk": 3},
+    "chunks of a row": {"chunk": 1, "sizes": (5, 6, 4, 3), "spare": 100, "activation": ACTIVATIONS["gelu"], "reg": 0.1},
+    "chunks with weights": {"chunk": 3, "weighted": True, "reg": 0.1, "averaged": True, "spare": 100},
+    "chunks of a weighted sum": {"chunk": 2, "weighted": True, "mean": False, "dtype": "float32", "spare": 1},
+    "chunks of soft targets": {"chunk": 3, "soft": True, "class_weighted": True, "max_norm": 0.1},
+    "chunks of all rows": {"chunk": 5, "rows": N, "weighted": True},
+    "many layers": {"sizes": (5, 6, 4, 6, 6, 4, 3), "activation": ACTIVATIONS["tanh"], "chunk": 3},
     "clipped": {"max_norm": 0.1, "reg": 0.1, "dtype": "float32"},
     "not clipped": {"max_norm": 1e3},
     "clipped in parts": {"max_norm": 0.1, "sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3)},
@@ -447,6 +454,19 @@ def wrong_update(change) -> bool:
     return False
 
 
+def wrong_sums(change) -> bool:
+    """Sums that are added to what is there, and sums that are not."""
+    x = np.arange(35.0).reshape(7, 5)
+    for added in (False, True):
+        sums = np.full(6, 100.0)
+        pairs = [(plan.Matrix(cpu.address(x), 7, 5, 5, "float64"), cpu.address(sums))]
+        (launch,) = table_plan.sum_of_rows_launches(pairs, added=added)
+        cpu.run(launch, change=change)
+        if not np.array_equal(sums, [*(x.sum(axis=0) + 100 * added), 100]):
+            return True
+    return False
+
+
 def wrong_clip(change) -> bool:
     """Norms of vectors of several parts, with entries whose squares overflow or underflow, and close to such."""
     rng = np.random.default_rng(0)
@@ -494,6 +514,9 @@ def wrong_clip(change) -> bool:
         (wrong_weigh, ("is_finite(total) ? weights[i] / total : Limits<Scalar>::nan()", "weights[i] / total")),
         (wrong_weigh, ("*strength = reg / total", "*strength = reg")),
         (wrong_weigh, ("shares != nullptr && i < rows", "shares != nullptr && i < rows - 1")),
+        (wrong_sums, ("added ? *sums +", "true ? *sums +")),
+        (wrong_sums, ("added ? *sums +", "false ? *sums +")),
+        (wrong_sums, ("|| j >= units", "")),
         (wrong_clip, ("size > Scales<Real>::least_large()", "false")),
         (wrong_clip, ("size < Scales<Real>::largest_small()", "false")),
         (wrong_clip, ("x < 0 ? -x : x", "x")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ def is_within() -> bool:
 class ReferenceRunner:
     runs: int = 0
     made: int = 0  # how many runners
+    latest: ClassVar[list[ReferenceRunner]] = []
     entered: int = 0  # how often programs began to run after the caller's work
 
     def __init__(self, program: Any, arrays: dict[str, Any]) -> None:
@@ -52,6 +53,7 @@ class ReferenceRunner:
             self.arrays[name][...] = 99  # what a program does not write shows
         self.program = program
         ReferenceRunner.made += 1
+        ReferenceRunner.latest.append(self)
 
     @staticmethod
     def has_rule(rule: Any) -> bool:
@@ -67,6 +69,15 @@ class ReferenceRunner:
             yield
         finally:
             _thread.within = False
+
+    @property
+    def rows(self) -> int:
+        """Of the batch."""
+        return next(operation.options["rows"] for operation in self.program.operations if operation.name == "record")
+
+    @property
+    def chunks(self) -> int:
+        return sum(operation.name == "softmax_loss" for operation in self.program.operations)
 
     def run(self) -> None:
         assert is_within(), "run outside of the order of the streams"
@@ -89,10 +100,12 @@ class ReferenceRunner:
         order,
         place,
         *,
+        first,
         rows,
         zero_rows,
     ):
-        chosen = slice(place[0], place[0] + rows)
+        assert first == 0 or order is not None
+        chosen = slice(place[0] + first, place[0] + first + rows)
         chosen = chosen if order is None else order[chosen]
         pairs = ((inputs, input_copy), (targets, target_copy), (weights, weight_copy), (counting, counting_copy))
         for source, copy in pairs:
@@ -108,8 +121,9 @@ class ReferenceRunner:
         if shares is not None:
             shares[...] = weights / total
 
-    def product(self, left, right, out, *, transposed):
-        out[...] = (left.T if transposed == "left" else left) @ (right.T if transposed == "right" else right)
+    def product(self, left, right, out, *, transposed, spare=None):
+        before = 0 if spare is None else out
+        out[...] = before + (left.T if transposed == "left" else left) @ (right.T if transposed == "right" else right)
 
     def bias_activation(self, z, bias, slopes, *, activation):
         value, slope = generic.bias_activation(z, bias, ACTIVATIONS[activation], grad=True)
@@ -126,9 +140,9 @@ class ReferenceRunner:
         losses, dlogits = generic.softmax_loss_rows(logits, targets, weights, spec, grad=True)
         terms[: len(logits)], logits[...] = losses, dlogits
 
-    def sums_of_rows(self, *matrices_and_sums):
+    def sums_of_rows(self, *matrices_and_sums, added):
         for x, out in zip(matrices_and_sums[::2], matrices_and_sums[1::2], strict=True):
-            out[...] = x.sum(axis=0)
+            out[...] = (out if added else 0) + x.sum(axis=0)
 
     def penalties(self, strength, terms, *weights_and_grads, reg, first):
         reg = reg if strength is None else strength

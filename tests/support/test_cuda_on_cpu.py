@@ -275,7 +275,7 @@ def wrong_penalty(change: tuple[str, str] | None) -> bool:
         (wrong_sum_of_rows, ("first + PART < rows ? first + PART : rows", "first + PART")),
         (wrong_sum_of_rows, ("const Long first = part * PART", "const Long first = 0")),
         (wrong_sum_of_rows, ("if (j < units) {", "{")),
-        (wrong_sum_of_rows, ("lane == 0 && j < units", "lane == 0")),
+        (wrong_sum_of_rows, ("lane != 0 || j >= units", "lane != 0")),
         (wrong_sum_of_rows, ("r += ROW_LANES", "r += ROW_LANES - 1")),
         (wrong_sum_of_rows, ("        __syncthreads();\n        if (lane < step)", "        if (lane < step)")),
         (wrong_sum_of_rows, ("x[r * stride + j]", "x[r * units + j]")),

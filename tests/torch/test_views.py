@@ -279,7 +279,7 @@ def test_tuples_of_the_user_are_kept_or_left():
 
 
 def test_generic_is_generic(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise AssertionError
 
     monkeypatch.setattr(views._Torch, "view", fail)
@@ -332,7 +332,7 @@ MIXED = {
     "sample_weight": lambda p, q: xs.mlp_loss_and_grad(p.params, p.X, p.y, sample_weight=q.sample_weight),
     r"params\[1\]\.weight": lambda p, q: xs.mlp_logits((p.params[0], q.params[1]), p.X),
     "grads": lambda p, q: xs.sgd(0.1).update(p.params, q.params, (0,)),
-    "validation": lambda p, q: trained(p, validation=q.held_out),
+    r"validation\[0\]": lambda p, q: trained(p, validation=q.held_out),
     r"resume\.params\[0\]\.weight": lambda p, q: trained(p, resume=trained(q).state),
 }
 
@@ -357,7 +357,7 @@ def test_errors_name_the_tensors_that_were_given():
     ):
         xs.mlp_loss_and_grad(p.params, p.X.double(), p.y)
     with pytest.raises(
-        TypeError, match=r"^validation must have the dtype of the parameters, torch\.float32, got torch\.float64"
+        TypeError, match=r"^validation\[0\] must have the dtype of the parameters, torch\.float32, got torch\.float64"
     ):
         trained(Problem(convert=torch.from_numpy), validation=(p.X.double(), p.y))
     with pytest.raises(TypeError, match=r"^params\[0\] must be a pair \(weight, bias\), got tensor\("):

@@ -32,26 +32,26 @@ def gather(
     order: Array | None,
     place: Array,
     *,
+    first: int,
     rows: int,
     zero_rows: bool,
 ) -> list[Launch]:
-    """Copy the rows of a batch, in the working precision; with `zero_rows` inputs that weigh 0 become zeros."""
+    """Copy rows of a batch, from its row `first` on, in the working precision; without an order `first` is 0.
+
+    With `zero_rows` inputs that weigh 0 become zeros.
+    """
+    none = step_plan.NO_ROWS if weights is None else step_plan.NO_ROWS._replace(dtype=dtype_name(weights.dtype))
     batch = step_plan.Batch(
-        _matrix(inputs),
+        none if inputs is None else matrix_of(inputs),
         address_of(input_copy),
-        _matrix(targets),
+        none if targets is None else matrix_of(targets if targets.ndim == 2 else targets[:, None]),
         address_of(target_copy),
         step_plan.Copied(address_of(weights), address_of(weight_copy)),
         step_plan.Copied(address_of(counting), address_of(counting_copy)),
         zero_rows,
     )
-    return [step_plan.gather_launch(batch, address_of(order), address_of(place), rows)]
-
-
-def _matrix(array: Array | None) -> plan.Matrix:
-    if array is None:
-        return step_plan.NO_ROWS
-    return matrix_of(array) if array.ndim == 2 else matrix_of(array[:, None])
+    numbers = 0 if order is None else address_of(order) + first * order.itemsize
+    return [step_plan.gather_launch(batch, numbers, address_of(place), rows)]
 
 
 def weigh(
@@ -122,8 +122,10 @@ def activation_backward(delta: Array, slopes: Array, *, step: bool) -> list[Laun
     return [plan.activation_backward_launch(matrix_of(delta), matrix_of(slopes), step=step)]
 
 
-def sums_of_rows(*matrices_and_sums: Array, between: Sequence[Array] = ()) -> list[Launch]:
+def sums_of_rows(*matrices_and_sums: Array, added: bool, between: Sequence[Array] = ()) -> list[Launch]:
     """Add up the rows of matrices of equally many rows: first parts of them, then the sums of the parts.
+
+    With `added` the sums are added to what is there.
 
     `between` has room for the sums of parts, for one matrix after the other: see `temporary_shapes`.
     """
@@ -134,7 +136,7 @@ def sums_of_rows(*matrices_and_sums: Array, between: Sequence[Array] = ()) -> li
     for level in range(levels + 1):
         sums = matrices_and_sums[1::2] if level == levels else between[level::levels]
         pairs = zip(map(matrix_of, sources), map(address_of, sums), strict=True)
-        made += table_plan.sum_of_rows_launches(list(pairs))
+        made += table_plan.sum_of_rows_launches(list(pairs), added=added and level == levels)
         sources = tuple(sums)
     return made
 

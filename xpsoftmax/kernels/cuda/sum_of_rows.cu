@@ -1,6 +1,6 @@
 // Sums of the rows of matrices, all in one launch, in parts: sums[b, j] = sum of x[r, j] over the rows r of part b.
 //
-// Layout   x (R, H), units adjacent, rows any number of elements apart; sums (parts, H), contiguous.
+// Layout   x (R, H), units adjacent, rows any number of elements apart; sums (parts, H), contiguous. If `added`, to what they are.
 // Launch   a block of LANES x ROW_LANES threads for each LANES units and PART rows. The sums of the parts are added up in the
 //          same way, until one is left.
 // Traffic  one read. LANES neighbouring threads read LANES neighbouring units of a row.
@@ -19,7 +19,7 @@ struct Rows {
     Long rows, units, end;
 };
 
-KERNEL __launch_bounds__(THREADS) void sum_of_rows(const GRID_CONSTANT Table<Rows> table) {
+KERNEL __launch_bounds__(THREADS) void sum_of_rows(const GRID_CONSTANT Table<Rows> table, int added) {
     SHARED_ARRAY(Scalar, partial, THREADS);
     const Share share(table);
     const Rows& of = table.items[share.item];
@@ -39,5 +39,7 @@ KERNEL __launch_bounds__(THREADS) void sum_of_rows(const GRID_CONSTANT Table<Row
         __syncthreads();
         if (lane < step) partial[threadIdx.x] += partial[threadIdx.x + step * LANES];
     }
-    if (lane == 0 && j < units) of.sums[part * units + j] = partial[threadIdx.x];
+    if (lane != 0 || j >= units) return;
+    Scalar* const sums = of.sums + part * units + j;
+    *sums = added ? *sums + partial[threadIdx.x] : partial[threadIdx.x];
 }

@@ -138,17 +138,19 @@ SUM_LANES = 32
 SUM_THREADS = 512
 
 
-def sum_of_rows_launches(matrices: Sequence[tuple[Matrix, int]]) -> list[Launch]:
+def sum_of_rows_launches(matrices: Sequence[tuple[Matrix, int]], *, added: bool = False) -> list[Launch]:
     """Launches of the sums of the rows of each part of some matrices of one dtype.
 
-    With each matrix is the address of its sums, (sum_parts, H).
+    With each matrix is the address of its sums, (sum_parts, H). With `added` they are added to what is there.
     """
     items = [
         ((x.address, x.stride, sums, x.rows, x.classes), -(-x.classes // SUM_LANES) * sum_parts(x.rows))
         for x, sums in matrices
     ]
     defines = sum_defines(matrices[0][0].dtype)
-    return [Launch("sum_of_rows", defines, grid, SUM_THREADS, (table,)) for table, grid in _tables(items)]
+    return [
+        Launch("sum_of_rows", defines, grid, SUM_THREADS, (table, np.int32(added))) for table, grid in _tables(items)
+    ]
 
 
 def sum_parts(rows: int) -> int:
