@@ -175,6 +175,31 @@ def test_expanded_and_empty_tensors(only_arrays):
     assert tuple(xs.mlp_predict(p.params, p.X[:0]).shape) == (0,)
 
 
+@pytest.mark.parametrize("options", [{}, {"order": 2}, {"directions": 3, "rng": 0}])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numerical_gradients(dtype, options, monkeypatch):
+    """The function is called with tensors; the steps are computed by NumPy."""
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "where", fail)
+    p, q = Problem(dtype, torch.from_numpy), Problem(dtype)
+    seen = []
+
+    def loss(x):
+        seen.append(type(x))
+        return xs.softmax_loss(x, p.y[:3] if type(x) is torch.Tensor else q.y[:3])
+
+    x = p.soft[:3].clone().requires_grad_()
+    assert_same_bits(xs.numerical_grad(loss, x, **options), xs.numerical_grad(loss, q.soft[:3], **options))
+    assert set(seen) == {torch.Tensor, np.ndarray}
+    assert (
+        xs.check_grad(loss, xs.softmax_loss_and_grad(x, p.y[:3])[1], x, **options)
+        < {"float32": 0.1, "float64": 1e-5}[dtype]
+    )
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
