@@ -1,4 +1,4 @@
-"""`fit` and `partial_fit`: everything is checked, then a solver learns, then the model takes over what was learnt."""
+"""`fit` and `partial_fit`: check everything, run a solver, then set the fitted attributes of the model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fit(
     validation: tuple[Any, Any, Any] = (None, None, None),
     incremental: bool = False,
 ) -> None:
-    """Let a classifier learn, for one epoch if `incremental`; an error at any time leaves it as it was.
+    """Fit a classifier, for one epoch if `incremental`. An error at any time leaves the classifier unchanged.
 
     `validation` are X_val, y_val and sample_weight_val.
     """
