@@ -138,7 +138,7 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     -----
     scikit-learn gives two classes one logistic output; here they have two softmax columns, of which only the difference
     counts. Two columns whose difference is the weight vector of that output have, at best, half its squared norm, so
-    that ``alpha`` here is like ``alpha / 2`` there in the last layer; ``hidden_layer_sizes=()`` with `alpha` is
+    that ``alpha`` has the effect of ``alpha / 2`` in scikit-learn in the last layer; ``hidden_layer_sizes=()`` with `alpha` is
     `LogisticRegression` with ``C = 1 / alpha``, or for two classes ``C = 2 / alpha``. What else differs, and why, is in
     ADR 11 (docs/adr/0011-the-estimator.md).
 
