@@ -53,10 +53,12 @@ CHUNK = 2**15
 
 
 def converted(source: Array, target: Array) -> None:
-    """Copy a matrix to one of another dtype, with this thread alone.
+    """Copy a matrix to one of another dtype. PyTorch may use several threads."""
+    target.copy_(source)
 
-    PyTorch would share a longer copy with threads of its own, also where the caller is one of several threads.
-    """
+
+def converted_alone(source: Array, target: Array) -> None:
+    """Copy a matrix to one of another dtype, with this thread alone."""
     if source.numel() <= CHUNK:
         target.copy_(source)
     elif source.shape[1] <= CHUNK:
