@@ -147,7 +147,6 @@ def test_16_bits_in_tiles_and_threads(rng, case, out, dtype, monkeypatch):
     monkeypatch.setattr(computing, "TILE", 64)
     monkeypatch.setattr(computing, "SHARE", 100)
     monkeypatch.setattr("xpsoftmax.kernels.torch.tensors.CHUNK", 3)
-    monkeypatch.setattr(computing, "CHUNK", 3)
     if out == "none":
         assert torch.equal(FUNCTIONS[case](z, y, w), desired)
         return

@@ -19,15 +19,7 @@ from xpsoftmax.kernels.numpy import softmax_loss_total
 from xpsoftmax.kernels.numpy.threads import allowed, share
 from xpsoftmax.kernels.numpy.tiles import SHARE, slices
 from xpsoftmax.kernels.torch.modes import is_transformed, refusal
-from xpsoftmax.kernels.torch.tensors import (
-    CHUNK,
-    as_tensor,
-    as_view,
-    computing_context,
-    converted,
-    converted_alone,
-    view_of_out,
-)
+from xpsoftmax.kernels.torch.tensors import as_tensor, as_view, computing_context, converted, view_of_out
 
 TILE = 2**19
 """Most logits of a tile: 2 MiB in float32, and as much for their gradient."""
@@ -162,10 +154,8 @@ def _for_each_tile(compute: Callable[..., None], logits: Array, result: Array | 
     """
     rows, classes = logits.shape
     logits = logits.detach()
-    most = allowed() if logits.numel() > CHUNK else 1
-    threads = max(1, min(4 * logits.numel() // SHARE, most))
-    # PyTorch converts with threads of its own. Beside ours, they would wait for a core, and for each other.
-    convert = converted if threads == 1 < most else converted_alone
+    threads = 4 * logits.numel() // SHARE
+    threads = max(1, min(threads, allowed())) if threads > 1 else 1
     tiles = slices(rows, max(-(-logits.numel() // TILE), 2 * threads if threads > 1 else 1))
     inference = torch.inference_mode if torch.is_inference_mode_enabled() else nullcontext
 
@@ -177,10 +167,10 @@ def _for_each_tile(compute: Callable[..., None], logits: Array, result: Array | 
                 if not scratch or scratch[0].shape[0] < length:
                     scratch = [torch.empty(length, classes) for _ in range(1 + (result is not None))]
                 parts = [array if length == array.shape[0] else array[:length] for array in scratch]
-                convert(logits[tile], parts[0])
+                converted(logits[tile], parts[0])
                 compute(tile, *[part.numpy() for part in parts])
                 if result is not None:
-                    convert(parts[1], result[tile])
+                    converted(parts[1], result[tile])
 
     if threads > 1:
         share(worker, tiles, threads)

@@ -53,12 +53,10 @@ CHUNK = 2**15
 
 
 def converted(source: Array, target: Array) -> None:
-    """Copy a matrix to one of another dtype. PyTorch may use several threads."""
-    target.copy_(source)
+    """Copy a matrix to one of another dtype, with this thread alone.
 
-
-def converted_alone(source: Array, target: Array) -> None:
-    """Copy a matrix to one of another dtype, with this thread alone."""
+    PyTorch would share a longer copy with threads of its own, also where the caller is one of several threads.
+    """
     if source.numel() <= CHUNK:
         target.copy_(source)
     elif source.shape[1] <= CHUNK:
