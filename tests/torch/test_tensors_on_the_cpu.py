@@ -72,6 +72,16 @@ def test_out_is_returned_and_autograd_knows(rng, case, own):
         squares.sum().backward()
 
 
+def test_out_in_inference_mode(rng):
+    """Its tensors count no versions."""
+    z, y, _ = tensors(*arguments(rng))
+    desired = xs.softmax_loss_and_grad(z, y)[1]
+    with torch.inference_mode():
+        logits = z.clone()
+        assert xs.softmax_loss_and_grad(logits, y, out=logits)[1] is logits
+    assert torch.equal(logits, desired)
+
+
 def test_no_copy_of_the_logits_is_made(rng, monkeypatch):
     """The kernel gets the memory of the tensors, and its result is the tensor that comes back."""
     from xpsoftmax.kernels.numpy import softmax as kernels
