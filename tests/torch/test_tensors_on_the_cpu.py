@@ -351,3 +351,39 @@ def test_a_number_is_a_row_of_one_class(dim):
         assert grad == 0.0
         with pytest.raises(ValueError, match=r"^dim must be from -1 to 0, got 1\.$"):
             ours(z, 1)
+
+
+# --- programs that are recorded ---------------------------------------------------------------------------------------
+
+TRACED = {
+    "softmax": lambda z, y: xs.softmax(z),
+    "logsumexp": lambda z, y: xs.logsumexp(z),
+    "softmax_loss": lambda z, y: xs.softmax_loss(z, y, validate=False),
+    "loss and gradient": lambda z, y: xs.softmax_loss_and_grad(z, y, validate=False)[1],
+    "cross_entropy": lambda z, y: cross_entropy(z, y),
+    "with weights": lambda z, y: cross_entropy(z, y, z[0].abs(), label_smoothing=0.1),
+    "linear": lambda z, y: linear_cross_entropy(z, z, y),
+}
+
+
+def traced(way, function, *arguments):
+    if way == "jit":
+        return torch.jit.trace(function, arguments, check_trace=False)
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(function, tracing_mode=way)(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", TRACED)
+@pytest.mark.parametrize("way", ["jit", "real", "symbolic"])
+def test_a_recorded_program_computes_with_its_own_arguments(rng, way, case, dtype):
+    """What NumPy computes, PyTorch would record as a constant."""
+    z, y, _ = tensors(*arguments(rng, rows=5))
+    z, other = z.to(dtype), (2.0 * z).to(dtype)
+    program = traced(way, TRACED[case], z, y)
+    torch.testing.assert_close(
+        program(other, y), TRACED[case](other, y), rtol=2e-5 if dtype == torch.float32 else 2e-2, atol=1e-6
+    )
