@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -28,19 +28,11 @@ class Library(ABC):
     """How a library shows its arrays to NumPy."""
 
     @abstractmethod
-    def can_show(self, array: Array, *, differentiable: bool) -> bool:
-        """Whether NumPy can read this array in its memory.
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:
+        """Return a NumPy array that shares the memory of an array; None if NumPy cannot read it there.
 
-        With `differentiable` the result is a function of the array for the library: false for an array that it follows.
+        With `differentiable` the library can differentiate what is computed: None for an array that it follows.
         """
-
-    @abstractmethod
-    def view(self, array: Array) -> np.ndarray:
-        """Return a NumPy array that shares the memory of an array."""
-
-    @abstractmethod
-    def written(self, array: Array) -> None:
-        """Note that a NumPy array has been written that shares the memory of this array."""
 
     @abstractmethod
     def note_write(self, array: Array) -> None:
@@ -86,25 +78,20 @@ class _Torch(Library):
         self._dtypes = frozenset(getattr(torch, name) for name in ("bool", "float16", "float32", "float64", *sizes))
         self._strided, self._is_grad_enabled, self._from_numpy = torch.strided, torch.is_grad_enabled, torch.from_numpy
         self._increment_version = torch.autograd.graph.increment_version
-        self._increment_version = torch.autograd.graph.increment_version
 
-    def can_show(self, array: Array, *, differentiable: bool) -> bool:
-        return bool(
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:
+        if not (
             type(array) in self._kinds
             and array.is_cpu
             and array.dtype in self._dtypes
             and array.layout is self._strided
             and not array.is_nested
             and not array.is_neg()
-            and not (differentiable and array.requires_grad and self._is_grad_enabled())
-        )
-
-    def view(self, array: Array) -> np.ndarray:
-        return (array.detach() if array.requires_grad else array).numpy()  # type: ignore[no-any-return]
-
-    def written(self, array: Array) -> None:
-        if not array.is_inference():
-            self._increment_version(array)  # autograd finds out that it needed what was overwritten
+        ):
+            return None
+        if not array.requires_grad:
+            return array.numpy()  # type: ignore[no-any-return]
+        return None if differentiable and self._is_grad_enabled() else array.detach().numpy()
 
     def note_write(self, array: Array) -> None:
         if not array.is_inference():
@@ -146,7 +133,7 @@ def enter(*given: Any, impl: object = "auto", differentiable: bool = False) -> E
     if library is None or (isinstance(impl, str) and impl == "generic"):
         return Entry(None, given, given)
     try:
-        return Entry(library, given, _shown(library, given, differentiable=differentiable))
+        return Entry(library, given, tuple(_shown(library, given, differentiable=differentiable)))
     except _HiddenError:
         return Entry(None, given, given)
 
@@ -186,11 +173,12 @@ def rows_on_views(
     library = library_of(given[0])
     if library is None or given[0].itemsize <= 2 or impl != "auto":
         return function(*given, out)
-    views = []
+    views: list[np.ndarray | None] = []
     for array in (*given, out):
-        if array is not None and not (library.can_show(array, differentiable=differentiable)):
+        view = None if array is None else library.view(array, differentiable=differentiable)
+        if view is None and array is not None:
             return function(*given, out)
-        views.append(None if array is None else library.view(array))
+        views.append(view)
     try:
         found = function(*views)
     except (TypeError, ValueError):
@@ -220,15 +208,20 @@ def _first_array(values: tuple[Any, ...]) -> object:
     return None
 
 
-def _shown(library: Library, value: Any, *, differentiable: bool) -> Any:
-    """Return a value, or a tree of tuples and lists, with views in the place of arrays."""
-    if isinstance(value, (tuple, list)):
-        return _rebuilt(value, [_shown(library, part, differentiable=differentiable) for part in value])
-    if not hasattr(value, "shape") or isinstance(value, np.generic):
-        return value
-    if not library.can_show(value, differentiable=differentiable):
-        raise _HiddenError
-    return library.view(value)
+def _shown(library: Library, values: Sequence[Any], *, differentiable: bool) -> list[Any]:
+    """Return values, trees of tuples and lists among them, with views in the place of arrays."""
+    shown = []
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            shown.append(_rebuilt(value, _shown(library, value, differentiable=differentiable)))
+        elif hasattr(value, "shape") and not isinstance(value, np.generic):
+            view = library.view(value, differentiable=differentiable)
+            if view is None:
+                raise _HiddenError
+            shown.append(view)
+        else:
+            shown.append(value)
+    return shown
 
 
 def _returned(library: Library, value: Any) -> Any:
