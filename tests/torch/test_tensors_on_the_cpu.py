@@ -187,6 +187,26 @@ def test_16_bits_where_threads_do_not_inherit_the_mode(rng, dtype, monkeypatch):
         assert torch.equal(xs.softmax(z.clone().requires_grad_()), desired)
 
 
+@SIXTEEN
+def test_16_bits_whatever_the_default_dtype_is(rng, dtype):
+    z, y, _ = tensors(*arguments(rng))
+    z = z.to(dtype).requires_grad_()
+    desired = xs.softmax_loss_and_grad(z, y)
+    try:
+        torch.set_default_dtype(torch.float64)
+        loss = cross_entropy(z, y)
+        (3.0 * loss).backward()
+        result = xs.softmax_loss_and_grad(z, y)
+        sums = xs.logsumexp(z)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.dtype == torch.float32
+    assert torch.equal(torch.stack(result[:1]), torch.stack(desired[:1]))
+    assert torch.equal(result[1], desired[1])
+    assert sums.dtype == dtype
+    assert z.grad.dtype == dtype
+
+
 MEMORY = """
 import resource, sys, torch
 from xpsoftmax.torch import cross_entropy
@@ -291,6 +311,22 @@ def test_logits_changed_before_the_backward_pass_are_noticed(rng, way, dtype):
     hidden.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("way", [*WAYS, "losses", "losses of softmax_loss"])
+def test_several_incoming_gradients_at_once(rng, way, dtype):
+    """As of `torch.autograd.functional.jacobian(vectorize=True)`."""
+    more = {
+        "losses": lambda z, y: cross_entropy(z, y, reduction="none"),
+        "losses of softmax_loss": lambda z, y: xs.softmax_loss(z, y, reduction="none"),
+    }
+    z, y = problem(rng, dtype)
+    loss = (WAYS | more)[way](z, y)
+    cotangents = torch.rand(3, *loss.shape).to(loss.dtype)
+    (grads,) = torch.autograd.grad(loss, z, cotangents, is_grads_batched=True, retain_graph=True)
+    singles = [torch.autograd.grad(loss, z, cotangent, retain_graph=True)[0] for cotangent in cotangents]
+    torch.testing.assert_close(grads, torch.stack(singles), rtol=float(torch.finfo(dtype).eps), atol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -18,9 +18,8 @@ from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import select
 from xpsoftmax.kernels.torch import smooth
 from xpsoftmax.kernels.torch.computing import mean_loss
-from xpsoftmax.kernels.torch.derivatives import by_autograd, is_one
+from xpsoftmax.kernels.torch.derivatives import by_autograd, gradient, is_batched, is_one
 from xpsoftmax.kernels.torch.derivatives import losses as losses_of
-from xpsoftmax.kernels.torch.operators import loss_rows
 from xpsoftmax.kernels.torch.tensors import as_tensor, as_view
 from xpsoftmax.torch.checks import Options
 
@@ -93,13 +92,13 @@ class _Mean(torch.autograd.Function):
         input, target, held = ctx.saved_tensors  # noqa: A001
         if torch.is_grad_enabled():
             return _by_autograd(input, target, None, _PLAIN, grad_output, (True, False, False))
-        if held is not None and grad_output.item() == 1.0:
+        if held is not None and not is_batched(grad_output) and grad_output.item() == 1.0:
             return held, None, None
         if input.dtype in _WIDE:
             return held * grad_output, None, None
         # A gradient of 16 bits is rounded after the multiplication.
-        row_weight = torch.full(target.shape, 1.0 / target.shape[0]) * grad_output
-        return loss_rows(input, target, row_weight, None, 0.0, 0.0, grad=True)[1], None, None
+        row_weight = input.new_full(target.shape, 1.0 / target.shape[0], dtype=torch.float32)
+        return gradient(input, target, row_weight, None, (0.0, 0.0), grad_output), None, None
 
 
 _PLAIN = Options()
@@ -172,7 +171,8 @@ class _Held(torch.autograd.Function):
             return held, None, None, None, None
         if grad_output.ndim > 0:
             grad_output = grad_output.unsqueeze(ctx.options.axis)
-        return (held.mul_(grad_output) if ctx.inplace else held * grad_output), None, None, None, None
+        overwritten = ctx.inplace and not is_batched(grad_output)
+        return (held.mul_(grad_output) if overwritten else held * grad_output), None, None, None, None
 
 
 def _by_autograd(

@@ -108,7 +108,7 @@ def is_narrow(tensor: Array) -> bool:
 def _map_narrow_rows(operation: str, logits: Array, out: Array | None) -> Array:
     kernel = select(operation, np.empty((0, 1), np.float32), "kernel")
     if operation == "logsumexp_rows":
-        sums = torch.empty(logits.shape[0])
+        sums = logits.new_empty(logits.shape[:1], dtype=torch.float32)
 
         def add_up(rows: slice, z: np.ndarray) -> None:
             sums.numpy()[rows] = kernel(z)
@@ -133,7 +133,7 @@ def _loss_of_narrow_rows(
     grad: bool,
     out: Array | None,
 ) -> tuple[Array, Array]:
-    losses = torch.empty(logits.shape[0])
+    losses = logits.new_empty(logits.shape[:1], dtype=torch.float32)
     kernel = select("softmax_loss_rows", losses.numpy()[None], "kernel")
 
     def compute(rows: slice, z: np.ndarray, result: np.ndarray | None = None) -> None:
@@ -165,7 +165,10 @@ def _for_each_tile(compute: Callable[..., None], logits: Array, result: Array | 
             for tile in tiles:
                 length = tile.stop - tile.start
                 if not scratch or scratch[0].shape[0] != length:
-                    scratch = [torch.empty(length, classes) for _ in range(1 + (result is not None))]
+                    scratch = [
+                        logits.new_empty((length, classes), dtype=torch.float32)
+                        for _ in range(1 + (result is not None))
+                    ]
                     arrays, parts = [x.numpy() for x in scratch], [chunks(x) for x in scratch]
                 for part, source in zip(parts[0], chunks(logits[tile]), strict=True):
                     part.copy_(source)

@@ -12,7 +12,7 @@ from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.torch import smooth
 from xpsoftmax.kernels.torch.operators import loss_rows, map_rows
-from xpsoftmax.kernels.torch.tensors import working
+from xpsoftmax.kernels.torch.tensors import working, working_dtype
 
 
 def mapped(operation: str, logits: Array) -> Array:
@@ -119,7 +119,7 @@ class _Losses(torch.autograd.Function):
             if dtype_name(held.dtype) not in SIXTEEN_BIT:
                 return held * cotangent[:, None], *nothing
         out = logits.detach() if ctx.inplace else None
-        dlogits = loss_rows(logits, targets, row_weight * cotangent, class_weight, *ctx.options, grad=True, out=out)[1]
+        dlogits = gradient(logits, targets, row_weight, class_weight, ctx.options, cotangent, out=out)
         if ctx.inplace:
             torch.autograd.graph.increment_version(logits)
         return dlogits, *nothing
@@ -137,9 +137,36 @@ def is_held(logits: Array) -> bool:
     return bool(logits.dtype != torch.float16)
 
 
+def gradient(
+    logits: Array,
+    targets: Array,
+    row_weight: Array,
+    class_weight: Array | None,
+    options: tuple[float, float],
+    cotangent: Array,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """The gradient of losses (R,) times the incoming gradient of each, or of all: it is rounded once, at the end."""
+    arguments = class_weight, *options
+    if not is_batched(cotangent):
+        return loss_rows(logits, targets, row_weight * cotangent, *arguments, grad=True, out=out)[1]
+    wide = logits.new_empty(logits.shape, dtype=working_dtype(logits))
+    loss_rows(logits, targets, row_weight, *arguments, grad=True, out=wide)
+    return (wide * (cotangent[:, None] if cotangent.ndim else cotangent)).to(logits.dtype)
+
+
+def is_batched(cotangent: Array) -> bool:
+    """Whether PyTorch maps over several incoming gradients at once: nobody can look at their numbers then."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return bool(functorch.is_legacy_batchedtensor(cotangent) or functorch.is_batchedtensor(cotangent))
+
+
 def is_one(cotangent: Array) -> bool:
     """Whether the incoming gradient of losses is known to be 1 everywhere, as that of their sum is."""
-    if torch.compiler.is_compiling() or any(cotangent.stride()) or cotangent.numel() == 0:
+    if torch.compiler.is_compiling() or is_batched(cotangent) or any(cotangent.stride()) or cotangent.numel() == 0:
         return False
     return bool(cotangent[(0,) * cotangent.ndim].item() == 1.0)
 
