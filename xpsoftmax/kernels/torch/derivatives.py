@@ -11,8 +11,9 @@ import torch
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.torch import smooth
+from xpsoftmax.kernels.torch.modes import is_batched
 from xpsoftmax.kernels.torch.operators import loss_rows, map_rows
-from xpsoftmax.kernels.torch.tensors import working, working_dtype
+from xpsoftmax.kernels.torch.tensors import working
 
 
 def mapped(operation: str, logits: Array) -> Array:
@@ -111,15 +112,15 @@ class _Losses(torch.autograd.Function):
         arrays = [logits, targets, row_weight, class_weight]
         needed = ctx.needs_input_grad[:4]
         nothing = (None,) * 6
-        if _is_recorded() or any(needed[1:]):
+        if _is_recorded() or any(needed[1:]) or is_batched(cotangent):
             return *by_autograd(partial(_smooth_losses, ctx.options), arrays, cotangent, needed), None, None, None
         if held is not None:
             if is_one(cotangent):
-                return held, *nothing
+                return handed_over(held), *nothing
             if dtype_name(held.dtype) not in SIXTEEN_BIT:
                 return held * cotangent[:, None], *nothing
         out = logits.detach() if ctx.inplace else None
-        dlogits = gradient(logits, targets, row_weight, class_weight, ctx.options, cotangent, out=out)
+        dlogits = loss_rows(logits, targets, row_weight * cotangent, class_weight, *ctx.options, grad=True, out=out)[1]
         if ctx.inplace:
             torch.autograd.graph.increment_version(logits)
         return dlogits, *nothing
@@ -137,38 +138,16 @@ def is_held(logits: Array) -> bool:
     return bool(logits.dtype != torch.float16)
 
 
-def gradient(
-    logits: Array,
-    targets: Array,
-    row_weight: Array,
-    class_weight: Array | None,
-    options: tuple[float, float],
-    cotangent: Array,
-    *,
-    out: Array | None = None,
-) -> Array:
-    """The gradient of losses (R,) times the incoming gradient of each, or of all: it is rounded once, at the end."""
-    arguments = class_weight, *options
-    if not is_batched(cotangent):
-        return loss_rows(logits, targets, row_weight * cotangent, *arguments, grad=True, out=out)[1]
-    wide = logits.new_empty(logits.shape, dtype=working_dtype(logits))
-    loss_rows(logits, targets, row_weight, *arguments, grad=True, out=wide)
-    return (wide * (cotangent[:, None] if cotangent.ndim else cotangent)).to(logits.dtype)
-
-
-def is_batched(cotangent: Array) -> bool:
-    """Whether PyTorch maps over several incoming gradients at once: nobody can look at their numbers then."""
-    if torch.compiler.is_compiling():
-        return False
-    functorch = torch._C._functorch
-    return bool(functorch.is_legacy_batchedtensor(cotangent) or functorch.is_batchedtensor(cotangent))
-
-
 def is_one(cotangent: Array) -> bool:
     """Whether the incoming gradient of losses is known to be 1 everywhere, as that of their sum is."""
-    if torch.compiler.is_compiling() or is_batched(cotangent) or any(cotangent.stride()) or cotangent.numel() == 0:
+    if torch.compiler.is_compiling() or any(cotangent.stride()) or cotangent.numel() == 0:
         return False
     return bool(cotangent[(0,) * cotangent.ndim].item() == 1.0)
+
+
+def handed_over(held: Array) -> Array:
+    """Return a gradient that was held, in eager code: a copy if the graph is kept and may be asked for it again."""
+    return held.clone() if torch._C._autograd._get_current_graph_task_keep_graph() else held
 
 
 def _smooth_losses(options: tuple[float, float], *arrays: Array) -> Array:

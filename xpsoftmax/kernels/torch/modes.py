@@ -37,6 +37,11 @@ def is_transformed() -> bool:
     )
 
 
+def is_batched(cotangent: Array) -> bool:
+    """Whether an incoming gradient stands for many (`is_grads_batched`, `vectorize`): no kernel can read it."""
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_legacy_batchedtensor(cotangent))
+
+
 def is_eager() -> bool:
     """Whether neither a compiler nor a transform follows what is computed now: see `is_transformed`."""
     return not (torch.compiler.is_compiling() or is_transformed())
