@@ -313,22 +313,6 @@ def test_logits_changed_before_the_backward_pass_are_noticed(rng, way, dtype):
         loss.backward()
 
 
-@EVERY_DTYPE
-@pytest.mark.parametrize("way", [*WAYS, "losses", "losses of softmax_loss"])
-def test_several_incoming_gradients_at_once(rng, way, dtype):
-    """As of `torch.autograd.functional.jacobian(vectorize=True)`."""
-    more = {
-        "losses": lambda z, y: cross_entropy(z, y, reduction="none"),
-        "losses of softmax_loss": lambda z, y: xs.softmax_loss(z, y, reduction="none"),
-    }
-    z, y = problem(rng, dtype)
-    loss = (WAYS | more)[way](z, y)
-    cotangents = torch.rand(3, *loss.shape).to(loss.dtype)
-    (grads,) = torch.autograd.grad(loss, z, cotangents, is_grads_batched=True, retain_graph=True)
-    singles = [torch.autograd.grad(loss, z, cotangent, retain_graph=True)[0] for cotangent in cotangents]
-    torch.testing.assert_close(grads, torch.stack(singles), rtol=float(torch.finfo(dtype).eps), atol=0.0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_held_gradient_becomes_grad_without_a_copy(rng, dtype, monkeypatch):
     from xpsoftmax.torch import recorded
