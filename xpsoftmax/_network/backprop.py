@@ -19,6 +19,7 @@ from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
 from xpsoftmax.kernels import generic, of_library, select, sparse
 from xpsoftmax.kernels.activations import ACTIVATIONS, IDENTITY
+from xpsoftmax.kernels.memory import aligned_if_large
 from xpsoftmax.kernels.sparse import is_sparse
 
 
@@ -119,6 +120,8 @@ def _first_sums(net: Network, left: Array, delta: Array, into: Layer | None, lik
         return kind(sparse.transposed_product(left, delta), _sum_of_rows(net, delta))
     if type(delta) is np.ndarray:  # without the wrappers of the namespace, which cost time
         weight, bias = (None, None) if into is None else into
+        if weight is None:
+            weight = aligned_if_large((left.shape[1], delta.shape[1]), delta.dtype)
         return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(net, delta, bias))
     return kind(_transposed_product(net.xp, left, delta, like.weight), _sum_of_rows(net, delta))
 
