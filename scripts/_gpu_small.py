@@ -2,15 +2,19 @@
 
     compute-sanitizer --tool memcheck python scripts/_gpu_small.py
 
-Each array has memory of its own, so that an access beside it is seen. The results are compared with the generic code on
-NumPy in float64, roughly: the tests hold the real bounds. Exit status 1 if one is wrong.
+Trainings launch what a step is made of, one by one and captured, with every rule and option. Each array has memory of
+its own, so that an access beside it is seen. The results are compared with the generic code on NumPy in float64,
+roughly: the tests hold the real bounds. Exit status 1 if one is wrong, or if no step was captured where nvmath-python
+is installed.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
 
 import xpsoftmax as xs
+from xpsoftmax._train.optimizers import VelocitySgd
 from xpsoftmax.kernels.cuda import sizes
 
 ROWS = 3
-DTYPES = {"float32": 1e-5, "bfloat16": 1e-2}
+DTYPES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3, "float64": 1e-12}
 """Largest difference over the largest entry that is rounding."""
+ALIGNED_TOO = ("float32", "bfloat16")
+"""The dtypes whose rows are tried aligned, too."""
 
 
 def widths(dtype: str) -> list[int]:
@@ -38,7 +45,7 @@ def wrong(xp: Any, dtype: str) -> Iterator[str]:
     kind: Any = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
     rng = np.random.default_rng(0)
     for classes in widths(dtype):
-        for shift in (0, 1):  # aligned, and not
+        for shift in (0, 1) if dtype in ALIGNED_TOO else (1,):  # aligned, and not
             held = xp.asarray(rng.standard_normal((ROWS, classes + shift)).astype("f4")).astype(kind)
             z = held[:, shift:]
             exact = on_host(z.astype("f4")).astype("f8")
@@ -67,27 +74,105 @@ def wrong(xp: Any, dtype: str) -> Iterator[str]:
                     yield f"{name} of {classes} classes, {shift} elements off, {dtype}"
 
 
+OPTIMIZERS = {
+    "sgd": lambda: xs.sgd(0.1),
+    "momentum": lambda: xs.sgd(0.1, momentum=0.9),
+    "nesterov": lambda: xs.sgd(0.1, momentum=0.9, nesterov=True),
+    "velocity": lambda: VelocitySgd(0.1, 0.9, nesterov=False),
+    "nesterov's velocity": lambda: VelocitySgd(0.1, 0.9, nesterov=True),
+    "adam": lambda: xs.adam(0.01),
+    "adamw": lambda: xs.adamw(0.01),
+}
+EPOCHS, BATCH = 4, 10
+"""With 37 rows: the batches of 10 and of 7 are captured in the first two epochs, and replayed."""
+
+
+def trainings() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Options of trainings that together launch every kernel of a step."""
+    rng = np.random.default_rng(1)
+    for name, optimizer in OPTIMIZERS.items():
+        yield name, {"optimizer": optimizer()}
+    for activation in ("tanh", "gelu"):
+        yield activation, {"optimizer": xs.sgd(0.1), "activation": activation}
+    weights = rng.random(37).astype("f4")
+    weights[::5] = 0.0
+    options: dict[str, dict[str, Any]] = {
+        "penalty": {"reg": 0.01},
+        "weights": {"sample_weight": weights, "reg": 0.01},
+        "class weights": {"class_weight": np.array([0.5, 1.0, 2.0], "f4")},
+        "smoothing": {"label_smoothing": 0.1},
+        "z-loss": {"z_loss": 1e-3},
+        "a sum": {"reduction": "sum"},
+        "clipping": {"optimizer": xs.clip_by_global_norm(xs.sgd(0.1, momentum=0.9), 0.1)},
+        "a schedule": {"optimizer": xs.sgd(xs.cosine_schedule(0.1, steps=20))},
+        "chunks": {"max_memory": 2048},
+        "float64": {"dtype": "f8", "reg": 0.01},
+        "float16": {"dtype": "f2"},
+        "soft targets": {"targets": rng.dirichlet(np.ones(3), 37).astype("f4")},
+    }
+    for name, more in options.items():
+        yield name, {"optimizer": xs.sgd(0.01), **more}
+
+
 def wrong_training(xp: Any) -> Iterator[str]:
-    """Name what is wrong of the layers and the updates."""
+    """Name what is wrong of the steps: of the layers, the updates, and what a program has besides."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((37, 5)).astype("f4"), rng.integers(3, size=37)
     params = xs.init_params((5, 33, 3), rng=0, dtype=np.float32)
-    there = tuple(xs.Layer(*map(xp.asarray, layer)) for layer in params)
-    optimizers = {
-        "sgd": xs.sgd(0.1),
-        "momentum": xs.sgd(0.1, momentum=0.9),
-        "nesterov": xs.sgd(0.1, momentum=0.9, nesterov=True),
-        "adam": xs.adam(0.01),
-        "adamw": xs.adamw(0.01),
-    }
-    for activation in ("relu", "tanh", "gelu"):
-        for name, optimizer in optimizers.items():
-            how = {"optimizer": optimizer, "epochs": 2, "batch_size": 10, "rng": 0, "activation": activation}
-            ours = xs.train(there, xp.asarray(X), xp.asarray(y), **how).params
-            exact = xs.train(params, X, y, **how).params
+    with counted_graphs() as graphs:
+        for name, options in trainings():
+            how = {"epochs": EPOCHS, "batch_size": BATCH, "rng": 0, "activation": "relu", **options}
+            targets, dtype = how.pop("targets", y), how.pop("dtype", "f4")
+            moved = {k: xp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in how.items()}
+            first = tuple(xs.Layer(*(array.astype(dtype) for array in layer)) for layer in params)
+            there = tuple(xs.Layer(*map(xp.asarray, layer)) for layer in first)
+            before = graphs[0]
+            ours = xs.train(there, xp.asarray(X.astype(dtype)), xp.asarray(targets), **moved).params
+            exact = xs.train(first, X.astype(dtype), targets, **how).params
             pairs = zip((a for layer in ours for a in layer), (a for layer in exact for a in layer), strict=True)
-            if not all(close(a, b, 1e-4) for a, b in pairs):
-                yield f"training with {name} and {activation}"
+            if not all(close(a, b, 1e-2 if dtype == "f2" else 1e-4) for a, b in pairs):
+                yield f"training with {name}"
+            if graphs[0] == before and importlib.util.find_spec("nvmath"):
+                yield f"training with {name}: no step was captured"
+    print(f"{graphs[0]} steps were captured")
+
+
+@contextmanager
+def counted_graphs() -> Iterator[list[int]]:
+    """Count the steps that are captured; none where the backend cannot be imported."""
+    number = [0]
+    try:
+        capture: Any = importlib.import_module("xpsoftmax.kernels.cuda.capture")
+    except (ImportError, AttributeError):  # what stands for CuPy has less
+        yield number
+        return
+    graph_of = capture._graph_of
+
+    def counted(*arguments: Any) -> Any:
+        number[0] += 1
+        return graph_of(*arguments)
+
+    capture._graph_of = counted
+    try:
+        yield number
+    finally:
+        capture._graph_of = graph_of
+
+
+def wrong_functions(xp: Any) -> Iterator[str]:
+    """Name what is wrong of the public functions of the network."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((70, 5)).astype("f4"), rng.integers(3, size=70)
+    params = xs.init_params((5, 33, 3), rng=0, dtype=np.float32)
+    there = tuple(xs.Layer(*map(xp.asarray, layer)) for layer in params)
+    for name, options in {"plain": {}, "penalty": {"reg": 0.1}, "chunks": {"max_memory": 4096}}.items():
+        ours = xs.mlp_loss_and_grad(there, xp.asarray(X), xp.asarray(y), **options)[1]
+        exact = xs.mlp_loss_and_grad(params, X, y, **options)[1]
+        pairs = zip((a for layer in ours for a in layer), (a for layer in exact for a in layer), strict=True)
+        if not all(close(a, b, 1e-4) for a, b in pairs):
+            yield f"mlp_loss_and_grad, {name}"
+    if not close(xs.mlp_predict(there, xp.asarray(X)), xs.mlp_predict(params, X), 0.0):
+        yield "mlp_predict"
 
 
 def on_host(array: Any) -> np.ndarray:
@@ -107,7 +192,8 @@ def main() -> int:
     """Run everything; say what is wrong."""
     cupy = importlib.import_module("cupy")
     cupy.cuda.set_allocator(None)  # a pool would hide what lies beside an array
-    found = [problem for dtype in DTYPES for problem in wrong(cupy, dtype)] + list(wrong_training(cupy))
+    found = [problem for dtype in DTYPES for problem in wrong(cupy, dtype)]
+    found += [*wrong_training(cupy), *wrong_functions(cupy)]
     print(*(f"wrong: {problem}" for problem in found), f"{len(found)} wrong", sep="\n")
     return 1 if found else 0
 

@@ -7,22 +7,23 @@ Needs a GPU that CuPy can use, pytest, rich and what the tests import (array-api
 ml-dtypes); no network, no nox, no installed package. All parts together take at most eight minutes. Used where they
 can be imported:
 
-- pytest-xdist, for tests in several processes
+- nvmath-python, without which steps are not captured: the parts "steps" and "sanitizer" then fail
+- pytest-xdist and pytest-timeout, for tests in several processes with a limit for each
 - torch; liger-kernel; QuACK, which is quack-kernels, nvidia-cutlass-dsl (with its -libs-base, -libs-core and
   -libs-cu13), apache-tvm-ffi and torch-c-dlpack-ext
 - scikit-learn and matplotlib
 - dask and distributed (with locket, partd, tblib, tornado and zict), dask-cuda and pynvml
-- nvmath-python
 
-The parts, and their seconds at most:
+docs/gpu-runs.md says how to take along those that are not there. The parts, and their seconds at most:
 
 {parts}
 
-Each command of a part runs in a process of its own, so that neither a crash nor a hang ends the others; one that takes
-too long is interrupted as by Ctrl-C, so that what it has found is written, and ended with all it has started. Into the
-folder OUT go gpu_check.json, the log of everything, the plot of the comparison and the row for docs/gpu-runs.md; a
-short table is printed last. Exit status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can
-be used.
+Those from "tests" to "dask" run at the same time: no time is measured there. Each command of a part runs in a process
+of its own, so that neither a crash nor a hang ends the others; one that takes too long is interrupted as by Ctrl-C, so
+that what it has found is written, and ended with all it has started. What is compiled is kept in the folder for
+temporary files, on the local disk, for the next command on this machine. Into the folder OUT go gpu_check.json, the log
+of everything, plot and page of the comparison and the row for docs/gpu-runs.md; a short table is printed last. Exit
+status: 0; 1 if anything failed; 3, with nothing written, if there is no GPU that can be used.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,12 +51,18 @@ from xml.etree import ElementTree as ET
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
 
-from _report import Parser, described, finite, surroundings
+from _gpu_report import Report, row, table
+from _report import Parser, described, installed, json_text, surroundings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 NO_GPU = 3
 LOG = "gpu_check.log"
+PACKAGES = (
+    *("numpy", "array-api-compat", "torch", "triton", "nvmath-python", "liger-kernel", "quack-kernels"),
+    *("scikit-learn", "dask", "dask-cuda"),
+)
+"""Whose versions are written down."""
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 GRACE = 15.0
 """Seconds that a command has to write what it has found, once it is interrupted."""
@@ -68,15 +77,8 @@ class Part:
     seconds: float
     commands: Callable[[Path], list[Command]]
     findings: Callable[[Path], dict[str, Any]] = lambda folder: {}  # noqa: ARG005
-
-
-@dataclass
-class Report:
-    """Everything that is printed and written."""
-
-    device: dict[str, Any]
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    side_by_side: bool = False  # its commands run at the same time
+    timeless: bool = False  # it runs beside the others of this kind that follow it: it measures no times
 
 
 def usable_gpu() -> dict[str, Any] | str:
@@ -111,12 +113,14 @@ def script(name: str, *arguments: object) -> Command:
 def pytest_commands(folder: Path) -> list[Command]:
     """The tests on CuPy arrays; in several processes where it can be. The others need no GPU.
 
-    pytest-benchmark, where it is installed, would warn beside xdist, and warnings are errors.
+    pytest-benchmark, where it is installed, would warn beside xdist, and warnings are errors. Once enough tests have
+    failed the others would not tell more.
     """
     command = [sys.executable, "-m", "pytest", "--backend=cupy", "--require-backend=cupy", "-k", "cupy"]
-    many = ["-n", str(min(14, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-    without = ["-p", "no:cacheprovider", "-p", "no:benchmark"]
-    return [[*command, f"--junitxml={folder / 'tests.xml'}", *without, *many, str(ROOT / "tests")]]
+    many = ["-n", str(min(10, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    limit = ["--timeout=60"] if importlib.util.find_spec("pytest_timeout") else []
+    without = ["-p", "no:cacheprovider", "-p", "no:benchmark", "--maxfail=100", "--tb=short"]
+    return [[*command, f"--junitxml={folder / 'tests.xml'}", *without, *limit, *many, str(ROOT / "tests")]]
 
 
 def counted(folder: Path) -> dict[str, Any]:
@@ -130,22 +134,30 @@ def counted(folder: Path) -> dict[str, Any]:
 
 
 def sanitizer_commands(folder: Path) -> list[Command]:  # noqa: ARG001
-    """Every kernel at every size class: alone, which compiles them, and under each tool.
+    """Every kernel at every size class, and programs of steps, under each tool.
 
     Only what kernels do is reported: libraries ask CUDA for what may be missing, and go on. Python is waited for
     however long it takes to come to CUDA: a program that is given up is not looked at, and ends well.
     """
-    kernels = script("_gpu_small.py")
     options = ["--error-exitcode", "9", "--report-api-errors", "no", "--launch-timeout", "0"]
-    return [kernels, *([sanitizer(), "--tool", tool, *options, *kernels] for tool in TOOLS)]
+    return [[sanitizer(), "--tool", tool, *options, *script("_gpu_small.py")] for tool in TOOLS]
 
 
 def summaries(folder: Path) -> dict[str, Any]:
-    """Find the last line of each tool in the log: without it nothing was looked at."""
-    found = re.findall(r"^=+ \w+ SUMMARY: (.*)$", (folder / LOG).read_text("utf-8"), re.MULTILINE)
-    if len(found) != len(TOOLS):
-        raise ValueError(f"compute-sanitizer reported {len(found)} times, not {len(TOOLS)}")
-    return dict(zip(TOOLS, found, strict=True))
+    """Find the summary of each tool in the log of the part: without it nothing was looked at."""
+    text = log_of("sanitizer", folder).read_text("utf-8", errors="replace")
+    found: dict[str, Any] = {"problems": []}
+    for section in text.split("\n$ ")[1:]:
+        tool = section.partition("--tool ")[2].split()[0]
+        said = re.findall(r"^=+ \w+ SUMMARY: (.*)$", section, re.MULTILINE)
+        found[tool] = said[-1] if said else "said nothing"
+    found["problems"] += [f"{tool} said nothing" for tool in TOOLS if found.get(tool, "said nothing") == "said nothing"]
+    return found
+
+
+def log_of(part: str, folder: Path) -> Path:
+    """The log of a part while it runs; it becomes a part of the log of everything."""
+    return folder / f"log-of-{part}.log"
 
 
 def sanitizer() -> str:
@@ -161,24 +173,37 @@ def read(name: str) -> Callable[[Path], dict[str, Any]]:
     return lambda folder: dict(json.loads((folder / name).read_text("utf-8")))
 
 
-KERNEL_SECONDS = 120
-STEPS = ("128x784x256x10", "1024x512x2048x1000", "4096x512x32000")
-"""Cases of bench_training.py: one that the launches take the time of, one of the products, one of many classes."""
-STEPPERS = (
-    "torch",
-    "torch.compile",
-    "linear_cross_entropy",
-    "Liger",
-    "xpsoftmax functions",
-    "xpsoftmax train",
-    "products",
-)
+def measuring(what: str, name: str, seconds: float) -> Part:
+    """Return a part that measures times, by the script of this name: it gets its file, and most of the seconds."""
+    return Part(
+        f"{what} (_gpu_{name}.py)",
+        seconds,
+        lambda folder: [script(f"_gpu_{name}.py", folder / f"{name}.json", seconds - 5)],
+        read(f"{name}.json"),
+    )
+
+
 PARTS = {
-    "tests": Part("the tests on CuPy arrays, with --require-backend=cupy", 60, pytest_commands, counted),
-    "sanitizer": Part(f"every kernel under compute-sanitizer: {', '.join(TOOLS)}", 120, sanitizer_commands, summaries),
+    "compile": Part(
+        "the CUDA kernels of this GPU, by a process for each core",
+        45,
+        lambda folder: [script("_gpu_compile.py", folder / "compile.json", "ours", 40)],
+        read("compile.json"),
+    ),
+    "tests": Part(
+        "the tests on CuPy arrays, with --require-backend=cupy", 100, pytest_commands, counted, timeless=True
+    ),
+    "sanitizer": Part(
+        f"every kernel and captured steps under compute-sanitizer: {', '.join(TOOLS)} (_gpu_small.py)",
+        100,
+        sanitizer_commands,
+        summaries,
+        side_by_side=True,
+        timeless=True,
+    ),
     "compare": Part(
         "a network trained on NumPy and on CuPy (compare_backends.py)",
-        20,
+        60,
         lambda folder: [
             script(
                 "compare_backends.py",
@@ -187,54 +212,60 @@ PARTS = {
             )
         ],
         read("compare.json"),
+        timeless=True,
     ),
     "dask": Part(
         "loss, training and the classifier over dask arrays of CuPy blocks, on a worker of its own too (_gpu_dask.py)",
-        40,
+        80,
         lambda folder: [script("_gpu_dask.py", folder / "dask.json")],
         read("dask.json"),
+        timeless=True,
     ),
-    "kernels": Part(
-        "the operations on rows beside a copy and others (_gpu_kernels.py)",
-        KERNEL_SECONDS + 20,  # the last case may take longer than the others
-        lambda folder: [script("_gpu_kernels.py", folder / "kernels.json", KERNEL_SECONDS)],
-        read("kernels.json"),
+    "others": Part(
+        "what the competitors compile (_gpu_compile.py)",
+        50,
+        lambda folder: [script("_gpu_compile.py", folder / "others.json", "others", 45)],
+        read("others.json"),
     ),
-    "steps": Part(
-        "training steps beside PyTorch and Liger, kernels and waits of each (bench_training.py)",
-        60,
-        lambda folder: [
-            script(
-                "bench_training.py",
-                *("--device", "cuda", "--seconds", 0.2, "--json", folder / "steps.json"),
-                *(word for case in STEPS for word in ("--case", case)),
-                *(word for name in STEPPERS for word in ("--competitor", name)),
-            )
-        ],
-        read("steps.json"),
-    ),
-    "estimator": Part(
-        "the classifier fitted on CuPy arrays, beside scikit-learn and PyTorch (compare_sklearn.py)",
-        40,
-        lambda folder: [
-            script("compare_sklearn.py", "--only", "gpu", "--rounds", "1", "--json", folder / "estimator.json")
-        ],
-        read("estimator.json"),
-    ),
+    "steps": measuring("training steps beside PyTorch and Liger: times, launches, waits", "steps", 90),
+    "kernels": measuring("the operations on rows beside a copy and others", "kernels", 70),
+    "variants": measuring("the loss with other size classes than those of sizes.py", "variants", 20),
+    "torch": measuring("PyTorch tensors through the kernels: right, without waiting, how fast", "torch", 35),
+    "classes": measuring("a linear layer with many classes beside Liger and PyTorch", "classes", 35),
+    "estimator": measuring("the classifier on CuPy, NumPy, PyTorch and scikit-learn", "estimator", 35),
 }
 __doc__ = (__doc__ or "").format(
     parts="\n".join(f"- {name}, {part.seconds:.0f} s: {part.what}" for name, part in PARTS.items())
 )
 
 
+def most_seconds(parts: Iterable[Part]) -> float:
+    """How long parts may take together: those without times run side by side."""
+    parts = list(parts)
+    timeless = [part.seconds for part in parts if part.timeless]
+    return max(timeless, default=0.0) + sum(part.seconds for part in parts if not part.timeless)
+
+
 def run_part(part: Part, folder: Path, log: Path) -> tuple[dict[str, Any], list[str]]:
     """Run the commands of a part; return what was found, and what went wrong."""
-    problems = []
     begin = time.monotonic()
-    for command in part.commands(folder):
-        status = run(command, log, part.seconds - (time.monotonic() - begin))
-        if status != 0:
-            problems.append(f"{shlex.join(command)}: {status if isinstance(status, str) else f'status {status}'}")
+    commands = part.commands(folder)
+    logs = [log.with_name(f"{log.stem}-{i}.log") for i in range(len(commands))]
+
+    def run_one(i: int) -> int | str:
+        return run(commands[i], logs[i], part.seconds - (time.monotonic() - begin))
+
+    with ThreadPoolExecutor(len(commands) if part.side_by_side else 1) as pool:
+        states = list(pool.map(run_one, range(len(commands))))
+    with log.open("a", encoding="utf-8") as stream:
+        for each in logs:
+            stream.write(each.read_text("utf-8", errors="replace") if each.exists() else "")
+            each.unlink(missing_ok=True)
+    problems = [
+        f"{shlex.join(command)}: {status if isinstance(status, str) else f'status {status}'}"
+        for command, status in zip(commands, states, strict=True)
+        if status != 0
+    ]
     found: dict[str, Any] = {"seconds": time.monotonic() - begin}
     try:
         found |= part.findings(folder)
@@ -249,15 +280,14 @@ def run(command: Command, log: Path, seconds: float) -> int | str:
         return f"{command[0]} is not here"
     if seconds <= 0.0:
         return "no time was left"
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}  # the log shows what it hung at
-    with log.open("a") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         stream.write(f"\n$ {shlex.join(command)}\n")
         stream.flush()
         # A session of its own, which can be ended whole: a debugger's program, and workers, outlive who started them.
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=ROOT, env=environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
+        RUNNING.add(process)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -269,75 +299,43 @@ def run(command: Command, log: Path, seconds: float) -> int | str:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            RUNNING.discard(process)
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+RUNNING: set[subprocess.Popen[bytes]] = set()
+"""Commands of the parts that run now."""
+CACHES = ("CUPY_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "QUACK_CACHE_DIR")
 
 
-def table(report: Report) -> str:
-    """A few lines of text."""
-    lines = [report.device["gpu"]]
-    for name, found in report.parts.items():
-        short = {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
-        lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in short.items()))
-    kernels = report.parts.get("kernels", {})
-    for case in kernels.get("cases", ()):
-        title = f"{case['operation']} {case['rows']}x{case['classes']} {case['dtype']}"
-        ceiling = case["timings"].get("copy", {}).get("gb_per_s")
-        for name, timing in case["timings"].items():
-            share = f"{timing['gb_per_s'] / ceiling:6.0%} of copy" if ceiling else ""
-            lines.append(f"{title:40} {name:18} {timing['ms'][1]:9.4f} ms {timing['gb_per_s']:8.0f} GB/s {share}")
-    lines += shares(kernels.get("cases", ()))
-    for name, small in kernels.get("small_calls", {}).items():
-        ratio = small["microseconds"] / small["bare_microseconds"]
-        lines.append(
-            f"a small {name} without validation: {small['launches']:.0f} launches, {small['microseconds']:.1f} "
-            f"microseconds of the host, {ratio:.1f} bare launches"
-        )
-    lines += [f"not here: {name}: {reason}" for name, reason in kernels.get("missing", {}).items()]
-    lines += [f"not timed: {what}" for what in kernels.get("not_timed", ())]
-    for finding in report.parts.get("steps", {}).get("findings", ()):
-        for name, timing in finding["timings"].items():
-            ratio = finding["ratios"].get(name)
-            share = "" if ratio is None else f"{ratio:6.2f} of PyTorch"
-            events = finding["events"].get(name, "")
-            lines.append(f"step {finding['case']:24} {name:20} {1e3 * timing['median']:9.4f} ms {share} {events}")
-    for finding in report.parts.get("estimator", {}).get("gpu", ()):
-        medians = {what: sorted(times)[len(times) // 2] for what, times in finding.get("seconds", {}).items()}
-        result = finding.get("failed") or f"{medians} seconds, accuracy {finding['accuracy']:.4f}"
-        lines.append(f"estimator {finding['case']}, {finding['kind']}: {result}")
-    for name, found in report.parts.get("dask", {}).get("checks", {}).items():
-        lines.append(f"dask {name}: {found}")
-    return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in report.problems)])
+def environment() -> dict[str, str]:
+    """The environment of a command: with this package, with caches on the local disk, and with output that shows."""
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    here = Path(tempfile.gettempdir(), "xpsoftmax-gpu-check")
+    caches = {name: str(here / name.partition("_")[0].lower()) for name in CACHES if name not in os.environ}
+    return {**os.environ, **caches, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def shares(cases: Sequence[dict[str, Any]]) -> list[str]:
-    """For each operation, dtype and competitor a line: the share of a copy's speed, by number of classes."""
-    lines: dict[str, list[str]] = {}
-    for case in cases:
-        timings = case["timings"]
-        for name, timing in timings.items() if "copy" in timings else ():
-            share = timing["gb_per_s"] / timings["copy"]["gb_per_s"]
-            line = lines.setdefault(f"{case['operation']}, {case['dtype']}, {name}", [])
-            line.append(
-                f"{case['classes']} {share:.2f}" if name != "copy" else f"{case['classes']} {timing['gb_per_s']:.0f}"
-            )
-    return [f"share of copy: {title}: {', '.join(line)}" for title, line in lines.items()]
-
-
-def row(report: Report, commit: str | None, day: str, command: str) -> str:
-    """The row for docs/gpu-runs.md."""
-    device, results = report.device, []
-    for name, found in report.parts.items():
-        counts = [f"{found[key]} {key}" for key in ("passed", "failed", "skipped") if key in found]
-        results.append(f"{name} ({', '.join(counts)})" if counts else name)
-    for case in report.parts.get("kernels", {}).get("cases", ()):
-        if "xpsoftmax" in case["timings"]:
-            speed = case["timings"]["xpsoftmax"]["gb_per_s"]
-            results.append(f"{case['operation']} {case['rows']}x{case['classes']} {case['dtype']} {speed:.0f} GB/s")
-    versions = f"{device['driver']}, {device['cuda']}, {device['cupy']}"
-    result = "; ".join([*results, f"{len(report.problems)} problems"])
-    return f"| {day} | {commit} | {device['gpu']} | {versions} | {command} | {result} |"
+def run_parts(names: Sequence[str], folder: Path) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+    """Run parts in their order, those without times at the same time, and yield what each found."""
+    waiting = list(names)
+    while waiting:
+        group = [name for name in waiting if PARTS[name].timeless] if PARTS[waiting[0]].timeless else waiting[:1]
+        waiting = [name for name in waiting if name not in group]
+        logs = {name: log_of(name, folder) for name in group}
+        with ThreadPoolExecutor(len(group)) as pool:
+            try:
+                runs = {pool.submit(run_part, PARTS[name], folder, logs[name]): name for name in group}
+                for done in as_completed(runs):
+                    name = runs[done]
+                    with (folder / LOG).open("a", encoding="utf-8") as stream:
+                        stream.write(f"\n--- {name} ---\n{logs[name].read_text('utf-8', errors='replace')}")
+                    logs[name].unlink(missing_ok=True)
+                    yield name, *done.result()
+            except BaseException:  # Ctrl-C, too: the pool would wait for all commands
+                for process in list(RUNNING):
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -356,18 +354,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NO_GPU
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LOG).unlink(missing_ok=True)
+    names = list(dict.fromkeys(given.part or PARTS))
     report = Report(device)
-    where = surroundings(("numpy", "array-api-compat"))
+    where = surroundings([name for name in PACKAGES if installed(name)])
     day = datetime.now(UTC).date().isoformat()
     command = shlex.join(["python", "scripts/gpu_check.py", "OUT", *(f"--part={name}" for name in given.part or ())])
-    for name in given.part or PARTS:
-        found, problems = run_part(PARTS[name], folder, folder / LOG)
+    for name, found, problems in run_parts(names, folder):
         report.parts[name] = found
-        report.problems += [f"{name}: {problem}" for problem in problems]
+        report.problems += [f"{name}: {problem}" for problem in (*problems, *found.get("problems", ()))]
         # After each part: what was found so far is worth having when something ends this process.
         content = {"command": command, "date": day, **where, **asdict(report)}
-        (folder / "gpu_check.json").write_text(json.dumps(finite(content), indent=1) + "\n")
-    for name in ("tests.xml", "kernels.json", "steps.json", "compare.json", "estimator.json", "dask.json"):
+        (folder / "gpu_check.json").write_text(json_text(content))
+        print(f"{name}: {found['seconds']:.0f} s, {len(problems)} problems", flush=True)
+    for name in ("tests.xml", *(f"{part}.json" for part in PARTS)):
         (folder / name).unlink(missing_ok=True)  # their content is in gpu_check.json
     line = row(report, where["commit"], day, command)
     (folder / "gpu-runs-row.md").write_text(line + "\n")

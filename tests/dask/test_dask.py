@@ -69,13 +69,17 @@ def client(cluster):
         yield client
 
 
+STARTING = 600.0
+"""Seconds within which a worker starts on a busy machine: a new process imports distributed and this package."""
+
+
 def both_started(client, cluster):
     """Wait for workers that have been replaced.
 
     One can be given tasks before its nanny knows that it has started; if it is killed then, it may not be replaced.
     """
-    client.wait_for_workers(2, timeout=120)
-    deadline = time.monotonic() + 120
+    client.wait_for_workers(2, timeout=STARTING)
+    deadline = time.monotonic() + STARTING
     while not all(
         nanny.process and nanny.process.status == distributed.Status.running for nanny in cluster.workers.values()
     ):
@@ -1184,11 +1188,22 @@ def test_workers_may_come_between_steps_and_go(client, cluster, problem):
     held = lazy(X, 10), lazy(y, 10)
     desired = xd.train(params, *held, **options)
 
+    gone = {}
+
     def callback(step):
         if step.step == 5:
-            client.restart_workers(list(client.scheduler_info()["workers"])[:1])
+            # Asked of the scheduler now: what the client knows of the workers may be two seconds old.
+            holding = [worker for worker, keys in client.has_what().items() if keys]
+            before = client.run(os.getpid)
+            gone[before[holding[0]]] = len(client.has_what()[holding[0]])
+            client.restart_workers(holding[:1], timeout=STARTING)
+            # It returns as soon as there are two workers, also if the old one is not known to be gone yet.
+            both_started(client, cluster)
 
     got = xd.train(params, *held, callback=callback, **options)
+    ((pid, blocks_held),) = gone.items()
+    assert blocks_held > 0
+    assert pid not in client.run(os.getpid).values()
     assert got.history == desired.history
     assert flat(got.params).tobytes() == flat(desired.params).tobytes()
 

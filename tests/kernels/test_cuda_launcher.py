@@ -22,7 +22,7 @@ from xpsoftmax._train.optimizers import VelocitySgd
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan, sizes
+from xpsoftmax.kernels.cuda import plan, sizes, table_plan
 from xpsoftmax.kernels.rules import Rule
 
 pytestmark = [
@@ -166,7 +166,7 @@ def test_without_a_gradient_no_slopes_are_written(cuda, recorder):
 @pytest.mark.parametrize("flag", [None, True, False])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "velocity", "nesterov velocity", "adam", "adamw"])
-def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
+def test_the_updates_of_all_parameters_are_one_launch(cuda, recorder, rng, name, in_place, flag):
     optimizer = {
         "sgd": xs.sgd(0.1),
         "momentum": xs.sgd(0.1, 0.9),
@@ -183,7 +183,11 @@ def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
         *arrays, grad = (array(np.asarray(a, order=order)) for a in values)
         ok = None if flag is None else array(np.array(flag))
         desired = generic.parameter_update(rule, list(values[:-1]), values[-1], numbers, ok=flag)
-        found = cuda.parameter_update(rule, arrays, grad, numbers, ok=ok, in_place=in_place)
+        found, other = cuda.parameter_updates(
+            rule, [arrays, [x.copy() for x in arrays]], [grad, grad], numbers, ok=ok, in_place=in_place
+        )
+        for got, wanted in zip(other, desired, strict=True):
+            assert_same_bits(np.asarray(got), wanted)
         for got, wanted, given, value in zip(found, desired, arrays, values, strict=False):
             assert_same_bits(np.asarray(got), wanted)
             assert (got is given) == (in_place and order == "C")
@@ -195,48 +199,58 @@ def test_an_update_is_one_launch(cuda, recorder, rng, name, in_place, flag):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", ["c-order", "fortran", "rows apart"])
-@pytest.mark.parametrize("rows", [1, 5, plan.ROWS_OF_A_PART, 2 * plan.ROWS_OF_A_PART + 3])
+@pytest.mark.parametrize("rows", [1, 5, table_plan.ROWS_OF_A_PART, 2 * table_plan.ROWS_OF_A_PART + 3])
 def test_rows_are_summed_in_parts(cuda, recorder, rng, dtype, layout, rows):
     x = array(LAYOUTS[layout](rng.normal(size=(rows, CLASSES)).astype(dtype)))
     exact = np.asarray(x, np.longdouble)
     error = np.abs(np.asarray(cuda.sum_of_rows(x)) - exact.sum(axis=0))
     assert (error <= 12 * np.finfo(dtype).eps * np.abs(exact).sum(axis=0) / min(rows, 8)).all()
-    assert [launch.kernel for launch in recorder.launches] == ["sum_of_rows"] * (1 + (rows > plan.ROWS_OF_A_PART))
+    assert [launch.kernel for launch in recorder.launches] == ["sum_of_rows"] * (1 + (rows > table_plan.ROWS_OF_A_PART))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 41), (plan.TOTAL_PART + 3, 1)])
 @pytest.mark.parametrize("strength", ["number", "array"])
-def test_a_penalty_and_its_gradient(cuda, recorder, rng, dtype, shape, strength):
-    weight, grad = rng.normal(size=(2, *shape)).astype(dtype)
+def test_penalties_and_their_gradients(cuda, recorder, rng, dtype, shape, strength):
+    weights, grads = ([rng.normal(size=size).astype(dtype) for size in (shape, (3, 2))] for _ in range(2))
     reg = 0.3 if strength == "number" else array(np.array(0.3, dtype))
-    exact, wanted = 0.15 * (weight.astype("f8") ** 2).sum(), grad + np.dtype(dtype).type(0.3) * weight
+    exact = 1.25 + 0.15 * sum((weight.astype("f8") ** 2).sum() for weight in weights)
+    loss = array(np.array(1.25, dtype))
     for order in "CF":
-        given = array(np.array(grad, order=order))
-        value, added = cuda.weight_penalty(array(np.array(weight, order=order)), given, reg)
+        given = [array(np.array(grad, order=order)) for grad in grads]
+        value, added = cuda.weight_penalties([array(np.array(w, order=order)) for w in weights], given, reg, loss)
         assert value.shape == ()
         assert abs(float(value) - exact) <= 8 * np.finfo(dtype).eps * exact
-        assert added is given
-        assert_same_bits(np.asarray(added), wanted)
-    value, added = cuda.weight_penalty(array(weight), None, reg)
+        for found, grad, old, weight in zip(added, given, grads, weights, strict=True):
+            assert found is grad
+            assert_same_bits(np.asarray(found), old + np.dtype(dtype).type(0.3) * weight)
+    value, added = cuda.weight_penalties(list(map(array, weights)), None, reg, loss)
     assert added is None
     assert abs(float(value) - exact) <= 8 * np.finfo(dtype).eps * exact
-    totals = 1 + (weight.size > plan.TOTAL_PART)
-    assert [launch.kernel for launch in recorder.launches] == ["weight_penalty", *["total"] * (totals - 1)] * 3
+    assert float(loss) == 1.25
+    assert [launch.kernel for launch in recorder.launches] == ["weight_penalty", "total"] * 3
 
 
 def test_nothing_is_launched_for_nothing(cuda, recorder):
     assert cuda.sum_of_rows(array(np.zeros((0, 3), "f4"))).tolist() == [0, 0, 0]
     empty = array(np.zeros((0, 3), "f4"))
-    value, grad = cuda.weight_penalty(empty, empty, 0.5)
-    assert float(value) == 0
-    assert grad is empty
+    (after,) = cuda.parameter_updates(xs.sgd(1.0).rule(1.0, 1)[0], [[empty]], [empty], (1.0,))
+    assert after[0].shape == (0, 3)
     assert recorder.launches == []
+
+
+def test_a_weight_without_inputs_has_no_penalty(cuda, rng):
+    weights = [array(np.zeros((0, 3), "f4")), array(np.ones((3, 2), "f4"))]
+    grads = [array(np.zeros((0, 3), "f4")), array(np.zeros((3, 2), "f4"))]
+    value, added = cuda.weight_penalties(weights, grads, 0.5, array(np.array(1, "f4")))
+    assert float(value) == 2.5
+    assert added[0].shape == (0, 3)
+    assert (np.asarray(added[1]) == 0.5).all()
 
 
 def test_numbers_beyond_the_dtype_warn_of_nothing(cuda, recorder):
     rule, numbers = xs.sgd(1e200).rule(1e200, 1)
-    (found,) = cuda.parameter_update(rule, [array(np.ones(3, "f4"))], array(np.ones(3, "f4")), numbers)
+    ((found,),) = cuda.parameter_updates(rule, [[array(np.ones(3, "f4"))]], [array(np.ones(3, "f4"))], numbers)
     assert np.isneginf(found).all()
     z, y = array(np.zeros((1, 2), "f4")), array(np.zeros(1, "i8"))
     losses, _ = cuda.softmax_loss_rows(z, y, 1.0, LossSpec(z_loss=1e200), grad=False)
@@ -247,7 +261,7 @@ def test_a_rule_without_a_kernel_is_computed_by_the_generic_text(cuda, recorder)
     # Its name is that of a rule with a kernel: the look-up must not go by names.
     ascent = Rule("sgd", lambda p, g, rate: (p + rate * g,))
 
-    (found,) = cuda.parameter_update(ascent, [array(np.ones(3))], array(np.ones(3)), (0.5,))
+    ((found,),) = cuda.parameter_updates(ascent, [[array(np.ones(3))]], [array(np.ones(3))], (0.5,))
     assert (np.asarray(found) == 1.5).all()
     assert recorder.launches == []
 

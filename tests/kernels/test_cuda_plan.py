@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xpsoftmax.kernels.cuda import plan, sizes, texts
+from xpsoftmax.kernels.cuda import plan, sizes, table_plan, texts
 
 MATRIX = plan.Matrix(1024, 10, 1000, 1000, "float32")
 
@@ -213,12 +213,38 @@ def test_each_vector_of_units_has_a_thread():
     assert plan.activation_backward_launch(off, off, step=True).arguments[-3] == 9
 
 
+def words(launch):
+    """What the table of a launch says, item by item."""
+    table = launch.arguments[0]
+    return table.reshape(1).view(np.int64).reshape(table_plan.MOST_ITEMS, -1).tolist()
+
+
 def test_every_entry_of_a_parameter_has_a_thread():
-    for length, grid in ((1, 1), (256, 1), (257, 2)):
-        launch = plan.update_launch("adamw_rule", (64, 128, 192), 256, 0, length, "float64", (0.5,) * 8)
-        assert (launch.grid, launch.block) == (grid, 256)
-        assert len(launch.arguments) == 8 + plan.RULE_NUMBERS
-    assert plan.update_launch("sgd_rule", (64,), 256, 0, 9, "float32", (0.5,)).arguments[1:3] == (0, 0)
+    parameters = [((64, 128, 192), (65, 129, 193), 256, length) for length in (1, 512, 513)]
+    (launch,) = table_plan.update_launches("adamw_rule", parameters, 7, "float64", (0.5,) * 8)
+    assert (launch.grid, launch.block) == (4, 256)
+    assert [item[-2:] for item in words(launch)[:4]] == [[1, 1], [512, 2], [513, 4], [0, 0]]
+    assert words(launch)[1][:-2] == [64, 128, 192, 256, 65, 129, 193]
+    assert launch.arguments[1] == 7
+    (launch,) = table_plan.update_launches("sgd_rule", [((64,), (64,), 256, 9)], 0, "float32", (0.5,))
+    assert words(launch)[0] == [64, 0, 0, 256, 64, 0, 0, 9, 1]
+    assert len(launch.arguments) == 4 + table_plan.RULE_NUMBERS
+
+
+def test_more_arrays_than_a_table_has_room_for_take_several_launches():
+    many = table_plan.MOST_ITEMS + 1
+    first, second = table_plan.penalty_launches([(64, 0, 9)] * many, 1024, 0, 0.5, "float32", 512)
+    assert (first.grid, second.grid) == (table_plan.MOST_ITEMS, 1)
+    assert words(first)[1] == [64, 0, 1024 + 4 * 2, 9, 2]
+    assert words(second)[:2] == [[64, 0, 1024 + 4 * many, 9, 1], [0] * 5]
+    assert first.arguments[-2:] == (512, 1024)
+    assert second.arguments[-2:] == (0, 0), "the loss is copied once"
+
+
+def test_a_table_leaves_room_for_the_other_arguments():
+    """CUDA gives the arguments of a kernel 4 KiB."""
+    (launch,) = table_plan.update_launches("adamw_rule", [((1, 2, 3), (1, 2, 3), 4, 5)], 0, "float64", (0.5,) * 8)
+    assert sum(argument.itemsize for argument in launch.arguments) <= 4096
 
 
 def test_labels_of_every_type_are_described():

@@ -6,6 +6,7 @@ With --kernels only (nox -s kernels). What NumPy's formulas make of the same pro
 from __future__ import annotations
 
 import gc
+import itertools
 import signal
 import sys
 from dataclasses import replace
@@ -20,8 +21,8 @@ from program_reference import ReferenceRunner
 
 from xpsoftmax._train.programs import ENTRIES_OF_A_PART, Step, step_program
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import clip_plan, plan, step_plan, texts
-from xpsoftmax.kernels.rules import ADAMW, MOMENTUM, SGD
+from xpsoftmax.kernels.cuda import clip_plan, plan, step_plan, table_plan, texts
+from xpsoftmax.kernels.rules import ADAM, ADAMW, MOMENTUM, SGD
 
 pytestmark = [
     pytest.mark.kernels,
@@ -36,6 +37,7 @@ STEP = Step(
     sizes=(5, 6, 3),
     activation=ACTIVATIONS["relu"],
     dtype="float64",
+    cast=False,
     soft=False,
     weighted=False,
     class_weighted=False,
@@ -70,12 +72,14 @@ def runner(recorder):
     return recorder.modules["capture"].Runner
 
 
-def arrays_of(step: Step, rng: np.random.Generator, x_dtype: str | None = None) -> dict[str, np.ndarray]:
+def arrays_of(
+    step: Step, rng: np.random.Generator, x_dtype: str | None = None, target_dtype: str | None = None
+) -> dict[str, np.ndarray]:
     dtype = step.dtype
     named = {
         "memory": np.full(step_program(step).size, 99, "u1"),
         "X": rng.normal(size=(N, step.sizes[0])).astype(x_dtype or dtype),
-        "targets": rng.dirichlet(np.ones(step.sizes[-1]), N).astype(dtype)
+        "targets": rng.dirichlet(np.ones(step.sizes[-1]), N).astype(target_dtype or dtype)
         if step.soft
         else rng.integers(step.sizes[-1], size=N),
         "counting": rng.uniform(0.5, 2, N).astype(dtype),
@@ -106,10 +110,10 @@ def run(runner):
         runner.run()
 
 
-def check(runner, step, rng, times=3, x_dtype=None):
+def check(runner, step, rng, times=3, x_dtype=None, target_dtype=None):
     """Run a program a few times, by both runners; the parameters go on changing from step to step."""
     program = step_program(step)
-    wanted = arrays_of(step, rng, x_dtype)
+    wanted = arrays_of(step, rng, x_dtype, target_dtype)
     found = {name: array(value.copy()) for name, value in wanted.items()}
     reference, made = ReferenceRunner(program, wanted), runner(program, found)
     for _ in range(times):
@@ -145,6 +149,18 @@ VARIANTS = {
     "class weights": {"soft": True, "class_weighted": True, "weighted": True},
     "momentum": {"rule": MOMENTUM, "kept": 1},
     "adamw": {"rule": ADAMW, "kept": 2},
+    "all rows": {"rows": N, "rule": MOMENTUM, "kept": 1},
+    "all rows, weights": {"rows": N, "weighted": True, "reg": 0.1, "averaged": True},
+    "all rows, weights of a sum": {"rows": N, "weighted": True, "mean": False},
+    "all rows, soft": {"rows": N, "soft": True, "class_weighted": True, "weighted": True},
+    "a loss in parts": {"sizes": (plan.TOTAL_PART, plan.TOTAL_PART // 4, 2), "reg": 0.1, "dtype": "float32"},
+    "chunks": {"chunk": 3},
+    "chunks of a row": {"chunk": 1, "sizes": (5, 6, 4, 3), "spare": 100, "activation": ACTIVATIONS["gelu"], "reg": 0.1},
+    "chunks with weights": {"chunk": 3, "weighted": True, "reg": 0.1, "averaged": True, "spare": 100},
+    "chunks of a weighted sum": {"chunk": 2, "weighted": True, "mean": False, "dtype": "float32", "spare": 1},
+    "chunks of soft targets": {"chunk": 3, "soft": True, "class_weighted": True, "max_norm": 0.1},
+    "chunks of all rows": {"chunk": 5, "rows": N, "weighted": True},
+    "many layers": {"sizes": (5, 6, 4, 6, 6, 4, 3), "activation": ACTIVATIONS["tanh"], "chunk": 3},
     "clipped": {"max_norm": 0.1, "reg": 0.1, "dtype": "float32"},
     "not clipped": {"max_norm": 1e3},
     "clipped in parts": {"max_norm": 0.1, "sizes": (ENTRIES_OF_A_PART // 4 + 1, 5, 3)},
@@ -166,9 +182,57 @@ def test_a_captured_step_gives_the_same_numbers(recorder, runner, nvmath, rng, n
     assert recorder.order.count(("graph", 101)) == 3
 
 
-@pytest.mark.parametrize("x_dtype", ["float16", "float32", "float64"])
-def test_inputs_of_other_dtypes_are_gathered_in_the_working_precision(runner, rng, x_dtype):
-    check(runner, replace(STEP, dtype="float32"), rng, x_dtype=x_dtype, times=1)
+@pytest.mark.parametrize("rows", [ROWS, N])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("x_dtype", "target_dtype"), [("float16", None), ("float16", "float64"), ("float32", "float16"), ("float32", None)]
+)
+def test_other_dtypes_are_gathered_in_the_working_precision(runner, rng, x_dtype, target_dtype, weighted, rows):
+    cast = x_dtype != "float32" or target_dtype is not None
+    step = replace(STEP, dtype="float32", cast=cast, soft=target_dtype is not None, weighted=weighted, rows=rows)
+    check(runner, step, rng, x_dtype=x_dtype, target_dtype=target_dtype, times=1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_all_rows_are_read_where_they_are(weighted, soft):
+    """Only inputs with rows that do not count are copied, to have zeros there."""
+    program = step_program(replace(STEP, rows=N, soft=soft, weighted=weighted))
+    gathers = [operation for operation in program.operations if operation.name == "gather"]
+    assert len(gathers) == weighted
+    for gather in gathers:
+        assert gather.arrays == ("X", "inputs0", None, None, "row_weight", None, None, None, None, "place")
+    read = {name for operation in program.operations for name in operation.arrays}
+    assert {"X", "targets"} <= read
+    assert "order" not in read
+
+
+NODES = {
+    "plain": 13,
+    "penalty": 14,
+    "weights": 14,
+    "weights and penalty": 15,
+    "all rows": 12,
+    "one layer": 8,
+    "adamw": 13,
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_how_many_launches_a_step_has(recorder, runner, rng, name):
+    """Products are one launch each. ADR 17 has these numbers; a small step takes about 2 microseconds for each."""
+    products = []
+    matmul = recorder.module.matmul
+    recorder.module.matmul = lambda *arrays, **options: (products.append(1), matmul(*arrays, **options))
+    check(runner, replace(STEP, **VARIANTS[name]), rng, times=1)
+    assert len(recorder.launches) + len(products) == NODES[name]
+
+
+@pytest.mark.parametrize("depth", [2, 20])
+def test_more_parameters_than_a_table_has_room_for(recorder, runner, rng, depth):
+    check(runner, replace(STEP, sizes=(5, *[3] * depth), reg=0.1, rule=ADAMW, kept=2), rng)
+    updates = [launch for launch in recorder.launches if launch.kernel == "parameter_update"]
+    assert len(updates) == 3 * -(-2 * depth // table_plan.MOST_ITEMS)
 
 
 def test_sums_have_parts_of_the_size_that_the_kernel_adds_up():
@@ -249,18 +313,33 @@ def test_an_interrupt_while_a_step_is_captured_is_raised_afterwards(recorder, ru
 
 def wrong_gather(change) -> bool:
     rng = np.random.default_rng(0)
-    source, order = rng.normal(size=(9, 307)).astype("f8"), rng.permutation(9)
+    source, order = rng.normal(size=(9, 307)).astype("f4"), rng.permutation(9)
     weights, place = np.array([1, 0, 1, 1, 0, 1, 1, 1, 1.0], "f4"), np.array([3, 9, 9])
+    counting, labels = np.arange(9, dtype="f4"), rng.integers(100, size=(9, 3))
     for columns in (300, 7, 1):  # more than the lanes of a row, as many, one
-        out = np.full((5, columns), -1, "f4")
-        matrix = plan.Matrix(cpu.address(source), 9, columns, 307, "float64")
-        for given in (order, None):
-            at = cpu.address(given), cpu.address(place), cpu.address(weights), cpu.address(out)
-            cpu.run(step_plan.gather_launch(matrix, *at, 4, "float32"), change=change)
+        for given, soft, zero_rows in ((order, False, True), (None, True, True), (order, False, False)):
+            targets = rng.normal(size=(9, 411)).astype("f8") if soft else labels
+            width = 400 if soft else 1
+            copies = [np.full((5, columns), -1, "f4"), np.full((5, width), -1, "f4" if soft else "i8")]
+            copies += [np.full((5, 1), -1, "f4") for _ in range(2)]
+            at = list(map(cpu.address, copies))
+            batch = step_plan.Batch(
+                plan.Matrix(cpu.address(source), 9, columns, 307, "float32"),
+                at[0],
+                plan.Matrix(cpu.address(targets), 9, width, targets.shape[1], str(targets.dtype)),
+                at[1],
+                step_plan.Copied(cpu.address(weights), at[2]),
+                step_plan.Copied(cpu.address(counting), at[3]),
+                zero_rows=zero_rows,
+            )
+            cpu.run(step_plan.gather_launch(batch, cpu.address(given), cpu.address(place), 4), change=change)
             rows = (np.arange(9) if given is None else order)[3:7]
-            wanted = np.where(weights[rows, None] == 0, 0, source[rows, :columns]).astype("f4")
-            if not np.array_equal(out[:4], wanted) or not (out[4] == -1).all():
-                return True
+            dead = weights[rows, None] == 0
+            inputs = np.where(dead & zero_rows, 0, source[rows, :columns])
+            wanted = inputs, targets[rows, :width], weights[rows, None], counting[rows, None]
+            for copy, value in zip(copies, wanted, strict=True):
+                if not np.array_equal(copy[:4], value.astype(copy.dtype)) or not (copy[4] == -1).all():
+                    return True
     return False
 
 
@@ -269,28 +348,84 @@ def wrong_weigh(change) -> bool:
     for total in (counting.sum(), 0.0, np.inf):
         given = counting * (0 if total == 0 else 1)
         given[7] = np.inf if total == np.inf else given[7]
-        weights, strength = np.full(1301, 2.0), np.zeros(1)
-        at = cpu.address(given), cpu.address(weights)
-        cpu.run(step_plan.weigh_launch(*at, 1300, 0.5, cpu.address(strength), "float64"), change=change)
+        weights, shares, strength = np.full(1300, 2.0), np.full(1301, 3.0), np.zeros(1)
+        at = cpu.address(given), cpu.address(weights), cpu.address(shares)
+        launch = step_plan.weigh_launch(*at, 1300, 0.5, cpu.address(strength), "float64")
+        try:
+            cpu.run(launch, change=change, memory=(given, weights, shares, strength), watch=True)
+        except cpu.KernelError:
+            return True
         wanted = 0.0 if total == 0 else np.nan if total == np.inf else 2.0 / total
         with np.errstate(divide="ignore"):
             right = np.array_equal(strength, [0.5 / np.float64(total)], equal_nan=True)
-        if not (right and np.array_equal(weights, [wanted] * 1300 + [2.0], equal_nan=True)):
+        if not (right and np.array_equal(shares, [wanted] * 1300 + [3.0], equal_nan=True) and (weights == 2).all()):
             return True
     return False
 
 
 def wrong_record(change) -> bool:
-    for loss, finite, after in ((1.0, True, True), (np.nan, True, False), (1.0, False, False), (np.inf, True, False)):
-        for first, begins in ((4, 7), (6, 0), (7, 0)):
-            given, losses, flag = np.array(loss), np.zeros(4), np.array(finite)
-            place = np.array([first, 1, 2])
-            at = (cpu.address(array) for array in (given, losses, flag, place))
-            cpu.run(step_plan.record_launch(*at, 3, 9, "float64"), change=change)
-            if bool(flag) != after or place.tolist() != [begins, 2, 3]:
+    cases = itertools.product(
+        ((1.0, True, True), (np.nan, True, False), (1.0, False, False), (np.inf, True, False)),
+        ((4, 7), (6, 0), (7, 0)),
+    )
+    for (first_term, finite, after), (first, begins) in cases:
+        terms, losses, flag = np.arange(1300.0), np.zeros(4), np.array(finite)
+        terms[0] = first_term
+        place = np.array([first, 1, 2])
+        at = map(cpu.address, (losses, flag, place))
+        launch = step_plan.record_launch(cpu.address(terms), 1300, *at, 3, 9, "float64")
+        try:
+            cpu.run(launch, change=change, memory=(terms, losses, flag, place), watch=True)
+        except cpu.KernelError:
+            return True
+        if bool(flag) != after or place.tolist() != [begins, 2, 3]:
+            return True
+        if not np.array_equal(losses, [0, 0, terms.sum(), 0], equal_nan=True):
+            return True
+    return False
+
+
+def wrong_update(change) -> bool:
+    """Two parameters of several blocks each, by the rule of Adam; in place and not, with and without a flag."""
+    rng = np.random.default_rng(0)
+    numbers = rng.uniform(0.1, 0.9, (3, 8)).astype("f4")
+    which = np.array(2)
+    for flag, in_place in itertools.product((None, True, False), (True, False)):
+        memory, parameters, wanted = [numbers, which], [], []
+        for length in (2600, 1, 1025):
+            before = [np.abs(rng.normal(size=length)).astype("f4") for _ in range(3)]
+            grad = rng.normal(size=length).astype("f4")
+            after = before if in_place else [np.full(length, 9, "f4") for _ in range(3)]
+            changed = flag is not False
+            wanted.append(ADAM(*before, grad, *numbers[2, :7]) if changed else [x.copy() for x in before])
+            memory += [*before, grad, *([] if in_place else after)]
+            old, new = (list(map(cpu.address, arrays)) for arrays in (before, after))
+            parameters.append((old, new, cpu.address(grad), length, after))
+        ok = None if flag is None else np.array(flag)
+        rows = cpu.address(numbers), cpu.address(which)
+        given = [parameter[:4] for parameter in parameters]
+        made = table_plan.update_launches("adam_rule", given, cpu.address(ok), "float32", rows_of_numbers=rows)
+        try:
+            for launch in made:
+                cpu.run(launch, change=change, memory=[*memory, *([] if ok is None else [ok])], watch=True)
+        except cpu.KernelError:
+            return True
+        for (*_, found), values in zip(parameters, wanted, strict=True):
+            if not all(np.array_equal(a, b) for a, b in zip(found, values, strict=True)):
                 return True
-            if not np.array_equal(losses, [0, 0, loss, 0], equal_nan=True):
-                return True
+    return False
+
+
+def wrong_sums(change) -> bool:
+    """Sums that are added to what is there, and sums that are not."""
+    x = np.arange(35.0).reshape(7, 5)
+    for added in (False, True):
+        sums = np.full(6, 100.0)
+        pairs = [(plan.Matrix(cpu.address(x), 7, 5, 5, "float64"), cpu.address(sums))]
+        (launch,) = table_plan.sum_of_rows_launches(pairs, added=added)
+        cpu.run(launch, change=change)
+        if not np.array_equal(sums, [*(x.sum(axis=0) + 100 * added), 100]):
+            return True
     return False
 
 
@@ -328,13 +463,22 @@ def wrong_clip(change) -> bool:
         (wrong_gather, ("order[*start + i] : *start + i", "order[*start + i] : i")),
         (wrong_gather, ("if (i >= rows) return;", "if (i > rows) return;")),
         (wrong_gather, ("weights[r] != 0", "weights[i] != 0")),
-        (wrong_gather, ("source[r * stride + j]", "source[r * columns + j]")),
-        (wrong_gather, ("j += lanes", "j += 2 * lanes")),
+        (wrong_gather, ("inputs[r * input_stride + j]", "inputs[r * input_columns + j]")),
+        (wrong_gather, ("targets[r * target_stride + j]", "targets[r * target_columns + j]")),
+        (wrong_gather, ("!zero_rows || weights[r] != 0", "weights[r] != 0")),
+        (wrong_gather, ("!zero_rows || weights[r] != 0", "true")),
+        (wrong_gather, ("weight_copy[i] = weights[r]", "weight_copy[i] = weights[i]")),
+        (wrong_gather, ("counting_copy[i] = counting[r]", "counting_copy[i] = weights[r]")),
+        (wrong_gather, ("j < input_columns; j += lanes", "j < input_columns; j += 2 * lanes")),
+        (wrong_gather, ("j < target_columns; j += lanes", "j < target_columns; j += 2 * lanes")),
         (wrong_gather, ("threadIdx.x & (lanes - 1)", "0")),
-        (wrong_weigh, ("weights[i] = total == 0 ? 0 : ", "weights[i] = ")),
+        (wrong_weigh, ("shares[i] = total == 0 ? 0 : ", "shares[i] = ")),
         (wrong_weigh, ("is_finite(total) ? weights[i] / total : Limits<Scalar>::nan()", "weights[i] / total")),
         (wrong_weigh, ("*strength = reg / total", "*strength = reg")),
-        (wrong_weigh, ("weights != nullptr && i < rows", "weights != nullptr && i < rows - 1")),
+        (wrong_weigh, ("shares != nullptr && i < rows", "shares != nullptr && i < rows - 1")),
+        (wrong_sums, ("added ? *sums +", "true ? *sums +")),
+        (wrong_sums, ("added ? *sums +", "false ? *sums +")),
+        (wrong_sums, ("|| j >= units", "")),
         (wrong_clip, ("size > Scales<Real>::least_large()", "false")),
         (wrong_clip, ("size < Scales<Real>::largest_small()", "false")),
         (wrong_clip, ("x < 0 ? -x : x", "x")),
@@ -347,14 +491,27 @@ def wrong_clip(change) -> bool:
         (wrong_clip, ("(length + PART - 1) / PART", "length / PART")),
         (wrong_clip, ("x[i] = x[i] * factor", "x[i] = x[i] / factor")),
         (wrong_clip, ("medium.add(sums.medium)", "medium.add(sums.small)")),
-        (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "")),
-        (wrong_record, ("if (!is_finite(*loss)) *finite = 0;", "*finite = is_finite(*loss);")),
+        (wrong_record, ("if (!is_finite(loss)) *finite = 0;", "")),
+        (wrong_record, ("if (!is_finite(loss)) *finite = 0;", "*finite = is_finite(loss);")),
+        (wrong_record, ("if (threadIdx.x != 0) return;", "")),
+        (wrong_record, ("losses[place[2]] = loss;", "losses[place[1]] = loss;")),
+        (wrong_record, ("losses[place[2]] = loss;", "losses[place[2]] = terms[0];")),
+        (wrong_record, ("i < length; i += THREADS", "i < THREADS; i += THREADS")),
         (wrong_record, ("place[0] + rows < all_rows ? place[0] + rows : 0", "place[0] + rows")),
         (wrong_record, ("place[0] + rows < all_rows ?", "place[0] + rows <= all_rows ?")),
         (wrong_record, ("? place[0] + rows :", "? place[0] + 1 :")),
-        (wrong_record, ("losses[place[2]] = *loss;", "losses[place[1]] = *loss;")),
         (wrong_record, ("place[1] = place[2];", "")),
         (wrong_record, ("place[2] += 1;", "")),
+        (wrong_update, ("if (item > 0) block -= table.items[item - 1].end;", "")),
+        (wrong_update, ("(Long)blockIdx.x >= table.items[item].end", "(Long)blockIdx.x > table.items[item].end")),
+        (wrong_update, ("if (!changes && of.p == of.new_p) return;", "if (!changes) return;")),
+        (wrong_update, ("if (changes) rules::RULE(x[k], numbers);", "rules::RULE(x[k], numbers);")),
+        (wrong_update, ("rows_of_numbers[*which * 8 + k]", "rows_of_numbers[k]")),
+        (wrong_update, ("if (i >= of.length) return;", "if (i > of.length) return;")),
+        (wrong_update, ("of.new_a[i] = x[k].a", "of.new_p[i] = x[k].a")),
+        (wrong_update, ("of.new_b[i] = x[k].b", "of.new_a[i] = x[k].b")),
+        (wrong_update, ("share.block * (THREADS * EACH)", "share.block * THREADS")),
+        (wrong_update, ("share.block * (THREADS * EACH)", "(Long)blockIdx.x * (THREADS * EACH)")),
     ],
 )
 def test_faults_are_caught(wrong, change):

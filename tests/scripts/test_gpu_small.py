@@ -31,7 +31,7 @@ def test_every_size_class_is_run(dtype):
 def test_what_is_right_is_not_wrong(cupy, monkeypatch, capsys):
     monkeypatch.setattr(_gpu_small, "DTYPES", {"float32": 1e-5, "float16": 1e-3})
     assert _gpu_small.main() == 0
-    assert capsys.readouterr().out == "0 wrong\n"
+    assert capsys.readouterr().out == "0 steps were captured\n0 wrong\n"
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "softmax_loss_and_grad"])
@@ -66,7 +66,25 @@ def test_a_rule_that_is_wrong_is_named(cupy, monkeypatch):
         return result
 
     monkeypatch.setattr(xs, "train", train)
-    assert next(iter(_gpu_small.wrong_training(cupy))) == "training with sgd and relu"
+    assert next(iter(_gpu_small.wrong_training(cupy))) == "training with sgd"
+
+
+def test_where_nvmath_is_installed_steps_must_be_captured(cupy, monkeypatch):
+    monkeypatch.setattr(_gpu_small.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(_gpu_small, "trainings", lambda: [("sgd", {"optimizer": xs.sgd(0.1)})])
+    capture = SimpleNamespace(_graph_of=lambda stream, work: "a graph")
+    monkeypatch.setitem(sys.modules, "xpsoftmax.kernels.cuda.capture", capture)
+    assert list(_gpu_small.wrong_training(cupy)) == ["training with sgd: no step was captured"]
+    right, before = xs.train, capture._graph_of
+    monkeypatch.setattr(xs, "train", lambda *args, **how: (capture._graph_of(0, 1), right(*args, **how))[1])
+    assert list(_gpu_small.wrong_training(cupy)) == []
+    assert capture._graph_of is before
+
+
+def test_a_function_that_is_wrong_is_named(cupy, monkeypatch):
+    right, calls = xs.mlp_predict, []
+    monkeypatch.setattr(xs, "mlp_predict", lambda *args: (calls.append(0), right(*args) + len(calls))[1])
+    assert list(_gpu_small.wrong_functions(cupy)) == ["mlp_predict"]
 
 
 def test_shapes_and_numbers_that_are_not_finite_are_not_close():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan, sizes, step_plan, texts
+from xpsoftmax.kernels.cuda import plan, sizes, step_plan, table_plan, texts
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 OPERATIONS = ("softmax_loss", "softmax_loss_smoothed", "softmax", "log_softmax", "logsumexp")
@@ -84,21 +84,22 @@ def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
             name = f"softmax_loss_of_masses {kind.threads}x{kind.held}"
             defines = texts.mass_defines(kind, dtype, result)
             yield Specialisation(name, "softmax_loss_of_masses", defines, kind.threads, kind.resident)
-    working = plan.REALS[dtype].__name__
-    yield Specialisation(f"gather {dtype}", "gather", step_plan.gather_defines(dtype, working), plan.UNIT_THREADS, 4)
+    for target in dict.fromkeys(("int64", dtype, *texts.SCALARS)):
+        defines = step_plan.gather_defines(dtype, target)
+        yield Specialisation(f"gather {dtype} {target}", "gather", defines, plan.UNIT_THREADS, 4)
     yield Specialisation("bad_labels", "bad_labels", plan.LABEL_DEFINES, 256, 4)
     if dtype in ("float32", "float64"):  # the working precisions
         yield Specialisation("total", "total", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         for kernel in ("squares", "shorten"):
             yield Specialisation(kernel, kernel, plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         yield Specialisation("weigh", "weigh", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
-        yield Specialisation("record", "record", (("SCALAR", texts.SCALARS[dtype]),), 32, 4)
-        labels = step_plan.gather_defines("int64", "int64")
-        yield Specialisation("gather int64", "gather", labels, plan.UNIT_THREADS, 4)
+        yield Specialisation("record", "record", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         yield Specialisation("weight_penalty", "weight_penalty", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
-        yield Specialisation("sum_of_rows", "sum_of_rows", plan.sum_defines(dtype), plan.SUM_THREADS, 2)
+        yield Specialisation("sum_of_rows", "sum_of_rows", table_plan.sum_defines(dtype), table_plan.SUM_THREADS, 2)
         units = [("bias_activation", "ACTIVATION", name) for name in ACTIVATIONS]
-        units += [("parameter_update", "RULE", name) for name in plan.RULES.values()]
+        for rule in table_plan.RULES.values():
+            defines = table_plan.update_defines(dtype, rule)
+            yield Specialisation(f"parameter_update {rule}", "parameter_update", defines, plan.UNIT_THREADS, 4)
         units += [("activation_backward", "STEP", step) for step in "01"]
         for kernel, key, value in units:
             defines = plan.unit_defines(dtype, (key, value))

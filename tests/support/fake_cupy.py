@@ -151,7 +151,7 @@ class Recorder:
             ),
             empty=lambda shape, dtype: self._allocated(np.full(shape, 123, dtype)),
             zeros=lambda shape, dtype: self._allocated(np.zeros(shape, dtype)),
-            matmul=lambda a, b, out: self.current_stream.do(lambda: np.matmul(a, b, out=out)),
+            matmul=self._matmul,
             ascontiguousarray=lambda x: x if x.flags.c_contiguous and x.ndim else np.ascontiguousarray(x).view(Array),
             RawModule=self._raw_module,
         )
@@ -177,6 +177,11 @@ class Recorder:
             self.allocator(values.nbytes)
         return values.view(Array)
 
+    def _matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        out = self._allocated(np.empty((a.shape[0], b.shape[1]), a.dtype)) if out is None else out
+        self.current_stream.do(lambda: np.matmul(a, b, out=out))
+        return out
+
     def cublas(self) -> ModuleType:
         """nvmath.bindings.cublas: products of matrices that are read column by column, from their addresses."""
         module = ModuleType("nvmath.bindings.cublas")
@@ -193,10 +198,11 @@ class Recorder:
                 assert left.shape == ((k, m) if ta else (m, k))
                 assert right.shape == ((n, k) if tb else (k, n))
                 factors = [real.from_address(address).value for address in (alpha, beta)]
-                assert factors == [1, 0]
+                assert factors in ([1, 0], [1, 1])
 
                 def work() -> None:
-                    matrix(c, ldc, n)[...] = (left.T if ta else left) @ (right.T if tb else right)
+                    out = matrix(c, ldc, n)
+                    out[...] = (out if factors[1] else 0) + (left.T if ta else left) @ (right.T if tb else right)
 
                 self.current_stream.do(work)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.activations import ACTIVATIONS
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import plan, table_plan
 
 
 def of_numpy(array: Any) -> np.ndarray:
@@ -42,6 +42,7 @@ def is_within() -> bool:
 class ReferenceRunner:
     runs: int = 0
     made: int = 0  # how many runners
+    latest: ClassVar[list[ReferenceRunner]] = []
     entered: int = 0  # how often programs began to run after the caller's work
 
     def __init__(self, program: Any, arrays: dict[str, Any]) -> None:
@@ -52,10 +53,11 @@ class ReferenceRunner:
             self.arrays[name][...] = 99  # what a program does not write shows
         self.program = program
         ReferenceRunner.made += 1
+        ReferenceRunner.latest.append(self)
 
     @staticmethod
     def has_rule(rule: Any) -> bool:
-        return rule in plan.RULES
+        return rule in table_plan.RULES
 
     @staticmethod
     @contextmanager
@@ -68,6 +70,15 @@ class ReferenceRunner:
         finally:
             _thread.within = False
 
+    @property
+    def rows(self) -> int:
+        """Of the batch."""
+        return next(operation.options["rows"] for operation in self.program.operations if operation.name == "record")
+
+    @property
+    def chunks(self) -> int:
+        return sum(operation.name == "softmax_loss" for operation in self.program.operations)
+
     def run(self) -> None:
         assert is_within(), "run outside of the order of the streams"
         ReferenceRunner.runs += 1
@@ -76,21 +87,43 @@ class ReferenceRunner:
                 arrays = [None if name is None else self.arrays[name] for name in operation.arrays]
                 getattr(self, operation.name)(*arrays, **operation.options)
 
-    def gather(self, source, order, place, weights, out):
-        rows = order[place[0] : place[0] + len(out)]
-        out[...] = source[rows]
-        if weights is not None:
-            out[weights[rows] == 0] = 0
+    def gather(
+        self,
+        inputs,
+        input_copy,
+        targets,
+        target_copy,
+        weights,
+        weight_copy,
+        counting,
+        counting_copy,
+        order,
+        place,
+        *,
+        first,
+        rows,
+        zero_rows,
+    ):
+        assert first == 0 or order is not None
+        chosen = slice(place[0] + first, place[0] + first + rows)
+        chosen = chosen if order is None else order[chosen]
+        pairs = ((inputs, input_copy), (targets, target_copy), (weights, weight_copy), (counting, counting_copy))
+        for source, copy in pairs:
+            if copy is not None:
+                copy[...] = source[chosen]
+        if zero_rows and input_copy is not None:
+            input_copy[weights[chosen] == 0] = 0
 
-    def weigh(self, counting, weights, strength, *, reg):
+    def weigh(self, counting, weights, shares, strength, *, reg):
         total = counting.sum()
         if strength is not None:
             strength[...] = reg / total
-        if weights is not None:
-            weights /= total
+        if shares is not None:
+            shares[...] = weights / total
 
-    def product(self, left, right, out, *, transposed):
-        out[...] = (left.T if transposed == "left" else left) @ (right.T if transposed == "right" else right)
+    def product(self, left, right, out, *, transposed, spare=None):
+        before = 0 if spare is None else out
+        out[...] = before + (left.T if transposed == "left" else left) @ (right.T if transposed == "right" else right)
 
     def bias_activation(self, z, bias, slopes, *, activation):
         value, slope = generic.bias_activation(z, bias, ACTIVATIONS[activation], grad=True)
@@ -107,18 +140,18 @@ class ReferenceRunner:
         losses, dlogits = generic.softmax_loss_rows(logits, targets, weights, spec, grad=True)
         terms[: len(logits)], logits[...] = losses, dlogits
 
-    def sum_of_rows(self, x, out):
-        out[...] = x.sum(axis=0)
+    def sums_of_rows(self, *matrices_and_sums, added):
+        for x, out in zip(matrices_and_sums[::2], matrices_and_sums[1::2], strict=True):
+            out[...] = (out if added else 0) + x.sum(axis=0)
 
-    def penalty(self, weight, grad, strength, terms, *, reg, first):
+    def penalties(self, strength, terms, *weights_and_grads, reg, first):
         reg = reg if strength is None else strength
         size = plan.TOTAL_PART
-        for part in range(-(-weight.size // size)):
-            terms[first + part] = 0.5 * reg * (weight.ravel()[part * size : (part + 1) * size] ** 2).sum()
-        grad += (reg * weight).astype(grad.dtype)
-
-    def total(self, terms, loss):
-        loss[...] = terms.sum()
+        for weight, grad in zip(weights_and_grads[::2], weights_and_grads[1::2], strict=True):
+            for start in range(0, weight.size, size):
+                terms[first] = 0.5 * reg * (weight.ravel()[start : start + size] ** 2).sum()
+                first += 1
+            grad += (reg * weight).astype(grad.dtype)
 
     def clip(self, grads, squares, *, max_norm):
         assert squares.size == 3 * plan.total_parts(grads.size)
@@ -126,16 +159,18 @@ class ReferenceRunner:
         if np.isfinite(norm) and norm > max_norm:
             grads *= (max_norm / norm).astype(grads.dtype)
 
-    def record(self, loss, losses, finite, place, *, rows, all_rows):
-        losses[place[2]] = loss
-        finite[...] = finite & np.isfinite(loss)
+    def record(self, terms, losses, finite, place, *, rows, all_rows):
+        losses[place[2]] = terms.sum()
+        finite[...] = finite & np.isfinite(losses[place[2]])
         first = place[0] + rows
         place[:] = first if first < all_rows else 0, place[2], place[2] + 1
 
-    def update(self, grad, finite, numbers, place, parameter, *kept, rule):
+    def update(self, finite, numbers, place, *arrays, rule, kept):
         if not finite:
             return
         count = {"sgd": 1, "adam": 7, "adamw": 8}.get(rule.name, 2)
-        after = rule(parameter, *kept, grad, *numbers[place[1], :count])
-        for array, value in zip((parameter, *kept), after, strict=True):
-            array[...] = value
+        for first in range(0, len(arrays), 2 + kept):
+            grad, *changed = arrays[first : first + 2 + kept]
+            after = rule(*changed, grad, *numbers[place[1], :count])
+            for array, value in zip(changed, after, strict=True):
+                array[...] = value

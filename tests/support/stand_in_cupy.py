@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
+import launch_counter
 import numpy as np
 
 from xpsoftmax import kernels
@@ -50,6 +51,7 @@ def allow_synchronize(allow: bool) -> Iterator[None]:
 
 def wait() -> None:
     """Called by all that brings values to the host."""
+    launch_counter.waited("wait")
     if not _waiting_allowed[-1]:
         raise DeviceSynchronized("Device synchronized")
 
@@ -142,16 +144,20 @@ class ndarray:  # noqa: N801 - CuPy's name
         return self._array.tolist()
 
     def fill(self, value: Any) -> None:
+        launch_counter.launched("fill")
         self._array.fill(unwrapped(value))
 
     def __getitem__(self, key: Any) -> Any:
         if _has_mask(key):
             wait()  # for how many there are
+        if any(isinstance(part, ndarray) for part in (key if type(key) is tuple else (key,))):
+            launch_counter.launched("getitem")
         return ndarray(self._array[unwrapped(key)], self._device)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if _has_mask(key) and np.ndim(unwrapped(value)) > 0:
             wait()  # a number goes wherever the mask holds
+        launch_counter.launched("setitem")
         self._array[unwrapped(key)] = unwrapped(value)
 
     def __len__(self) -> int:
@@ -287,6 +293,7 @@ def called(function: Any, *arguments: Any, **options: Any) -> Any:
         result = function(*arguments, **unwrapped(options))
         if computes:
             result = flushed(result, in_place=True)
+    launch_counter.computed(function, () if out is not None else arguments, result)
     return out if isinstance(out, ndarray) else wrapped(result)
 
 
@@ -348,14 +355,23 @@ def array(obj: Any, dtype: Any = None, copy: bool | None = True, order: str = "K
         same = obj._device == Device.current[-1] and (dtype is None or obj.dtype == dtype)
         if same and not copy:
             return obj
+        launch_counter.launched("copy")
         return ndarray(np.array(obj._array, dtype, order=order))
     if isinstance(obj, (list, tuple)):
         obj = [item._array if isinstance(item, ndarray) else item for item in obj]
+    launch_counter.launched("copy to the device")
     return ndarray(np.array(obj, dtype, copy=True, order=order, **options))
 
 
 def asarray(obj: Any, dtype: Any = None, order: str = "K", **options: Any) -> ndarray:
     return array(obj, dtype, copy=False, order=order)
+
+
+def ascontiguousarray(x: ndarray, dtype: Any = None) -> ndarray:
+    if x.flags.c_contiguous and dtype in (None, x.dtype):
+        return x
+    launch_counter.launched("copy")
+    return ndarray(np.ascontiguousarray(unwrapped(x), dtype))
 
 
 # What NumPy has and CuPy 14.2 has not, or has elsewhere.
@@ -417,9 +433,13 @@ def _module(name: str, source: ModuleType, **more: Any) -> ModuleType:
 def modules() -> tuple[ModuleType, ...]:
     """CuPy, and its parts."""
     runtime = SimpleNamespace(
-        is_hip=False, getDevice=lambda: Device.current[-1], getDeviceCount=lambda: 2, deviceSynchronize=wait
+        is_hip=False,
+        getDevice=lambda: Device.current[-1],
+        getDeviceCount=lambda: 2,
+        deviceSynchronize=wait,
+        streamIsCapturing=lambda stream: False,
     )
-    stream = SimpleNamespace(synchronize=wait)
+    stream = SimpleNamespace(synchronize=wait, ptr=0)
     cuda, device = _empty("cupy.cuda"), _empty("cupy.cuda.device")
     device.Device = Device
     cuda.__dict__.update(runtime=runtime, Device=Device, device=device, get_current_stream=lambda: stream)
@@ -431,7 +451,8 @@ def modules() -> tuple[ModuleType, ...]:
         ndarray=ndarray,
         array=array,
         asarray=asarray,
-        ascontiguousarray=lambda x, dtype=None: ndarray(np.ascontiguousarray(unwrapped(x), dtype)),
+        ascontiguousarray=ascontiguousarray,
+        RawModule=launch_counter.raw_module,
         asnumpy=lambda x: x.get(),
         cuda=cuda,
         linalg=linalg,

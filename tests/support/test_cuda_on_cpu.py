@@ -15,7 +15,7 @@ import pytest
 import test_kernels_cuda as kernels
 from grid import labels
 
-from xpsoftmax.kernels.cuda import plan, sizes, texts
+from xpsoftmax.kernels.cuda import plan, sizes, table_plan, texts
 
 pytestmark = [
     pytest.mark.kernels,
@@ -220,35 +220,45 @@ def wrong_look_at_labels(change: tuple[str, str] | None) -> bool:
 
 
 def wrong_sum_of_rows(change: tuple[str, str] | None) -> bool:
-    """Whether the sums of rows amid nan are wrong."""
-    x, sums = np.arange((plan.ROWS_OF_A_PART + 7) * 40).reshape(-1, 40) % 7.0, np.full((3, 40), np.nan, "f4")
-    placed = cpu.Placed(x.astype("f4"), "float32", offset=2, gap=5)
+    """Whether the sums of rows amid nan are wrong; of two matrices in one launch."""
+    made, rows = [], table_plan.ROWS_OF_A_PART + 7
+    for units in (40, 64, 70):
+        x, sums = np.arange(rows * units).reshape(-1, units) % 7.0, np.full((3, units), np.nan, "f4")
+        made.append((x, cpu.Placed(x.astype("f4"), "float32", offset=2, gap=5), sums))
     try:
-        launch = plan.sum_of_rows_launch(placed.matrix, cpu.address(sums))
-        cpu.run(launch, change=change, memory=(placed, sums), watch=True)
+        (launch,) = table_plan.sum_of_rows_launches([(placed.matrix, cpu.address(sums)) for _, placed, sums in made])
+        memory = [array for _, *arrays in made for array in arrays]
+        cpu.run(launch, change=change, memory=memory, watch=True)
     except cpu.KernelError:
         return True
-    wanted = [x[: plan.ROWS_OF_A_PART].sum(axis=0), x[plan.ROWS_OF_A_PART :].sum(axis=0)]
-    return not (np.array_equal(sums[:2], wanted) and np.isnan(sums[2]).all())
+    for x, _, sums in made:
+        wanted = [x[: table_plan.ROWS_OF_A_PART].sum(axis=0), x[table_plan.ROWS_OF_A_PART :].sum(axis=0)]
+        if not (np.array_equal(sums[:2], wanted) and np.isnan(sums[2]).all()):
+            return True
+    return False
 
 
 def wrong_penalty(change: tuple[str, str] | None) -> bool:
-    """Whether the penalty of a weight, or its gradient, is wrong; with a number and with an array for its strength."""
-    weight = (np.arange(plan.TOTAL_PART + 700) % 7).astype("f4")
-    of_parts = [0.25 * float((part**2).sum()) for part in (weight[: plan.TOTAL_PART], weight[plan.TOTAL_PART :])]
-    for strength in (None, np.array(0.5, "f4")):
+    """Whether penalties of two weights, or their gradients, are wrong; with a number or an array for the strength."""
+    weights = [(np.arange(size) % 7).astype("f4") for size in (plan.TOTAL_PART + 700, 5)]
+    parts = [weights[0][: plan.TOTAL_PART], weights[0][plan.TOTAL_PART :], weights[1]]
+    of_parts = [0.25 * float((part**2).sum()) for part in parts]
+    for strength, loss in ((None, np.array(3.0, "f4")), (np.array(0.5, "f4"), None)):
         # What a fault writes beyond the gradient is memory of the test.
-        grad, sums = np.ones(2 * plan.TOTAL_PART, "f4")[: weight.size], np.zeros(2, "f4")
-        at = 0 if strength is None else cpu.address(strength)
-        reg, length = 0.5 if strength is None else 0.0, weight.size
-        addresses = cpu.address(weight), cpu.address(grad), at
-        memory = [array for array in (weight, grad, sums, strength) if array is not None]
+        grads = [np.ones(2 * plan.TOTAL_PART, "f4")[: weight.size] for weight in weights]
+        sums = np.full(4, -1, "f4")
+        reg = 0.5 if strength is None else 0.0
+        listed = [(cpu.address(w), cpu.address(g), w.size) for w, g in zip(weights, grads, strict=True)]
+        memory = [array for array in (*weights, *grads, sums, strength, loss) if array is not None]
         try:
-            launch = plan.penalty_launch(*addresses, reg, cpu.address(sums), length, "float32")
+            at = cpu.address(sums), cpu.address(strength), reg, "float32", cpu.address(loss)
+            (launch,) = table_plan.penalty_launches(listed, *at)
             cpu.run(launch, change=change, memory=memory, watch=True)
         except cpu.KernelError:
             return True
-        if sums.tolist() != of_parts or not np.array_equal(grad, 1 + 0.5 * weight):
+        if sums.tolist() != ([3.0, *of_parts] if loss is not None else [*of_parts, -1.0]):
+            return True
+        if not all(np.array_equal(g, 1 + 0.5 * w) for w, g in zip(weights, grads, strict=True)):
             return True
     return False
 
@@ -259,13 +269,18 @@ def wrong_penalty(change: tuple[str, str] | None) -> bool:
         (wrong_sum_of_rows, ("first + PART < rows ? first + PART : rows", "first + PART")),
         (wrong_sum_of_rows, ("const Long first = part * PART", "const Long first = 0")),
         (wrong_sum_of_rows, ("if (j < units) {", "{")),
-        (wrong_sum_of_rows, ("lane == 0 && j < units", "lane == 0")),
+        (wrong_sum_of_rows, ("lane != 0 || j >= units", "lane != 0")),
         (wrong_sum_of_rows, ("r += ROW_LANES", "r += ROW_LANES - 1")),
         (wrong_sum_of_rows, ("        __syncthreads();\n        if (lane < step)", "        if (lane < step)")),
         (wrong_sum_of_rows, ("x[r * stride + j]", "x[r * units + j]")),
         (wrong_sum_of_rows, ("ROW_LANES / 2; step", "ROW_LANES / 4; step")),
         (wrong_penalty, ("if (strength != nullptr) reg = *strength;", "")),
-        (wrong_penalty, ("first + PART < length ? first + PART : length", "first + PART")),
+        (wrong_sum_of_rows, ("share.block / groups", "blockIdx.x / groups")),
+        (wrong_sum_of_rows, ("(units + LANES - 1) / LANES", "units / LANES + 1")),
+        (wrong_penalty, ("first + PART < of.length ? first + PART : of.length", "first + PART")),
+        (wrong_penalty, ("*copy = *loss;", "*copy = 0;")),
+        (wrong_penalty, ("of.sums[share.block]", "of.sums[blockIdx.x]")),
+        (wrong_penalty, ("if (item > 0) block -= table.items[item - 1].end;", "")),
         (wrong_penalty, ("Scalar(0.5) * reg * all.value", "reg * all.value")),
         (wrong_penalty, ("g[i] = g[i] + reg * x", "g[i] = reg * x")),
         (wrong_penalty, ("i += THREADS) {", "i += 2 * THREADS) {")),

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import operator
 
+import launch_counter
 import numpy as np
 import pytest
 import stand_in_cupy as cupy
@@ -150,3 +151,40 @@ def test_it_has_nothing_that_cupy_lacks():
         there = importlib.import_module(part.__name__)
         assert [name for name in names if not hasattr(there, name)] == [], part.__name__
     assert [name for name in dir(cupy.ndarray) if not hasattr(real.ndarray, name)] == ["_array", "_device"]
+
+
+@pytest.mark.parametrize(
+    ("call", "launches"),
+    [
+        (lambda x: x + 1.0, ["add"]),
+        (lambda x: x.__iadd__(1.0), ["iadd"]),
+        (lambda x: x.sum() * 2, ["sum", "mul"]),
+        (lambda x: cupy.called(np.where, x > 1, x, 0.0), ["gt", "where"]),
+        (lambda x: cupy.called(np.add, x, 1.0, out=x), ["add"]),
+        (lambda x: x[None] @ x[:, None], ["matmul"]),
+        (lambda x: (x[1:], x.T, x.reshape(3, 1), x[None, ::-1]), []),
+        (lambda x: x[cupy.array([0])], ["copy to the device", "getitem"]),
+        (lambda x: x.__setitem__(0, 1.0), ["setitem"]),
+        (lambda x: x.fill(1.0), ["fill"]),
+        (lambda x: (x.astype(np.float32), x.astype(x.dtype, copy=False), x.copy()), ["astype", "copy"]),
+        (lambda x: (cupy.asarray(x), cupy.array(x)), ["copy"]),
+        (lambda x: (cupy.called(np.empty, 3), cupy.called(np.zeros_like, x)), ["zeros_like"]),
+        (lambda x: cupy.ascontiguousarray(cupy.ascontiguousarray(x)[::2]), ["copy"]),
+        (lambda x: launch_counter.raw_module(code="", options=(), backend="nvrtc").get_function("f")(
+            (1,), (1,), (x,), shared_mem=0), ["kernel f"]),
+    ],
+)  # fmt: skip
+def test_launches_are_counted(call, launches, x):
+    call(x)
+    with launch_counter.counted() as count:
+        call(x)
+    assert count == (launches, [])
+    call(x)
+    assert count == (launches, []), "counted after the end"
+
+
+def test_waits_are_counted(x):
+    with launch_counter.counted() as count:
+        float(x[0])
+        x.get()
+    assert count == ([], ["wait", "wait"])

@@ -25,6 +25,7 @@ from xpsoftmax import kernels
 from xpsoftmax._train.loop import Loop
 from xpsoftmax._train.optimizers import VelocitySgd
 from xpsoftmax._train.programmed import ProgrammedSteps
+from xpsoftmax._train.programs import ALIGNMENT
 from xpsoftmax.kernels.activations import ACTIVATIONS
 
 ROWS, FEATURES, CLASSES = 23, 6, 4
@@ -49,6 +50,7 @@ def cp(monkeypatch):
     (backend,) = (backend for backend in kernels.BACKENDS if backend.name == "cupy")
     if getattr(cupy, "stands_in", False):
         monkeypatch.setattr(backend.load(), "Runner", ReferenceRunner, raising=False)
+        ReferenceRunner.latest.clear()
         ReferenceRunner.runs = ReferenceRunner.made = ReferenceRunner.entered = 0
     elif not cupy.cuda.is_available():
         pytest.skip("no GPU")
@@ -233,13 +235,79 @@ def test_gradients_are_clipped(cp, optimizer, max_norm, again):
         assert ReferenceRunner.runs == STEPS
 
 
-def test_steps_that_are_left_to_the_loop(cp):
+CHUNKED = {
+    "plain": {},
+    "penalty": {"reg": 0.1},
+    "weights": {"sample_weight": np.where(np.arange(ROWS) % 4, np.linspace(0.5, 2, ROWS), 0), "reg": 0.1},
+    "a sum": {"sample_weight": np.linspace(0.5, 2, ROWS), "reduction": "sum"},
+    "ignored labels": {"ignore_index": 2},
+    "class weights": {"class_weight": np.linspace(0.5, 2, CLASSES), "label_smoothing": 0.1},
+    "clipped": {"optimizer": xs.clip_by_global_norm(xs.adam(xs.cosine_schedule(0.05, steps=9)), 0.1)},
+    "slopes": {"activation": "gelu"},
+}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("batch_size", "max_memory"), [(10, 1300), (10, 1700), (23, 1900)])
+@pytest.mark.parametrize("name", CHUNKED)
+def test_batches_in_chunks(cp, name, batch_size, max_memory, soft):
+    """A batch that does not fit in `max_memory` passes in parts; the last part may be shorter."""
+    params = xs.init_params((FEATURES, 5, 3, CLASSES), rng=1, dtype=np.float64)
+    X, y = data(soft=soft)
+    options = {"optimizer": xs.sgd(0.02, 0.5), "batch_size": batch_size, **CHUNKED[name]}
+    if soft and "ignore_index" in options:
+        return
+    if "sample_weight" in options:
+        X[options["sample_weight"] == 0] = np.nan
+    assert_alike(trained(cp, params, X, y, max_memory=max_memory, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 4 * -(-ROWS // batch_size)
+        (largest,) = (runner for runner in ReferenceRunner.latest if runner.rows == batch_size)
+        assert 1 < largest.chunks <= batch_size
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "gelu"])
+@pytest.mark.parametrize("hidden", [(), (40,), (40, 30), (30,) * 5, (60, 5, 5, 5, 5, 5, 5)])
+def test_programs_keep_within_the_memory_of_a_step(cp, hidden, activation, soft, weighted):
+    """What they need beside the gradients, and the rows of the batch that the loop holds, is at most `max_memory`."""
+    if not getattr(cp, "stands_in", False):
+        pytest.skip("a matter of numbers")
+    rows, classes = 300, 12
+    params = xs.init_params((20, *hidden, classes), rng=1, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 20)).astype("f4")
+    y = rng.dirichlet(np.ones(classes), rows).astype("f4") if soft else rng.integers(classes, size=rows)
+    options = {"sample_weight": rng.uniform(0.5, 2, rows).astype("f4")} if weighted else {}
+    chunks = set()
+    for max_memory in (30_000, 60_000, 120_000, 500_000):
+        ReferenceRunner.latest.clear()
+        trained(
+            *(cp, params, X, y),
+            optimizer=xs.sgd(0.1),
+            epochs=1,
+            batch_size=200,
+            activation=activation,
+            max_memory=max_memory,
+            **options,
+        )
+        for runner in ReferenceRunner.latest:
+            held = runner.rows * (20 + (classes if soft else 2) + 1 + 3 * weighted) * 4
+            gradients = sum(array.size for layer in params for array in layer) * 4
+            small = ALIGNMENT * len(runner.program.buffers)
+            assert runner.program.size <= max_memory + held + gradients + small
+            chunks.add(runner.chunks)
+    assert len(chunks) > 1
+
+
+def test_batches_of_very_many_chunks_are_left_to_the_loop(cp):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
-    X, y = data()
-    options = {"optimizer": xs.sgd(0.1), "max_memory": 1000}
+    X, y = (np.concatenate([array] * 4) for array in data())
+    options = {"optimizer": xs.sgd(0.1), "max_memory": 700, "batch_size": 80}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
     if getattr(cp, "stands_in", False):
-        assert ReferenceRunner.runs == 0
+        assert ReferenceRunner.runs == 4  # of the shorter batches
 
 
 @pytest.fixture(params=[1, 3, 5, 7])
@@ -357,6 +425,7 @@ CLASSIFIERS = {
     "stops": {"n_iter_no_change": 2, "tol": 0.05},
     "early stopping": {"early_stopping": True, "n_iter_no_change": 2, "validation_fraction": 0.3},
     "adam": {"solver": "adam"},
+    "in chunks": {"max_memory": 2000},
 }
 
 

@@ -7,7 +7,6 @@ from assertions import assert_like
 import xpsoftmax as xs
 from xpsoftmax._network.vectors import parts_of, vector_of
 from xpsoftmax.kernels import generic
-from xpsoftmax.kernels import numpy as numpy_kernels
 from xpsoftmax.kernels.numpy import elementwise, updates
 
 OPTIMIZERS = {
@@ -248,7 +247,7 @@ def test_numpy_rules_in_place_have_the_bits_of_their_text(make, in_place, shape,
     rule, values = optimizer.rule(0.01, 3)
     expected = rule(*arrays, g, *values)
     before = [array.copy() for array in (*arrays, g)]
-    found = numpy_kernels.parameter_update(rule, arrays, g, values, in_place=in_place)
+    found = updates.parameter_update(rule, arrays, g, values, in_place=in_place)
     for new, old, wanted in zip(found, arrays, expected, strict=True):
         np.testing.assert_array_equal(new, wanted)
         assert (new is old) == in_place
@@ -262,11 +261,11 @@ def test_numpy_rules_in_place_have_the_bits_of_their_text(make, in_place, shape,
 def test_the_numpy_penalty_is_the_generic_one(shape, dtype, rng):
     weight, grad = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
     value, gradient = generic.weight_penalty(weight, grad, 0.3)
-    found, added = numpy_kernels.weight_penalty(weight, grad.copy(), 0.3)
+    found, added = updates.weight_penalty(weight, grad.copy(), 0.3)
     # Pairwise sums of parts, and a sum of those: a dozen roundings each
     assert abs(found - value) <= 24 * np.finfo(dtype).eps * value
     np.testing.assert_array_equal(added, gradient)
-    assert numpy_kernels.weight_penalty(weight, None, 0.3) == (found, None)
+    assert updates.weight_penalty(weight, None, 0.3) == (found, None)
 
 
 # --- all parameters at once -------------------------------------------------------------------------------------------

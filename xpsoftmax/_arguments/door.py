@@ -299,8 +299,10 @@ def _key_of_loss(
         return None
 
 
-def enter_problem(targets: Array, layout: Layout, options: LossOptions, max_memory: int | None) -> Problem:
-    """Check targets, weights and options beside logits of this layout, and weigh each row: see `prepare`."""
+def enter_problem(
+    targets: Array, layout: Layout, options: LossOptions, max_memory: int | None, *, for_kernel: bool = False
+) -> Problem:
+    """Check targets, weights and options beside logits of this layout, and weigh each row: see `weigh`."""
     home = layout.home
     try:
         terms_key = _key_of_terms(targets, options, layout.shape, layout.axis)
@@ -309,11 +311,11 @@ def enter_problem(targets: Array, layout: Layout, options: LossOptions, max_memo
         key = None
     terms = recall(key)
     if terms is not None:
-        return weigh(targets, options, terms, layout, max_memory=max_memory)
+        return weigh(targets, options, terms, layout, max_memory=max_memory, for_kernel=for_kernel)
     plain_targets, plain_options, terms = check_terms(targets, options, layout)
     if plain_targets is targets and _same_arrays(plain_options, options):
         remember(key, terms, options.ignore_index, options.reduction, options.validate)
-    return weigh(plain_targets, plain_options, terms, layout, max_memory=max_memory)
+    return weigh(plain_targets, plain_options, terms, layout, max_memory=max_memory, for_kernel=for_kernel)
 
 
 def _others(targets: Array, options: LossOptions) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from xpsoftmax._network.chunks import SMALL, Plan, budget, features_of, overwrit
 from xpsoftmax._network.layers import Layer, PairsOfArrays, Params
 from xpsoftmax._network.network import Network, as_inputs, as_network
 from xpsoftmax._network.sums import Sums
-from xpsoftmax._typing import Array, Impl
+from xpsoftmax._typing import Array, Impl, LossSpec
 from xpsoftmax.kernels import of_library, sparse, summed
 
 
@@ -43,7 +43,7 @@ def sum_over_rows(
     with net.home.context():
         home = net.home._replace(owner="X")
         layout = Layout(home, (X.shape[0], classes), 1, net.working, check.blocks_of(X))
-        problem = enter_problem(targets, layout, options, budget(max_memory))
+        problem = enter_problem(targets, layout, options, budget(max_memory), for_kernel=_adds_up(net))
         if layout.lengthless:
             problem = _with_rows_of(problem, X)
         plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))
@@ -98,7 +98,8 @@ def _chunk(
     xp = net.xp
     targets, row_weight = problem.targets, problem.row_weight
     if rows is not None:
-        X, targets, row_weight = (_some_rows(array, rows) for array in (X, targets, row_weight))
+        X, targets = _some_rows(X, rows), _some_rows(targets, rows)
+        row_weight = row_weight if type(row_weight) is float else _some_rows(row_weight, rows)
     if X.dtype != net.working:
         X = xp.astype(X, net.working)
     if targets.ndim == 2:
@@ -114,15 +115,37 @@ def _chunk(
         else:
             X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
     inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
-    kernel = net.kernels.softmax_loss_rows
+    loss, delta = _loss(net, logits, targets, row_weight, problem.spec, grad=grad, buffers=buffers)
+    return loss, inputs, slopes, delta
+
+
+def _loss(
+    net: Network,
+    logits: Array,
+    targets: Array,
+    row_weight: Array | float,
+    spec: LossSpec,
+    *,
+    grad: bool,
+    buffers: Buffers | None,
+) -> tuple[Array, Array]:
+    """Sum of the losses of a chunk, and with `grad` the gradient of its logits, which may be written over them."""
     out = None
     if grad and overwrites_logits(net):
         if type(logits) is not np.ndarray or logits.nbytes > SMALL:
             out = logits
         elif buffers is not None:
             out = buffers.take(("dlogits", 0), logits.shape, logits.dtype)
-    losses, delta = kernel(logits, targets, row_weight, problem.spec, grad=grad, out=out)
-    return summed(xp, losses), inputs, slopes, delta
+    if _adds_up(net):
+        loss, delta = net.kernels.softmax_loss_total(logits, targets, row_weight, spec, grad=grad, out=out)
+        return loss, delta
+    losses, delta = net.kernels.softmax_loss_rows(logits, targets, row_weight, spec, grad=grad, out=out)
+    return summed(net.xp, losses), delta
+
+
+def _adds_up(net: Network) -> bool:
+    """Whether a kernel on a GPU adds up the losses itself; it takes one number as the weight of all rows."""
+    return type(net.layers[0].weight) is not np.ndarray and net.kernels.has_kernel("softmax_loss_total")
 
 
 def _some_rows(array: Array, rows: slice) -> Array:

@@ -113,7 +113,13 @@ class Sums(NamedTuple):
     loss: Array
     weight: Array | float
     grads: Params
-    row_weight: Array  # (R,): product of all that multiplies a row; 0 for a row that does not count
+    row_weight: Array | float  # (R,): product of all that multiplies a row, 0 where it does not count; or that of all
+
+    def has_rows(self, net: Network) -> bool:
+        """Whether a row counts; it waits for the device where rows have different weights."""
+        if type(self.row_weight) is float:
+            return self.weight != 0.0
+        return bool(net.xp.any(self.row_weight != 0.0))
 
     def partial(self, net: Network) -> PartialSums:
         """The sums in the public form, with an array for the weight."""
@@ -128,8 +134,7 @@ def loss_with_penalty(net: Network, loss: Array, reg: float) -> Array:
     """Add the L2 penalty to a loss."""
     if reg == 0.0:
         return loss
-    for layer in net.layers:
-        loss = loss + net.kernels.weight_penalty(layer.weight, None, reg)[0]
+    loss = net.kernels.weight_penalties([layer.weight for layer in net.layers], None, reg, loss)[0]
     return net.xp.asarray(loss) if isinstance(loss, np.generic) else loss
 
 
@@ -139,12 +144,10 @@ def with_penalty(net: Network, loss: Array, grads: Params, reg: float | Array) -
     The gradients that are given may be overwritten.
     """
     if not (type(reg) is float and reg == 0.0):  # reading an array would wait for its device
-        complete = []
-        for layer, grad in zip(net.layers, grads, strict=True):
-            penalty, weight = net.kernels.weight_penalty(layer.weight, grad.weight, reg)
-            loss = loss + penalty
-            complete.append(type(grad)(weight, grad.bias))
-        loss, grads = net.xp.asarray(loss), tuple(complete)
+        weights, of_weights = [layer.weight for layer in net.layers], [grad.weight for grad in grads]
+        loss, of_weights = net.kernels.weight_penalties(weights, of_weights, reg, loss)
+        loss = net.xp.asarray(loss)
+        grads = tuple(type(grad)(weight, grad.bias) for grad, weight in zip(grads, of_weights, strict=True))
     if net.dtype != net.working:
         grads = tuple(type(layer)(*(narrowed(net.xp, array, net.dtype) for array in layer)) for layer in grads)
     return loss, grads

@@ -142,21 +142,20 @@ class Optimizer(ABC):
         """
         count, *kept = state
         rule, numbers = self.rule(self.rate(count), count + 1)
-        update = operations(params[0].weight, "auto").parameter_update
+        update = operations(params[0].weight, "auto").parameter_updates
         *vectors, slope = (vector_of(layers) if in_place else None for layers in (params, *kept, grads))
         if slope is not None and all(vector is not None for vector in vectors):
-            done = update(rule, vectors, slope, numbers, ok=ok, in_place=True)
+            (done,) = update(rule, [vectors], [slope], numbers, ok=ok, in_place=True)
             before = zip(done, vectors, (params, *kept), strict=True)
             params, *kept = (layers if new is old else parts_of(new, layers) for new, old, layers in before)
             return params, (count + 1, *kept)
-        after: list[list[Layer]] = [[] for _ in range(1 + len(kept))]
-        for i, slopes in enumerate(grads):
-            layers, kind = [params[i], *(layers[i] for layers in kept)], type(params[i])
-            weights = update(rule, [x.weight for x in layers], slopes.weight, numbers, ok=ok, in_place=in_place)
-            biases = update(rule, [x.bias for x in layers], slopes.bias, numbers, ok=ok, in_place=in_place)
-            for new, weight, bias in zip(after, weights, biases, strict=True):
-                new.append(kind(weight, bias))
-        return tuple(after[0]), (count + 1, *map(tuple, after[1:]))
+        *changed, slopes = ([array for layer in layers for array in layer] for layers in (params, *kept, grads))
+        updated = update(rule, list(zip(*changed, strict=True)), slopes, numbers, ok=ok, in_place=in_place)
+        params, *kept = (
+            tuple(type(layer)(*arrays[2 * i : 2 * i + 2]) for i, layer in enumerate(params))
+            for arrays in zip(*updated, strict=True)
+        )
+        return params, (count + 1, *kept)
 
     def rate(self, count: int) -> float:
         """Return the learning rate after so many updates; a function is called, and its number checked."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpsoftmax._network.chunks import Plan
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.ahead import NUMBERS_OF_A_RULE, numbers_ahead
 from xpsoftmax._train.clipping import Clipped
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 UPDATES = 1024
 """For how many updates the device has room for the numbers of the rule, and for the losses."""
+MOST_CHUNKS = 64
+"""Chunks of a batch at most: a captured step has about ten launches for each."""
 FIRST_AHEAD = 16
 """For how many updates the numbers are computed at first; then for twice as many: short trainings stay short."""
 
@@ -86,7 +89,7 @@ class ProgrammedSteps:
         runner = self._runners.get(batch.size)
         if runner is None:
             steps: Any = loop.steps
-            if len(steps.plan(batch.size).chunks) > 1:
+            if len(steps.plan(batch.size).chunks) > MOST_CHUNKS:
                 return None
             runner = self._new_runner(loop, batch.size)
         if not self._within:
@@ -181,12 +184,15 @@ class ProgrammedSteps:
     def _described(self, loop: Loop, rows: int) -> Step:
         steps: Any = loop.steps
         problem = self._data.problem
+        plan = steps.plan(rows)
+        given = [self._data.X, *([problem.targets] if problem.targets.ndim == 2 else [])]
         return Step(
             rows=rows,
             all_rows=self._data.rows,
             sizes=self._sizes,
             activation=self._activation,
             dtype=self._dtype,
+            cast=any(dtype_name(array.dtype) != self._dtype for array in given),
             soft=problem.targets.ndim == 2,
             weighted=problem.counting is not None,
             class_weighted=problem.spec.class_weight is not None,
@@ -198,11 +204,13 @@ class ProgrammedSteps:
             rule=rule_of(loop.optimizer),
             kept=loop.optimizer.kept,
             max_norm=max_norm_of(loop.optimizer),
+            chunk=rows_of_a_chunk(plan, rows),
+            spare=plan.spare,
         )
 
     def _send(self, loop: Loop, batch: RowBatch) -> None:
         """Send to the device what is not there yet. Nothing is waited for."""
-        if batch.order is not self._order:
+        if batch.size < self._data.rows and batch.order is not self._order:
             order = self._on_device(np.arange(self._data.rows)) if batch.order is None else batch.order
             self._arrays["order"][...] = order
             self._order = batch.order
@@ -230,6 +238,12 @@ class ProgrammedSteps:
 
     def _on_device(self, array: np.ndarray) -> Array:
         return self._xp.asarray(array, device=self._device)
+
+
+def rows_of_a_chunk(plan: Plan, rows: int) -> int:
+    """Return how many rows all chunks have, but for the last one, which may have fewer."""
+    first = plan.chunks[0]
+    return rows if first is None else int(first.stop)
 
 
 def rule_of(optimizer: Optimizer) -> Rule:

@@ -195,7 +195,7 @@ def _sums(X: Array, targets: Array, weight: Array | None, model: Model, *, grad:
             )
     except ValueError as error:
         return Block(sizes, bad_row(error))
-    return Block(sizes, None, sums.partial(net), bool(net.xp.any(sums.row_weight != 0.0)))
+    return Block(sizes, None, sums.partial(net), sums.has_rows(net))
 
 
 def check_labels_of_block(

@@ -29,8 +29,8 @@ OPERATIONS = (
     "sum_of_rows",
     "bias_activation",
     "activation_backward",
-    "weight_penalty",
-    "parameter_update",
+    "weight_penalties",
+    "parameter_updates",
 )
 
 

@@ -68,6 +68,31 @@ def check_no_missing(X: Any) -> None:
         raise input_error(f"at row {row}, column {column}", math.nan, "")
 
 
+def check_real(dtype: Any) -> None:
+    """Raise an error that names X for complex numbers, structures, and dates, which scikit-learn would convert."""
+    kind = getattr(dtype, "kind", "")
+    if kind == "c":
+        raise ValueError(f"X must be of real numbers, got {dtype}. Complex data not supported.")
+    if getattr(dtype, "names", None):
+        hint = "numpy.lib.recfunctions.structured_to_unstructured makes a matrix of fields."
+        raise TypeError(f"X must be a matrix of real numbers, got a structured array of {dtype}. {hint}")
+    if kind in ("M", "m"):
+        raise TypeError(f"X must be of real numbers, got {dtype}. Convert dates and durations to numbers first.")
+
+
+def name_no_number(X: Any, error: Exception) -> None:
+    """Raise the error with the place of the first entry that is no number; scikit-learn's conversion names none."""
+    objects = np.asarray(X, dtype=object)
+    columns = getattr(X, "columns", None)
+    for (row, column), entry in np.ndenumerate(objects) if objects.ndim == 2 else ():
+        try:
+            float(entry)
+        except (TypeError, ValueError):
+            place = column if columns is None else repr(columns[column])
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"X must hold numbers, got {entry!r:.60} at row {row}, column {place}. {error}") from None
+
+
 def bad_logits(logits: Array) -> Array:
     """Return a mask of the rows whose probabilities are nan: those whose largest logit is not finite."""
     xp = array_namespace(logits)

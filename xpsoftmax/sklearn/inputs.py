@@ -15,7 +15,7 @@ from xpsoftmax._arguments.home import library
 from xpsoftmax._network.network import check_places
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of, stand_in
-from xpsoftmax.sklearn.checks import check_inputs, check_no_missing
+from xpsoftmax.sklearn.checks import check_inputs, check_no_missing, check_real, name_no_number
 from xpsoftmax.sklearn.labels import is_elsewhere, refuse_masked
 from xpsoftmax.sklearn.parameters import working_dtype
 
@@ -76,11 +76,15 @@ def _checked_on_host(model: Any, X: Any, dtype: Any, *, reset: bool) -> np.ndarr
     """Check inputs on the host as scikit-learn does, but name the row of a number that is not finite."""
     if is_sparse(X):
         check_places("X", X)
+    for kind in X.dtypes if hasattr(X, "columns") and hasattr(X, "dtypes") else [getattr(X, "dtype", None)]:
+        check_real(kind)
     try:
         with np.errstate(over="ignore"):  # a number too large for float32 is found below
             X = validate_data(model, X, dtype=dtype, reset=reset, ensure_all_finite=False, accept_sparse="csr")
-    except TypeError:
-        check_no_missing(X)
+    except (TypeError, ValueError) as error:
+        if not is_sparse(X):
+            check_no_missing(X)
+            name_no_number(X, error)
         raise
     check_inputs(X)
     return X  # type: ignore[no-any-return]

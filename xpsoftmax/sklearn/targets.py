@@ -157,6 +157,8 @@ def as_sample_weight(weight: Any, X: Array) -> Array | None:
 
 def _weights_on_host(weight: Any) -> np.ndarray:
     array = np.asarray(weight)
+    if array.dtype.kind == "c":
+        raise TypeError(f"sample_weight must be real numbers, got {array.dtype}.")
     if array.dtype.kind in "SU":
         raise TypeError(f"sample_weight must be numbers, got {array.ravel()[:1].tolist()[0]!r:.60}.")
     if array.ndim == 0:

@@ -13,6 +13,7 @@ using Word = unsigned long long;
 
 #define DEVICE inline
 #define KERNEL static
+#define GRID_CONSTANT
 #define __launch_bounds__(...)
 #define __restrict__
 #define CLUSTER(blocks)

@@ -21,7 +21,7 @@ import cupy
 import numpy as np
 
 from xpsoftmax._typing import Array
-from xpsoftmax.kernels.cuda import plan
+from xpsoftmax.kernels.cuda import table_plan
 from xpsoftmax.kernels.cuda.products import PlainProducts, Products, can_be_captured
 from xpsoftmax.kernels.cuda.steps import bound
 from xpsoftmax.kernels.rules import Rule
@@ -59,7 +59,7 @@ class Runner:
     @staticmethod
     def has_rule(rule: Rule) -> bool:
         """Whether there is a kernel for this update rule."""
-        return rule in plan.RULES
+        return rule in table_plan.RULES
 
     @staticmethod
     def in_order(device: Any) -> AbstractContextManager[None]:

@@ -12,10 +12,10 @@ from xpsoftmax._typing import Array
 from xpsoftmax.kernels.cuda import plan
 from xpsoftmax.kernels.cuda.capture import Runner
 from xpsoftmax.kernels.cuda.launches import capability_of
-from xpsoftmax.kernels.cuda.layers import activation_backward, bias_activation, parameter_update
+from xpsoftmax.kernels.cuda.layers import activation_backward, bias_activation, parameter_updates
 from xpsoftmax.kernels.cuda.losses import are_classes, softmax_loss_rows, softmax_loss_total
 from xpsoftmax.kernels.cuda.rows import log_softmax_rows, logsumexp_rows, softmax_rows
-from xpsoftmax.kernels.cuda.sums import sum_of_rows, total, weight_penalty
+from xpsoftmax.kernels.cuda.sums import sum_of_rows, total, weight_penalties
 
 
 def refusal(logits: Array) -> str | None:
@@ -37,12 +37,12 @@ __all__ = [
     "bias_activation",
     "log_softmax_rows",
     "logsumexp_rows",
-    "parameter_update",
+    "parameter_updates",
     "refusal",
     "softmax_loss_rows",
     "softmax_loss_total",
     "softmax_rows",
     "sum_of_rows",
     "total",
-    "weight_penalty",
+    "weight_penalties",
 ]

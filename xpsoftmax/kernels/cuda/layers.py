@@ -9,7 +9,7 @@ import cupy
 from xpsoftmax._typing import Array, dtype_name
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.activations import Activation
-from xpsoftmax.kernels.cuda import launches, plan
+from xpsoftmax.kernels.cuda import launches, plan, table_plan
 from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, matrix_of, result_for
 from xpsoftmax.kernels.rules import Rule
 
@@ -41,26 +41,31 @@ def activation_backward(delta: Array, slope: Array | None, activation: Activatio
         return delivered(rows, delta)
 
 
-def parameter_update(
+def parameter_updates(
     rule: Rule,
-    arrays: Sequence[Array],
-    grad: Array,
+    groups: Sequence[Sequence[Array]],
+    grads: Sequence[Array],
     numbers: tuple[float, ...],
     *,
     ok: Array | None = None,
     in_place: bool = False,
-) -> tuple[Array, ...]:
-    """See `xpsoftmax.kernels.generic.parameter_update`."""
-    function = plan.RULES.get(rule)
+) -> list[tuple[Array, ...]]:
+    """See `xpsoftmax.kernels.generic.parameter_updates`; one launch for all parameters."""
+    function = table_plan.RULES.get(rule)
     if function is None:
-        return generic.parameter_update(rule, arrays, grad, numbers, ok=ok)
-    with grad.device:
-        after = tuple(cupy.ascontiguousarray(array) if in_place else array.copy(order="C") for array in arrays)
-        slopes = cupy.ascontiguousarray(grad)
-        if slopes.size:
-            addresses = tuple(address_of(array) for array in after)
-            dtype = dtype_name(slopes.dtype)
-            launches.run(
-                plan.update_launch(function, addresses, address_of(slopes), address_of(ok), slopes.size, dtype, numbers)
-            )
-        return after
+        return generic.parameter_updates(rule, groups, grads, numbers, ok=ok)
+    with grads[0].device:
+        # Copies, where they are needed; they must live until the launch.
+        before = [[cupy.ascontiguousarray(array) for array in arrays] for arrays in groups]
+        slopes = [cupy.ascontiguousarray(grad) for grad in grads]
+        after = before if in_place else [[cupy.empty(x.shape, x.dtype) for x in arrays] for arrays in before]
+        parameters = [
+            (tuple(map(address_of, old)), tuple(map(address_of, new)), address_of(grad), grad.size)
+            for old, new, grad in zip(before, after, slopes, strict=True)
+            if grad.size
+        ]
+        for launch in table_plan.update_launches(
+            function, parameters, address_of(ok), dtype_name(slopes[0].dtype), numbers
+        ):
+            launches.run(launch)
+        return [tuple(arrays) for arrays in after]

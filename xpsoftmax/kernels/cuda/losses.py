@@ -224,11 +224,22 @@ def are_classes(labels: Array, classes: int) -> bool:
     """Whether all labels, of any integer dtype, are from 0 to classes - 1. Waits for the answer."""
     with labels.device:
         labels = cupy.ascontiguousarray(labels)
-        found = cupy.zeros((), "i4")
-        if labels.size:
-            launches.run(
-                plan.bad_labels_launch(
-                    (address_of(labels), dtype_name(labels.dtype)), address_of(found), labels.size, classes
-                )
-            )
-        return not found.item()
+        if not labels.size:
+            return True
+        found = _flag_of(labels.data.device_id, cupy.cuda.get_current_stream().ptr, threading.get_ident())
+        vector = address_of(labels), dtype_name(labels.dtype)
+        launches.run(plan.bad_labels_launch(vector, address_of(found), labels.size, classes))
+        if found.item() == 0:
+            return True
+        found.fill(0)
+        return False
+
+
+@cache
+def _flag_of(device: int, stream: int, thread: int) -> Array:  # noqa: ARG001 - one for each
+    """Return the flag of a stream and a thread, which is 0 between calls: to make a new one would be a launch.
+
+    If a call is interrupted before it has read the flag, the next call may say that its labels are bad. It is not
+    believed: the caller looks for the first bad label, and goes on where there is none.
+    """
+    return cupy.zeros((), "i4")

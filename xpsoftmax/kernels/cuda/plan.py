@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpsoftmax.kernels import rules
 from xpsoftmax.kernels.cuda import texts
 from xpsoftmax.kernels.cuda.sizes import (
     ITEMSIZES,
@@ -164,51 +163,6 @@ def activation_backward_launch(delta: Matrix, slopes: Matrix, *, step: bool) -> 
     return _units_launch("activation_backward", delta, ("STEP", str(int(step))), _rows_of(slopes))
 
 
-RULES = {
-    rules.SGD: "sgd_rule",
-    rules.MOMENTUM: "momentum_rule",
-    rules.NESTEROV: "nesterov_rule",
-    rules.VELOCITY: "velocity_rule",
-    rules.NESTEROV_VELOCITY: "nesterov_velocity_rule",
-    rules.ADAM: "adam_rule",
-    rules.ADAMW: "adamw_rule",
-}
-"""The function of kernels/cuda/rules.cuh for each update rule that it has."""
-RULE_NUMBERS = 8
-"""How many numbers a rule takes at most."""
-
-
-def update_launch(
-    rule: str,
-    arrays: tuple[int, ...],
-    grad: int,
-    ok: int,
-    length: int,
-    dtype: str,
-    numbers: tuple[float, ...] = (),
-    table: tuple[int, int] = (0, 0),
-) -> Launch:
-    """Launch of an update rule. Parameter, optimiser state (at most two arrays) and gradient are addresses.
-
-    `table` has the addresses of rows of `RULE_NUMBERS` numbers and of the int64 that says which row is taken; without
-    one the numbers are those given.
-    """
-    kept = (*arrays, *(0,) * (3 - len(arrays)))
-    rest = (0.0,) * (RULE_NUMBERS - len(numbers))
-    return Launch(
-        "parameter_update",
-        unit_defines(dtype, ("RULE", rule)),
-        checked_grid(-(-length // UNIT_THREADS)),
-        UNIT_THREADS,
-        (
-            *(np.uint64(address) for address in (*kept, grad, ok)),
-            np.int64(length),
-            *map(np.uint64, table),
-            *as_reals(dtype, (*numbers, *rest)),
-        ),
-    )
-
-
 MOST_ROWS_IN_ONE_LAUNCH = 4096
 """Beyond, one block adds up the losses more slowly than a launch of its own for their total does."""
 TOTAL_PART = 16_384
@@ -235,57 +189,6 @@ def total_parts(length: int) -> int:
 def total_defines(dtype: str) -> tuple[tuple[str, str], ...]:
     """The specialisation of the kernel for totals."""
     return (("SCALAR", SCALARS[dtype]), ("THREADS", str(TOTAL_THREADS)), ("PART", str(TOTAL_PART)))
-
-
-def penalty_launch(weight: int, grad: int, strength: int, reg: float, sums: int, length: int, dtype: str) -> Launch:
-    """Launch of reg/2 * sum(w^2) of the parts of a contiguous weight, and of grad += reg * w; all are addresses.
-
-    `strength` is the address of the strength, or 0 where it is `reg`. There are `total_parts` sums.
-    """
-    return Launch(
-        "weight_penalty",
-        total_defines(dtype),
-        checked_grid(total_parts(length)),
-        TOTAL_THREADS,
-        (
-            np.uint64(weight),
-            np.uint64(grad),
-            np.uint64(strength),
-            *as_reals(dtype, (reg,)),
-            np.uint64(sums),
-            np.int64(length),
-        ),
-    )
-
-
-ROWS_OF_A_PART = 1024
-"""Rows that a block of `sum_of_rows` adds up."""
-SUM_LANES = 32
-SUM_THREADS = 512
-
-
-def sum_of_rows_launch(x: Matrix, sums: int) -> Launch:
-    """Launch of the sums of the rows of each part of a matrix; `sums` is the address of (sum_parts, H)."""
-    groups = -(-x.classes // SUM_LANES)
-    return Launch(
-        "sum_of_rows",
-        sum_defines(x.dtype),
-        checked_grid(groups * sum_parts(x.rows)),
-        SUM_THREADS,
-        (*_rows_of(x), np.uint64(sums), np.int64(x.rows), np.int64(x.classes), np.int64(groups)),
-    )
-
-
-def sum_parts(rows: int) -> int:
-    """How many parts the rows of a matrix are added up in."""
-    return -(-rows // ROWS_OF_A_PART)
-
-
-@cache
-def sum_defines(dtype: str) -> tuple[tuple[str, str], ...]:
-    """The specialisation of the kernel for sums of rows."""
-    sizes = {"THREADS": SUM_THREADS, "LANES": SUM_LANES, "PART": ROWS_OF_A_PART}
-    return (("SCALAR", texts.SCALARS[dtype]), *((name, str(size)) for name, size in sizes.items()))
 
 
 LABEL_DEFINES = (("THREADS", "256"),)

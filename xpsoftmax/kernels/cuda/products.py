@@ -36,9 +36,10 @@ class Products:
         self._one = {dtype: np.ones((), dtype) for dtype in ("f4", "f8")}
         self._zero = {dtype: np.zeros((), dtype) for dtype in ("f4", "f8")}
 
-    def product(self, left: Array, right: Array, out: Array, *, transposed: str) -> None:
+    def product(self, left: Array, right: Array, out: Array, *, transposed: str, spare: int | None = None) -> None:
         """Write left @ right to `out`, with one of them transposed if asked; all are contiguous.
 
+        With `spare` the product is added to what is there. Nothing is allocated for it.
         cuBLAS reads matrices column by column: it computes out^T = right^T left^T.
         """
         rows, columns = out.shape
@@ -57,7 +58,7 @@ class Products:
             right.shape[1],
             left.data.ptr,
             left.shape[1],
-            self._zero[kind].ctypes.data,
+            (self._zero if spare is None else self._one)[kind].ctypes.data,
             out.data.ptr,
             columns,
         )
@@ -66,6 +67,16 @@ class Products:
 class PlainProducts:
     """Matrix products by CuPy, for steps that are not captured."""
 
-    def product(self, left: Array, right: Array, out: Array, *, transposed: str) -> None:
-        """Write left @ right to `out`."""
-        cupy.matmul(left.T if transposed == "left" else left, right.T if transposed == "right" else right, out=out)
+    def product(self, left: Array, right: Array, out: Array, *, transposed: str, spare: int | None = None) -> None:
+        """Write left @ right to `out`.
+
+        With `spare` it is added to what is there, in parts of so many bytes, or of one column.
+        """
+        left, right = left.T if transposed == "left" else left, right.T if transposed == "right" else right
+        if spare is None:
+            cupy.matmul(left, right, out=out)
+            return
+        columns = max(1, spare // (out.shape[0] * out.itemsize))
+        for first in range(0, out.shape[1], columns):
+            part = slice(first, first + columns)
+            out[:, part] += cupy.matmul(left, right[:, part])

@@ -8,6 +8,8 @@ using Word = unsigned long long;
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL extern "C" __global__
+// A parameter that is read where the launch put it: the compiler makes no copy of a table for each thread.
+#define GRID_CONSTANT __grid_constant__
 #define SHARED_ARRAY(T, name, size) __shared__ T name[size]
 // The block's dynamic shared memory: the launch must ask for the size in bytes. One such array a kernel.
 #define DYNAMIC_SHARED_ARRAY(T, name, size) extern __shared__ __align__(128) T name[]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from xpsoftmax.kernels.cuda import texts
 from xpsoftmax.kernels.cuda.plan import (
+    REALS,
     TOTAL_THREADS,
     UNIT_THREADS,
     Launch,
@@ -18,39 +21,87 @@ from xpsoftmax.kernels.cuda.plan import (
 PLACE, THIS_UPDATE, NEXT_UPDATE = range(3)
 """What the entries of a place are: see kernels/cuda/record.cu."""
 SCALARS = {**texts.SCALARS, "int64": "Long"}
+NO_ROWS = Matrix(0, 0, 0, 0, "float32")
 
 
-def gather_launch(source: Matrix, order: int, start: int, weights: int, out: int, rows: int, result: str) -> Launch:
-    """Launch that copies rows (N, D) to contiguous (rows, D) of the dtype `result`; all others are addresses."""
-    lane_bits = min((source.classes - 1).bit_length(), (UNIT_THREADS - 1).bit_length())
+class Copied(NamedTuple):
+    """The addresses of two vectors with an entry for each row: of the data, and of the batch."""
+
+    source: int = 0
+    copy: int = 0
+
+
+class Batch(NamedTuple):
+    """What is gathered. A copy at the address 0 is not made."""
+
+    inputs: Matrix
+    input_copy: int
+    targets: Matrix  # labels are a matrix of one column
+    target_copy: int
+    weights: Copied
+    counting: Copied
+    zero_rows: bool  # rows of the inputs that weigh 0 become zeros
+
+
+def gather_launch(batch: Batch, order: int, start: int, rows: int) -> Launch:
+    """Launch that copies the rows of a batch; `order` (0: that of the data) and `start` are addresses."""
+    inputs, targets = batch.inputs, batch.targets
+    columns = max(inputs.classes if batch.input_copy else 1, targets.classes if batch.target_copy else 1)
+    lane_bits = min((columns - 1).bit_length(), (UNIT_THREADS - 1).bit_length())
     return Launch(
         "gather",
-        gather_defines(source.dtype, result),
+        gather_defines(inputs.dtype, targets.dtype),
         checked_grid(-(-(rows << lane_bits) // UNIT_THREADS)),
         UNIT_THREADS,
         (
-            np.uint64(source.address),
-            np.int64(source.stride),
-            *map(np.uint64, (order, start, weights, out)),
+            *_copied(inputs, batch.input_copy),
+            *_copied(targets, batch.target_copy),
+            *map(np.uint64, (*batch.weights, *batch.counting)),
+            np.int32(batch.zero_rows),
+            np.uint64(order),
+            np.uint64(start),
             np.int32(lane_bits),
             np.int64(rows),
-            np.int64(source.classes),
         ),
     )
 
 
-def gather_defines(dtype: str, result: str) -> tuple[tuple[str, str], ...]:
-    """The specialisation of the kernel that gathers rows."""
-    return (("SCALAR", SCALARS[dtype]), ("RESULT", SCALARS[result]), ("THREADS", str(UNIT_THREADS)))
+def _copied(matrix: Matrix, copy: int) -> tuple[np.generic, ...]:
+    return np.uint64(matrix.address), np.int64(matrix.stride), np.int64(matrix.classes), np.uint64(copy)
 
 
-def weigh_launch(counting: int, weights: int, rows: int, reg: float, strength: int, dtype: str) -> Launch:
+def gather_defines(dtype: str, target_dtype: str) -> tuple[tuple[str, str], ...]:
+    """The specialisation of the kernel that gathers a batch, for the dtypes of inputs and targets."""
+    real = texts.SCALARS[np.dtype(REALS[dtype]).name]
+    return (
+        ("INPUT", texts.SCALARS[dtype]),
+        ("TARGET", SCALARS[target_dtype]),
+        ("RESULT_TARGET", "Long" if target_dtype == "int64" else real),
+        ("REAL", real),
+        ("THREADS", str(UNIT_THREADS)),
+    )
+
+
+def weigh_launch(counting: int, weights: int, shares: int, rows: int, reg: float, strength: int, dtype: str) -> Launch:
     """Launch that divides the weights of a batch by the sum of its counting weights; all are addresses."""
-    arguments = (np.uint64(counting), np.uint64(weights), np.int64(rows), *as_reals(dtype, (reg,)), np.uint64(strength))
+    arguments = (
+        *map(np.uint64, (counting, weights, shares)),
+        np.int64(rows),
+        *as_reals(dtype, (reg,)),
+        np.uint64(strength),
+    )
     return Launch("weigh", total_defines(dtype), 1, TOTAL_THREADS, arguments)
 
 
-def record_launch(loss: int, losses: int, finite: int, place: int, rows: int, all_rows: int, dtype: str) -> Launch:
-    """Launch that ends a step; all are addresses."""
-    arguments = (*map(np.uint64, (loss, losses, finite, place)), np.int64(rows), np.int64(all_rows))
-    return Launch("record", (("SCALAR", texts.SCALARS[dtype]),), 1, 32, arguments)
+def record_launch(
+    terms: int, length: int, losses: int, finite: int, place: int, rows: int, all_rows: int, dtype: str
+) -> Launch:
+    """Launch that adds up the loss of a step and ends the step; arrays are given by address."""
+    arguments = (
+        np.uint64(terms),
+        np.int64(length),
+        *map(np.uint64, (losses, finite, place)),
+        np.int64(rows),
+        np.int64(all_rows),
+    )
+    return Launch("record", total_defines(dtype), 1, TOTAL_THREADS, arguments)

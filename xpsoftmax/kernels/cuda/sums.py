@@ -1,11 +1,14 @@
-"""Sums of CuPy arrays in a fixed order: of all entries, of rows, and the penalty of a weight."""
+"""Sums of CuPy arrays in a fixed order: of all entries, of rows, and of the penalties of weights."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cupy
 
 from xpsoftmax._typing import Array, dtype_name
-from xpsoftmax.kernels.cuda import launches, plan
+from xpsoftmax.kernels import generic
+from xpsoftmax.kernels.cuda import launches, plan, table_plan
 from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, matrix_of
 
 
@@ -30,34 +33,45 @@ def sum_of_rows(x: Array) -> Array:
             return cupy.zeros(x.shape[1], x.dtype)
         sums = in_rows(x)
         while True:
-            parts = plan.sum_parts(sums.shape[0])
+            parts = table_plan.sum_parts(sums.shape[0])
             rows, sums = sums, cupy.empty((parts, x.shape[1]), x.dtype)
-            launches.run(plan.sum_of_rows_launch(matrix_of(rows), address_of(sums)))
+            _run(table_plan.sum_of_rows_launches([(matrix_of(rows), address_of(sums))]))
             if parts == 1:
                 return sums[0]
 
 
-def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tuple[Array, Array | None]:
-    """See `xpsoftmax.kernels.generic.weight_penalty`; the gradient is written in place."""
-    with weight.device:
-        if not weight.size:
-            return cupy.zeros((), weight.dtype), grad
+def weight_penalties(
+    weights: Sequence[Array], grads: Sequence[Array] | None, reg: float | Array, loss: Array
+) -> tuple[Array, Sequence[Array] | None]:
+    """See `xpsoftmax.kernels.generic.weight_penalties`; the gradients are written in place.
+
+    One launch for all weights, and one for the sum of their penalties and the loss.
+    """
+    with loss.device:
+        if not all(weight.size for weight in weights):
+            return generic.weight_penalties(weights, grads, reg, loss)
         # Copies, where they are needed; they must live until the launch.
-        given, slopes = cupy.ascontiguousarray(weight), None if grad is None else cupy.ascontiguousarray(grad)
-        strength = (
-            None if isinstance(reg, (int, float)) else cupy.ascontiguousarray(reg).astype(given.dtype, copy=False)
-        )
-        parts = plan.total_parts(given.size)
-        sums = cupy.empty(parts if parts > 1 else (), given.dtype)
-        launches.run(
-            plan.penalty_launch(
-                address_of(given),
-                address_of(slopes),
-                address_of(strength),
-                0.0 if strength is not None else float(reg),
+        given = [cupy.ascontiguousarray(weight) for weight in weights]
+        slopes = None if grads is None else [cupy.ascontiguousarray(grad) for grad in grads]
+        is_number = isinstance(reg, (int, float))
+        strength = None if is_number else cupy.ascontiguousarray(reg).astype(loss.dtype, copy=False)
+        sums = cupy.empty(1 + sum(plan.total_parts(weight.size) for weight in given), loss.dtype)
+        addresses = [0] * len(given) if slopes is None else list(map(address_of, slopes))
+        _run(
+            table_plan.penalty_launches(
+                [(address_of(weight), grad, weight.size) for weight, grad in zip(given, addresses, strict=True)],
                 address_of(sums),
-                given.size,
-                dtype_name(given.dtype),
+                address_of(strength),
+                float(reg) if is_number else 0.0,
+                dtype_name(loss.dtype),
+                address_of(loss),
             )
         )
-        return sums if parts == 1 else total(sums), None if slopes is None else delivered(slopes, grad)
+        if grads is None or slopes is None:
+            return total(sums), None
+        return total(sums), [delivered(result, out) for result, out in zip(slopes, grads, strict=True)]
+
+
+def _run(several: list[plan.Launch]) -> None:
+    for launch in several:
+        launches.run(launch)

@@ -1,17 +1,30 @@
-// The L2 penalty of a weight, in parts: sums[b] = reg/2 * (sum of w[i]^2 over part b), and its gradient: g[i] += reg * w[i].
+// The L2 penalties of weights, all in one launch, and their gradients: g[i] += reg * w[i]. The penalty of a weight is a sum of
+// parts, sums[b] = reg/2 * (sum of w[i]^2 over part b).
 //
 // Layout   w and g: vectors of `length` entries; g is null where no gradient is asked for. The strength is *strength, or
-//          `reg` where that is null.
+//          `reg` where that is null. With `loss`, *loss is copied to *copy, beside the sums: `total` then adds up all at once.
 // Launch   one block of THREADS for each PART entries; `total` adds up the sums of the parts.
 // Traffic  w read once, g read and written once.
 #include "last_block.cuh"
+#include "tables.cuh"
 
 using Scalar = SCALAR;
 
-KERNEL __launch_bounds__(THREADS) void weight_penalty(const Scalar* w, Scalar* g, const Scalar* strength, Scalar reg,
-                                                      Scalar* sums, Long length) {
+struct Weight {
+    const Scalar* w;
+    Scalar *g, *sums;
+    Long length, end;
+};
+
+KERNEL __launch_bounds__(THREADS) void weight_penalty(const GRID_CONSTANT Table<Weight> table, const Scalar* strength,
+                                                      Scalar reg, const Scalar* loss, Scalar* copy) {
     if (strength != nullptr) reg = *strength;
-    const Long first = (Long)blockIdx.x * PART, end = first + PART < length ? first + PART : length;
+    if (loss != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *copy = *loss;
+    const Share share(table);
+    const Weight& of = table.items[share.item];
+    const Scalar* const w = of.w;
+    Scalar* const g = of.g;
+    const Long first = share.block * PART, end = first + PART < of.length ? first + PART : of.length;
     LongSum<Scalar> squares;
     for (Long i = first + threadIdx.x; i < end; i += THREADS) {
         const Scalar x = w[i];
@@ -19,5 +32,5 @@ KERNEL __launch_bounds__(THREADS) void weight_penalty(const Scalar* w, Scalar* g
         if (g != nullptr) g[i] = g[i] + reg * x;
     }
     const Total<Scalar> all = Team<THREADS, 1>::over_all<0>(Total<Scalar>{squares.total()});
-    if (threadIdx.x == 0) sums[blockIdx.x] = Scalar(0.5) * reg * all.value;
+    if (threadIdx.x == 0) of.sums[share.block] = Scalar(0.5) * reg * all.value;
 }

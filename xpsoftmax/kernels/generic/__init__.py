@@ -21,7 +21,9 @@ from xpsoftmax.kernels.generic.layers import (
     activation_backward,
     bias_activation,
     parameter_update,
+    parameter_updates,
     sum_of_rows,
+    weight_penalties,
     weight_penalty,
 )
 from xpsoftmax.kernels.generic.loss import (
@@ -49,6 +51,7 @@ __all__ = [
     "logsumexp_rows",
     "narrowed",
     "parameter_update",
+    "parameter_updates",
     "product",
     "reshaped",
     "row_max",
@@ -65,5 +68,6 @@ __all__ = [
     "sum_of_rows",
     "total",
     "undefined_rows",
+    "weight_penalties",
     "weight_penalty",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
@@ -49,6 +49,23 @@ def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tup
     return 0.5 * reg * xp.sum(weight * weight), None if grad is None else grad + reg * weight
 
 
+def weight_penalties(
+    weights: Sequence[Array],
+    grads: Sequence[Array] | None,
+    reg: float | Array,
+    loss: Array,
+    penalty: Callable[..., tuple[Array, Array | None]] = weight_penalty,
+) -> tuple[Array, Sequence[Array] | None]:
+    """Return a loss plus the penalties of all weights, and the gradients plus those of the penalties.
+
+    A kernel may overwrite the gradients. `penalty` is what computes the penalty of one weight.
+    """
+    found = [penalty(w, g, reg) for w, g in zip(weights, grads or [None] * len(weights), strict=True)]
+    for value, _ in found:
+        loss = loss + value
+    return loss, None if grads is None else [grad for _, grad in found]
+
+
 ROWS_OF_A_SUM = 256
 """Most rows that are added one after the other: a sum of a million rows would keep two digits in float32."""
 
@@ -83,3 +100,21 @@ def parameter_update(
         return after
     xp = array_namespace(grad)
     return tuple(xp.where(ok, new, old) for new, old in zip(after, arrays, strict=True))
+
+
+def parameter_updates(
+    rule: Rule,
+    groups: Sequence[Sequence[Array]],
+    grads: Sequence[Array],
+    numbers: tuple[float, ...],
+    *,
+    ok: Array | None = None,
+    in_place: bool = False,
+    update: Callable[..., tuple[Array, ...]] = parameter_update,
+) -> list[tuple[Array, ...]]:
+    """Apply an update rule to several parameters: `parameter_update` of each group of arrays and its gradient.
+
+    `update` is what updates one parameter.
+    """
+    pairs = zip(groups, grads, strict=True)
+    return [update(rule, arrays, grad, numbers, ok=ok, in_place=in_place) for arrays, grad in pairs]

@@ -4,7 +4,7 @@ from xpsoftmax.kernels.numpy.layers import activation_backward, bias_activation
 from xpsoftmax.kernels.numpy.logsumexp import logsumexp_rows
 from xpsoftmax.kernels.numpy.loss import softmax_loss_and_logsumexp_rows, softmax_loss_rows, softmax_loss_total
 from xpsoftmax.kernels.numpy.softmax import log_softmax_rows, softmax_rows
-from xpsoftmax.kernels.numpy.updates import parameter_update, weight_penalty
+from xpsoftmax.kernels.numpy.updates import parameter_updates, weight_penalties
 from xpsoftmax.kernels.numpy.values import are_classes, are_weights
 
 __all__ = [
@@ -14,10 +14,10 @@ __all__ = [
     "bias_activation",
     "log_softmax_rows",
     "logsumexp_rows",
-    "parameter_update",
+    "parameter_updates",
     "softmax_loss_and_logsumexp_rows",
     "softmax_loss_rows",
     "softmax_loss_total",
     "softmax_rows",
-    "weight_penalty",
+    "weight_penalties",
 ]

@@ -7,6 +7,7 @@ of the formula, so the bits are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,9 @@ def weight_penalty(weight: Array, grad: Array | None, reg: float | Array) -> tup
     step = max(1, weight.shape[0] * TILE // weight.nbytes)
     squares = [np.square(weight[start : start + step]).sum() for start in range(0, weight.shape[0], step)]
     return 0.5 * reg * np.sum(squares), grad
+
+
+weight_penalties = partial(generic.weight_penalties, penalty=weight_penalty)
 
 
 def parameter_update(
@@ -57,6 +61,9 @@ def parameter_update(
 
     in_tiles(update, *arrays, grad, *after)
     return tuple(after)
+
+
+parameter_updates = partial(generic.parameter_updates, update=parameter_update)
 
 
 def _sgd(p: Array, g: Array, rate: float) -> None:
