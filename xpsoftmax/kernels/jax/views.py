@@ -17,7 +17,6 @@ from jax.sharding import SingleDeviceSharding
 from xpsoftmax._typing import FLOATING, INTEGRAL, Array
 from xpsoftmax.kernels.memory import aligned, aligned_if_large
 
-
 # --- which arrays -----------------------------------------------------------------------------------------------------
 
 
