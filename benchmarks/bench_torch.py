@@ -4,11 +4,12 @@
     python benchmarks/bench_torch.py --shape 256x1000 --dtype float32 --comparison cross_entropy
     python benchmarks/bench_torch.py --device cuda --comparison cross_entropy
 
-Three comparisons, each of loss and gradient, forward and backward; ratios are to the first of each:
+The comparisons; ratios are to the first competitor of each:
 
-- cross_entropy: `F.cross_entropy` eager and compiled, Liger (on a GPU), `xpsoftmax.torch.cross_entropy` eager and
-  compiled;
-- arrays: `xs.softmax_loss_and_grad` on arrays of NumPy, on tensors of PyTorch and on arrays of JAX;
+- cross_entropy: loss and gradient, forward and backward, of `F.cross_entropy` eager and compiled, Liger (on a GPU),
+  `xpsoftmax.torch.cross_entropy` eager and compiled;
+- softmax_loss_and_grad, softmax_loss, softmax, log_softmax, logsumexp: the function of this name on arrays of NumPy, on
+  tensors of PyTorch and on arrays of JAX;
 - jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`.
 
 Every case is verified and timed as by bench.py: each result is compared with plain NumPy in float64 first, and one that
@@ -70,11 +71,19 @@ class Problem:
         """Labels (N,)."""
         return np.random.default_rng(1).integers(0, self.classes, self.rows)
 
-    def exact(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean loss and its gradient, in plain float64."""
-        losses, dz = plain(self.z.astype("f8"), self.y)
-        dz /= self.rows
-        return losses.mean(), dz
+    def exact(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """What each function of `FUNCTIONS` returns, in plain float64."""
+        z = self.z.astype("f8")
+        losses, dz = plain(z, self.y)
+        sums = np.log(np.exp(z).sum(axis=1))
+        log_p = z - sums[:, None]
+        return {
+            "softmax_loss_and_grad": (losses.mean(), dz / self.rows),
+            "softmax_loss": (losses.mean(),),
+            "softmax": (np.exp(log_p),),
+            "log_softmax": (log_p,),
+            "logsumexp": (sums,),
+        }
 
     def tensors(self) -> tuple[Array, Array]:
         """Logits and labels as PyTorch has them, the logits in memory of their own."""
@@ -127,26 +136,35 @@ def liger(problem: Problem) -> Call | None:
     return call
 
 
-def on_numpy(problem: Problem) -> Call | None:
-    """Call the library on arrays of NumPy, which has no bfloat16."""
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "softmax_loss_and_grad": xs.softmax_loss_and_grad,
+    "softmax_loss": lambda z, y: (xs.softmax_loss(z, y),),
+    "softmax": lambda z, _: (xs.softmax(z),),
+    "log_softmax": lambda z, _: (xs.log_softmax(z),),
+    "logsumexp": lambda z, _: (xs.logsumexp(z),),
+}
+
+
+def on_numpy(name: str, problem: Problem) -> Call | None:
+    """Call a function of the library on arrays of NumPy, which has no bfloat16."""
     if problem.dtype == "bfloat16" or problem.device != "cpu":
         return None
-    return functools.partial(xs.softmax_loss_and_grad, problem.z, problem.y)
+    return functools.partial(FUNCTIONS[name], problem.z, problem.y)
 
 
-def on_tensors(problem: Problem) -> Call | None:
-    """Call the library on tensors in host memory."""
-    return functools.partial(xs.softmax_loss_and_grad, *problem.tensors()) if problem.device == "cpu" else None
+def on_tensors(name: str, problem: Problem) -> Call | None:
+    """Call a function of the library on tensors in host memory."""
+    return functools.partial(FUNCTIONS[name], *problem.tensors()) if problem.device == "cpu" else None
 
 
-def on_jax(problem: Problem) -> Call | None:
-    """Call the library on arrays of JAX, not compiled by the caller."""
+def on_jax(name: str, problem: Problem) -> Call | None:
+    """Call a function of the library on arrays of JAX, not compiled by the caller."""
     if problem.dtype == "bfloat16" or problem.device != "cpu":
         return None
     import jax
 
     z, y = jax.numpy.asarray(problem.z), jax.numpy.asarray(problem.y)
-    return lambda: jax.block_until_ready(xs.softmax_loss_and_grad(z, y))
+    return lambda: jax.block_until_ready(FUNCTIONS[name](z, y))
 
 
 def jitted(loss: Callable[[Array, Array], Array], problem: Problem) -> Call | None:
@@ -177,7 +195,14 @@ COMPARISONS: dict[str, dict[str, Maker]] = {
         "xpsoftmax": functools.partial(pytorch, OURS),
         "xpsoftmax compiled": functools.partial(pytorch, OURS, compiled=True),
     },
-    "arrays": {"NumPy arrays": on_numpy, "PyTorch tensors": on_tensors, "JAX arrays": on_jax},
+    **{
+        name: {
+            "NumPy arrays": functools.partial(on_numpy, name),
+            "PyTorch tensors": functools.partial(on_tensors, name),
+            "JAX arrays": functools.partial(on_jax, name),
+        }
+        for name in FUNCTIONS
+    },
     "jax.jit": {
         "optax": functools.partial(jitted, optax_loss),
         "xpsoftmax on JAX": functools.partial(jitted, functools.partial(xs.softmax_loss, validate=False)),
@@ -218,7 +243,8 @@ def measured(comparison: str, problem: Problem, truth: Any, seconds: float, abse
         sys.modules["torch"]._dynamo.reset()
     ways = {name: make for name, make in COMPARISONS[comparison].items() if name not in absent}
     problems: list[str] = []
-    makers = {name: functools.partial(made, make, problem, truth) for name, make in ways.items()}
+    wanted = truth[comparison if comparison in FUNCTIONS else "softmax_loss_and_grad"]
+    makers = {name: functools.partial(made, make, problem, wanted) for name, make in ways.items()}
     found = timings(*verified(makers, ALLOWED[problem.dtype], problems), seconds)
     reference = found.get(next(iter(COMPARISONS[comparison])))
     ratios = {name: timing.median / reference.median if reference else None for name, timing in found.items()}

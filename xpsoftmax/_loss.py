@@ -12,6 +12,7 @@ from xpsoftmax._arguments.checks import working_dtype
 from xpsoftmax._arguments.door import enter_loss
 from xpsoftmax._arguments.layout import deliver, in_rows, rows_out, rowwise
 from xpsoftmax._arguments.problem import LossOptions, mean_or_nan, weigh
+from xpsoftmax._arguments.views import rows_on_views
 from xpsoftmax._typing import Array, Impl, LossSpec, Reduction
 from xpsoftmax.kernels import generic, kernel_for, select, summed
 
@@ -293,6 +294,34 @@ def _compute(
     aux: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Loss, gradient with `grad`, and logsumexp of each row with `aux`."""
+    if type(logits) is np.ndarray:  # this saves time in small calls
+        return _compute_here(logits, targets, options, out, axis=axis, impl=impl, grad=grad, aux=aux)
+
+    def compute(
+        logits: Array, targets: Array, class_weight: Array | None, sample_weight: Array | None, out: Array | None
+    ) -> tuple[Array, Array, Array]:
+        given = options
+        if class_weight is not options.class_weight or sample_weight is not options.sample_weight:
+            given = options._replace(class_weight=class_weight, sample_weight=sample_weight)
+        return _compute_here(logits, targets, given, out, axis=axis, impl=impl, grad=grad, aux=aux)
+
+    arrays = logits, targets, options.class_weight, options.sample_weight
+    result: tuple[Array, Array, Array] = rows_on_views(compute, *arrays, out=out, impl=impl, differentiable=not grad)
+    return result
+
+
+def _compute_here(
+    logits: Array,
+    targets: Array,
+    options: LossOptions,
+    out: Array | None,
+    *,
+    axis: int,
+    impl: Impl,
+    grad: bool,
+    aux: bool,
+) -> tuple[Array, Array, Array]:
+    """See `_compute`; without views."""
     array, targets, options, layout, plan = enter_loss(logits, targets, out, options, axis, impl, grad=grad, aux=aux)
     xp = layout.home.xp
     with plan.context():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
+
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import INF, Axes, masked
 from xpsoftmax._arguments.door import CallPlan, enter_rows
 from xpsoftmax._arguments.layout import Layout, copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
 from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.shapes import same_shape, size_hint
+from xpsoftmax._arguments.views import rows_on_views
 from xpsoftmax._typing import Array, Impl
 from xpsoftmax.kernels import generic, select
 
@@ -192,6 +197,22 @@ def logsumexp(
     1000.6931471805599
     """
     check_flag("keepdims", keepdims)
+    if type(logits) is np.ndarray:  # this saves time in small calls
+        return _logsumexp(logits, where, None, axis=axis, keepdims=keepdims, impl=impl)
+    compute = partial(_logsumexp, axis=axis, keepdims=keepdims, impl=impl)
+    return rows_on_views(compute, logits, where, out=None, impl=impl, differentiable=True)
+
+
+def _logsumexp(
+    logits: Array,
+    where: Array | None,
+    out: None,  # noqa: ARG001 - as `rows_on_views` calls it
+    *,
+    axis: Axes,
+    keepdims: bool,
+    impl: Impl,
+) -> Array:
+    """See `logsumexp`; without views."""
     array, mask, layout, plan = enter_rows("logsumexp_rows", logits, axis, impl, where=where)
     with plan.context():
         sums = plan.kernel(in_rows(masked(array, mask, layout), layout, None))
@@ -324,6 +345,16 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
 def _map_rows(
     operation: str, logits: Array, axis: Axes, where: Array | None, left_out: float, out: Array | None, impl: Impl
 ) -> Array:
+    if type(logits) is np.ndarray:  # this saves time in small calls
+        return _map_rows_here(logits, where, out, operation=operation, axis=axis, left_out=left_out, impl=impl)
+    compute = partial(_map_rows_here, operation=operation, axis=axis, left_out=left_out, impl=impl)
+    return rows_on_views(compute, logits, where, out=out, impl=impl, differentiable=True)
+
+
+def _map_rows_here(
+    logits: Array, where: Array | None, out: Array | None, *, operation: str, axis: Axes, left_out: float, impl: Impl
+) -> Array:
+    """See `_map_rows`; without views."""
     array, mask, layout, plan = enter_rows(operation, logits, axis, impl, out, where)
     if plan.place is not None:
         return plan.place.like_logits(_mapped(array, mask, layout, plan, left_out, None))

@@ -111,7 +111,8 @@ def test_tensors_that_are_not_strided(backend, layout):
         tensor = torch.eye(3).to_sparse()
     else:
         tensor = torch.nested.nested_tensor([torch.zeros(3), torch.zeros(3)], layout=torch.jagged)
-    with pytest.raises(TypeError, match=r"^logits must be a plain dense array, got torch\."):
+    kind = "one of the layout torch.sparse_coo" if layout == "sparse" else "a nested tensor"
+    with pytest.raises(TypeError, match=rf"^logits must be a plain dense array, got {kind}\. Convert it first\.$"):
         xs.softmax(tensor)
 
 

@@ -14,7 +14,7 @@ import xpsoftmax as xs
 
 torch = pytest.importorskip("torch")
 
-from xpsoftmax.kernels.torch import is_held  # noqa: E402
+from xpsoftmax.kernels.torch.derivatives import is_held  # noqa: E402
 from xpsoftmax.torch import CrossEntropyLoss, cross_entropy, log_softmax, softmax  # noqa: E402
 
 F, func = torch.nn.functional, torch.func
@@ -147,6 +147,33 @@ def test_no_row_is_recorded_too(reduction, soft, dtype):
         assert torch.equal(weight.grad, torch.zeros_like(weight))
     xs.softmax_loss(z, target, reduction=reduction).backward()
     assert z.grad.shape == (0, 3)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_class_weights_whose_signs_nobody_looks_at(monkeypatch, reduction, soft, z_loss):
+    """On a GPU that would wait for the device: kernels compute positive and negative weights apart."""
+    from xpsoftmax.kernels.torch import smooth
+    from xpsoftmax.torch import checks
+
+    rng = np.random.default_rng(7)
+    target = torch.from_numpy(rng.random((4, 5))) if soft else torch.tensor([0, 4, 1, 2])
+    z = torch.from_numpy(rng.normal(size=(4, 5)))
+    z[:, 3] = -np.inf
+    weight = torch.from_numpy(np.array([1.5, -0.5, 0.0, 0.0, 2.0]))
+    options = {"reduction": reduction, "label_smoothing": 0.3, "z_loss": z_loss}
+    desired = leaf(z)
+    expected = cross_entropy(desired, target, weight, **options)
+    expected.sum().backward()
+
+    monkeypatch.setattr(checks, "_is_signed", lambda weight, looked: None)
+    monkeypatch.setattr(smooth, "softmax_loss_rows", None)
+    x = leaf(z)
+    loss = cross_entropy(x, target, weight, **options)
+    loss.sum().backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(x.grad, desired.grad, rtol=1e-13, atol=1e-14)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -525,4 +552,5 @@ def test_a_bad_label_that_nobody_looks_at_is_nan():
 
 def test_what_is_held():
     assert is_held(Z)
-    assert not is_held(Z.bfloat16())
+    assert is_held(Z.bfloat16())
+    assert not is_held(Z.half())

@@ -155,7 +155,9 @@ def check_blocks(name: str, array: Array, layout: Layout) -> None:
             )
 
 
-def _kind(value: object) -> str:
+def _kind(value: Any) -> str:
+    if is_torch_array(value) and not _is_dense(value):
+        return "a nested tensor" if value.is_nested else f"one of the layout {value.layout}"
     return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}".removeprefix("builtins.")
 
 

@@ -23,7 +23,7 @@ from array_api_compat import is_cupy_array
 from xpsoftmax import kernels
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import as_logits_over_axes, as_mask
-from xpsoftmax._arguments.home import Home, surroundings
+from xpsoftmax._arguments.home import Home, computing_context
 from xpsoftmax._arguments.layout import Layout, rows_out
 from xpsoftmax._arguments.options import check_flag, check_impl
 from xpsoftmax._arguments.out import check_memory, check_out
@@ -192,8 +192,8 @@ def _check_rows(
 
 def _key_of_rows(operation: str, logits: Array, axis: Any, impl: Impl, out: Array | None) -> Key | None:
     try:
-        kind, shape = type(logits), logits.shape
-        seen = SEEN[kind](logits)
+        kind = type(logits)
+        seen, shape = SEEN[kind](logits), logits.shape  # in this order: a nested tensor has no shape
         return operation, kind, seen, len(shape), shape[axis], axis, type(axis), impl, _key_of_out(out, logits)
     except NO_KEY:
         return None
@@ -280,13 +280,14 @@ def _key_of_loss(
     aux: bool,
 ) -> Key | None:
     try:
-        kind, shape = type(logits), logits.shape
+        kind = type(logits)
+        seen, shape = SEEN[kind](logits), logits.shape
         return (
             grad,
             aux,
             type(aux),
             kind,
-            SEEN[kind](logits),
+            seen,
             len(shape),
             shape[axis],
             axis,
@@ -335,4 +336,4 @@ def _context(home: Home, array: Array, *, switches: bool) -> Callable[[], Abstra
     """Return what makes the context manager. CUDA kernels need none: they switch to the device themselves."""
     if switches and is_cupy_array(array) and array.size > 0:
         return nullcontext
-    return surroundings(home.xp, home.device)
+    return computing_context(home.xp, home.device)

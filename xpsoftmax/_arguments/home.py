@@ -30,7 +30,7 @@ class Home(NamedTuple):
     differentiable: bool = False  # whether PyTorch may differentiate the result; if not, its tensors are detached
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return a context manager for a computation; see `surroundings`."""
+        """Return a context manager for a computation; see `computing_context`."""
         return quiet(self.xp, self.device)
 
 
@@ -71,11 +71,11 @@ def library(xp: Namespace) -> str:
 
 
 def quiet(xp: Namespace, device: Device) -> AbstractContextManager[Any]:
-    """Return a context manager for a computation; see `surroundings`."""
-    return surroundings(xp, device)()
+    """Return a context manager for a computation; see `computing_context`."""
+    return computing_context(xp, device)()
 
 
-def surroundings(xp: Namespace, device: Device) -> Callable[[], AbstractContextManager[Any]]:
+def computing_context(xp: Namespace, device: Device) -> Callable[[], AbstractContextManager[Any]]:
     """Return a function that makes the context manager for a computation.
 
     Underflow, infinities and nan are intended: NumPy must not warn of them, whatever the caller's errstate is. CuPy

@@ -29,6 +29,9 @@ R = TypeVar("R")
 class Library(ABC):
     """How a library shows its arrays to NumPy."""
 
+    for_rows = True
+    """Whether `rows_on_views` reads the arrays. The door reads those of JAX, and remembers what it found out."""
+
     @abstractmethod
     def can_show(self, array: Array, *, differentiable: bool) -> bool:
         """Whether NumPy can read this array in its memory.
@@ -39,6 +42,10 @@ class Library(ABC):
     @abstractmethod
     def view(self, array: Array) -> np.ndarray:
         """Return a NumPy array that shares the memory of an array."""
+
+    @abstractmethod
+    def note_write(self, array: Array) -> None:
+        """Tell the library that the memory of an array has been written to through a view."""
 
     @abstractmethod
     def back(self, array: np.ndarray | np.generic) -> Array:
@@ -77,8 +84,9 @@ class _Torch(Library):
     def __init__(self, torch: Any) -> None:
         self._kinds = frozenset({torch.Tensor, torch.nn.Parameter})  # a subclass may give operations another meaning
         sizes = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-        self._dtypes = frozenset(getattr(torch, name) for name in ("float16", "float32", "float64", *sizes))
+        self._dtypes = frozenset(getattr(torch, name) for name in ("bool", "float16", "float32", "float64", *sizes))
         self._strided, self._is_grad_enabled, self._from_numpy = torch.strided, torch.is_grad_enabled, torch.from_numpy
+        self._increment_version = torch.autograd.graph.increment_version
 
     def can_show(self, array: Array, *, differentiable: bool) -> bool:
         return bool(
@@ -94,13 +102,19 @@ class _Torch(Library):
     def view(self, array: Array) -> np.ndarray:
         return (array.detach() if array.requires_grad else array).numpy()  # type: ignore[no-any-return]
 
+    def note_write(self, array: Array) -> None:
+        if not array.is_inference():
+            self._increment_version(array)  # a graph that needs what was there raises an error
+
     def back(self, array: np.ndarray | np.generic) -> Array:
-        array = np.asarray(array)
+        array = array if type(array) is np.ndarray else np.asarray(array)
         return self._from_numpy(array if array.flags.writeable else array.copy())  # PyTorch has no read-only tensors
 
 
 class _Jax(Library):
     """JAX arrays in host memory, in one call: results go where the arrays of that call are."""
+
+    for_rows = False
 
     def __init__(self) -> None:
         self._views: Any = views_of_jax()
@@ -123,6 +137,9 @@ class _Jax(Library):
 
     def view(self, array: Array) -> np.ndarray:
         return self._views.as_numpy(array)  # type: ignore[no-any-return]
+
+    def note_write(self, array: Array) -> None:
+        """JAX arrays are never written to."""
 
     def back(self, array: np.ndarray | np.generic) -> Array:
         array = np.asarray(array)
@@ -192,6 +209,38 @@ def on_views(*, differentiable: bool = False) -> Callable[[Callable[P, R]], Call
         return entered
 
     return decorate
+
+
+def rows_on_views(
+    function: Callable[..., Any], *given: Any, out: Array | None, impl: object, differentiable: bool
+) -> Any:
+    """Call `function(*given, out)`, a row operation, with views of its arrays, where there are such.
+
+    The first array holds the logits; others may be None. Logits of 16 bits are left as they are: NumPy would take
+    longer to convert them than their library does.
+    """
+    library = library_of(given[0])
+    if library is None or not library.for_rows or given[0].itemsize <= 2 or impl != "auto":
+        return function(*given, out)
+    views = []
+    for array in (*given, out):
+        if array is not None and not (library.can_show(array, differentiable=differentiable)):
+            return function(*given, out)
+        views.append(None if array is None else library.view(array))
+    try:
+        found = function(*views)
+    except (TypeError, ValueError):
+        return function(*given, out)  # raises the error in the words of the library
+    if out is not None:
+        library.note_write(out)
+    if type(found) is tuple:
+        return tuple([_row_result(library, x, views[-1], out) for x in found])
+    return _row_result(library, found, views[-1], out)
+
+
+def _row_result(library: Library, array: np.ndarray | None, view: np.ndarray | None, out: Array | None) -> Array | None:
+    """Return a result of a row operation as an array of the library: `out` in the place of its view."""
+    return array if array is None else out if array is view else library.back(array)
 
 
 class _HiddenError(Exception):

@@ -13,7 +13,7 @@ from xpsoftmax._arguments.options import as_integer, as_number, check_choice, ch
 from xpsoftmax._arguments.problem import LossOptions, prepare
 from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._typing import FLOATING, INTEGRAL, Array, Reduction, dtype_name
-from xpsoftmax.kernels import torch as rules
+from xpsoftmax.kernels.torch.modes import PLAIN, is_eager
 
 
 class Options(NamedTuple):
@@ -24,7 +24,7 @@ class Options(NamedTuple):
     reduction: Reduction = "mean"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    signed: bool = False  # whether some target masses may be negative, because class weights are
+    signed: bool | None = False  # whether class weights make some target masses negative; None: nobody has looked
 
     def of(self, weight: Array | None, *, validate: bool = False) -> LossOptions:
         """Return these options as options of `xpsoftmax.softmax_loss`."""
@@ -63,18 +63,28 @@ def checked_options(
     if validate is not None:
         check_flag("validate", validate)
     options = Options(axis, ignored, reduction, smoothing, z_loss)
-    seen = input.device.type == "cpu" and not (torch.compiler.is_compiling() or rules.is_transformed())
+    seen = input.device.type == "cpu" and is_eager()
     if seen if validate is None else validate:
         _check_values(input, target, weight, options)
     if weight is not None and (soft or smoothing > 0.0):
-        options = options._replace(signed=not seen or bool((weight < 0.0).any()))
+        options = options._replace(signed=_is_signed(weight, looked=seen or bool(validate)))
     return options
 
 
+def _is_signed(weight: Tensor, *, looked: bool) -> bool | None:
+    """Whether some class weights are negative, as they may be in PyTorch; None where that would wait for the device."""
+    if not is_eager():
+        return True
+    return bool((weight < 0.0).any()) if looked else None
+
+
 def check_tensor(name: str, value: object, kinds: tuple[str, ...]) -> None:
-    """Check for a tensor of one of these dtypes."""
+    """Check for a dense tensor of one of these dtypes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "a nested tensor" if value.is_nested else f"one of the layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}.")
     if dtype_name(value.dtype) not in kinds:
         words = "float16, bfloat16, float32 or float64" if kinds is FLOATING else "a real floating or integer dtype"
         raise TypeError(f"{name} must be of {words}, got {value.dtype}.")
@@ -127,12 +137,34 @@ def _check_values(input: Tensor, target: Tensor, weight: Tensor | None, options:
         raise BadValue("weight", "be finite", float(weight[i]), "class", (i,)).error()
 
 
-def are_plain_labels(labels: np.ndarray, classes: int, ignore_index: object) -> bool:
-    """Whether a quick look shows that all labels are classes that are not ignored."""
-    unsigned = labels.view(np.uint64)  # negative ones are huge
-    return (
-        type(ignore_index) is int
-        and not 0 <= ignore_index < classes
-        and labels.size > 0
-        and int(unsigned.item(unsigned.argmax())) < classes
-    )
+_PLAIN_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def plain_labels(input: Tensor, target: Tensor, ignore_index: object, validate: object) -> np.ndarray | None:  # noqa: A002
+    """The labels of plain arguments, for which no check would find an error; None for others.
+
+    A quick look, which costs less than the checks: matrices in host memory, and int64 labels that are all classes and
+    not ignored.
+    """
+    if (
+        type(input) not in PLAIN
+        or type(target) is not Tensor
+        or not input.is_cpu
+        or input.dtype not in _PLAIN_DTYPES
+        or input.layout is not torch.strided
+        or input.is_nested
+        or input.is_neg()
+        or target.dtype is not torch.int64
+        or type(ignore_index) is not int
+        or not (validate is None or validate is True or validate is False)
+    ):
+        return None
+    try:
+        labels: np.ndarray = target.numpy()
+    except (RuntimeError, TypeError):  # they are on another device, sparse or nested
+        return None
+    shape = input.shape
+    if len(shape) != 2 or labels.shape != shape[:1] or labels.size == 0 or 0 <= ignore_index < shape[1]:
+        return None
+    unsigned = labels.view(np.uint64)  # negative labels are huge
+    return labels if unsigned.item(unsigned.argmax()) < shape[1] else None

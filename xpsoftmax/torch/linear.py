@@ -15,6 +15,8 @@ from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.problem import mean_or_nan, prepare
 from xpsoftmax._typing import FLOATING, SIXTEEN_BIT, LossSpec, Reduction, dtype_name
 from xpsoftmax.kernels import torch as rules
+from xpsoftmax.kernels.torch.derivatives import by_autograd
+from xpsoftmax.kernels.torch.modes import is_differentiated, is_eager
 from xpsoftmax.torch.checks import Options, check_device, check_tensor, checked_options
 from xpsoftmax.torch.losses import cross_entropy
 
@@ -93,7 +95,7 @@ def linear_cross_entropy(
     ignored = -100 if ignore_index is None else ignore_index
     chunked = (
         input.ndim == linear_weight.ndim == 2
-        and not (torch.compiler.is_compiling() or rules.is_transformed())
+        and is_eager()
         and not any(x is not None and x.requires_grad for x in (target, weight))
     )
     named: dict[str, Any] = {
@@ -106,11 +108,11 @@ def linear_cross_entropy(
         return _whole(input, linear_weight, linear_bias, target, weight, ignore_index=ignored, **named)
     like = input.new_empty(1).expand(input.shape[0], linear_weight.shape[0])  # the shape of the logits, no memory
     checked = checked_options(like, target, weight, ignored, **named)
-    if checked.signed:
+    if checked.signed is not False:
         return _whole(input, linear_weight, linear_bias, target, weight, ignore_index=ignored, **named)
     rows = _rows_of_chunk(like, options, max_memory)
     call = _Call(checked, rows)
-    if rules.is_differentiated(input, linear_weight, linear_bias):
+    if is_differentiated(input, linear_weight, linear_bias):
         return _Chunked.apply(input, linear_weight, linear_bias, target, weight, call)
     return _forward(call, (input, linear_weight, linear_bias, target, weight), (False,) * 3)[0]
 
@@ -139,7 +141,7 @@ class _Chunked(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             text = partial(_reference, ctx.call.options)
-            return *rules.by_autograd(text, arrays, grad_output, (*needed, False, False)), None
+            return *by_autograd(text, arrays, grad_output, (*needed, False, False)), None
         grads: Any = (dinput, dweight, dbias)
         if ctx.call.options.reduction == "none":
             grads = _forward(ctx.call, arrays, needed, factor=grad_output)[1]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 import xpsoftmax
-from xpsoftmax._arguments import checks as check
-from xpsoftmax._arguments.layout import in_rows, rowwise
 from xpsoftmax._arguments.options import as_integer, check_flag
-from xpsoftmax._arguments.problem import mean_or_nan, prepare
-from xpsoftmax._loss import softmax_loss, softmax_loss_and_grad
 from xpsoftmax._typing import FLOATING, Reduction
-from xpsoftmax.kernels import select, smooth
-from xpsoftmax.kernels import torch as rules
-from xpsoftmax.kernels.tensors import as_tensor, as_view
-from xpsoftmax.torch.checks import Options, are_plain_labels, check_tensor, checked_options
+from xpsoftmax.kernels.torch.modes import PLAIN, is_differentiated, is_eager
+from xpsoftmax.torch.checks import check_tensor, checked_options, plain_labels
+from xpsoftmax.torch.recorded import by_rows, held_loss, is_read_by_numpy, loss_of_arrays, loss_of_plain
 
 
 def cross_entropy(
@@ -85,7 +79,7 @@ def cross_entropy(
     The error of loss and gradient is that of `xpsoftmax.softmax_loss` (``tests/torch/test_cross_entropy.py``).
     Derivatives of every order, with respect to `input`, probabilities and `weight`, with ``backward``, ``torch.func``
     and forward-mode AD; under ``torch.compile`` with ``backward`` (first derivatives) and ``torch.func``. On the CPU
-    the gradient of 32 and 64-bit logits is made with the loss and held; that of others in the backward pass.
+    the gradient is made with the loss and held; that of float16 logits and on a GPU in the backward pass.
 
     Examples
     --------
@@ -96,26 +90,25 @@ def cross_entropy(
     >>> z.grad
     tensor([[-9.3576e-14,  9.3576e-14]])
     """
-    eager = not (torch.compiler.is_compiling() or rules.is_transformed())
-    options = _PLAIN if eager and _is_plain(input, target, weight, ignore_index, validate) else None
-    usual = (reduction, label_smoothing, z_loss) == _USUAL and type(label_smoothing) is float and type(z_loss) is float
-    if options is None or not usual or inplace is not False:
-        options = checked_options(
-            input, target, weight, ignore_index, reduction, label_smoothing, z_loss, validate=validate
-        )
-        check_flag("inplace", inplace)
-    recorded = eager and rules.is_differentiated(input, target, weight)
+    eager = is_eager()
+    usual = weight is None and inplace is False and type(label_smoothing) is type(z_loss) is float
+    if usual and eager and label_smoothing == z_loss == 0.0 and type(reduction) is str and reduction == "mean":
+        labels = plain_labels(input, target, ignore_index, validate)
+        if labels is not None:
+            return loss_of_plain(input, target, labels)
+    options = checked_options(
+        input, target, weight, ignore_index, reduction, label_smoothing, z_loss, validate=validate
+    )
+    check_flag("inplace", inplace)
+    recorded = eager and is_differentiated(input, target, weight)
     inplace = inplace and recorded and input.requires_grad
     if inplace:
         _check_overwritable(input)
-    if options.signed or not (eager and type(input) in _TENSORS and rules.is_held(input)):
+    if options.signed is not False or not eager or type(input) not in PLAIN or not is_read_by_numpy(input):
         return by_rows(input, target, weight, options, inplace=inplace)
     if recorded and input.requires_grad:
-        return _Held.apply(input, target, weight, options, inplace)
-    if recorded:
-        return by_rows(input, target, weight, options)
-    arrays = (as_view(x) for x in (input, target))
-    return as_tensor(softmax_loss(*arrays, **_named(weight, options)))
+        return held_loss(input, target, weight, options, inplace=inplace)
+    return (by_rows if recorded else loss_of_arrays)(input, target, weight, options)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -191,8 +184,7 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002
     >>> softmax(torch.zeros(4))
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    _check_dim(input, dim)
-    return xpsoftmax.softmax(input, axis=dim)
+    return _along(xpsoftmax.softmax, input, dim)
 
 
 def log_softmax(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002
@@ -207,119 +199,7 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002
     >>> log_softmax(torch.tensor([40.0, 0.0]))
     tensor([-4.2484e-18, -4.0000e+01])
     """
-    _check_dim(input, dim)
-    return xpsoftmax.log_softmax(input, axis=dim)
-
-
-def by_rows(
-    input: Tensor,  # noqa: A002
-    target: Tensor,
-    weight: Tensor | None,
-    options: Options,
-    *,
-    inplace: bool = False,
-) -> Tensor:
-    """The loss by the row operations on tensors, which have derivative rules of their own."""
-    array, layout = check.as_logits(input, options.axis, differentiable=True)
-    problem = prepare(target, layout, options.of(weight))
-    rows, xp = in_rows(array, layout, None), layout.home.xp
-    if options.signed:
-        losses, _ = smooth.softmax_loss_rows(rows, *problem[:2], problem.spec)
-    elif inplace:
-        losses = rules.losses_in_place(rows, *problem[:2], problem.spec)
-    else:
-        losses, _ = select("softmax_loss_rows", array, "auto")(rows, *problem[:2], problem.spec, grad=False)
-    if options.reduction == "none":
-        return rowwise(losses, layout)
-    loss = losses.sum()
-    return mean_or_nan(xp, loss, problem.total) if options.reduction == "mean" else loss
-
-
-class _Held(torch.autograd.Function):
-    """A loss whose gradient is made in the forward pass and held: in host memory the logits are read once."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,  # noqa: A002
-        target: Tensor,
-        weight: Tensor | None,
-        options: Options,
-        inplace: bool,  # noqa: FBT001
-    ) -> Tensor:
-        z = as_view(input)
-        out = z if inplace else None
-        loss, dlogits = softmax_loss_and_grad(z, as_view(target), **_named(weight, options), out=out)
-        if inplace:
-            torch.autograd.graph.increment_version(input)
-        held = input.detach() if inplace else as_tensor(dlogits)
-        ctx.save_for_backward(None if inplace else input, target, weight, held)
-        ctx.options, ctx.inplace = options, inplace
-        return as_tensor(loss)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
-        input, target, weight, held = ctx.saved_tensors  # noqa: A001
-        needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or any(needed[1:]):
-            if ctx.inplace:
-                raise ValueError("inplace must be False for these derivatives, got True: input has been overwritten.")
-            return *_by_autograd(input, target, weight, ctx.options, grad_output, needed), None, None
-        if grad_output.ndim == 0:
-            if grad_output.item() == 1.0:
-                return held, None, None, None, None
-        else:
-            grad_output = grad_output.unsqueeze(ctx.options.axis)
-        return (held.mul_(grad_output) if ctx.inplace else held * grad_output), None, None, None, None
-
-
-def _by_autograd(
-    input: Tensor,  # noqa: A002
-    target: Tensor,
-    weight: Tensor | None,
-    options: Options,
-    grad_output: Tensor,
-    needed: tuple[bool, ...],
-) -> list[Tensor | None]:
-    options = options._replace(signed=True)  # the code that PyTorch differentiates by itself
-    loss = partial(by_rows, options=options)
-    return rules.by_autograd(loss, [input, target, weight], grad_output, needed)
-
-
-_TENSORS = (Tensor, torch.nn.Parameter)
-_PLAIN = Options()
-_USUAL = ("mean", 0.0, 0.0)
-
-
-def _is_plain(
-    input: Tensor,  # noqa: A002
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    validate: bool | None,  # noqa: FBT001
-) -> bool:
-    """Whether labels and logits are of the usual kind, for which no check would find an error."""
-    return (
-        weight is None
-        and type(input) in _TENSORS
-        and type(target) is Tensor
-        and input.ndim == 2
-        and target.shape == input.shape[:1]
-        and target.dtype == torch.int64
-        and input.dtype in (torch.float32, torch.float64)
-        and input.device.type == "cpu"
-        and target.device.type == "cpu"
-        and (validate is None or type(validate) is bool)
-        and are_plain_labels(target.numpy(), input.shape[1], ignore_index)
-    )
-
-
-def _named(weight: Tensor | None, options: Options) -> dict[str, Any]:
-    """The keywords of `softmax_loss` on arrays of NumPy."""
-    if options is _PLAIN:
-        return {"validate": False}
-    given = options.of(None if weight is None else as_view(weight))
-    return {"axis": options.axis, **given._asdict()}
+    return _along(xpsoftmax.log_softmax, input, dim)
 
 
 def _check_overwritable(input: Tensor) -> None:  # noqa: A002
@@ -336,8 +216,10 @@ def _is_dense(input: Tensor) -> bool:  # noqa: A002
     return all(step > 0 for step, size in zip(input.stride(), input.shape, strict=True) if size > 1)
 
 
-def _check_dim(input: Tensor, dim: int) -> None:  # noqa: A002
+def _along(function: Callable[..., Tensor], input: Tensor, dim: int) -> Tensor:  # noqa: A002
+    """Call a function of this package with the parameters of PyTorch, for which a number is a row of one class."""
     check_tensor("input", input, FLOATING)
-    position = as_integer("dim", dim)
-    if not -input.ndim <= position < input.ndim:
-        raise ValueError(f"dim must be from {-input.ndim} to {input.ndim - 1}, got {position}.")
+    position, axes = as_integer("dim", dim), max(1, input.ndim)
+    if not -axes <= position < axes:
+        raise ValueError(f"dim must be from {-axes} to {axes - 1}, got {position}.")
+    return function(input, axis=position) if input.ndim > 0 else function(input[None])[0]

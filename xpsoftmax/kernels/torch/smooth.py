@@ -12,7 +12,7 @@ numerics contract, 1 - p is never formed where p may be near 1. Where no class h
 usual form, relative to a constant, has the more accurate derivatives.
 
 This is what `torch.func`, forward-mode AD, compiled transforms and second derivatives use. It holds many arrays of the
-size of the logits: the first derivative of a plain call is made by a kernel, see `xpsoftmax.kernels.torch`.
+size of the logits: the first derivative of a plain call is made by a kernel, see `computing`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,29 @@ def as_tensor(array: Array) -> Array:
     return torch.from_dlpack(array)
 
 
+CHUNK = 2**15
+"""Most numbers of which PyTorch converts a tensor with one thread."""
+
+
+def converted(source: Array, target: Array) -> None:
+    """Copy a matrix to one of another dtype, with this thread alone.
+
+    PyTorch would share a longer copy with threads of its own, also where the caller is one of several threads.
+    """
+    if source.numel() <= CHUNK:
+        target.copy_(source)
+    elif source.shape[1] <= CHUNK:
+        rows = CHUNK // source.shape[1]
+        for part, to_part in zip(source.split(rows), target.split(rows), strict=True):
+            to_part.copy_(part)
+    else:
+        for row, to_row in zip(source, target, strict=True):
+            for part, to_part in zip(row.split(CHUNK), to_row.split(CHUNK), strict=True):
+                to_part.copy_(part)
+
+
 @contextmanager
-def surroundings(tensor: Array) -> Iterator[None]:
+def computing_context(tensor: Array) -> Iterator[None]:
     """Where a kernel computes with views of a tensor: on its device, in PyTorch's current stream, without warnings."""
     with np.errstate(all="ignore"):
         if tensor.device.type == "cpu":
@@ -59,3 +81,13 @@ def surroundings(tensor: Array) -> Iterator[None]:
         index = tensor.device.index
         with cupy.cuda.Device(index), cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index):
             yield
+
+
+def working_dtype(logits: Array) -> Any:
+    """The precision in which logits are computed."""
+    return torch.float32 if dtype_name(logits.dtype) in SIXTEEN_BIT else logits.dtype
+
+
+def working(logits: Array, *others: Array) -> list[Array]:
+    """Convert all tensors to the working precision of the logits."""
+    return [x.to(working_dtype(logits)) for x in (logits, *others)]
