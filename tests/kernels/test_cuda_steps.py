@@ -9,6 +9,8 @@ import gc
 import itertools
 import signal
 import sys
+import threading
+import weakref
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -264,6 +266,66 @@ def test_the_streams_wait_for_each_other(recorder, runner, nvmath, rng):
     recorder.order.clear()
     run(made)
     assert recorder.order == [*around[0], ("graph", 101), *around[1]]
+
+
+def test_the_stream_of_the_caller_may_be_any(recorder, runner, nvmath, rng):
+    """Many steps may be made in one order of the streams, and the caller's is the current one again afterwards."""
+    arrays = {name: array(value) for name, value in arrays_of(STEP, rng).items()}
+    made = runner(step_program(STEP), arrays)
+    run(made)
+    run(made)
+    recorder.order.clear()
+    recorder.stream = 9
+    with made.in_order(Array.device):
+        assert recorder.stream == 101
+        made.run()
+        made.run()
+    assert recorder.stream == 9
+    graphs = [("graph", 101)] * 2
+    assert recorder.order == [("record", 9), ("wait", 101), *graphs, ("record", 101), ("wait", 9)]
+    recorder.order.clear()
+    with pytest.raises(KeyError), made.in_order(Array.device):
+        raise KeyError
+    assert recorder.order[-2:] == [("record", 101), ("wait", 9)]
+    assert recorder.stream == 9
+
+
+def test_each_thread_has_a_stream_and_a_handle_until_it_ends(recorder, runner, nvmath, rng):
+    places = []
+
+    def step():
+        arrays = {name: array(value) for name, value in arrays_of(STEP, np.random.default_rng(0)).items()}
+        with Array.device:
+            made, again = runner(step_program(STEP), arrays), runner(step_program(STEP), arrays)
+        assert made._workplace is again._workplace
+        places.append(weakref.ref(made._workplace))
+
+    for _ in range(2):
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+        gc.collect()
+    assert [place() for place in places] == [None, None]
+    assert recorder.order.count(("destroy", 1)) == 2
+    step()
+    assert places[2]() is not None
+
+
+def test_threads_capture_one_after_the_other(recorder, runner):
+    undisturbed, entered = recorder.modules["capture"]._undisturbed, []
+
+    def other():
+        with undisturbed():
+            entered.append(gc.isenabled())
+
+    thread = threading.Thread(target=other)
+    with undisturbed():
+        thread.start()
+        thread.join(0.2)
+        assert entered == []
+    thread.join()
+    assert entered == [False]
+    assert gc.isenabled()
 
 
 def test_nothing_is_launched_beside_a_graph(recorder, runner, nvmath, rng):

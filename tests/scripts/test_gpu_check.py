@@ -15,7 +15,10 @@ import pytest
 from backends import unusable
 
 DEVICE = {"gpu": "A GPU", "cache_bytes": 1, "driver": 13000, "cuda": 13000, "cupy": "14.0"}
-JUNIT = '<testsuites><testsuite tests="10" failures="1" errors="1" skipped="3"/></testsuites>'
+JUNIT = """<testsuites><testsuite tests="10" failures="1" errors="1" skipped="3">
+<testcase name="test_a[1]"><failure message="AssertionError: 1 of 3&#10;and more">text</failure></testcase>
+<testcase name="test_b"><error>text</error></testcase><testcase name="test_c"><skipped message="no"/></testcase>
+</testsuite></testsuites>"""
 
 
 @pytest.mark.skipif(unusable("cupy") is None, reason="there is a GPU")
@@ -41,7 +44,8 @@ def test_a_gpu_that_cannot_compute_is_none(monkeypatch, count, sums, reason):
 
 def test_tests_are_counted(tmp_path):
     (tmp_path / "tests.xml").write_text(JUNIT)
-    assert gpu_check.counted(tmp_path) == {"passed": 5, "failed": 2, "skipped": 3}
+    failed = ["test_a[1]: AssertionError: 1 of 3", "test_b: "]
+    assert gpu_check.counted(tmp_path) == {"passed": 5, "failed": 2, "skipped": 3, "problems": failed}
 
 
 def report():
@@ -358,9 +362,12 @@ def test_who_stops_early_ends_every_command(monkeypatch, tmp_path):
 def test_problems_that_a_part_found_are_problems_of_the_report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_check, "usable_gpu", lambda: DEVICE)
     found = {"problems": ["5x4x10x3: steps were not captured"]}
-    monkeypatch.setattr(gpu_check, "PARTS", {"steps": part("", findings=lambda folder: found)})
+    parts = {"steps": part("raise SystemExit(1)", "raise SystemExit(2)", findings=lambda folder: found)}
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
     assert gpu_check.main([str(tmp_path)]) == 1
-    assert "PROBLEM: steps: 5x4x10x3: steps were not captured" in capsys.readouterr().out
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
+    assert problems[-1] == "PROBLEM: steps: 5x4x10x3: steps were not captured"
+    assert [problem.rpartition(" ")[2] for problem in problems[:-1]] == ["2"]  # what the status 1 says, it says itself
 
 
 def test_few_files_are_left(monkeypatch, tmp_path):

@@ -677,7 +677,7 @@ def test_rows_held_out_must_weigh_something(iris, monkeypatch):
         "hidden_layer_sizes": (),
         "max_iter": 2,
     }
-    for part, which in zip(held, ("to learn from", "held out"), strict=True):
+    for part, which in zip(held, ("to train on", "held out"), strict=True):
         weight = np.ones(150)
         weight[part] = 0.0
         model = MLPClassifier(**options)

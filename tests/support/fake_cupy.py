@@ -210,6 +210,7 @@ class Recorder:
 
         module.__dict__.update(
             create=lambda: 1,
+            destroy=lambda handle: self.order.append(("destroy", handle)),
             set_stream=lambda handle, stream: None,
             set_workspace=lambda handle, address, size: None,
             sgemm=gemm(ctypes.c_float),

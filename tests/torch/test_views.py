@@ -98,6 +98,31 @@ def test_expanded_and_empty_tensors(only_arrays):
     assert tuple(xs.mlp_predict(p.params, p.X[:0]).shape) == (0,)
 
 
+@pytest.mark.parametrize("options", [{}, {"order": 2}, {"directions": 3, "rng": 0}])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numerical_gradients(dtype, options, monkeypatch):
+    """The function is called with tensors; the steps are computed by NumPy."""
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "where", fail)
+    p, q = Problem(dtype, torch.from_numpy), Problem(dtype)
+    seen = []
+
+    def loss(x):
+        seen.append(type(x))
+        return xs.softmax_loss(x, p.y[:3] if type(x) is torch.Tensor else q.y[:3])
+
+    x = p.soft[:3].clone().requires_grad_()
+    assert_same_bits(xs.numerical_grad(loss, x, **options), xs.numerical_grad(loss, q.soft[:3], **options))
+    assert set(seen) == {torch.Tensor, np.ndarray}
+    assert (
+        xs.check_grad(loss, xs.softmax_loss_and_grad(x, p.y[:3])[1], x, **options)
+        < {"float32": 0.1, "float64": 1e-5}[dtype]
+    )
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +227,7 @@ def test_tuples_of_the_user_are_kept_or_left():
 
 
 def test_generic_is_generic(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise AssertionError
 
     monkeypatch.setattr(views._Torch, "view", fail)
@@ -255,7 +280,7 @@ MIXED = {
     "sample_weight": lambda p, q: xs.mlp_loss_and_grad(p.params, p.X, p.y, sample_weight=q.sample_weight),
     r"params\[1\]\.weight": lambda p, q: xs.mlp_logits((p.params[0], q.params[1]), p.X),
     "grads": lambda p, q: xs.sgd(0.1).update(p.params, q.params, (0,)),
-    "validation": lambda p, q: trained(p, validation=q.held_out),
+    r"validation\[0\]": lambda p, q: trained(p, validation=q.held_out),
     r"resume\.params\[0\]\.weight": lambda p, q: trained(p, resume=trained(q).state),
 }
 
@@ -280,7 +305,7 @@ def test_errors_name_the_tensors_that_were_given():
     ):
         xs.mlp_loss_and_grad(p.params, p.X.double(), p.y)
     with pytest.raises(
-        TypeError, match=r"^validation must have the dtype of the parameters, torch\.float32, got torch\.float64"
+        TypeError, match=r"^validation\[0\] must have the dtype of the parameters, torch\.float32, got torch\.float64"
     ):
         trained(Problem(convert=torch.from_numpy), validation=(p.X.double(), p.y))
     with pytest.raises(TypeError, match=r"^params\[0\] must be a pair \(weight, bias\), got tensor\("):

@@ -106,6 +106,43 @@ def test_every_optimizer(cp, name):
         assert ReferenceRunner.runs == STEPS
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "uint64", "int64"])
+def test_labels_of_every_dtype(cp, dtype):
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    y = y.astype(dtype)
+    options = {"optimizer": xs.sgd(0.1), "ignore_index": 1}
+    assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_weights_that_are_not_contiguous(cp):
+    """Transposed weights, as PyTorch keeps them; the state of a training resumed has them, too."""
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    wanted = trained(np, params, X, y, optimizer=xs.adam(0.1))
+    transposed = [xs.Layer(cp.asarray(layer.weight.T.copy()).T, cp.asarray(layer.bias)) for layer in params]
+    options = {"optimizer": xs.adam(0.1), "batch_size": 5, "rng": 3}
+    first = xs.train(transposed, cp.asarray(X), cp.asarray(y), epochs=2, **options)
+    kept = [tuple(xs.Layer(cp.asarray(a.weight.get().T.copy()).T, a.bias) for a in layers) for layers in
+            first.state.optimizer[1:]]  # fmt: skip
+    state = first.state._replace(optimizer=(first.state.optimizer[0], *kept))
+    assert_alike(xs.train(transposed, cp.asarray(X), cp.asarray(y), epochs=4, resume=state, **options), wanted)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
+
+
+def test_inputs_that_are_not_contiguous_are_left_to_the_loop(cp):
+    params = xs.init_params((FEATURES, 7, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    options = {"optimizer": xs.adam(0.1), "epochs": 4, "batch_size": 5, "rng": 3}
+    found = xs.train(xs.to_namespace(params, cp), cp.asarray(X.T.copy()).T, cp.asarray(y), **options)
+    assert_alike(found, trained(np, params, X, y, optimizer=xs.adam(0.1)))
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 0
+
+
 def weights(n, seed=5):
     given = np.random.default_rng(seed).uniform(0.5, 2, n)
     given[::4] = 0
@@ -164,6 +201,26 @@ def test_parameters_of_16_bits(cp):
     X, y = data("float16")
     options = {"optimizer": xs.sgd(0.1, 0.5)}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options), eps=2e-3)
+
+
+def test_parameters_of_bfloat16(cp):
+    """NumPy has none: the same numbers in float32 are trained there."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    X, y = data("float32")
+    X = X.astype(bfloat16)
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float32)
+    params = [[array.astype(bfloat16) for array in layer] for layer in params]
+    of_numpy = [xs.Layer(*(array.astype("float32") for array in layer)) for layer in params]
+    wanted = trained(np, of_numpy, X.astype("float32"), y, optimizer=xs.adam(0.02))
+    of_cupy = tuple(xs.Layer(*map(cp.asarray, layer)) for layer in params)
+    options = {"optimizer": xs.adam(0.02), "epochs": 4, "batch_size": 5, "rng": 3}
+    found = xs.train(of_cupy, cp.asarray(X), cp.asarray(y), **options)
+    np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-5)
+    for a, b in zip(on_host(found), on_host(wanted), strict=True):
+        assert a.dtype == bfloat16
+        np.testing.assert_allclose(a.astype("float32"), b, rtol=2**-8)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == STEPS
 
 
 def test_batches_in_which_no_row_counts(cp):

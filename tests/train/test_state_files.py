@@ -278,7 +278,7 @@ def test_what_is_no_state(problem, path):
 
 
 def test_what_checkpoint_refuses(path):
-    with pytest.raises(FileNotFoundError, match=r"^path must be in a folder that is there, got "):
+    with pytest.raises(FileNotFoundError, match=r"^path must be in a folder that exists, got "):
         xs.checkpoint(path.parent / "runs" / "run", every=3)
     with pytest.raises(ValueError, match=r"^every must be .*1.*, got 0\.$"):
         xs.checkpoint(path, every=0)
@@ -306,11 +306,11 @@ def stored(problem, path):
     [
         ({"params.layers.0.bias": None}, {}, "among 3 tensors it has no layers.0.bias"),
         ({"optimizer.1.layers.0.bias": None}, {}, "among 3 tensors it has no layers.0.bias"),
-        ({"history.loss": None}, {}, "something of the state is not there, 'history.loss'"),
+        ({"history.loss": None}, {}, "it lacks a part of the state, 'history.loss'"),
         ({"more": np.zeros(2)}, {}, r"it has tensors that no state has, \['more'\]"),
         ({}, {"epoch": None}, "its epoch is None, not an integer"),
         ({}, {"epoch": 1.5}, "its epoch is 1.5, not an integer"),
-        ({}, {"activation": ["tanh"]}, "its params has 2 layers, but there are the activations of 1"),
+        ({}, {"activation": ["tanh"]}, "its params has 2 layers, but it has the activations of 1"),
         ({}, {"activation": ["step", None]}, r"its activations are \['step', None\], not a list of"),
         ({}, {"format": 2}, "its metadata is .*'format': 2.* not that of a state"),
     ],
@@ -330,7 +330,7 @@ def test_metadata_that_lacks_something(problem, path, name):
     own, said = stored(problem, path)
     del said[name]
     safetensors.numpy.save_file(own, path, metadata={"xpsoftmax": json.dumps(said)})
-    with pytest.raises(ValueError, match=f"something of the state is not there, '{name}'"):
+    with pytest.raises(ValueError, match=f"it lacks a part of the state, '{name}'"):
         xs.load_state(path)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -33,15 +33,11 @@ class Library(ABC):
     """Whether `rows_on_views` reads the arrays. The door reads those of JAX, and remembers what it found out."""
 
     @abstractmethod
-    def can_show(self, array: Array, *, differentiable: bool) -> bool:
-        """Whether NumPy can read this array in its memory.
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:
+        """Return a NumPy array that shares the memory of an array; None if NumPy cannot read it there.
 
-        With `differentiable` the result is a function of the array for the library: false for an array that it follows.
+        With `differentiable` the library can differentiate what is computed: None for an array that it follows.
         """
-
-    @abstractmethod
-    def view(self, array: Array) -> np.ndarray:
-        """Return a NumPy array that shares the memory of an array."""
 
     @abstractmethod
     def note_write(self, array: Array) -> None:
@@ -88,19 +84,19 @@ class _Torch(Library):
         self._strided, self._is_grad_enabled, self._from_numpy = torch.strided, torch.is_grad_enabled, torch.from_numpy
         self._increment_version = torch.autograd.graph.increment_version
 
-    def can_show(self, array: Array, *, differentiable: bool) -> bool:
-        return bool(
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:
+        if not (
             type(array) in self._kinds
             and array.is_cpu
             and array.dtype in self._dtypes
             and array.layout is self._strided
             and not array.is_nested
             and not array.is_neg()
-            and not (differentiable and array.requires_grad and self._is_grad_enabled())
-        )
-
-    def view(self, array: Array) -> np.ndarray:
-        return (array.detach() if array.requires_grad else array).numpy()  # type: ignore[no-any-return]
+        ):
+            return None
+        if not array.requires_grad:
+            return array.numpy()  # type: ignore[no-any-return]
+        return None if differentiable and self._is_grad_enabled() else array.detach().numpy()
 
     def note_write(self, array: Array) -> None:
         if not array.is_inference():
@@ -122,20 +118,19 @@ class _Jax(Library):
         self._alike: Any = None  # type and sharding of the last array
         self._dtypes: set[Any] = set()  # of arrays with that type and sharding
 
-    def can_show(self, array: Array, *, differentiable: bool) -> bool:  # noqa: ARG002 - JAX follows tracers alone
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:  # noqa: ARG002 - JAX follows tracers
         kind, sharding = type(array), getattr(array, "sharding", None)
         if self._alike is None or kind is not self._alike[0] or sharding != self._alike[1]:
             self._alike, self._dtypes = (kind, sharding), set()
         if array.dtype not in self._dtypes:
             if self._views.refusal(array) is not None or dtype_name(array.dtype) == "bfloat16":
-                return False
+                return None
             self._dtypes.add(array.dtype)
         committed = array.committed
         if self._place is None or (committed and not self._place.committed):
             self._place = self._views.place_of(array)
-        return not committed or sharding == self._place.sharding
-
-    def view(self, array: Array) -> np.ndarray:
+        if committed and sharding != self._place.sharding:
+            return None
         return self._views.as_numpy(array)  # type: ignore[no-any-return]
 
     def note_write(self, array: Array) -> None:
@@ -182,7 +177,7 @@ def enter(*given: Any, impl: object = "auto", differentiable: bool = False) -> E
     if library is None or (isinstance(impl, str) and impl == "generic"):
         return Entry(None, given, given)
     try:
-        return Entry(library, given, _shown(library, given, differentiable=differentiable))
+        return Entry(library, given, tuple(_shown(library, given, differentiable=differentiable)))
     except _HiddenError:
         return Entry(None, given, given)
 
@@ -222,11 +217,12 @@ def rows_on_views(
     library = library_of(given[0])
     if library is None or not library.for_rows or given[0].itemsize <= 2 or impl != "auto":
         return function(*given, out)
-    views = []
+    views: list[np.ndarray | None] = []
     for array in (*given, out):
-        if array is not None and not (library.can_show(array, differentiable=differentiable)):
+        view = None if array is None else library.view(array, differentiable=differentiable)
+        if view is None and array is not None:
             return function(*given, out)
-        views.append(None if array is None else library.view(array))
+        views.append(view)
     try:
         found = function(*views)
     except (TypeError, ValueError):
@@ -256,15 +252,20 @@ def _first_array(values: tuple[Any, ...]) -> object:
     return None
 
 
-def _shown(library: Library, value: Any, *, differentiable: bool) -> Any:
-    """Return a value, or a tree of tuples and lists, with views in the place of arrays."""
-    if isinstance(value, (tuple, list)):
-        return _rebuilt(value, [_shown(library, part, differentiable=differentiable) for part in value])
-    if not hasattr(value, "shape") or isinstance(value, np.generic):
-        return value
-    if not library.can_show(value, differentiable=differentiable):
-        raise _HiddenError
-    return library.view(value)
+def _shown(library: Library, values: Sequence[Any], *, differentiable: bool) -> list[Any]:
+    """Return values, trees of tuples and lists among them, with views in the place of arrays."""
+    shown = []
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            shown.append(_rebuilt(value, _shown(library, value, differentiable=differentiable)))
+        elif hasattr(value, "shape") and not isinstance(value, np.generic):
+            view = library.view(value, differentiable=differentiable)
+            if view is None:
+                raise _HiddenError
+            shown.append(view)
+        else:
+            shown.append(value)
+    return shown
 
 
 def _returned(library: Library, value: Any) -> Any:

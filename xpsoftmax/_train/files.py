@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from xpsoftmax._train.records import TrainStep
 
 STATE = {"content": "state", "format": 1, "weight": "(fan_in, fan_out)"}
-"""The metadata of every state; `format` grows when an older xpsoftmax would read it wrongly."""
+"""The metadata of every state; `format` grows when an older xpsoftmax would misread the file."""
 NUMBERS = ("epoch", "step", "rows", "batch_size")
 
 
@@ -162,14 +162,14 @@ def load_state(
     try:
         return _state_of(path, arrays, metadata, xp, device)
     except (KeyError, AttributeError, IndexError) as error:
-        raise unfit(path, f"something of the state is not there, {error}") from None
+        raise unfit(path, f"it lacks a part of the state, {error}") from None
 
 
 @suggesting(
     **dict.fromkeys(("interval", "period", "freq", "frequency", "save_freq", "save_every", "steps", "n"), "every=")
 )
 def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainStep], None]:
-    """Make a callback of `train` that saves the state of the training, every so many steps.
+    """Make a callback of `train` that saves the state of the training every few steps.
 
     Parameters
     ----------
@@ -181,8 +181,8 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     Returns
     -------
     function
-        For ``train(callback=...)``. If a save fails, for example on a full disk, it warns; training goes on, and the
-        state that was saved before stays.
+        For ``train(callback=...)``. If a save fails, for example on a full disk, the function warns, training
+        continues, and the file keeps the state that was saved before.
 
     Raises
     ------
@@ -195,8 +195,8 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
 
     Notes
     -----
-    After ``kill -9`` at any moment the file is complete, or does not exist yet. The steps since the last save are made
-    again.
+    After ``kill -9`` at any moment the file is complete, or does not exist yet. A resumed training repeats the steps
+    since the last save.
 
     Examples
     --------
@@ -217,7 +217,7 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     every = as_integer("every", every, low=1)
     import_safetensors()
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must be in a folder that is there, got {path}.")
+        raise FileNotFoundError(f"path must be in a folder that exists, got {path}.")
 
     def save(step: TrainStep) -> None:
         if (step.step + 1) % every == 0:
@@ -241,7 +241,7 @@ def _named(prefix: str, layers: Params) -> dict[str, Any]:
 
 
 def _without_arrays(name: str, value: Any, arrays: dict[str, Any]) -> Any:
-    """Return a state of a random generator as JSON can say it; its arrays are added to the others."""
+    """Return the state of a random generator as JSON takes it; move its arrays to `arrays`, and leave their names."""
     if isinstance(value, dict):
         return {key: _without_arrays(f"{name}.{key}", part, arrays) for key, part in value.items()}
     if isinstance(value, np.ndarray):
@@ -273,7 +273,7 @@ def _state_of(
         names = [name for name in arrays if name.startswith(f"{prefix}.layers.")]
         found = layers_of(path, {name.removeprefix(f"{prefix}."): arrays.pop(name) for name in names})
         if len(found) != len(kinds):
-            raise unfit(path, f"its {prefix} has {len(found)} layers, but there are the activations of {len(kinds)}")
+            raise unfit(path, f"its {prefix} has {len(found)} layers, but it has the activations of {len(kinds)}")
         check_dtype(xp, found[0].weight.dtype.name, device, "the file")
         return tuple(
             kind(*(to_library(array, xp, device) for array in layer)) for kind, layer in zip(kinds, found, strict=True)

@@ -74,7 +74,7 @@ class Loop:
                 if interrupted():
                     return False
                 try:
-                    loss = self.step(batch)
+                    loss = self._step(batch)
                 except Interrupted:
                     return False
                 self.losses.append(loss)
@@ -89,10 +89,15 @@ class Loop:
         return True
 
     def step(self, batch: Any) -> Any:
-        """Update the parameters by one batch; return its loss, or nan if no row of it counts.
+        """Update the parameters by one batch; return its loss, or nan if no row of it counts."""
+        try:
+            return self._step(batch)
+        finally:
+            if self.steps.programs is not None:
+                self.steps.programs.leave()
 
-        The caller ends the order of `programs` before anything else is done with the parameters or the loss.
-        """
+    def _step(self, batch: Any) -> Any:
+        """Make a step, after which programs may still be within their order."""
         programs = self.steps.programs
         if programs is not None:
             loss = programs.step(self, batch)

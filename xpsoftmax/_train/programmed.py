@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpsoftmax._network.chunks import Plan
+from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.ahead import NUMBERS_OF_A_RULE, numbers_ahead
 from xpsoftmax._train.clipping import Clipped
@@ -118,8 +119,7 @@ class ProgrammedSteps:
         data, problem = self._data, self._data.problem
         vectors = [problem.row_weight, problem.counting, problem.spec.class_weight]
         vectors = [array for array in vectors if array is not None]
-        labels = problem.targets.ndim == 2 or dtype_name(problem.targets.dtype) == "int64"
-        if min(self._sizes) == 0 or not labels or not hasattr(data.X, "flags"):  # sparse inputs have none
+        if min(self._sizes) == 0 or not hasattr(data.X, "flags"):  # sparse inputs have none
             return False
         in_place = all(array.flags.c_contiguous for array in (data.X, problem.targets, *vectors))
         return in_place and all(dtype_name(array.dtype) == self._dtype for array in vectors)
@@ -127,8 +127,13 @@ class ProgrammedSteps:
     def _bind(self, loop: Loop) -> bool:
         """Follow another optimiser, and make new programs if the loop has other arrays than the present programs.
 
-        Return whether there are kernels for the update, in place.
+        Return whether there is a kernel for the update.
         """
+        if loop.params is not self._params:
+            loop.params = self._in_rows(loop.params)
+        if loop.state is not self._state:
+            count, *kept = loop.state
+            loop.state = (count, *map(self._in_rows, kept))
         named = {}
         for k, layers in enumerate((loop.params, *loop.state[1:])):
             for i, layer in enumerate(layers):
@@ -138,7 +143,7 @@ class ProgrammedSteps:
         same = len(arrays) == len(self._bound) and all(a is b for a, b in zip(arrays, self._bound, strict=True))
         before, rule, max_norm = self._optimizer, rule_of(loop.optimizer), max_norm_of(loop.optimizer)
         if not same:
-            if not (self._runner.has_rule(rule) and all(array.flags.c_contiguous for array in arrays)):
+            if not self._runner.has_rule(rule):
                 return False
             self.leave()
             self._bound, self._arrays = arrays, named | self._shared()
@@ -152,13 +157,24 @@ class ProgrammedSteps:
         self._params, self._state, self._optimizer = loop.params, loop.state, loop.optimizer
         return True
 
+    def _in_rows(self, layers: Params) -> Params:
+        """Return the layers if all arrays are contiguous, which kernels change in place; otherwise such copies."""
+        if all(array.flags.c_contiguous for layer in layers for array in layer):
+            return layers
+        flat = [[self._xp.reshape(array, (-1,)) for array in layer] for layer in layers]
+        return tuple(
+            type(layer)(*(self._xp.reshape(vector, array.shape) for vector, array in zip(vectors, layer, strict=True)))
+            for vectors, layer in zip(flat, layers, strict=True)
+        )
+
     def _shared(self) -> dict[str, Array]:
         data, xp = self._data, self._xp
         problem, options = data.problem, {"device": self._device}
+        targets = problem.targets
         shared = {
             "memory": xp.empty(0, dtype=xp.uint8, **options),
             "X": data.X,
-            "targets": problem.targets,
+            "targets": targets if targets.ndim == 2 else xp.astype(targets, xp.int64, copy=False),
             "row_weight": problem.row_weight,
             "counting": problem.row_weight if problem.counting is None else problem.counting,
             "order": xp.arange(data.rows, dtype=xp.int64, **options),

@@ -147,9 +147,9 @@ def train(
 
     Notes
     -----
-    A batch in which no row counts makes no update; its loss is recorded as nan. An interrupt (Ctrl-C) ends the step
-    that is being made, and what was learnt so far is returned; a second interrupt is raised. A training that was
-    stopped and resumed ends, on NumPy, with the same bits as one that was not (``tests/train/test_training.py``).
+    A batch in which no row counts makes no update; its loss is recorded as nan. After an interrupt (Ctrl-C) the running
+    step ends, and the parameters reached so far are returned; a second interrupt is raised. A training that was stopped
+    and resumed ends, on NumPy, with the same bits as one that was not (``tests/train/test_training.py``).
 
     References
     ----------

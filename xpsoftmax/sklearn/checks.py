@@ -10,6 +10,7 @@ from array_api_compat import array_namespace
 
 from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.values import first_marked
+from xpsoftmax._arguments.views import enter
 from xpsoftmax._network.layers import Params
 from xpsoftmax._network.network import Network
 from xpsoftmax._train.loop import are_finite
@@ -28,7 +29,8 @@ def bad_input(X: Array) -> tuple[int, int, float] | None:
     """Return row, column and value of the first input that is not finite; None if all are finite."""
     if sparse.is_sparse(X):
         return sparse.first_not_finite(array_namespace(X.data), X)
-    if type(X) is np.ndarray and sum_is_finite(X):
+    (view,) = enter(X).arguments
+    if type(view) is np.ndarray and sum_is_finite(view):
         return None
     xp = array_namespace(X)
     bad = ~xp.isfinite(X)

@@ -1,4 +1,4 @@
-"""`fit` and `partial_fit`: everything is checked, then a solver learns, then the model takes over what was learnt."""
+"""`fit` and `partial_fit`: check everything, run a solver, then set the fitted attributes of the model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from array_api_compat import array_namespace, device, is_dask_array
 from sklearn.utils import check_consistent_length
 
 from xpsoftmax._arguments.home import quiet
+from xpsoftmax._arguments.views import enter
 from xpsoftmax._network.layers import Layer, Params, with_activation
 from xpsoftmax._network.network import as_network
 from xpsoftmax._typing import Array
@@ -40,7 +41,7 @@ def fit(
     validation: tuple[Any, Any, Any] = (None, None, None),
     incremental: bool = False,
 ) -> None:
-    """Let a classifier learn, for one epoch if `incremental`; an error at any time leaves it as it was.
+    """Fit a classifier, for one epoch if `incremental`. An error at any time leaves the classifier unchanged.
 
     `validation` are X_val, y_val and sample_weight_val.
     """
@@ -63,6 +64,14 @@ def fit(
         net = as_network(with_activation(layers, model.activation), None)
         record = Record() if first else Record.of(model)
         rows = checked_validation(model, net, X, validation, targets.classes)
+        probabilities = targets.values if targets.values.ndim == 2 else None
+        learnt = net.layers, record._state, record._best
+        impl = "generic" if model.solver == "lbfgs" else "auto"  # which refuses tensors
+        entry = enter(learnt, X, probabilities, weight, rows, impl=impl)
+        (layers, record._state, record._best), X, probabilities, weight, rows = entry.arguments
+        if probabilities is not None:
+            targets = targets._replace(values=probabilities)
+        net = as_network(layers, None)
         steps, held_out = prepare_steps(model, net, X, targets, weight, rng, rows)
         watched = None if rows is None else validation_data(model, net, rows, class_weights(model, net, targets), steps)
         record.expect_validation(given=watched is not None)
@@ -71,6 +80,7 @@ def fit(
                 layers = minimise(model, steps, record, watched)
             else:
                 layers = fit_epochs(model, steps, held_out, rng, record, watched, incremental=incremental)
+        layers, record._state, record._best = entry.back((layers, record._state, record._best))
         if first:
             set_fitted_classes(model, layers, targets.classes)
         model._activation = model.activation  # a parameter that was changed counts from this call on

@@ -12,6 +12,7 @@ from sklearn.utils.validation import validate_data
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.home import library
+from xpsoftmax._arguments.views import enter
 from xpsoftmax._network.network import check_places
 from xpsoftmax._typing import Array
 from xpsoftmax.kernels.sparse import as_rows, is_sparse, library_of, stand_in
@@ -56,9 +57,10 @@ def checked_inputs(model: Any, X: Any, method: str, *, reset: bool, like: Array 
         return _checked_lazily(model, X, like)
     if library_of(X) == "cupy":
         return _checked_sparsely(model, X, like)
+    fitting = method in ("fit", "partial_fit")
+    if like is not None and _fits(model, X, like) and (not fitting or (type(X) is np.ndarray and sum_is_finite(X))):
+        return X  # prediction looks for numbers that are not finite by itself
     if not is_elsewhere(X):
-        if like is not None and _fits(model, X, like) and (method not in ("fit", "partial_fit") or sum_is_finite(X)):
-            return X  # prediction looks for numbers that are not finite by itself
         dtype: Any = working_dtype(model.dtype, np, X) if like is None else like.dtype
         return _checked_on_host(model, X, dtype, reset=reset)
     xp, array = check.as_array("X", X)
@@ -118,7 +120,7 @@ def _checked_lazily(model: Any, X: Any, like: Array | None) -> Array:
 def _fits(model: Any, X: Any, like: Array) -> bool:
     """Whether `X` needs none of scikit-learn's checks, which take longer than a small prediction."""
     return (
-        type(X) is np.ndarray
+        type(enter(X, like).arguments[0]) is np.ndarray  # or can be viewed as one
         and X.dtype == like.dtype
         and X.ndim == 2
         and X.shape[0] > 0

@@ -1,4 +1,4 @@
-"""The checks of the classifier's parameters, and what they say about the dtype and the layers."""
+"""The checks of the classifier's parameters; the dtype and the sizes of layers that follow from them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def working_dtype(dtype: Any, xp: Namespace, X: Any) -> Any:
 
 
 def float64_hint(xp: Namespace) -> str:
-    """Return what to say of float64 beside the name of a library."""
+    """Return the hint about float64 for a message that names a library."""
     return " (float64 only if jax_enable_x64 is set)" if is_jax_namespace(xp) else ""
 
 

@@ -15,9 +15,10 @@ from sklearn.utils.validation import check_is_fitted
 from xpsoftmax._arguments.finite import sum_is_finite
 from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.options import as_integer
+from xpsoftmax._arguments.views import Entry, enter
 from xpsoftmax._network.backprop import Buffers, forward
 from xpsoftmax._network.chunks import DEFAULT_MAX_MEMORY, is_writable
-from xpsoftmax._network.layers import recorded_activation
+from xpsoftmax._network.layers import Params, recorded_activation
 from xpsoftmax._network.network import Network, as_network
 from xpsoftmax._typing import Array, Namespace
 from xpsoftmax.sklearn.checks import bad_logits, check_inputs, check_logits
@@ -85,7 +86,8 @@ class Prediction:
             X = checked_inputs(self, X, "predict", reset=False)
             if is_dask_array(X):
                 return _lazy_outputs(fitted_network(self), X, "predict", self.classes_)
-            return labels_of(self.classes_, codes_of(fitted_network(self), X, self.max_memory))
+            entry, net, X = _entered(self, X)
+            return labels_of(self.classes_, entry.back(codes_of(net, X, self.max_memory)))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the classes.
@@ -170,6 +172,17 @@ class Prediction:
 
 def fitted_network(model: Any) -> Network:
     """Return the network of a fitted model; only another fit changes its activation."""
+    return as_network(_fitted_layers(model), None)
+
+
+def _entered(model: Any, X: Array) -> tuple[Entry, Network, Array]:
+    """Return the network of a fitted model, and inputs; both as views if they can be viewed."""
+    entry = enter(_fitted_layers(model), X)
+    layers, X = entry.arguments
+    return entry, as_network(layers, None), X
+
+
+def _fitted_layers(model: Any) -> Params:
     layers = params_of(model)
     fitted = recorded_activation(layers)
     if fitted is not None and model.activation != fitted:
@@ -177,7 +190,7 @@ def fitted_network(model: Any) -> Network:
             f"activation must be the one that the model was fitted with, {fitted!r}, got {model.activation!r}. "
             "A parameter that is changed counts from the next fit or partial_fit on."
         )
-    return as_network(layers, fitted)
+    return layers
 
 
 def _outputs(model: Any, X: Any, method: str, operation: str | None) -> Array:
@@ -187,7 +200,7 @@ def _outputs(model: Any, X: Any, method: str, operation: str | None) -> Array:
         X = checked_inputs(model, X, method, reset=False)
     if is_dask_array(X):
         return _lazy_outputs(fitted_network(model), X, method, model.classes_)
-    net = fitted_network(model)
+    entry, net, X = _entered(model, X)
     finish: Any = getattr(net.kernels, operation) if operation else None
     result = np.empty((X.shape[0], net.layers[-1].bias.shape[0]), net.dtype) if type(X) is np.ndarray else None
     parts = []
@@ -200,7 +213,7 @@ def _outputs(model: Any, X: Any, method: str, operation: str | None) -> Array:
             else:  # the next chunk overwrites them
                 result[rows] = logits
         if result is not None:
-            return result
+            return entry.back(result)
         return parts[0] if len(parts) == 1 else net.xp.concat(parts)
 
 

@@ -125,16 +125,20 @@ def _undisturbed() -> Iterator[None]:
     """Context in which no memory is allocated or freed, and Ctrl-C waits until the end.
 
     The graph keeps the addresses of memory that CuPy's pool hands out, but the pool may reuse this memory after the
-    capture. The garbage collector may free memory, or run any code.
+    capture. The garbage collector may free memory, or run any code; it is one for all threads, which capture in turn.
     """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        with cupy.cuda.using_allocator(_refuse), _interrupts_later():
-            yield
-    finally:
-        if collects:
-            gc.enable()
+    with _one_at_a_time:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with cupy.cuda.using_allocator(_refuse), _interrupts_later():
+                yield
+        finally:
+            if collects:
+                gc.enable()
+
+
+_one_at_a_time = threading.Lock()
 
 
 def _refuse(size: int) -> Any:

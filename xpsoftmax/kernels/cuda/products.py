@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import weakref
 from typing import Any
 
 import cupy
@@ -28,6 +29,7 @@ class Products:
         self._cublas = importlib.import_module("nvmath.bindings.cublas")
         self._workspace = cupy.empty(WORKSPACE_BYTES, np.uint8)
         self._handle = self._cublas.create()
+        weakref.finalize(self, self._cublas.destroy, self._handle).atexit = False  # CUDA may be gone before Python
         self._cublas.set_stream(self._handle, stream.ptr)
         self._cublas.set_workspace(self._handle, self._workspace.data.ptr, WORKSPACE_BYTES)
         if os.environ.get("CUPY_TF32", "0") == "1":  # as CuPy's own products
