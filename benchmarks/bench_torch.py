@@ -10,7 +10,8 @@ The comparisons; ratios are to the first competitor of each:
   `xpsoftmax.torch.cross_entropy` eager and compiled;
 - softmax_loss_and_grad, softmax_loss, softmax, log_softmax, logsumexp: the function of this name on arrays of NumPy, on
   tensors of PyTorch and on arrays of JAX;
-- jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`.
+- jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`; without jit,
+  `xs.softmax_loss_and_grad`.
 
 Every case is verified and timed as by bench.py: each result is compared with plain NumPy in float64 first, and one that
 is off by more than `ALLOWED` is not timed. bfloat16 is for PyTorch alone.
@@ -206,12 +207,13 @@ COMPARISONS: dict[str, dict[str, Maker]] = {
     "jax.jit": {
         "optax": functools.partial(jitted, optax_loss),
         "xpsoftmax on JAX": functools.partial(jitted, functools.partial(xs.softmax_loss, validate=False)),
+        "xpsoftmax without jit": functools.partial(on_jax, "softmax_loss_and_grad"),
     },
 }
 NEEDS = {
     "torch": ("PyTorch", "PyTorch compiled", "Liger", "xpsoftmax", "xpsoftmax compiled", "PyTorch tensors"),
     "liger_kernel": ("Liger",),
-    "jax": ("JAX arrays", "optax", "xpsoftmax on JAX"),
+    "jax": ("JAX arrays", "optax", "xpsoftmax on JAX", "xpsoftmax without jit"),
     "optax": ("optax",),
 }
 """The competitors that need a package."""

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 from assertions import assert_same_bits as assert_equal_bits
-from network_cases import CASES, C, N, Problem, leaves, trained
+from network_cases import CASES, C, H, N, Problem, leaves, trained
 
 import xpsoftmax as xs
 from xpsoftmax._arguments import views
@@ -110,6 +110,19 @@ def test_labels_where_jax_has_32_bits():
     p = Problem(convert=jnp.asarray)
     assert xs.mlp_predict(p.params, p.X).dtype == "int32"
     assert xs.mlp_predict(p.params, p.X, impl="generic").dtype == "int32"
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_the_classifier(solver, only_arrays):
+    MLPClassifier = pytest.importorskip("xpsoftmax.sklearn", exc_type=ImportError).MLPClassifier
+    fits = []
+    for convert in (jnp.asarray, lambda array: array):
+        p = Problem(convert=convert)
+        model = MLPClassifier((H,), solver=solver, max_iter=4, random_state=0, batch_size=10, early_stopping=True)
+        model.fit(p.X, p.y, sample_weight=p.sample_weight)
+        fits.append((model.params_, model.predict_proba(p.X), model.decision_function(p.X), tuple(model.loss_curve_)))
+    assert_same_bits(*fits)
 
 
 # --- what is not viewed -----------------------------------------------------------------------------------------------
