@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, installed or not
 
+from _gpu_counts import events_of
 from _gpu_process import jobs_written, write
 from _gpu_timing import give_back, milliseconds
 from _report import described
@@ -189,6 +190,11 @@ def checks(case: Case) -> dict[str, Callable[[], float]]:
             function(z, y)
         return difference(leaf.grad[: len(grad)].double(), grad)
 
+    def waits() -> float:
+        """CuPy's waits are seen by the profiler alone."""
+        leaf = z.detach().requires_grad_()
+        return float(events_of(lambda: function(leaf, y).backward()).get("waits", 0))
+
     def on_another_stream() -> float:
         """The logits are still being written when the loss is called; the other stream has nothing to do."""
         work = torch.randn(WORK, WORK, device=DEVICE)
@@ -216,6 +222,7 @@ def checks(case: Case) -> dict[str, Callable[[], float]]:
         "each row": each_row,
         "probabilities": with_probabilities,
         "no wait": without_waiting,
+        "waits": waits,
         "another stream": on_another_stream,
     }
 

@@ -194,8 +194,8 @@ def measuring(what: str, name: str, seconds: float) -> Part:
 PARTS = {
     "compile": Part(
         "the CUDA kernels of this GPU, by a process for each core",
-        45,
-        lambda folder: [script("_gpu_compile.py", folder / "compile.json", "ours", 40)],
+        40,
+        lambda folder: [script("_gpu_compile.py", folder / "compile.json", "ours", 35)],
         read("compile.json"),
     ),
     "tests": Part(
@@ -237,7 +237,7 @@ PARTS = {
     ),
     "steps": measuring("training steps beside PyTorch and Liger: times, launches, waits", "steps", 85),
     "kernels": measuring("the operations on rows beside a copy and others", "kernels", 80),
-    "variants": measuring("the loss with other size classes than those of sizes.py", "variants", 20),
+    "variants": measuring("the loss with other size classes than those of sizes.py", "variants", 25),
     "torch": measuring("PyTorch tensors through the kernels: right, without waiting, how fast", "torch", 35),
     "classes": measuring("a linear layer with many classes beside Liger and PyTorch", "classes", 40),
     "estimator": measuring("the classifier on CuPy, NumPy, PyTorch and scikit-learn", "estimator", 35),

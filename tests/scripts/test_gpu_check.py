@@ -73,7 +73,11 @@ def report():
                 {"dtype": "float32", "classes": 50257, "shares": {"ring": 0.9, "512x25": 0.95}, "failed": {"x": "no"}}
             ]
         },
-        "steps": {"findings": [step]},
+        "steps": {
+            "findings": [step],
+            "functions": [{"name": "update", "median": 1e-4, "events": {"kernels": 4, "launches": 4, "waits": 1}}],
+            "not_timed": ["5x4x10x3, compiled: no time was left"],
+        },
         "torch": {
             "tensors": [
                 {
@@ -123,6 +127,7 @@ def test_the_table_has_every_figure_beside_what_is_to_be_reached():
         "a step's events: xpsoftmax train k13.0 g1.0",
         "others, ms: torch 1.0000",
         "  Liger: none",
+        "update: 0.1000 ms, k4.0 l4.0 w1.0 (at most 14 launches, 1 wait)\nnot timed: 5x4x10x3, compiled: no time",
         "tensors 64x10: 1 of 2 checks right; torch 2.0000 ms, host 50 us\n  no wait: it waited",
         "classes 4x5x6: ours 2.00 ms 7 MiB\nnot timed: 4x5x6, Liger: none",
         "an epoch of 200000 x 784, s (on CuPy at most 0.12): on CuPy 0.100",

@@ -129,6 +129,7 @@ def few(done, monkeypatch):
 
     monkeypatch.setattr(_gpu_torch, "CACHE", 100)
     monkeypatch.setattr(_gpu_torch, "WORK", 8)
+    monkeypatch.setattr(_gpu_torch, "events_of", lambda call: (call(), {"kernels": 2})[1])
     monkeypatch.setattr(_gpu_torch, "milliseconds", milliseconds)
     monkeypatch.setattr(_gpu_torch, "CASES", (_gpu_torch.Case(64, 10, "float32"), _gpu_torch.Case(70, 30, "bfloat16")))
     monkeypatch.setattr(_gpu_torch, "COMPILED_AT", _gpu_torch.CASES[:1])
@@ -145,9 +146,9 @@ def test_tensors_are_checked_and_timed(few, tmp_path, capsys):
         compiled = entry["case"] == "64x10 float32"
         assert names == [name for name in _gpu_torch.COMPETITORS if compiled or "compile" not in name]
         checks = [result for result in entry["results"] if "check" in result]
-        assert len(checks) == 5
+        assert len(checks) == 6
         assert not any(result["wrong"] for result in checks)
-        assert all(result["ms"][1] == 2.0 and result["host_microseconds"] > 0 for result in entry["results"][5:])
+        assert all(result["ms"][1] == 2.0 and result["host_microseconds"] > 0 for result in entry["results"][6:])
     waiting = few.index("mode error")
     assert few[waiting : waiting + 2] == ["mode error", "mode default"]
     assert "wait for other" in few
@@ -171,9 +172,13 @@ def test_a_wait_is_a_problem(few, monkeypatch):
         return torch.nn.functional.cross_entropy(z, y, **how)
 
     monkeypatch.setattr(xpsoftmax_torch, "cross_entropy", waits)
+    monkeypatch.setattr(_gpu_torch, "events_of", lambda call: {"kernels": 2, "waits": 1})
     found = list(_gpu_torch.measured(_gpu_torch.CASES[0]))
     problems = list(_gpu_torch.problems_of("64x10", found))
-    assert problems == ["64x10: no wait: RuntimeError: called a synchronizing CUDA operation"]
+    assert problems == [
+        "64x10: no wait: RuntimeError: called a synchronizing CUDA operation",
+        "64x10: waits: off by 1",
+    ]
     assert "mode default" in few
 
 
