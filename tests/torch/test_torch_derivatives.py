@@ -123,7 +123,7 @@ def test_derivatives_are_those_of_the_function(case):
     x = value.clone().requires_grad_()
     if case in ("softmax_loss soft", "softmax_loss sample", "softmax_loss class") or case.startswith("mlp_loss "):
         function = unvalidated(function)
-    assert torch.autograd.gradcheck(function, x, check_forward_ad=True)
+    assert torch.autograd.gradcheck(function, x, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, x)
 
 

@@ -30,6 +30,11 @@ def is_transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
+def is_batched(cotangent: Array) -> bool:
+    """Whether an incoming gradient stands for many (`is_grads_batched`, `vectorize`): no kernel can read it."""
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_legacy_batchedtensor(cotangent))
+
+
 def is_eager() -> bool:
     """Whether neither a compiler nor a transform nor forward-mode AD follows what is computed now."""
     return not (torch.compiler.is_compiling() or is_transformed())
