@@ -13,7 +13,8 @@ The comparisons; ratios are to the first competitor of each:
 - mlp_loss_and_grad, mlp_predict, train (an epoch in batches of 200 rows), MLPClassifier.fit (an epoch; with
   scikit-learn) and MLPClassifier.predict: with networks of 64 inputs and 128 hidden units, on arrays of NumPy and on
   tensors of PyTorch, in float32 on the CPU;
-- jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`.
+- jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`; without jit,
+  `xs.softmax_loss_and_grad`.
 
 Every case is verified and timed as by bench.py: each result is compared with plain NumPy in float64 first (that of a
 network with the same function in float64), and one that is off by more than `ALLOWED` is not timed. bfloat16 is for
@@ -272,12 +273,13 @@ COMPARISONS: dict[str, dict[str, Maker]] = {
     "jax.jit": {
         "optax": functools.partial(jitted, optax_loss),
         "xpsoftmax on JAX": functools.partial(jitted, functools.partial(xs.softmax_loss, validate=False)),
+        "xpsoftmax without jit": functools.partial(on_jax, "softmax_loss_and_grad"),
     },
 }
 NEEDS = {
     "torch": ("PyTorch", "PyTorch compiled", "Liger", "xpsoftmax", "xpsoftmax compiled", "PyTorch tensors"),
     "liger_kernel": ("Liger",),
-    "jax": ("JAX arrays", "optax", "xpsoftmax on JAX"),
+    "jax": ("JAX arrays", "optax", "xpsoftmax on JAX", "xpsoftmax without jit"),
     "optax": ("optax",),
 }
 """The competitors that need a package."""

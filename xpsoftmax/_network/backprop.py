@@ -19,6 +19,7 @@ from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
 from xpsoftmax.kernels import generic, of_library, select, sparse
 from xpsoftmax.kernels.activations import ACTIVATIONS, IDENTITY
+from xpsoftmax.kernels.memory import aligned_if_large
 from xpsoftmax.kernels.sparse import is_sparse
 
 
@@ -126,6 +127,8 @@ def _first_sums(net: Network, left: Array, delta: Array, into: Layer | None, lik
     kind = type(like)
     if type(delta) is np.ndarray and not is_sparse(left):  # without the wrappers of the namespace, which cost time
         weight, bias = (None, None) if into is None else into
+        if weight is None:
+            weight = aligned_if_large((left.shape[1], delta.shape[1]), delta.dtype)
         return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(net, delta, bias))
     return kind(_gradient_of_weight(net, left, delta, like), _sum_of_rows(net, delta))
 
