@@ -192,16 +192,10 @@ def test_what_compiles_is_called_once(few):
 
 @pytest.fixture
 def small_fits(done, monkeypatch):
-    import compare_sklearn
-
     sizes_of = {"ROWS": 1000, "FEATURES": 30, "HIDDEN": 8, "BATCH": 50, "DIGITS_EPOCHS": 3}
     for name, value in sizes_of.items():
         monkeypatch.setattr(_gpu_estimator, name, value)
-    loop = compare_sklearn.InPytorch
-    monkeypatch.setattr(compare_sklearn, "InPytorch", lambda hidden, epochs: loop(hidden, epochs, device="cpu"))
-    kinds = dict(_gpu_estimator.KINDS)
-    kinds["PyTorch on the GPU"] = kinds["PyTorch on the GPU"]._replace(moved=lambda array: torch.from_numpy(array))
-    monkeypatch.setattr(_gpu_estimator, "KINDS", kinds)
+    monkeypatch.setattr(_gpu_estimator, "DEVICE", "cpu")
 
 
 def test_all_classifiers_fit(small_fits, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The state of a training in a file: every bit comes back, training goes on from it, also after kill -9."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -351,3 +352,46 @@ def test_nothing_in_a_file_is_executed(path, problem):
 def test_no_file(path):
     with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
         xs.load_state(Path(path))
+
+
+BAD_FIELDS = {
+    "params": ((1,), TypeError, r"^state\.params\[0\] must be a pair \(weight, bias\), got 1\.$"),
+    "optimizer": (None, TypeError, r"^state\.optimizer must be the state of an optimizer, got None\.$"),
+    "optimizer's count": (("3",), TypeError, r"^state\.optimizer\[0\] must be an integer, got '3'\.$"),
+    "optimizer's arrays": (
+        (3, None),
+        TypeError,
+        r"^state\.optimizer\[1\] must be a non-empty sequence of .*, got None",
+    ),
+    "epoch": ("a", TypeError, r"^state\.epoch must be an integer, got 'a'\.$"),
+    "step": (-1, ValueError, r"^state\.step must be at least 0, got -1\.$"),
+    "rng": (3, TypeError, r"^state\.rng must be the state of a bit generator, a dict, got 3\.$"),
+    "history": (3, TypeError, r"^state\.history must be a dict of lists, got 3\.$"),
+    "history's lists": ({"loss": 1.0}, TypeError, r"^state\.history must be a dict of lists, got \{'loss': 1\.0\}\.$"),
+    "history's numbers": (
+        {"loss": [1.0, "x"]},
+        TypeError,
+        r'^state\.history\["loss"\]\[1\] must be a real number, got',
+    ),
+    "best": (
+        (1.0,),
+        TypeError,
+        r"^state\.best must be None or \(validation loss, epoch, parameters\), got \(1\.0,\)\.$",
+    ),
+    "best's loss": ((math.inf, 1, ()), ValueError, r"^state\.best\[0\] must be finite, or nan .*, got inf\.$"),
+    "best's parameters": (
+        (1.0, 1, ()),
+        TypeError,
+        r"^state\.best\[2\] must be a non-empty sequence of .*, got \(\)\.$",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_a_state_that_could_not_be_read_again_is_not_written(name, problem, tmp_path):
+    value, error, message = BAD_FIELDS[name]
+    state = xs.train(*problem, epochs=1, **options()).state
+    path = tmp_path / "state"
+    with pytest.raises(error, match=message):
+        xs.save_state(path, state._replace(**{name.partition("'")[0]: value}))
+    assert not path.exists()

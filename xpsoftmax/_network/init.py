@@ -99,7 +99,7 @@ def init_params(
         for fan_in, fan_out in itertools.pairwise(widths):
             scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
             weight = scale * generator.standard_normal((fan_in, fan_out))
-            if dtype_name(options["dtype"]) == "float32":  # the threads of other libraries wait for each other
+            if dtype_name(options["dtype"]) == "float32":  # on the host: threads of other libraries wait for each other
                 weight = weight.astype(np.float32)
             weight = xp.asarray(weight, **options)
             layers.append(Layer(weight, xp.zeros((fan_out,), **options)))

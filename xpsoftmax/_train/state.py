@@ -178,8 +178,8 @@ def _checked_place(
     return epoch, step
 
 
-def _as_float(name: str, value: object) -> float:
-    """Return a number as a float. It may be nan: the mean loss of no row."""
+def as_loss(name: str, value: object) -> float:
+    """Check a loss or an accuracy; return it as a float. It may be nan: that of no row."""
     if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a real number, got {value!r:.60}.")
     try:
@@ -295,7 +295,7 @@ def _checked_history(history: Any, epoch: int, *, validated: bool, accurate: boo
         if not isinstance(values, (list, tuple)):
             raise TypeError(f'resume.history["{name}"] must be a list of numbers, got {values!r:.60}.')
     checked = {
-        name: [_as_float(f'resume.history["{name}"][{i}]', value) for i, value in enumerate(values)]
+        name: [as_loss(f'resume.history["{name}"][{i}]', value) for i, value in enumerate(values)]
         for name, values in history.items()
     }
     was_validated = VALIDATION[0] in checked
@@ -352,7 +352,7 @@ def _checked_best(
         raise _error_for(best, (tuple, list))(
             f"resume.best must be None or (validation loss, epoch, parameters), got {best!r:.60}."
         )
-    loss = _as_float("resume.best[0]", best[0])
+    loss = as_loss("resume.best[0]", best[0])
     number = as_integer("resume.best[1]", best[1], low=1)
     layers = _checked_layers("resume.best[2]", best[2], net)
     losses = history.get(VALIDATION[0], [])
