@@ -10,10 +10,15 @@ The comparisons; ratios are to the first competitor of each:
   `xpsoftmax.torch.cross_entropy` eager and compiled;
 - softmax_loss_and_grad, softmax_loss, softmax, log_softmax, logsumexp: the function of this name on arrays of NumPy, on
   tensors of PyTorch and on arrays of JAX;
-- jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`.
+- mlp_loss_and_grad, mlp_predict, train (an epoch in batches of 200 rows), MLPClassifier.fit (an epoch; with
+  scikit-learn) and MLPClassifier.predict: with networks of 64 inputs and 128 hidden units, in float32 on the CPU, on
+  arrays of NumPy, on tensors of PyTorch and on arrays of JAX;
+- jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`; without jit,
+  `xs.softmax_loss_and_grad`.
 
-Every case is verified and timed as by bench.py: each result is compared with plain NumPy in float64 first, and one that
-is off by more than `ALLOWED` is not timed. bfloat16 is for PyTorch alone.
+Every case is verified and timed as by bench.py: each result is compared with plain NumPy in float64 first (that of a
+network with the same function in float64), and one that is off by more than `ALLOWED` is not timed. bfloat16 is for
+PyTorch alone.
 
 PyTorch uses all its threads even for 64x10, and on a machine that is not idle they wait for each other: there
 `--threads 1` is fairer. JAX has no such limit. Needs rich; competitors that are not installed are listed.
@@ -185,6 +190,71 @@ def optax_loss(z: Array, y: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
 
 
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+FEATURES, HIDDEN = 64, 128
+
+
+def classifier(X: Array, y: Array) -> Any:
+    """Fit scikit-learn's classifier of this library for an epoch."""
+    from xpsoftmax.sklearn import MLPClassifier
+
+    return MLPClassifier((HIDDEN,), solver="sgd", random_state=0).partial_fit(X, y, classes=np.unique(np.asarray(y)))
+
+
+def trained(params: Any, X: Array, y: Array) -> Any:
+    """Train for an epoch; return the parameters."""
+    return xs.train(params, X, y, optimizer=xs.sgd(0.1, 0.9), epochs=1, batch_size=200, rng=0).params
+
+
+NETWORKS: dict[str, Callable[[Any, Array, Array], Call]] = {
+    "mlp_loss_and_grad": lambda params, X, y: lambda: xs.mlp_loss_and_grad(params, X, y),
+    "mlp_predict": lambda params, X, y: lambda: xs.mlp_predict(params, X),  # noqa: ARG005
+    "train": lambda params, X, y: lambda: trained(params, X, y),
+    "MLPClassifier.fit": lambda params, X, y: lambda: classifier(X, y).params_,  # noqa: ARG005
+    "MLPClassifier.predict": lambda params, X, y: functools.partial(classifier(X, y).predict, X),  # noqa: ARG005
+}
+"""From parameters, inputs and labels to a call."""
+
+
+def tensor(array: np.ndarray) -> Array:
+    """Return a tensor of PyTorch that shares memory with an array."""
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def array_of_jax(array: np.ndarray) -> Array:
+    """Return an array of JAX with these numbers."""
+    import jax
+
+    return jax.numpy.asarray(array)
+
+
+def with_network(name: str, problem: Problem, convert: Callable[[np.ndarray], Array]) -> Call | None:
+    """Call a function of networks on converted arrays; its result is a flat tuple."""
+    absent = name.startswith("MLPClassifier") and importlib.util.find_spec("sklearn") is None
+    if problem.dtype == "bfloat16" or problem.device != "cpu" or absent:
+        return None
+    X = np.random.default_rng(2).standard_normal((problem.rows, FEATURES), np.float32)
+    params = xs.init_params((FEATURES, HIDDEN, problem.classes), rng=0, dtype=np.float32)
+    moved = tuple(type(layer)(*map(convert, layer)) for layer in params)
+    call = NETWORKS[name](moved, convert(X), convert(problem.y))
+    return lambda: flat(call())
+
+
+def flat(result: Any) -> tuple[Array, ...]:
+    """Return the arrays of a tree of tuples."""
+    return tuple(itertools.chain.from_iterable(map(flat, result))) if isinstance(result, tuple) else (result,)
+
+
+def doubled(array: np.ndarray) -> np.ndarray:
+    """Return floating numbers in float64, others as they are."""
+    return array.astype("f8") if array.dtype.kind == "f" else array
+
+
+# --- the comparisons --------------------------------------------------------------------------------------------------
+
 Maker: TypeAlias = Callable[[Problem], Call | None]
 THEIRS, OURS = "torch.nn.functional", "xpsoftmax.torch"
 COMPARISONS: dict[str, dict[str, Maker]] = {
@@ -203,15 +273,24 @@ COMPARISONS: dict[str, dict[str, Maker]] = {
         }
         for name in FUNCTIONS
     },
+    **{
+        name: {
+            "NumPy arrays": functools.partial(with_network, name, convert=np.asarray),
+            "PyTorch tensors": functools.partial(with_network, name, convert=tensor),
+            "JAX arrays": functools.partial(with_network, name, convert=array_of_jax),
+        }
+        for name in NETWORKS
+    },
     "jax.jit": {
         "optax": functools.partial(jitted, optax_loss),
         "xpsoftmax on JAX": functools.partial(jitted, functools.partial(xs.softmax_loss, validate=False)),
+        "xpsoftmax without jit": functools.partial(on_jax, "softmax_loss_and_grad"),
     },
 }
 NEEDS = {
     "torch": ("PyTorch", "PyTorch compiled", "Liger", "xpsoftmax", "xpsoftmax compiled", "PyTorch tensors"),
     "liger_kernel": ("Liger",),
-    "jax": ("JAX arrays", "optax", "xpsoftmax on JAX"),
+    "jax": ("JAX arrays", "optax", "xpsoftmax on JAX", "xpsoftmax without jit"),
     "optax": ("optax",),
 }
 """The competitors that need a package."""
@@ -243,7 +322,11 @@ def measured(comparison: str, problem: Problem, truth: Any, seconds: float, abse
         sys.modules["torch"]._dynamo.reset()
     ways = {name: make for name, make in COMPARISONS[comparison].items() if name not in absent}
     problems: list[str] = []
-    wanted = truth[comparison if comparison in FUNCTIONS else "softmax_loss_and_grad"]
+    if comparison in NETWORKS:
+        exact = with_network(comparison, problem, doubled)
+        wanted = None if exact is None else exact()
+    else:
+        wanted = truth[comparison if comparison in FUNCTIONS else "softmax_loss_and_grad"]
     makers = {name: functools.partial(made, make, problem, wanted) for name, make in ways.items()}
     found = timings(*verified(makers, ALLOWED[problem.dtype], problems), seconds)
     reference = found.get(next(iter(COMPARISONS[comparison])))

@@ -2,7 +2,6 @@
 
     python benchmarks/bench_training.py
     python benchmarks/bench_training.py --case 5x4x10x3 --competitor torch --competitor "xpsoftmax train"
-    python benchmarks/bench_training.py --device cuda
 
 A step is the loss, all gradients and an update by gradient descent, of a two-layer network with ReLU: sizes are
 N x D x H x C (rows, features, hidden units, classes). NxDxC is a linear layer, of which loss and gradients are wanted
@@ -18,19 +17,13 @@ quartiles and the ratio to PyTorch's eager autograd.
 - "products" are the bare matrix products, into arrays that are there: a floor. For the linear layer two, Z = X W and
   X^T Z; "three products" adds Z W^T, the gradient of the inputs, which the competitors do not form.
 
-On a GPU (--device cuda; CuPy arrays, and PyTorch's beside them) a call is `GPU_STEPS` steps and a wait, and its time is
-divided by them. Launches and waits of one step are counted by PyTorch's profiler, which sees those of every library.
-
-Needs rich; competitors that are not installed are listed.
+Steps on a GPU: python scripts/gpu_check.py OUT --part steps. Needs rich; competitors that are not installed are listed.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
-import importlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,7 +62,6 @@ REFERENCE = "torch"
 FLOORS = ("products", "three products")
 RATE = 1e-3
 MEMORY = 64 * 2**20
-GPU_STEPS = 20
 ALLOWED = 1e-3
 """Largest difference over the largest entry of a gradient: what tells a wrong formula from float32."""
 PACKAGES = ("numpy", "array-api-compat", "torch", "jax", "scikit-learn")
@@ -77,10 +69,9 @@ PACKAGES = ("numpy", "array-api-compat", "torch", "jax", "scikit-learn")
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a network: rows, features, hidden units if any, classes; and where its arrays lie."""
+    """Sizes of a network: rows, features, hidden units if any, classes."""
 
     sizes: tuple[int, ...]
-    device: str = "cpu"
 
     def __str__(self) -> str:
         return "x".join(map(str, self.sizes))
@@ -91,31 +82,19 @@ class Case:
         return len(self.sizes) == 3
 
     @functools.cached_property
-    def on_host(self) -> Case:
-        """The same in NumPy arrays."""
-        return self if self.device == "cpu" else Case(self.sizes)
-
-    @property
-    def xp(self) -> Any:
-        """NumPy or CuPy."""
-        return np if self.device == "cpu" else importlib.import_module("cupy")
-
-    @functools.cached_property
     def params(self) -> tuple[xs.Layer, ...]:
         """First parameters."""
-        if self.device != "cpu":
-            return tuple(xs.Layer(*map(self.xp.asarray, layer)) for layer in self.on_host.params)
         return xs.init_params(self.sizes[1:], rng=0, dtype=np.float32)
 
     @functools.cached_property
     def X(self) -> Any:  # noqa: N802
         """Inputs (N, D)."""
-        return self.xp.asarray(np.random.default_rng(1).standard_normal(self.sizes[:2], np.float32))
+        return np.random.default_rng(1).standard_normal(self.sizes[:2], np.float32)
 
     @functools.cached_property
     def y(self) -> Any:
         """Labels (N,)."""
-        return self.xp.asarray(np.random.default_rng(2).integers(0, self.sizes[-1], self.sizes[0]))
+        return np.random.default_rng(2).integers(0, self.sizes[-1], self.sizes[0])
 
 
 @dataclass
@@ -125,7 +104,6 @@ class Finding:
     case: str
     timings: dict[str, Timing] = field(default_factory=dict)
     extra_mib: dict[str, float] = field(default_factory=dict)  # peak beyond inputs and outputs
-    events: dict[str, dict[str, int]] = field(default_factory=dict)  # of one step on a GPU, by name
     problems: list[str] = field(default_factory=list)
 
     def ratio(self, name: str, reference: str = REFERENCE) -> float | None:
@@ -140,7 +118,6 @@ class Finding:
 
 def by_hand(case: Case) -> tuple[float, list[np.ndarray]]:
     """Plain NumPy in float64, by the formulas of every textbook."""
-    case = case.on_host
     weights = [array.astype("f8") for layer in case.params for array in layer]
     loss, grads = network(weights, case.X.astype("f8"), case.y)
     return float(loss), grads
@@ -150,7 +127,7 @@ def package_train(case: Case) -> tuple[Call, Call]:
     """A step as `train` makes it: checked once before all, arrays used again."""
     options = {"max_memory": MEMORY} if case.linear else {"max_memory": None}
     net = as_network(case.params, "relu")
-    data = as_data(net, "X", case.X, case.y, LossOptions())
+    data = as_data(net, case.X, case.y, LossOptions())
     stepper = RowSteps(net, data, 0.0, "mean", **options)
     loop, batch = Loop(stepper, xs.sgd(RATE)), RowBatch(len(case.y), counts=True)
 
@@ -186,11 +163,11 @@ def package_functions(case: Case) -> tuple[Call, Call]:
 
 
 def plain_numpy(case: Case) -> tuple[Call, Call]:
-    """What people write, also for CuPy."""
+    """What people write."""
     weights = [array.copy() for layer in case.params for array in layer]
 
     def loss_and_grads() -> Any:
-        return network(weights, case.X, case.y, case.xp)
+        return network(weights, case.X, case.y)
 
     def step() -> Any:
         loss, grads = loss_and_grads()
@@ -208,16 +185,16 @@ def products(case: Case, *, inputs_too: bool = False) -> tuple[Call, None]:
     jobs = []
     left = case.X
     for i, layer in enumerate(case.params):
-        z = case.xp.ones((len(left), layer.weight.shape[1]), np.float32)
+        z = np.ones((len(left), layer.weight.shape[1]), np.float32)
         jobs.append((left, layer.weight, z))
-        jobs.append((left.T, z, case.xp.empty_like(layer.weight)))
+        jobs.append((left.T, z, np.empty_like(layer.weight)))
         if i > 0 or inputs_too:
-            jobs.append((z, layer.weight.T, case.xp.empty_like(left)))
+            jobs.append((z, layer.weight.T, np.empty_like(left)))
         left = z
 
     def call() -> None:
         for a, b, out in jobs:
-            case.xp.matmul(a, b, out=out)
+            np.matmul(a, b, out=out)
 
     return call, None
 
@@ -226,15 +203,13 @@ def _torch_parts(case: Case) -> tuple[Any, Any, Any, Any]:
     import torch
 
     layers: list[Any] = []
-    host = case.on_host
-    for weight, bias in host.params:
+    for weight, bias in case.params:
         linear = torch.nn.Linear(*weight.shape)
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(weight.T.copy()))
             linear.bias.copy_(torch.from_numpy(bias))
         layers += [linear, torch.nn.ReLU()]
-    model = torch.nn.Sequential(*layers[:-1]).to(case.device)
-    return torch, model, *(torch.from_numpy(array).to(case.device) for array in (host.X, host.y))
+    return torch, torch.nn.Sequential(*layers[:-1]), *map(torch.from_numpy, (case.X, case.y))
 
 
 def _grads_of(model: Any) -> list[np.ndarray]:
@@ -242,7 +217,7 @@ def _grads_of(model: Any) -> list[np.ndarray]:
 
 
 def _as_ours(grad: Any) -> np.ndarray:
-    return np.asarray(grad.cpu()).T  # a no-op for biases
+    return np.asarray(grad).T  # a no-op for biases
 
 
 def torch_eager(case: Case) -> tuple[Call, Call]:
@@ -312,25 +287,6 @@ def torch_chunked(case: Case) -> tuple[Call, Call] | None:
     return step, lambda: (step().item(), _grads_of(model))
 
 
-def liger_fused(case: Case) -> tuple[Call, Call] | None:
-    """Liger's fused linear cross entropy. It has gradients only if it also forms that of the inputs."""
-    if not case.linear:
-        return None
-    _, model, X, y = _torch_parts(case)
-    function = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
-    (linear,) = model
-    X.requires_grad_()
-
-    def step() -> Any:
-        model.zero_grad()
-        X.grad = None
-        loss = function(X, linear.weight, y, bias=linear.bias)
-        loss.backward()
-        return loss.detach()
-
-    return step, lambda: (step().item(), _grads_of(model))
-
-
 def jax_jit(case: Case) -> tuple[Call, Call]:
     """Loss, gradients and update, compiled; the parameters are donated."""
     import jax
@@ -381,20 +337,13 @@ def sklearn_step(case: Case) -> tuple[Call, None] | None:
 Competitor = Callable[[Case], tuple[Call, Call | None] | None]
 
 
-def only_on(device: str, competitor: Competitor) -> Competitor:
-    """The same, where the case lies there."""
-    return lambda case: competitor(case) if case.device == device else None
-
-
 COMPETITORS: dict[str, Competitor] = {
     "torch": torch_eager,
     "torch.compile": torch_compiled,
     "linear_cross_entropy": torch_chunked,
-    "Liger": only_on("cuda", liger_fused),
-    "JAX": only_on("cpu", jax_jit),
-    "scikit-learn": only_on("cpu", sklearn_step),
-    "NumPy": only_on("cpu", plain_numpy),
-    "CuPy": only_on("cuda", plain_numpy),
+    "JAX": jax_jit,
+    "scikit-learn": sklearn_step,
+    "NumPy": plain_numpy,
     "xpsoftmax functions": package_functions,
     "xpsoftmax train": package_train,
     "products": products,
@@ -427,83 +376,11 @@ def measured(case: Case, names: Sequence[str], seconds: float) -> Finding:
     loss, grads = by_hand(case)
     makers = {name: functools.partial(made, name, case, (loss, *grads)) for name in names}
     calls, errors = verified(makers, ALLOWED, finding.problems)
-    if case.device == "cpu":
-        finding.timings = timings(calls, errors, seconds)
-    else:
-        finding.timings = timings({n: many(c) for n, c in calls.items()}, errors, seconds, steps=GPU_STEPS)
+    finding.timings = timings(calls, errors, seconds)
     for name in calls if case.linear else ():
-        if name not in FLOORS and case.device == "cpu":
+        if name not in FLOORS:
             finding.extra_mib[name] = peak_mib(case, name)
-        elif name not in FLOORS:
-            try:
-                finding.extra_mib[name] = gpu_peak_mib(calls[name])
-            except Exception as error:  # noqa: BLE001 - no PyTorch, or no memory, is no reason to lose the times
-                finding.problems.append(f"no peak of {name}: {described(error)}")
-    if case.device != "cpu":
-        try:
-            finding.events = {name: events(call) for name, call in calls.items()}
-        except Exception as error:  # noqa: BLE001 - no profiler is no reason to lose the times
-            finding.problems.append(f"no events were counted: {described(error)}")
     return finding
-
-
-# --- on a GPU ---------------------------------------------------------------------------------------------------------
-
-
-def many(call: Call) -> Call:
-    """So many steps that one wait does not count, and the wait."""
-
-    def calls() -> None:
-        for _ in range(GPU_STEPS):
-            call()
-        wait()
-
-    return calls
-
-
-def wait() -> None:
-    """Until the GPU has done everything."""
-    importlib.import_module("cupy").cuda.runtime.deviceSynchronize()
-
-
-def gpu_peak_mib(call: Call) -> float:
-    """How much more than before PyTorch or CuPy takes from the GPU during a call, its result included; MiB."""
-    torch = importlib.import_module("torch")
-    pool = importlib.import_module("cupy").get_default_memory_pool()
-    gc.collect()
-    pool.free_all_blocks()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() + pool.total_bytes()
-    result = call()
-    wait()
-    del result
-    return float(torch.cuda.max_memory_allocated() + pool.total_bytes() - before) / 2**20
-
-
-def events(call: Call) -> dict[str, int]:
-    """Kernels, copies and waits of one call, by name, less those of the profiler itself."""
-    profiler = importlib.import_module("torch").profiler
-
-    def counted(call: Call) -> Counter[str]:
-        kinds = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
-        with profiler.profile(activities=kinds) as profile:
-            call()
-        return Counter(kind for event in profile.events() if (kind := kind_of_event(event)))
-
-    call()
-    wait()
-    return dict(counted(call) - counted(lambda: None))
-
-
-def kind_of_event(event: Any) -> str | None:
-    """What an event counts as: a kernel, a copy on the GPU, a wait of the host, or nothing."""
-    name = event.name
-    if str(event.device_type).endswith("CUDA"):  # kernels may be called as CUDA's functions are: cupy_add, cutlass_...
-        if getattr(event, "is_user_annotation", False):  # a span that PyTorch names, such as a step of an optimiser
-            return None
-        return "copies" if name.startswith(("Memcpy", "Memset")) else "kernels"
-    waits = name.startswith("cu") and ("Synchronize" in name or name in ("cudaMemcpy", "cudaMemset"))
-    return "waits" if waits else None
 
 
 def peak_mib(case: Case, name: str) -> float:
@@ -553,10 +430,6 @@ def table(findings: Sequence[Finding]) -> Table:
             else:
                 cells.append(f"{ratio:.2f}")
         result.add_row(finding.case, *cells)
-        if finding.events:
-            counts = [finding.events.get(name) for name in names]
-            cells = ["" if c is None else f"{c.get('kernels', 0)} kernels, {c.get('waits', 0)} waits" for c in counts]
-            result.add_row("  of a step", *cells)
         if finding.extra_mib:
             peaks = [f"{finding.extra_mib[name]:.0f} MiB" if name in finding.extra_mib else "" for name in names]
             result.add_row("  beyond in- and outputs", *peaks)
@@ -572,13 +445,13 @@ def as_json(findings: Sequence[Finding], absent: dict[str, str], argv: Sequence[
     return json_text(run_record("benchmarks/bench_training.py", argv, PACKAGES, **about, findings=content))
 
 
-def missing(names: Sequence[str], device: str = "cpu") -> dict[str, str]:
+def missing(names: Sequence[str]) -> dict[str, str]:
     """Why competitors cannot be used here: they are tried on a small case."""
     reasons = {}
     for name in names:
         try:
             for sizes in ((4, 3, 2), (4, 3, 5, 2)):
-                made = COMPETITORS[name](Case(sizes, device))
+                made = COMPETITORS[name](Case(sizes))
                 if made is not None:
                     made[0]()
         except Exception as error:  # noqa: BLE001
@@ -597,7 +470,6 @@ def parser() -> Parser:
     """Name the options."""
     options = parser_of(__file__, __doc__)
     options.add_argument("--case", action="append", type=_case, metavar="NxDxHxC", help="only this one (repeatable)")
-    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     options.add_argument("--competitor", action="append", choices=COMPETITORS, help="only this one (repeatable)")
     options.add_argument(
         "--seconds", type=float, default=2.0, help="for each competitor and case; default: %(default)s"
@@ -620,12 +492,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = 200
     wanted = given.competitor or list(COMPETITORS)
-    absent = missing(wanted, given.device)
+    absent = missing(wanted)
     names = [name for name in wanted if name not in absent]
     findings: list[Finding] = []
     with np.errstate(all="ignore"):
         for case in given.case or map(_case, CASES):
-            finding = measured(Case(case.sizes, given.device), names, given.seconds)
+            finding = measured(case, names, given.seconds)
             findings.append(finding)
             cells = ", ".join(f"{name} {1e3 * timing.median:.3g} ms" for name, timing in finding.timings.items())
             console.print(f"{case}: {cells}", markup=False, highlight=False, soft_wrap=True)

@@ -2,22 +2,17 @@
 
     python benchmarks/compare_sklearn.py
     python benchmarks/compare_sklearn.py --only accuracy --seeds 3
-    python benchmarks/compare_sklearn.py --only gpu
 
 Accuracy: on digits, iris, wine and breast_cancer, standardised, a stratified quarter held out, for each seed of the
 split and of the model. Time: fits of the same epochs, batches and solver on float64 NumPy arrays, and on sparse counts
 of words (source_counts.py), in turn; the ratio of the medians. Peak memory: of a fit in a process of its own, beyond
 what the process held before it.
 
-With --only gpu: fits of float32 CuPy arrays, beside NumPy arrays, scikit-learn, and the same network, optimiser, epochs
-and batches in a loop of PyTorch on the GPU.
-
 Writes what it finds to benchmarks/results/DATE-compare-sklearn-Ncore.json, or to --json. Needs scikit-learn and rich.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
@@ -28,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from harness import Parser, described, json_text, output_of, parser_of, run_record
+from harness import Parser, json_text, output_of, parser_of, run_record
 from rich.console import Console
 from rich.table import Table
 from sklearn import datasets
@@ -142,103 +137,6 @@ def timed(rounds: int, console: Console) -> list[dict[str, Any]]:
     return found
 
 
-# --- on a GPU ---------------------------------------------------------------------------------------------------------
-
-
-def many_rows() -> Problem:
-    """Return rows with labels that a network can learn, but for noise."""
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((50_000, 784), np.float32)
-    y = (X[:, :10] + 0.3 * rng.standard_normal((len(X), 10), np.float32)).argmax(axis=1)
-    return X, y, {"hidden_layer_sizes": 256, "max_iter": 2}
-
-
-GPU_CASES: dict[str, Callable[[], Problem]] = {
-    "digits, 30 epochs": digits,
-    "50000 x 784, hidden 256, 10 classes, 2 epochs": many_rows,
-}
-
-
-class InPytorch:
-    """The classifier as a loop of PyTorch: two layers with ReLU, Adam, minibatches of 200 rows."""
-
-    def __init__(self, hidden_layer_sizes: int = 100, max_iter: int = 200, device: str = "cuda", **others: Any) -> None:  # noqa: ARG002
-        self.hidden, self.epochs, self.device = hidden_layer_sizes, max_iter, device
-
-    def fit(self, X: Any, y: Any) -> InPytorch:
-        """Train on tensors that lie on the device."""
-        torch = importlib.import_module("torch")
-        torch.manual_seed(0)
-        units, classes = (X.shape[1], self.hidden), int(y.max()) + 1
-        layers = (torch.nn.Linear(*units), torch.nn.ReLU(), torch.nn.Linear(self.hidden, classes))
-        self.model = torch.nn.Sequential(*layers).to(self.device)
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        for _ in range(self.epochs):
-            for rows in torch.randperm(len(y), device=self.device).split(200):
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(self.model(X[rows]), y[rows]).backward()
-                optimizer.step()
-        return self
-
-    def predict_proba(self, X: Any) -> Any:
-        """Return probabilities on the device."""
-        torch = importlib.import_module("torch")
-        with torch.no_grad():
-            return torch.softmax(self.model(X), dim=1)
-
-    def score(self, X: Any, y: Any) -> float:
-        """Return the share of right labels."""
-        return float((self.predict_proba(X).argmax(dim=1) == y).float().mean())
-
-
-def on_gpu(rounds: int, console: Console, found: list[dict[str, Any]]) -> None:
-    """Find times and accuracies on the training data; those who cannot run are missing, with the reason."""
-    cupy = importlib.import_module("cupy")
-    table = Table("case", "kind", "fit", "predict_proba", "accuracy", title="seconds, medians")
-    for case, problem in GPU_CASES.items():
-        X, y, options = problem()
-        X = X.astype(np.float32)
-        kinds: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-            "xpsoftmax on CuPy": (MLPClassifier, cupy.asarray),
-            "PyTorch on the GPU": (InPytorch, in_pytorch),
-            "xpsoftmax": (MLPClassifier, np.asarray),
-            "scikit-learn": (Theirs, np.asarray),
-        }
-        for kind, (make, moved) in kinds.items():
-            seconds: dict[str, list[float]] = {"fit": [], "predict": []}
-            try:
-                here = moved(X), moved(y)
-                make(max_iter=1).fit(here[0][:400], here[1][:400])  # compiles kernels
-                for _ in range(rounds):
-                    model = make(random_state=0, **ENDLESS, **options)
-                    seconds["fit"].append(duration(cupy, model.fit, *here))
-                    model.predict_proba(here[0])
-                    seconds["predict"].append(duration(cupy, model.predict_proba, here[0]))
-                accuracy = float(model.score(*here))
-            except Exception as error:  # noqa: BLE001 - one that fails must not end the others
-                found.append({"case": case, "kind": kind, "failed": described(error)})
-                console.print(f"{kind} failed at {case}: {described(error)}", markup=False)
-                continue
-            medians = {what: float(np.median(times)) for what, times in seconds.items()}
-            found.append({"case": case, "kind": kind, "seconds": seconds, "accuracy": accuracy})
-            table.add_row(case, kind, *(f"{median:.4g}" for median in medians.values()), f"{accuracy:.4f}")
-    console.print(table)
-
-
-def in_pytorch(array: np.ndarray) -> Any:
-    """Return a tensor on the GPU."""
-    return importlib.import_module("torch").from_numpy(array).to("cuda")
-
-
-def duration(cupy: Any, call: Callable[..., Any], *arguments: Any) -> float:
-    """Return the seconds until the GPU has done all of a call."""
-    cupy.cuda.runtime.deviceSynchronize()
-    start = time.perf_counter()
-    call(*arguments)
-    cupy.cuda.runtime.deviceSynchronize()
-    return time.perf_counter() - start
-
-
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +164,7 @@ def print_peak(kind: str, case: str) -> None:
 def parser() -> Parser:
     """Name the options."""
     options = parser_of(__file__, __doc__)
-    options.add_argument("--only", choices=("accuracy", "time", "gpu"), help="only this part")
+    options.add_argument("--only", choices=("accuracy", "time"), help="only this part")
     options.add_argument("--seeds", type=int, default=10, help="of accuracy; default: %(default)s")
     options.add_argument("--rounds", type=int, default=7, help="of times; default: %(default)s")
     options.add_argument("--json", type=Path, metavar="PATH", help="default: a new file of benchmarks/results")
@@ -292,13 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found["accuracy"] = accuracy(given.seeds, console)
     if given.only in (None, "time"):
         found["time"] = timed(given.rounds, console)
-    try:
-        if given.only == "gpu":
-            on_gpu(given.rounds, console, found.setdefault("gpu", []))
-    finally:  # an interrupt leaves what was found
-        target.write_text(json_text(found))
+    target.write_text(json_text(found))
     console.print(f"Wrote {target.name}.")
-    return 1 if any("failed" in finding for finding in found.get("gpu", ())) else 0
+    return 0
 
 
 if __name__ == "__main__":

@@ -108,13 +108,11 @@ def verified(
     return calls, errors
 
 
-def timings(
-    calls: Mapping[str, Call], errors: Mapping[str, float], seconds: float, *, steps: int = 1
-) -> dict[str, Timing]:
-    """Time calls of so many steps each, in turn, for about so many seconds each."""
+def timings(calls: Mapping[str, Call], errors: Mapping[str, float], seconds: float) -> dict[str, Timing]:
+    """Time calls in turn, for about so many seconds each."""
     found = {}
     for name, samples in sampled(calls, seconds).items():
-        low, median, high = (np.quantile(samples, (0.25, 0.5, 0.75)) / steps).tolist()
+        low, median, high = np.quantile(samples, (0.25, 0.5, 0.75)).tolist()
         found[name] = Timing(low, median, high, len(samples), errors[name])
     return found
 

@@ -30,7 +30,7 @@ from _gpu_process import write
 from _report import described
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-CALLERS = 8
+CALLERS = 12
 """Processes that call competitors at the same time; the largest case takes 17 GB of the GPU, most take less than 4."""
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
 

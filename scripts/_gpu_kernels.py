@@ -80,7 +80,10 @@ def run(found: Benchmark, cache_bytes: int, deadline: float, save: Callable[[], 
         else:
             found.cases.append(timed_case(found, case, cache_bytes))
             save()
-    found.small_calls = small_calls()
+    try:
+        found.small_calls = small_calls()
+    except Exception as error:  # noqa: BLE001 - the shares are worth having without them
+        found.problems.append(f"small calls: {described(error)}")
     save()
 
 
@@ -91,7 +94,7 @@ def wanted() -> list[Case]:
         *(Case(LOSS, *shape, dtype) for shape in SHAPES for dtype in both),
         *(Case(name, *shape, dtype) for name in ("softmax", "log_softmax") for shape in SOME_SHAPES for dtype in both),
         *(Case(SOFT, *SHAPES[n], dtype) for n in (0, 4) for dtype in both),
-        *(Case(OTHERS, *SHAPES[n], dtype) for dtype in ("float16", "float64") for n in (4, 6)),
+        *(Case(OTHERS, *SHAPES[n], dtype) for dtype in ("float16", "float64") for n in (4,)),
     ]
 
 

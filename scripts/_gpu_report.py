@@ -100,6 +100,9 @@ def steps(found: dict[str, Any]) -> Iterator[str]:
         others = (f"{name} {1e3 * timing['median']:.4f}" for name, timing in timings.items() if timing is not of_us)
         yield "  others, ms: " + ", ".join(others)
         yield from (f"  {name}: {reason:.110}" for name, reason in finding["failed"].items())
+    for each in found.get("functions", ()):
+        yield f"{each['name']}: {1e3 * each['median']:.4f} ms, {counted(each['events'])} (at most 14 launches, 1 wait)"
+    yield from (f"not timed: {what:.110}" for what in found.get("not_timed", ()))
 
 
 def counted(events: dict[str, float]) -> str:

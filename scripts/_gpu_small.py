@@ -29,8 +29,8 @@ from xpsoftmax.kernels.cuda import sizes
 ROWS = 3
 DTYPES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3, "float64": 1e-12}
 """Largest difference over the largest entry that is rounding."""
-ALIGNED_TOO = ("float32", "bfloat16")
-"""The dtypes whose rows are tried aligned, too."""
+EVERYWHERE = ("float32", "bfloat16")
+"""The dtypes of which every size class is run, aligned and not; of the others some, because each kernel takes time."""
 
 
 def widths(dtype: str) -> list[int]:
@@ -44,8 +44,9 @@ def wrong(xp: Any, dtype: str) -> Iterator[str]:
     """Name what is wrong, of the operations on rows."""
     kind: Any = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
     rng = np.random.default_rng(0)
-    for classes in widths(dtype):
-        for shift in (0, 1) if dtype in ALIGNED_TOO else (1,):  # aligned, and not
+    everything = widths(dtype)
+    for classes in everything if dtype in EVERYWHERE else {*everything[::4], *everything[-2:]}:
+        for shift in (0, 1) if dtype in EVERYWHERE else (1,):  # aligned, and not
             held = xp.asarray(rng.standard_normal((ROWS, classes + shift)).astype("f4")).astype(kind)
             z = held[:, shift:]
             exact = on_host(z.astype("f4")).astype("f8")

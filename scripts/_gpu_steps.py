@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package o
 import numpy as np
 from _gpu_counts import events_of
 from _gpu_process import jobs_written, write
-from _gpu_timing import each_more, wait
+from _gpu_timing import each_more, seconds_of, wait
 from _gpu_trainers import (
     ALLOWED,
     CASES,
@@ -45,6 +45,8 @@ from _gpu_trainers import (
     tf32,
 )
 from _report import described
+
+import xpsoftmax as xs
 
 __all__ = ["CASES", "compile_case"]
 
@@ -112,6 +114,27 @@ def replayed(epochs: Callable[[int], Any]) -> tuple[float | None, bool]:
     return 1e6 * statistics.median(np.diff(begins)), getattr(last[0], "_graph", None) is not None
 
 
+FUNCTIONS = "mlp_loss_and_grad and update"
+
+
+def functions(case: Case) -> Iterator[dict[str, Any]]:
+    """Count and time what the public functions do in a step, with a look at the labels and without."""
+    cupy = importlib.import_module("cupy")
+    problem, optimizer = Problem(case), xs.sgd(1e-3)
+    size = case.sizes[0]
+    params = tuple(type(layer)(*map(cupy.asarray, layer)) for layer in problem.params)
+    batch, state = (problem.X[:size], problem.y[:size]), optimizer.init(params)
+    _, grads = xs.mlp_loss_and_grad(params, *batch)
+    calls: dict[str, Callable[[], Any]] = {
+        "mlp_loss_and_grad": lambda: xs.mlp_loss_and_grad(params, *batch),
+        "mlp_loss_and_grad, validate=False": lambda: xs.mlp_loss_and_grad(params, *batch, validate=False),
+        "update": lambda: optimizer.update(params, grads, state),
+    }
+    for name, call in calls.items():
+        seconds = seconds_of(lambda call=call: [call() for _ in range(100)]) / 100
+        yield {"name": name, "median": seconds, "events": events_of(call)}
+
+
 def problems_of(case: Case, found: dict[str, Any]) -> Iterator[str]:
     """What of the package is wrong; a failure of a competitor is only written down."""
     if found["name"] != OURS:
@@ -148,18 +171,20 @@ def added(content: dict[str, Any], case: Case, results: list[dict[str, Any]]) ->
 def main(argv: list[str]) -> int:
     """Measure everything, those that compile last; 1 if there were problems."""
     path, seconds = Path(argv[0]), float(argv[1])
-    content: dict[str, Any] = {"tf32": tf32(), "findings": [], "problems": []}
-    jobs = {
-        f"{case}{', compiled' * compiled}": (measured, case, names)
-        for compiled in (False, True)
-        for case in CASES
-        if (names := competitors(case, compiled=compiled))
-    }
+    content: dict[str, Any] = {"tf32": tf32(), "findings": [], "functions": [], "problems": []}
+    jobs: dict[str, tuple[Any, ...]] = {}
+    for compiled in (False, True):
+        for case in CASES:
+            if names := competitors(case, compiled=compiled):
+                jobs[f"{case}{', compiled' * compiled}"] = (measured, case, names)
+        jobs.setdefault(FUNCTIONS, (functions, CASES[2]))  # before all that compiles
     failed: list[str] = []
     heard = {**content, "problems": failed}
     for job, found in jobs_written(path, heard, jobs, seconds, MOST):
-        case = next(case for case in CASES if str(case) == job.partition(",")[0])
-        added(content, case, found)
+        if job == FUNCTIONS:
+            content["functions"] = found
+        else:
+            added(content, next(case for case in CASES if str(case) == job.partition(",")[0]), found)
         print(job, *(f"{f['name']} {f.get('failed') or 1e3 * f['median']}" for f in found), sep=", ", flush=True)
     content["not_timed"] = [problem for problem in failed if ", compiled" in problem]
     content["problems"] += [problem for problem in failed if problem not in content["not_timed"]]

@@ -66,6 +66,8 @@ PACKAGES = (
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 GRACE = 15.0
 """Seconds that a command has to write what it has found, once it is interrupted."""
+MOST_FAILURES = 15
+"""Failed tests that are named in the table; the log has all."""
 Command = list[str]
 
 
@@ -130,7 +132,13 @@ def counted(folder: Path) -> dict[str, Any]:
         return {}
     total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
     failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-    return {"passed": total - skipped - failed, "failed": failed, "skipped": skipped}
+    why = [
+        f"{case.get('name')}: {next(iter((wrong.get('message') or '').splitlines()), '')}"[:200]
+        for case in suite.iter("testcase")
+        for wrong in case
+        if wrong.tag in ("failure", "error")
+    ]
+    return {"passed": total - skipped - failed, "failed": failed, "skipped": skipped, "problems": why[:MOST_FAILURES]}
 
 
 def sanitizer_commands(folder: Path) -> list[Command]:  # noqa: ARG001
@@ -186,8 +194,8 @@ def measuring(what: str, name: str, seconds: float) -> Part:
 PARTS = {
     "compile": Part(
         "the CUDA kernels of this GPU, by a process for each core",
-        45,
-        lambda folder: [script("_gpu_compile.py", folder / "compile.json", "ours", 40)],
+        40,
+        lambda folder: [script("_gpu_compile.py", folder / "compile.json", "ours", 35)],
         read("compile.json"),
     ),
     "tests": Part(
@@ -223,15 +231,15 @@ PARTS = {
     ),
     "others": Part(
         "what the competitors compile (_gpu_compile.py)",
-        50,
-        lambda folder: [script("_gpu_compile.py", folder / "others.json", "others", 45)],
+        40,
+        lambda folder: [script("_gpu_compile.py", folder / "others.json", "others", 35)],
         read("others.json"),
     ),
-    "steps": measuring("training steps beside PyTorch and Liger: times, launches, waits", "steps", 90),
-    "kernels": measuring("the operations on rows beside a copy and others", "kernels", 70),
-    "variants": measuring("the loss with other size classes than those of sizes.py", "variants", 20),
+    "steps": measuring("training steps beside PyTorch and Liger: times, launches, waits", "steps", 85),
+    "kernels": measuring("the operations on rows beside a copy and others", "kernels", 80),
+    "variants": measuring("the loss with other size classes than those of sizes.py", "variants", 25),
     "torch": measuring("PyTorch tensors through the kernels: right, without waiting, how fast", "torch", 35),
-    "classes": measuring("a linear layer with many classes beside Liger and PyTorch", "classes", 35),
+    "classes": measuring("a linear layer with many classes beside Liger and PyTorch", "classes", 40),
     "estimator": measuring("the classifier on CuPy, NumPy, PyTorch and scikit-learn", "estimator", 35),
 }
 __doc__ = (__doc__ or "").format(
@@ -361,7 +369,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "scripts/gpu_check.py", "OUT", *(f"--part={name}" for name in given.part or ())])
     for name, found, problems in run_parts(names, folder):
         report.parts[name] = found
-        report.problems += [f"{name}: {problem}" for problem in (*problems, *found.get("problems", ()))]
+        own = found.get("problems", [])
+        told = [problem for problem in problems if not (own and problem.endswith(": status 1"))]
+        report.problems += [f"{name}: {problem}" for problem in (*told, *own)]
         # After each part: what was found so far is worth having when something ends this process.
         content = {"command": command, "date": day, **where, **asdict(report)}
         (folder / "gpu_check.json").write_text(json_text(content))

@@ -85,8 +85,6 @@ def pytest_generate_tests(metafunc):
         return
     # Every backend has the generic code; those with kernels of their own run them too.
     kernel_names = {backend.name for backend in kernels.BACKENDS}
-    if metafunc.definition.path.parent.name in ("network", "train"):  # where JAX arrays are not read as NumPy arrays
-        kernel_names.discard("jax")
     pairs = [
         (name, impl) for name in names for impl in ("generic", "kernel") if impl == "generic" or name in kernel_names
     ]

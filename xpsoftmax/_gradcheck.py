@@ -18,6 +18,7 @@ from xpsoftmax._arguments.home import Home, home_of, on_device, placement, quiet
 from xpsoftmax._arguments.host import to_host
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number
 from xpsoftmax._arguments.tracing import check_concrete
+from xpsoftmax._arguments.views import enter
 from xpsoftmax._typing import Array, Namespace, dtype_name
 
 # Offsets in steps and their coefficients: f'(x) = sum of c * f(x + o h) / h, with an error of h**order.
@@ -94,18 +95,23 @@ def numerical_grad(
     >>> xs.numerical_grad(lambda x: (x**3).sum(), np.array([1.0, 2.0])).round(9)
     array([ 3., 12.])
     """
-    xp, array = _arguments(function, x, order, step)
+    entry = enter(_arguments(function, x, order, step)[1])
+    xp, array = check.as_array("x", *entry.arguments)
+
+    def at(point: Array) -> Any:
+        return function(entry.back(point))
+
     steps = _Steps(xp, array, int(order), step)
     with on_device(xp, device(array)):
         if directions is not None:
             drawn = _directions(array, directions, rng)
-            found = [_along(function, array, steps, vector.reshape(array.shape)) for vector in drawn]
+            found = [_along(at, array, steps, vector.reshape(array.shape)) for vector in drawn]
             vectors = xp.stack([slope.vector for slope in found])
         else:
             index = xp.reshape(xp.arange(math.prod(array.shape), device=placement(array)), array.shape)
-            found = [_of_entry(function, array, steps, index, i) for i in range(math.prod(array.shape))]
+            found = [_of_entry(at, array, steps, index, i) for i in range(math.prod(array.shape))]
         values = xp.asarray([slope.derivative for slope in found], dtype=array.dtype, device=placement(array))
-        return xp.reshape(values, array.shape) if directions is None else (values, vectors)
+        return entry.back(xp.reshape(values, array.shape) if directions is None else (values, vectors))
 
 
 def check_grad(

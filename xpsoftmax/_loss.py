@@ -337,7 +337,7 @@ def _compute_here(
         elif not plan.adds_up:
             loss = summed(xp, loss, impl)
         if options.reduction == "mean":
-            loss = mean_or_nan(xp, loss, problem.total)
+            loss = mean_or_nan(xp, loss, problem.total, problem.correction)
         if grad and not plan.direct:
             dlogits = deliver(xp, dlogits, layout, out)
     if plan.place is None:

@@ -13,6 +13,7 @@ from grid import labels, logits
 
 import xpsoftmax as xs
 from xpsoftmax import kernels
+from xpsoftmax.kernels import memory
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -179,9 +180,10 @@ def test_this_version_of_jax_makes_arrays_directly():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_neither_logits_nor_gradients_are_copied(backend, rng, monkeypatch, way, dtype):
     read, made = [], []
-    as_numpy, aligned = views.as_numpy, views.aligned
+    as_numpy, aligned = views.as_numpy, memory.aligned
     monkeypatch.setattr(views, "as_numpy", lambda x: read.append(as_numpy(x)) or read[-1])
-    monkeypatch.setattr(views, "aligned", lambda *given: made.append(aligned(*given)) or made[-1])
+    for module in (views, memory):
+        monkeypatch.setattr(module, "aligned", lambda *given: made.append(aligned(*given)) or made[-1])
     z, y = backend.asarray(rng.normal(size=LARGE), dtype), backend.asarray(np.arange(LARGE[0]))
     xs.softmax(z)
     if dtype != "bfloat16":
@@ -196,7 +198,7 @@ def test_neither_logits_nor_gradients_are_copied(backend, rng, monkeypatch, way,
 
 
 def test_a_small_result_is_made_without_alignment(backend, rng, monkeypatch):
-    monkeypatch.setattr(views, "aligned", None)
+    monkeypatch.setattr(memory, "aligned", None)
     xs.softmax(backend.asarray(rng.normal(size=(8, 10))))
     with pytest.raises(TypeError):
         xs.softmax(backend.asarray(rng.normal(size=LARGE)))

@@ -228,7 +228,11 @@ def test_penalties_and_their_gradients(cuda, recorder, rng, dtype, shape, streng
     assert added is None
     assert abs(float(value) - exact) <= 8 * np.finfo(dtype).eps * exact
     assert float(loss) == 1.25
-    assert [launch.kernel for launch in recorder.launches] == ["weight_penalty", "total"] * 3
+    assert [launch.kernel for launch in recorder.launches] == ["weight_penalty"] * 3
+    recorder.capturing = True
+    captured, _ = cuda.weight_penalties(list(map(array, weights)), None, reg, loss)
+    assert abs(float(captured) - exact) <= 8 * np.finfo(dtype).eps * exact
+    assert recorder.launches[-1].kernel == "total", "a counter was used within a capture"
 
 
 def test_nothing_is_launched_for_nothing(cuda, recorder):
@@ -329,9 +333,9 @@ def test_a_launch_that_is_captured_has_no_counter(cuda, recorder, rng):
 
 
 def test_each_stream_has_a_counter_of_its_own(cuda, recorder, rng):
-    losses = recorder.modules["losses"]
     seen = []
-    for recorder.stream in (7, 8, 7, losses.PER_THREAD):
+    counters = recorder.modules["counters"]
+    for recorder.stream in (7, 8, 7, counters.PER_THREAD):
         plain_total(cuda, rng)
         seen.append(int(recorder.launches[-1].arguments[-3]))
     thread = threading.Thread(
@@ -424,3 +428,78 @@ def test_an_old_gpu_is_refused(monkeypatch):
     cuda = Recorder(61).backend(monkeypatch)
     reason = "its kernels need compute capability 7.5, and the device has 6.1"
     assert cuda.refusal(array(np.zeros((2, 5), "f4"))) == reason
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 700])
+@pytest.mark.parametrize("given", ["sample", "class", "both", "ignored", "all"])
+def test_weights_of_rows(cuda, recorder, rng, dtype, mean, within, rows, given):
+    labels = rng.integers(CLASSES, size=rows)
+    options = {"sample_weight": None, "class_weight": None, "ignore_index": None}
+    if given in ("sample", "both", "all"):
+        options["sample_weight"] = rng.choice([0, 0.5, 1, 2], size=rows).astype(dtype)
+    if given in ("class", "both", "all"):
+        options["class_weight"] = rng.choice([0, 0.5, 1, 2], size=CLASSES).astype(dtype)
+    if given in ("ignored", "all"):
+        labels[::3], options["ignore_index"] = -7, -7
+    arguments = {"within": within and options["class_weight"] is not None, "mean": mean, "validate": True}
+    wanted = generic.weigh_rows(labels, CLASSES, np.dtype(dtype), **options, **arguments)
+    on_device = {name: array(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+    found = cuda.weigh_rows(array(labels), CLASSES, np.dtype(dtype), **on_device, **arguments)
+    assert found.sound is wanted.sound is True
+    for name in ("weights", "counting", "total", "correction"):  # sums of halves and wholes are exact
+        np.testing.assert_array_equal(np.asarray(getattr(found, name)), getattr(wanted, name), err_msg=name)
+    assert [launch.kernel for launch in recorder.launches] == ["weigh_rows"]
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("label", -1), ("label", CLASSES), *((name, x) for name in ("sample", "class") for x in (-0.5, np.nan, np.inf))],
+)
+def test_bad_values_of_what_weighs_rows_are_found(cuda, rng, what, value):
+    rows = 300
+    options = {"ignore_index": -7, "within": False, "mean": True}
+    for place in (0, 299, 17):
+        given = {"sample": np.ones(rows), "class": np.ones(CLASSES), "label": np.zeros(rows, "i8")}
+        given["label"][5] = -7
+        given["sample"][5] = 0
+        for bad in (False, True, False):
+            given[what][place % given[what].size] = value if bad else 1
+            weights = {"sample_weight": array(given["sample"]), "class_weight": array(given["class"])}
+            found = cuda.weigh_rows(array(given["label"]), CLASSES, np.dtype("f8"), **weights, **options, validate=True)
+            assert found.sound is not bad
+        found = cuda.weigh_rows(array(given["label"]), CLASSES, np.dtype("f8"), **weights, **options, validate=False)
+        assert found.sound is None
+
+
+def test_a_mean_over_rows_that_weigh_nothing(cuda):
+    labels, weight = array(np.zeros(5, "i8")), array(np.zeros(5))
+    for mean in (True, False):
+        options = {"class_weight": None, "ignore_index": None, "within": False, "validate": True}
+        found = cuda.weigh_rows(labels, 3, np.dtype("f8"), sample_weight=weight, mean=mean, **options)
+        assert np.asarray(found.weights).tolist() == [0] * 5
+        assert float(found.total) == 0
+        assert np.isnan(float(found.correction)) == mean
+
+
+def test_rows_that_weigh_nothing_become_zeros(cuda, recorder, rng):
+    for dtype, columns in (("float32", 37), ("float64", 600), ("float32", 1)):
+        X, weights = rng.normal(size=(9, columns)).astype(dtype), np.array([1, 0, 2] * 3, dtype)
+        X[1::3] = np.nan
+        for layout in ("c-order", "fortran", "rows apart"):
+            found = cuda.counted_rows(array(LAYOUTS[layout](X)), array(weights))
+            assert_same_bits(np.asarray(found), generic.counted_rows(X, weights))
+    assert {launch.kernel for launch in recorder.launches} == {"gather"}
+
+
+@pytest.mark.parametrize("rows", [0, 5, 2 * table_plan.ROWS_OF_A_PART + 3])
+def test_sums_of_rows_of_several_matrices(cuda, recorder, rng, rows):
+    several = [rng.normal(size=(rows, units)).astype("f4") for units in (3, 70, 32)]
+    found = cuda.sums_of_rows(list(map(array, several)))
+    for got, x in zip(found, several, strict=True):
+        assert_same_bits(np.asarray(got), np.asarray(cuda.sum_of_rows(array(x))))
+    if rows:
+        of_all = 1 + (rows > table_plan.ROWS_OF_A_PART)
+        assert len(recorder.launches) == 4 * of_all

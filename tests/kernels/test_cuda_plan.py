@@ -233,12 +233,13 @@ def test_every_entry_of_a_parameter_has_a_thread():
 
 def test_more_arrays_than_a_table_has_room_for_take_several_launches():
     many = table_plan.MOST_ITEMS + 1
-    first, second = table_plan.penalty_launches([(64, 0, 9)] * many, 1024, 0, 0.5, "float32", 512)
+    added = table_plan.LossAdded(loss=512)
+    first, second = table_plan.penalty_launches([(64, 0, 9)] * many, 1024, 0, 0.5, "float32", added)
     assert (first.grid, second.grid) == (table_plan.MOST_ITEMS, 1)
     assert words(first)[1] == [64, 0, 1024 + 4 * 2, 9, 2]
     assert words(second)[:2] == [[64, 0, 1024 + 4 * many, 9, 1], [0] * 5]
-    assert first.arguments[-2:] == (512, 1024)
-    assert second.arguments[-2:] == (0, 0), "the loss is copied once"
+    assert first.arguments[-5:-2] == (512, 1024, 1 + many)
+    assert second.arguments[-5:-3] == (0, 0), "the loss is copied once"
 
 
 def test_a_table_leaves_room_for_the_other_arguments():

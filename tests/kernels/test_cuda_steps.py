@@ -436,6 +436,44 @@ def wrong_weigh(change) -> bool:
     return False
 
 
+def wrong_weights_of_rows(change) -> bool:
+    """Of 700 rows, in three blocks: the last one to finish divides by the sum of all."""
+    labels, rows, classes = np.arange(700) % 5, 700, 5
+    labels[::7] = -3
+    samples = (1 + np.arange(700) % 4).astype("f8")
+    of_classes = np.array([1.0, 2.0, 0.5, 4.0, 0.25])
+    for bad, within, mean in itertools.product((False, True), (False, True), (True, False)):
+        samples[699] = -1.0 if bad else 1.0
+        weight = np.where(labels == -3, 0, samples)
+        wanted = weight * of_classes[np.where(labels == -3, 0, labels)]
+        counting, weights = np.full((2, rows + 1), 9.0)
+        total, correction = np.full((2, 1), 9.0)
+        found, counter = np.zeros(1, "i4"), np.zeros(1, "u4")
+        launch = step_plan.weigh_rows_launch(
+            tuple(map(cpu.address, (labels, samples, of_classes))),
+            -3,
+            tuple(map(cpu.address, (counting, weights, total, correction))),
+            (rows, classes),
+            "float64",
+            found=cpu.address(found),
+            counter=cpu.address(counter),
+            within=within,
+            mean=mean,
+        )
+        memory = labels, samples, of_classes, counting, weights, total, correction, found, counter
+        try:
+            cpu.run(launch, change=change, memory=memory, watch=True)
+        except cpu.KernelError:
+            return True
+        if (int(found[0]), int(counter[0]), float(correction[0])) != (bad, 0, 0):
+            return True
+        divided = (weight if within else wanted) / (wanted.sum() if mean else 1)
+        exact = np.array_equal(counting[:rows], wanted) and np.array_equal(weights[:rows], divided)
+        if not exact or total[0] != wanted.sum() or (counting[rows], weights[rows]) != (9, 9):
+            return True
+    return False
+
+
 def wrong_record(change) -> bool:
     cases = itertools.product(
         ((1.0, True, True), (np.nan, True, False), (1.0, False, False), (np.inf, True, False)),
@@ -532,8 +570,8 @@ def wrong_clip(change) -> bool:
 @pytest.mark.parametrize(
     ("wrong", "change"),
     [
-        (wrong_gather, ("? order[*start + i] :", "? order[i] :")),
-        (wrong_gather, ("order[*start + i] : *start + i", "order[*start + i] : i")),
+        (wrong_gather, ("? order[begin + i] :", "? order[i] :")),
+        (wrong_gather, ("order[begin + i] : begin + i", "order[begin + i] : i")),
         (wrong_gather, ("if (i >= rows) return;", "if (i > rows) return;")),
         (wrong_gather, ("weights[r] != 0", "weights[i] != 0")),
         (wrong_gather, ("inputs[r * input_stride + j]", "inputs[r * input_columns + j]")),
@@ -564,6 +602,18 @@ def wrong_clip(change) -> bool:
         (wrong_clip, ("(length + PART - 1) / PART", "length / PART")),
         (wrong_clip, ("x[i] = x[i] * factor", "x[i] = x[i] / factor")),
         (wrong_clip, ("medium.add(sums.medium)", "medium.add(sums.small)")),
+        (wrong_weights_of_rows, ("ignores && label == ignored", "label == ignored + 1")),
+        (wrong_weights_of_rows, ("is_ignored ? 0 : sample_weight", "sample_weight")),
+        (wrong_weights_of_rows, ("counting[first] = weight * of_label", "counting[first] = weight")),
+        (wrong_weights_of_rows, ("within ? weight : weight * of_label", "weight * of_label")),
+        (wrong_weights_of_rows, ("if (first < rows) {", "if (first <= rows) {")),
+        (wrong_weights_of_rows, ("!is_weight(sample_weight)", "false")),
+        (wrong_weights_of_rows, ("x >= 0 && is_finite(x)", "is_finite(x)")),
+        (wrong_weights_of_rows, ("if (!is_last_block(counter, gridDim.x)) return;", "")),
+        (wrong_weights_of_rows, ("i < rows; i += THREADS)", "i < rows; i += 2 * THREADS)")),
+        (wrong_weights_of_rows, ("(Long)blockIdx.x * THREADS + threadIdx.x", "threadIdx.x")),
+        (wrong_weights_of_rows, ("mean && i < rows", "i < rows")),
+        (wrong_weights_of_rows, ("::nan() : 0;\n        *counter = 0;", "::nan() : 0;")),
         (wrong_record, ("if (!is_finite(loss)) *finite = 0;", "")),
         (wrong_record, ("if (!is_finite(loss)) *finite = 0;", "*finite = is_finite(loss);")),
         (wrong_record, ("if (threadIdx.x != 0) return;", "")),

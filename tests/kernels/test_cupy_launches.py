@@ -27,15 +27,15 @@ OPTIONS = {
     "both weights, penalty": {"sample_weight": True, "class_weight": True, "reg": 0.1},
 }
 MOST = {  # launches of mlp_loss, of mlp_loss_and_grad
-    "plain": (6, 12),
-    "without validation": (5, 11),
-    "penalty": (8, 14),
-    "label smoothing": (7, 13),
-    "z-loss": (7, 13),
-    "sample weights": (27, 33),
-    "class weights": (35, 41),
-    "ignored rows": (26, 32),
-    "both weights, penalty": (42, 48),
+    "plain": (6, 11),
+    "without validation": (5, 10),
+    "penalty": (7, 12),
+    "label smoothing": (7, 12),
+    "z-loss": (7, 12),
+    "sample weights": (8, 13),
+    "class weights": (8, 13),
+    "ignored rows": (8, 13),
+    "both weights, penalty": (9, 14),
 }
 
 

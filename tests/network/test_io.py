@@ -294,7 +294,7 @@ def test_no_file(path):
 def test_a_folder(path, rng):
     for call in (lambda: xs.load_params(path.parent), lambda: xs.save_params(path.parent, drawn(rng))):
         with pytest.raises(
-            ValueError, match=f"path must name a file, got {re.escape(str(path.parent))}, which is some"
+            ValueError, match=f"path must name a file, got {re.escape(str(path.parent))}, which is no regular file"
         ):
             call()
     assert left_in(path.parent) == []

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from backends import numpy_as_cupy
 from paths import BENCHMARKS
 
 for module in ("rich", "sklearn"):
@@ -118,74 +115,3 @@ def test_missing_competitors_are_named(script, run, monkeypatch):
     assert status == 0
     assert content["absent"] == {"JAX": "ModuleNotFoundError: No module named 'jax'"}
     assert "JAX is missing" in text
-
-
-# --- on a GPU, with NumPy in the place of CuPy ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """A module of the name cupy; how often the GPU was waited for."""
-    waits = []
-    runtime = SimpleNamespace(deviceSynchronize=lambda: waits.append(1))
-    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy(cuda=SimpleNamespace(runtime=runtime)))
-    return waits
-
-
-def test_on_a_gpu_the_time_is_that_of_one_step_and_events_are_counted(script, run, waits, monkeypatch):
-    def slow(case):
-        call, verify = script.plain_numpy(case)
-        return lambda: (time.sleep(2e-3), call()), verify
-
-    monkeypatch.setitem(script.COMPETITORS, "CuPy", slow)
-    monkeypatch.setattr(script, "events", lambda call: {"kernels": 7, "waits": 1})
-    ours = [word for name in ("CuPy", *OURS[3::2]) for word in ("--competitor", name)]
-    status, content, text = run("--device", "cuda", "--case", "6x4x5x3", *ours)
-    assert status == 0
-    assert waits
-    (finding,) = content["findings"]
-    assert set(finding["timings"]) == {"CuPy", "xpsoftmax functions", "xpsoftmax train"}
-    assert 2e-3 <= finding["timings"]["CuPy"]["low"] < script.GPU_STEPS * 2e-3
-    assert "7 kernels, 1 waits" in text
-
-
-def test_kernels_and_waits_are_told_from_other_events(script):
-    names = {
-        ("cudaLaunchKernel", "DeviceType.CPU"): None,
-        ("cuLaunchKernel", "DeviceType.CPU"): None,
-        ("cudaStreamSynchronize", "DeviceType.CPU"): "waits",
-        ("cudaMemcpy", "DeviceType.CPU"): "waits",
-        ("cudaMemcpyAsync", "DeviceType.CPU"): None,
-        ("Memcpy DtoH (Device -> Pageable)", "DeviceType.CUDA"): "copies",
-        ("softmax_loss", "DeviceType.CUDA"): "kernels",
-        ("cupy_multiply__float_float_float", "DeviceType.CUDA"): "kernels",
-        ("cutlass_80_simt_sgemm_128x64_8x5_nn_align1", "DeviceType.CUDA"): "kernels",
-        ("aten::mm", "DeviceType.CPU"): None,
-    }
-    for (name, device), kind in names.items():
-        assert script.kind_of_event(SimpleNamespace(name=name, device_type=device)) == kind
-    step = SimpleNamespace(name="Optimizer.step#SGD.step", device_type="DeviceType.CUDA", is_user_annotation=True)
-    assert script.kind_of_event(step) is None
-
-
-def test_without_a_profiler_times_remain(script, run, waits, monkeypatch):
-    def none(call):
-        raise RuntimeError("no profiler")
-
-    monkeypatch.setattr(script, "events", none)
-    status, content, _ = run("--device", "cuda", "--case", "6x4x5x3", "--competitor", "CuPy")
-    assert status == 1
-    assert content["findings"][0]["problems"] == ["no events were counted: RuntimeError: no profiler"]
-    assert "CuPy" in content["findings"][0]["timings"]
-
-
-def test_without_a_peak_times_remain(script, run, waits, monkeypatch):
-    def none(call):
-        raise ModuleNotFoundError("No module named 'torch'")
-
-    monkeypatch.setattr(script, "gpu_peak_mib", none)
-    monkeypatch.setattr(script, "events", lambda call: {})
-    status, content, _ = run("--device", "cuda", "--case", "6x4x3", "--competitor", "CuPy")
-    assert status == 1
-    assert content["findings"][0]["problems"] == ["no peak of CuPy: ModuleNotFoundError: No module named 'torch'"]
-    assert "CuPy" in content["findings"][0]["timings"]

@@ -2,11 +2,9 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from backends import numpy_as_cupy
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
@@ -65,53 +63,6 @@ def test_the_case_of_many_classes_has_them_all(monkeypatch):
         model, _, _ = compare_sklearn.fitted(kind, case)
         assert model.coefs_[-1].shape == (2, 20_000)
         assert len(model.loss_curve_) == 2
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    """NumPy in the place of CuPy, PyTorch on the CPU."""
-    runtime = SimpleNamespace(deviceSynchronize=lambda: None)
-    monkeypatch.setitem(sys.modules, "cupy", numpy_as_cupy(cuda=SimpleNamespace(runtime=runtime)))
-    name = "digits, 30 epochs"
-    monkeypatch.setattr(compare_sklearn, "GPU_CASES", {name: compare_sklearn.GPU_CASES[name]})
-    return name
-
-
-def test_fits_on_a_gpu_beside_pytorch(no_gpu, monkeypatch, tmp_path):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(compare_sklearn, "in_pytorch", torch.from_numpy)
-    monkeypatch.setattr(
-        compare_sklearn, "InPytorch", lambda make=compare_sklearn.InPytorch, **options: make(device="cpu", **options)
-    )
-    assert run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json")) == 0
-    found = json.loads((tmp_path / "g.json").read_text())
-    assert "time" not in found
-    assert "accuracy" not in found
-    kinds = {row["kind"]: row for row in found["gpu"]}
-    assert list(kinds) == ["xpsoftmax on CuPy", "PyTorch on the GPU", "xpsoftmax", "scikit-learn"]
-    assert min(row["accuracy"] for row in kinds.values()) > 0.95
-    assert all(min(times) > 0 for row in kinds.values() for times in row["seconds"].values())
-
-
-def test_a_kind_that_fails_on_the_gpu_does_not_end_the_others(no_gpu, monkeypatch, tmp_path):
-    def none(array):
-        raise RuntimeError("no GPU")
-
-    monkeypatch.setattr(compare_sklearn, "in_pytorch", none)
-    assert run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json")) == 1
-    found = json.loads((tmp_path / "g.json").read_text())["gpu"]
-    assert [row.get("failed") for row in found] == [None, "RuntimeError: no GPU", None, None]
-
-
-def test_an_interrupt_leaves_what_was_found(no_gpu, monkeypatch, tmp_path):
-    def interrupted(array):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare_sklearn, "in_pytorch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, "--only", "gpu", "--rounds", "1", "--json", str(tmp_path / "g.json"))
-    (row,) = json.loads((tmp_path / "g.json").read_text())["gpu"]
-    assert row["kind"] == "xpsoftmax on CuPy"
 
 
 def test_the_picture_of_digits(monkeypatch, tmp_path, capsys):

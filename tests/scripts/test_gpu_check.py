@@ -15,7 +15,10 @@ import pytest
 from backends import unusable
 
 DEVICE = {"gpu": "A GPU", "cache_bytes": 1, "driver": 13000, "cuda": 13000, "cupy": "14.0"}
-JUNIT = '<testsuites><testsuite tests="10" failures="1" errors="1" skipped="3"/></testsuites>'
+JUNIT = """<testsuites><testsuite tests="10" failures="1" errors="1" skipped="3">
+<testcase name="test_a[1]"><failure message="AssertionError: 1 of 3&#10;and more">text</failure></testcase>
+<testcase name="test_b"><error>text</error></testcase><testcase name="test_c"><skipped message="no"/></testcase>
+</testsuite></testsuites>"""
 
 
 @pytest.mark.skipif(unusable("cupy") is None, reason="there is a GPU")
@@ -41,7 +44,8 @@ def test_a_gpu_that_cannot_compute_is_none(monkeypatch, count, sums, reason):
 
 def test_tests_are_counted(tmp_path):
     (tmp_path / "tests.xml").write_text(JUNIT)
-    assert gpu_check.counted(tmp_path) == {"passed": 5, "failed": 2, "skipped": 3}
+    failed = ["test_a[1]: AssertionError: 1 of 3", "test_b: "]
+    assert gpu_check.counted(tmp_path) == {"passed": 5, "failed": 2, "skipped": 3, "problems": failed}
 
 
 def report():
@@ -69,7 +73,11 @@ def report():
                 {"dtype": "float32", "classes": 50257, "shares": {"ring": 0.9, "512x25": 0.95}, "failed": {"x": "no"}}
             ]
         },
-        "steps": {"findings": [step]},
+        "steps": {
+            "findings": [step],
+            "functions": [{"name": "update", "median": 1e-4, "events": {"kernels": 4, "launches": 4, "waits": 1}}],
+            "not_timed": ["5x4x10x3, compiled: no time was left"],
+        },
         "torch": {
             "tensors": [
                 {
@@ -119,6 +127,7 @@ def test_the_table_has_every_figure_beside_what_is_to_be_reached():
         "a step's events: xpsoftmax train k13.0 g1.0",
         "others, ms: torch 1.0000",
         "  Liger: none",
+        "update: 0.1000 ms, k4.0 l4.0 w1.0 (at most 14 launches, 1 wait)\nnot timed: 5x4x10x3, compiled: no time",
         "tensors 64x10: 1 of 2 checks right; torch 2.0000 ms, host 50 us\n  no wait: it waited",
         "classes 4x5x6: ours 2.00 ms 7 MiB\nnot timed: 4x5x6, Liger: none",
         "an epoch of 200000 x 784, s (on CuPy at most 0.12): on CuPy 0.100",
@@ -358,9 +367,12 @@ def test_who_stops_early_ends_every_command(monkeypatch, tmp_path):
 def test_problems_that_a_part_found_are_problems_of_the_report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_check, "usable_gpu", lambda: DEVICE)
     found = {"problems": ["5x4x10x3: steps were not captured"]}
-    monkeypatch.setattr(gpu_check, "PARTS", {"steps": part("", findings=lambda folder: found)})
+    parts = {"steps": part("raise SystemExit(1)", "raise SystemExit(2)", findings=lambda folder: found)}
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
     assert gpu_check.main([str(tmp_path)]) == 1
-    assert "PROBLEM: steps: 5x4x10x3: steps were not captured" in capsys.readouterr().out
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
+    assert problems[-1] == "PROBLEM: steps: 5x4x10x3: steps were not captured"
+    assert [problem.rpartition(" ")[2] for problem in problems[:-1]] == ["2"]  # what the status 1 says, it says itself
 
 
 def test_few_files_are_left(monkeypatch, tmp_path):

@@ -164,9 +164,15 @@ def test_cases_without_time_are_problems_and_what_is_found_is_written_at_once(mo
     _gpu_kernels.run(_gpu_kernels.Benchmark(), 1, time.monotonic() + 60, lambda: written.append(len(done)))
     assert done == cases
     assert written == [1, 2, 2]
+
+    def failing():
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(_gpu_kernels, "small_calls", failing)
     late = _gpu_kernels.Benchmark()
     _gpu_kernels.run(late, 1, time.monotonic() - 1, lambda: None)
-    assert late.problems == [f"no time left for softmax {rows}x4 float32" for rows in (6, 7)]
+    no_time = [f"no time left for softmax {rows}x4 float32" for rows in (6, 7)]
+    assert late.problems == [*no_time, "small calls: RuntimeError: no"]
     assert late.cases == []
 
 

@@ -129,8 +129,10 @@ def few(done, monkeypatch):
 
     monkeypatch.setattr(_gpu_torch, "CACHE", 100)
     monkeypatch.setattr(_gpu_torch, "WORK", 8)
+    monkeypatch.setattr(_gpu_torch, "events_of", lambda call: (call(), {"kernels": 2})[1])
     monkeypatch.setattr(_gpu_torch, "milliseconds", milliseconds)
     monkeypatch.setattr(_gpu_torch, "CASES", (_gpu_torch.Case(64, 10, "float32"), _gpu_torch.Case(70, 30, "bfloat16")))
+    monkeypatch.setattr(_gpu_torch, "COMPILED_AT", _gpu_torch.CASES[:1])
     return done
 
 
@@ -141,11 +143,12 @@ def test_tensors_are_checked_and_timed(few, tmp_path, capsys):
     assert content["problems"] == []
     for entry in content["tensors"]:
         names = [result["name"] for result in entry["results"] if "name" in result]
-        assert names == list(_gpu_torch.COMPETITORS)
+        compiled = entry["case"] == "64x10 float32"
+        assert names == [name for name in _gpu_torch.COMPETITORS if compiled or "compile" not in name]
         checks = [result for result in entry["results"] if "check" in result]
-        assert len(checks) == 5
+        assert len(checks) == 6
         assert not any(result["wrong"] for result in checks)
-        assert all(result["ms"][1] == 2.0 and result["host_microseconds"] > 0 for result in entry["results"][5:])
+        assert all(result["ms"][1] == 2.0 and result["host_microseconds"] > 0 for result in entry["results"][6:])
     waiting = few.index("mode error")
     assert few[waiting : waiting + 2] == ["mode error", "mode default"]
     assert "wait for other" in few
@@ -169,9 +172,13 @@ def test_a_wait_is_a_problem(few, monkeypatch):
         return torch.nn.functional.cross_entropy(z, y, **how)
 
     monkeypatch.setattr(xpsoftmax_torch, "cross_entropy", waits)
+    monkeypatch.setattr(_gpu_torch, "events_of", lambda call: {"kernels": 2, "waits": 1})
     found = list(_gpu_torch.measured(_gpu_torch.CASES[0]))
     problems = list(_gpu_torch.problems_of("64x10", found))
-    assert problems == ["64x10: no wait: RuntimeError: called a synchronizing CUDA operation"]
+    assert problems == [
+        "64x10: no wait: RuntimeError: called a synchronizing CUDA operation",
+        "64x10: waits: off by 1",
+    ]
     assert "mode default" in few
 
 
@@ -185,16 +192,10 @@ def test_what_compiles_is_called_once(few):
 
 @pytest.fixture
 def small_fits(done, monkeypatch):
-    import compare_sklearn
-
     sizes_of = {"ROWS": 1000, "FEATURES": 30, "HIDDEN": 8, "BATCH": 50, "DIGITS_EPOCHS": 3}
     for name, value in sizes_of.items():
         monkeypatch.setattr(_gpu_estimator, name, value)
-    loop = compare_sklearn.InPytorch
-    monkeypatch.setattr(compare_sklearn, "InPytorch", lambda hidden, epochs: loop(hidden, epochs, device="cpu"))
-    kinds = dict(_gpu_estimator.KINDS)
-    kinds["PyTorch on the GPU"] = kinds["PyTorch on the GPU"]._replace(moved=lambda array: torch.from_numpy(array))
-    monkeypatch.setattr(_gpu_estimator, "KINDS", kinds)
+    monkeypatch.setattr(_gpu_estimator, "DEVICE", "cpu")
 
 
 def test_all_classifiers_fit(small_fits, tmp_path, capsys):
@@ -205,7 +206,7 @@ def test_all_classifiers_fit(small_fits, tmp_path, capsys):
     assert list(epochs) == list(_gpu_estimator.KINDS)
     assert {name: fit["rows"] for name, fit in epochs.items()} == {
         "xpsoftmax on CuPy": 1000,
-        "PyTorch on the GPU": 1000,
+        "PyTorch on the GPU": 500,
         "xpsoftmax on NumPy": 100,
         "scikit-learn": 100,
     }

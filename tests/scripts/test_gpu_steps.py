@@ -234,10 +234,11 @@ def test_steps_that_are_not_captured_are_problems(monkeypatch):
 
 def test_all_is_measured_and_written(monkeypatch, tmp_path, capsys, capture):
     def in_this_process(function, *arguments, seconds):
-        return list(function(*arguments)), "not finished in 1 s" if "torch.compile" in arguments[1] else None
+        late = "torch.compile" in arguments[-1]
+        return list(function(*arguments)), "not finished in 1 s" if late else None
 
     monkeypatch.setattr("_gpu_process.results_of", in_this_process)
-    monkeypatch.setattr(_gpu_steps, "CASES", (SMALL, ADAM))
+    monkeypatch.setattr(_gpu_steps, "CASES", (SMALL, ADAM, SMALL))
     monkeypatch.setattr(_gpu_steps, "SECONDS", 0.01)
     monkeypatch.setattr(_gpu_steps, "events_of", lambda call: (call(), {"kernels": 3})[1])
     monkeypatch.setattr(_gpu_steps, "replayed", lambda epochs: (7.0, True))
@@ -252,6 +253,8 @@ def test_all_is_measured_and_written(monkeypatch, tmp_path, capsys, capture):
     assert first["to_graph"] == 1.0
     assert first["timings"]["torch"]["median"] == 0.2 / SMALL.steps
     assert first["timings"]["xpsoftmax train"]["events"] == {"kernels": 0.0}
+    assert [each["name"] for each in content["functions"]][1:] == ["mlp_loss_and_grad, validate=False", "update"]
+    assert all(each["events"] == {"kernels": 3} and each["median"] > 0 for each in content["functions"])
     assert content["problems"] == []
     assert content["not_timed"] == ["6x5x7x4, compiled: not finished in 1 s"]
     assert "6x5x7x4 adam, xpsoftmax train " in capsys.readouterr().out

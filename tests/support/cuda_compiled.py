@@ -92,6 +92,7 @@ def specialisations(arch: int, dtype: str) -> Iterator[Specialisation]:
         yield Specialisation("total", "total", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         for kernel in ("squares", "shorten"):
             yield Specialisation(kernel, kernel, plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
+        yield Specialisation("weigh_rows", "weigh_rows", plan.unit_defines(dtype), plan.UNIT_THREADS, 4)
         yield Specialisation("weigh", "weigh", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         yield Specialisation("record", "record", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)
         yield Specialisation("weight_penalty", "weight_penalty", plan.total_defines(dtype), plan.TOTAL_THREADS, 2)

@@ -22,7 +22,7 @@ from xpsoftmax.kernels.cuda import plan, texts
 
 MULTIPROCESSORS = 3
 IMPORT_CUPY = (
-    *("arrays", "launches", "sums", "rows", "losses", "layers"),
+    *("arrays", "launches", "counters", "sums", "rows", "losses", "layers", "weights"),
     *("steps", "products", "capture", "launcher"),
 )
 """The modules of kernels/cuda/ that import CuPy, each after those that it imports."""

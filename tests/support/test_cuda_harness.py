@@ -666,13 +666,13 @@ def test_the_sum_of_the_losses_is_in_order(kind):
     [
         ("__syncthreads();  // this block's part of x is written", "", NO_ORDER),
         (
-            "    __syncthreads();\n    if (*finished_before != blocks - 1) return;",
-            "    if (*finished_before != blocks - 1) return;",
+            "    __syncthreads();\n    if (*finished_before != blocks - 1) return false;",
+            "    if (*finished_before != blocks - 1) return false;",
             NO_ORDER,
         ),
         ("*finished_before = fetch_add(counter, 1);", "*finished_before = counter[0]++;", NO_ORDER),
         ("        *counter = 0;\n", "", WRONG),
-        ("!= blocks - 1) return;", "!= 0) return;", NO_ORDER),
+        ("!= blocks - 1) return false;", "!= 0) return false;", NO_ORDER),
     ],
 )
 def test_faults_of_the_last_block_are_caught(text, instead, seen):

@@ -249,14 +249,20 @@ def wrong_penalty(change: tuple[str, str] | None) -> bool:
         sums = np.full(4, -1, "f4")
         reg = 0.5 if strength is None else 0.0
         listed = [(cpu.address(w), cpu.address(g), w.size) for w, g in zip(weights, grads, strict=True)]
-        memory = [array for array in (*weights, *grads, sums, strength, loss) if array is not None]
+        total, counter = np.full((), -1, "f4"), np.zeros((), "u4")
+        memory = [array for array in (*weights, *grads, sums, strength, loss, total, counter) if array is not None]
+        added = table_plan.LossAdded()
+        if loss is not None:
+            added = table_plan.LossAdded(*map(cpu.address, (loss, total, counter)))
         try:
-            at = cpu.address(sums), cpu.address(strength), reg, "float32", cpu.address(loss)
+            at = cpu.address(sums), cpu.address(strength), reg, "float32", added
             (launch,) = table_plan.penalty_launches(listed, *at)
             cpu.run(launch, change=change, memory=memory, watch=True)
         except cpu.KernelError:
             return True
         if sums.tolist() != ([3.0, *of_parts] if loss is not None else [*of_parts, -1.0]):
+            return True
+        if float(total) != (3.0 + sum(of_parts) if loss is not None else -1.0) or int(counter) != 0:
             return True
         if not all(np.array_equal(g, 1 + 0.5 * w) for w, g in zip(weights, grads, strict=True)):
             return True
@@ -278,7 +284,11 @@ def wrong_penalty(change: tuple[str, str] | None) -> bool:
         (wrong_sum_of_rows, ("share.block / groups", "blockIdx.x / groups")),
         (wrong_sum_of_rows, ("(units + LANES - 1) / LANES", "units / LANES + 1")),
         (wrong_penalty, ("first + PART < of.length ? first + PART : of.length", "first + PART")),
-        (wrong_penalty, ("*copy = *loss;", "*copy = 0;")),
+        (wrong_penalty, ("*terms = *loss;", "*terms = 0;")),
+        (wrong_penalty, ("(terms, count, total,", "(terms, count - 1, total,")),
+        (wrong_penalty, ("*counter = 0;", "")),
+        (wrong_penalty, ("    __syncthreads();\n    if (*finished_before", "    if (*finished_before")),
+        (wrong_penalty, ("fetch_add(counter, 1)", "(*counter)++")),
         (wrong_penalty, ("of.sums[share.block]", "of.sums[blockIdx.x]")),
         (wrong_penalty, ("if (item > 0) block -= table.items[item - 1].end;", "")),
         (wrong_penalty, ("Scalar(0.5) * reg * all.value", "reg * all.value")),

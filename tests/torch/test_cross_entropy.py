@@ -306,6 +306,34 @@ def test_compiled(target, options):
     torch.testing.assert_close(compiled(Z), again.grad, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@every_case
+def test_gradients_of_a_kept_graph_share_no_memory(options, dtype):
+    x = leaf(Z.to(dtype))
+    loss = cross_entropy(x, Y, **options).sum()
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    wanted = first.clone()
+    first.mul_(3.0)
+    (third,) = torch.autograd.grad(loss, x)
+    assert torch.equal(second, wanted)
+    assert torch.equal(third, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@every_case
+@every_target
+def test_many_gradients_at_once(target, options, dtype):
+    """PyTorch runs the backward pass once, with a batch in the place of the incoming gradient."""
+    x = leaf(Z.to(dtype))
+    target = target.to(dtype) if target is Q else target
+    loss = cross_entropy(x, target, **options)
+    factors = torch.tensor([1.0, -0.5, 2.0], dtype=loss.dtype).reshape(3, *(1,) * loss.ndim).expand(3, *loss.shape)
+    found = torch.autograd.grad(loss, x, factors, is_grads_batched=True, retain_graph=True)[0]
+    for one, factor in zip(found, factors, strict=True):
+        (wanted,) = torch.autograd.grad(loss, x, factor, retain_graph=True)
+        torch.testing.assert_close(one, wanted)
+
+
 def test_backward_twice_and_with_factors():
     x = leaf(Z)
     loss = cross_entropy(x, Y)

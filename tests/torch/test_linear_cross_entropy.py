@@ -115,7 +115,7 @@ def test_derivatives_in_every_way(reduction):
         return linear_cross_entropy(x, w, Y, linear_bias=b, reduction=reduction, max_memory=3 * ONE_ROW)
 
     arguments = tuple(leaves(X, W, B))
-    assert torch.autograd.gradcheck(loss, arguments, check_forward_ad=True)
+    assert torch.autograd.gradcheck(loss, arguments, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(loss, arguments)
     number = lambda w: loss(X, w, B).sum()  # noqa: E731
     desired = torch.autograd.grad(number(arguments[1]), arguments[1])[0]
@@ -174,6 +174,17 @@ def test_backward_twice():
     once = w.grad.clone()
     (2.0 * loss).backward()
     torch.testing.assert_close(w.grad, 3.0 * once, rtol=1e-14, atol=0.0)
+
+
+def test_gradients_of_a_kept_graph_share_no_memory():
+    arrays = leaves(X, W)
+    loss = linear_cross_entropy(*arrays, Y)
+    once = torch.autograd.grad(loss, arrays, retain_graph=True)
+    wanted = [x.clone() for x in once]
+    for x in once:
+        x.mul_(3.0)
+    for again, x in zip(torch.autograd.grad(loss, arrays), wanted, strict=True):
+        assert torch.equal(again, x)
 
 
 PROGRAM = """

@@ -123,13 +123,25 @@ def test_derivatives_are_those_of_the_function(case):
     x = value.clone().requires_grad_()
     if case in ("softmax_loss soft", "softmax_loss sample", "softmax_loss class") or case.startswith("mlp_loss "):
         function = unvalidated(function)
-    assert torch.autograd.gradcheck(function, x, check_forward_ad=True)
+    assert torch.autograd.gradcheck(function, x, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, x)
 
 
 def unvalidated(function):
     """Numerical differences take weights below 0, where there is no loss to speak of; these stay above."""
     return lambda x: function(x)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "softmax_jvp", "softmax_jacobian"])
+@pytest.mark.parametrize("row", [[np.inf, 1.0], [-np.inf, 1.0], [-np.inf, -np.inf], [np.nan, 1.0], [np.inf], [-np.inf]])
+def test_rows_that_are_not_finite_are_under_transforms_as_everywhere(name, row):
+    function = getattr(xs, name)
+    z = np.array([row, np.ones_like(row)])
+    more = (np.ones_like(z),) if name == "softmax_jvp" else ()
+    wanted = torch.from_numpy(function(z, *more))
+    tensors = [torch.from_numpy(x) for x in (z, *more)]
+    assert_same(F.vmap(function)(*(x[None] for x in tensors))[0], wanted)
+    assert_same(function(tensors[0].clone().requires_grad_(), *tensors[1:]).detach(), wanted)
 
 
 @every_result

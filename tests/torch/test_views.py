@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from network_cases import CASES, D, N, Problem, leaves, trained
 
 import xpsoftmax as xs
 from xpsoftmax._arguments import views
@@ -15,85 +16,7 @@ torch = pytest.importorskip("torch")
 from torch.autograd import forward_ad  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-N, D, H, C = 23, 6, 8, 5  # N is prime: no batch size divides it
-
-
-class Problem:
-    """A network and data, in NumPy's arrays or in tensors with the same numbers."""
-
-    def __init__(self, dtype="float32", convert=lambda array: array):
-        rng = np.random.default_rng(0)
-        numbers = xs.init_params((D, H, C), rng=0, dtype=np.float64, activation="tanh")
-        self.params = tuple(type(layer)(*(convert(array.astype(dtype)) for array in layer)) for layer in numbers)
-        self.X = convert(rng.standard_normal((N, D)).astype(dtype))
-        self.y = convert(rng.integers(0, C, N))
-        self.soft = convert(rng.dirichlet(np.ones(C), N).astype(dtype))
-        self.sample_weight = convert(rng.uniform(0.0, 2.0, N).astype(dtype))
-        self.class_weight = convert(rng.uniform(0.5, 2.0, C).astype(dtype))
-        self.held_out = convert(rng.standard_normal((7, D)).astype(dtype)), convert(rng.integers(0, C, 7))
-
-    @property
-    def weights(self):
-        return {"sample_weight": self.sample_weight, "class_weight": self.class_weight}
-
-
-def updated(optimizer, p):
-    """Three updates, the later ones with a state of the earlier ones."""
-    params, state = p.params, optimizer.init(p.params)
-    for _ in range(3):
-        _, grads = xs.mlp_loss_and_grad(params, p.X, p.y)
-        params, state = optimizer.update(params, grads, state)
-    return params, state
-
-
-def summed(p):
-    parts = [xs.mlp_partial_sums(p.params, p.X[i::2], p.y[i::2]) for i in range(2)]
-    return parts[0] + parts[1], (parts[0] + parts[1]).finish(p.params, reg=0.1)
-
-
-def trained(p, **more):
-    options = {"optimizer": xs.adam(0.05), "epochs": 3, "batch_size": 10, "rng": 0, **more}
-    return xs.train(p.params, p.X, p.y, **options)
-
-
-def resumed(p):
-    half = trained(p, validation=p.held_out, patience=9)
-    return trained(p, validation=p.held_out, patience=9, epochs=6, resume=half.state)
-
-
-def callbacks(p):
-    seen = []
-    trained(p, callback=lambda step: seen.append((step.params, step.state)))
-    return tuple(seen)
-
-
-CASES = {
-    "logits": lambda p: xs.mlp_logits(p.params, p.X),
-    "predict": lambda p: xs.mlp_predict(p.params, p.X),
-    "predict in chunks": lambda p: xs.mlp_predict(p.params, p.X, max_memory=1000),
-    "loss": lambda p: xs.mlp_loss(p.params, p.X, p.y, reg=0.1),
-    "loss and grad": lambda p: xs.mlp_loss_and_grad(p.params, p.X, p.y, reg=0.1),
-    "weights": lambda p: xs.mlp_loss_and_grad(p.params, p.X, p.y, label_smoothing=0.1, z_loss=1e-3, **p.weights),
-    "soft targets": lambda p: xs.mlp_loss_and_grad(p.params, p.X, p.soft, reduction="sum", **p.weights),
-    "ignored labels": lambda p: xs.mlp_loss_and_grad(p.params, p.X, p.y, ignore_index=1, max_memory=2000),
-    "kernel": lambda p: xs.mlp_loss_and_grad(p.params, p.X, p.y, impl="kernel"),
-    "plain pairs": lambda p: xs.mlp_loss_and_grad([list(layer) for layer in p.params], p.X, p.y),
-    "partial sums": summed,
-    "sgd": lambda p: updated(xs.sgd(0.1, momentum=0.9, nesterov=True), p),
-    "adam": lambda p: updated(xs.adam(0.1), p),
-    "adamw, clipped": lambda p: updated(xs.clip_by_global_norm(xs.adamw(0.1), 0.01), p),
-    "train": trained,
-    "train with weights": lambda p: trained(p, label_smoothing=0.1, reg=0.1, accuracy=True, **p.weights),
-    "train, resumed": resumed,
-    "callbacks": callbacks,
-}
 every_case = pytest.mark.parametrize("case", CASES)
-
-
-def leaves(value):
-    """Everything in a tree of tuples, lists and dicts, in order."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else None
-    return [value] if parts is None else [leaf for part in parts for leaf in leaves(part)]
 
 
 def assert_same_bits(actual, desired):
@@ -173,6 +96,31 @@ def test_expanded_and_empty_tensors(only_arrays):
     assert torch.isnan(loss)
     assert not any(array.any() for layer in grads for array in layer)
     assert tuple(xs.mlp_predict(p.params, p.X[:0]).shape) == (0,)
+
+
+@pytest.mark.parametrize("options", [{}, {"order": 2}, {"directions": 3, "rng": 0}])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numerical_gradients(dtype, options, monkeypatch):
+    """The function is called with tensors; the steps are computed by NumPy."""
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "where", fail)
+    p, q = Problem(dtype, torch.from_numpy), Problem(dtype)
+    seen = []
+
+    def loss(x):
+        seen.append(type(x))
+        return xs.softmax_loss(x, p.y[:3] if type(x) is torch.Tensor else q.y[:3])
+
+    x = p.soft[:3].clone().requires_grad_()
+    assert_same_bits(xs.numerical_grad(loss, x, **options), xs.numerical_grad(loss, q.soft[:3], **options))
+    assert set(seen) == {torch.Tensor, np.ndarray}
+    assert (
+        xs.check_grad(loss, xs.softmax_loss_and_grad(x, p.y[:3])[1], x, **options)
+        < {"float32": 0.1, "float64": 1e-5}[dtype]
+    )
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

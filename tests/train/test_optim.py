@@ -308,3 +308,26 @@ def test_the_vector_of_layers_is_that_which_they_are_parts_of():
     assert vector_of(layers) is None
     assert vector_of((parts[0], layers[1])) is None
     assert vector_of(parts[:1]) is None  # there is more in it
+
+
+GRADS = {
+    "dtypes": (
+        lambda w: w.astype("f4"),
+        TypeError,
+        r"^grads\[0\]\.bias must have the dtype of grads\[0\]\.weight, float32",
+    ),
+    "lists": (lambda w: w.tolist(), TypeError, r"^grads\[0\]\.weight must be an array of .*, got list\."),
+    "integers": (lambda w: w.astype(int), TypeError, r"^grads\[0\]\.weight must be of dtype .*, got int64\.$"),
+    "masked": (np.ma.masked_array, TypeError, r"^grads\[0\]\.weight must be a plain dense array, got numpy\.Masked"),
+    "one dimension": (np.ravel, ValueError, r"^grads\[0\]\.weight must have shape \(fan_in, fan_out\), got \(6,\)"),
+}
+
+
+@pytest.mark.parametrize("name", GRADS)
+def test_errors_about_gradients_name_them(name):
+    change, error, message = GRADS[name]
+    params = xs.init_params((2, 3), rng=0)
+    grads = [(change(layer.weight), layer.bias) for layer in params]
+    optimizer = xs.adam()
+    with pytest.raises(error, match=message):
+        optimizer.update(params, grads, optimizer.init(params))

@@ -262,7 +262,7 @@ WRONG = {
         r"^resume\.best must be None or \(validation loss, epoch, parameters\), got \(1,\)\.",
     ),
     "best of a number": ("best", 3.0, TypeError, r"^resume\.best must be None or"),
-    "best None": ("best", None, ValueError, r"^resume\.best must be there where patience is given, got None"),
+    "best None": ("best", None, ValueError, r"^resume\.best must be the best epoch where patience is given, got None"),
     "best of another epoch": (
         "best",
         lambda s: (s.best[0], 3 - s.best[1], s.best[2]),
@@ -408,7 +408,7 @@ def test_patience_that_comes_and_goes(problem):
     chosen = options(problem, patience=None)
     later = xs.train(*problem, epochs=3, resume=state, **chosen).state
     assert later.best is None
-    with pytest.raises(ValueError, match=r"^resume\.best must be there where patience is given, got None"):
+    with pytest.raises(ValueError, match=r"^resume\.best must be the best epoch where patience is given, got None"):
         xs.train(*problem, epochs=4, resume=later, **options(problem))
     with pytest.raises(
         ValueError, match=r"^validation must be as in the training that is resumed, with such data, got one without it"

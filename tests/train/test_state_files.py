@@ -1,6 +1,7 @@
 """The state of a training in a file: every bit comes back, training goes on from it, also after kill -9."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -278,7 +279,7 @@ def test_what_is_no_state(problem, path):
 
 
 def test_what_checkpoint_refuses(path):
-    with pytest.raises(FileNotFoundError, match=r"^path must be in a folder that is there, got "):
+    with pytest.raises(FileNotFoundError, match=r"^path must be in a folder that exists, got "):
         xs.checkpoint(path.parent / "runs" / "run", every=3)
     with pytest.raises(ValueError, match=r"^every must be .*1.*, got 0\.$"):
         xs.checkpoint(path, every=0)
@@ -306,11 +307,11 @@ def stored(problem, path):
     [
         ({"params.layers.0.bias": None}, {}, "among 3 tensors it has no layers.0.bias"),
         ({"optimizer.1.layers.0.bias": None}, {}, "among 3 tensors it has no layers.0.bias"),
-        ({"history.loss": None}, {}, "something of the state is not there, 'history.loss'"),
+        ({"history.loss": None}, {}, "it lacks a part of the state, 'history.loss'"),
         ({"more": np.zeros(2)}, {}, r"it has tensors that no state has, \['more'\]"),
         ({}, {"epoch": None}, "its epoch is None, not an integer"),
         ({}, {"epoch": 1.5}, "its epoch is 1.5, not an integer"),
-        ({}, {"activation": ["tanh"]}, "its params has 2 layers, but there are the activations of 1"),
+        ({}, {"activation": ["tanh"]}, "its params has 2 layers, but it has the activations of 1"),
         ({}, {"activation": ["step", None]}, r"its activations are \['step', None\], not a list of"),
         ({}, {"format": 2}, "its metadata is .*'format': 2.* not that of a state"),
     ],
@@ -330,7 +331,7 @@ def test_metadata_that_lacks_something(problem, path, name):
     own, said = stored(problem, path)
     del said[name]
     safetensors.numpy.save_file(own, path, metadata={"xpsoftmax": json.dumps(said)})
-    with pytest.raises(ValueError, match=f"something of the state is not there, '{name}'"):
+    with pytest.raises(ValueError, match=f"it lacks a part of the state, '{name}'"):
         xs.load_state(path)
 
 
@@ -351,3 +352,46 @@ def test_nothing_in_a_file_is_executed(path, problem):
 def test_no_file(path):
     with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
         xs.load_state(Path(path))
+
+
+BAD_FIELDS = {
+    "params": ((1,), TypeError, r"^state\.params\[0\] must be a pair \(weight, bias\), got 1\.$"),
+    "optimizer": (None, TypeError, r"^state\.optimizer must be the state of an optimizer, got None\.$"),
+    "optimizer's count": (("3",), TypeError, r"^state\.optimizer\[0\] must be an integer, got '3'\.$"),
+    "optimizer's arrays": (
+        (3, None),
+        TypeError,
+        r"^state\.optimizer\[1\] must be a non-empty sequence of .*, got None",
+    ),
+    "epoch": ("a", TypeError, r"^state\.epoch must be an integer, got 'a'\.$"),
+    "step": (-1, ValueError, r"^state\.step must be at least 0, got -1\.$"),
+    "rng": (3, TypeError, r"^state\.rng must be the state of a bit generator, a dict, got 3\.$"),
+    "history": (3, TypeError, r"^state\.history must be a dict of lists, got 3\.$"),
+    "history's lists": ({"loss": 1.0}, TypeError, r"^state\.history must be a dict of lists, got \{'loss': 1\.0\}\.$"),
+    "history's numbers": (
+        {"loss": [1.0, "x"]},
+        TypeError,
+        r'^state\.history\["loss"\]\[1\] must be a real number, got',
+    ),
+    "best": (
+        (1.0,),
+        TypeError,
+        r"^state\.best must be None or \(validation loss, epoch, parameters\), got \(1\.0,\)\.$",
+    ),
+    "best's loss": ((math.inf, 1, ()), ValueError, r"^state\.best\[0\] must be finite, or nan .*, got inf\.$"),
+    "best's parameters": (
+        (1.0, 1, ()),
+        TypeError,
+        r"^state\.best\[2\] must be a non-empty sequence of .*, got \(\)\.$",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_a_state_that_could_not_be_read_again_is_not_written(name, problem, tmp_path):
+    value, error, message = BAD_FIELDS[name]
+    state = xs.train(*problem, epochs=1, **options()).state
+    path = tmp_path / "state"
+    with pytest.raises(error, match=message):
+        xs.save_state(path, state._replace(**{name.partition("'")[0]: value}))
+    assert not path.exists()

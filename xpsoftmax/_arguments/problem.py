@@ -19,6 +19,7 @@ from xpsoftmax._arguments.options import as_integer, as_number, check_choice, ch
 from xpsoftmax._arguments.values import Rows, ValueCheck, bad_labels, bad_masses, check_values, rows_of
 from xpsoftmax._typing import Array, DType, LossSpec, Namespace, Reduction, dtype_name
 from xpsoftmax.kernels import kernel_for, of_library
+from xpsoftmax.kernels.generic import RowWeights
 
 
 class LossOptions(NamedTuple):
@@ -43,6 +44,7 @@ class Terms(NamedTuple):
     wraps: bool  # whether labels may be too large for it
     are_classes: Callable[[Array, int], bool] | None  # kernels that look at the values of one array; None where all
     are_weights: Callable[[Array], bool] | None  # arrays share one wait for the device
+    weigh_rows: Callable[..., RowWeights] | None  # a kernel that weighs rows with labels, and looks at all values
 
 
 class Problem(NamedTuple):
@@ -54,6 +56,7 @@ class Problem(NamedTuple):
     spec: LossSpec
     counting: Array | None = None  # (R,): counting weights; None where every row counts 1
     weighted: bool = False  # whether some rows may not count
+    correction: Array | None = None  # 0-d, to add to a mean: nan if no row counts, else 0. None: look at the total
 
 
 _PLAIN_SPEC, _KNOWN_SPEC = LossSpec(), LossSpec(labels_known=True)
@@ -89,7 +92,9 @@ def check_terms(targets: Array, options: LossOptions, layout: Layout) -> tuple[A
     are_weights = None if labels_alone else kernel_for("are_weights", array, "auto")
     # Each of these kernels waits for the device: where they cannot look at all arrays, one wait for all is better.
     are_classes = kernel_for("are_classes", array, "auto") if labels_alone or are_weights else None
-    return array, options, Terms(soft, labels_alone, ignore_index, index_dtype, wraps, are_classes, are_weights)
+    weigh_rows = None if soft or labels_alone else kernel_for("weigh_rows", array, "auto")
+    looks = are_classes, are_weights, weigh_rows
+    return array, options, Terms(soft, labels_alone, ignore_index, index_dtype, wraps, *looks)
 
 
 def weigh(
@@ -165,6 +170,9 @@ def _weigh_each(
     array, ignored = targets, None
     if not soft:
         array = check.as_index(targets, terms.index_dtype, layout, ignore_index, wraps=terms.wraps)
+        problem = _weigh_by_kernel(array, class_weight, sample_weight, options, terms, layout, smoothing, z_loss)
+        if problem is not None:
+            return problem
         ignored = None if ignore_index is None else _equal(xp, array, ignore_index)
     sound = options.validate and _are_sound(targets, class_weight, sample_weight, terms, layout)
     if options.validate and not sound:
@@ -188,6 +196,42 @@ def _weigh_each(
     weighted = any(x is not None for x in (sample_weight, ignored, options.class_weight))
     spec = _spec(class_weight, smoothing, z_loss)
     return Problem(rows, row_weight, total, spec, None if equal else counting, weighted)
+
+
+def _weigh_by_kernel(
+    labels: Array,
+    class_weight: Array | None,
+    sample_weight: Array | None,
+    options: LossOptions,
+    terms: Terms,
+    layout: Layout,
+    smoothing: float,
+    z_loss: float,
+) -> Problem | None:
+    """Weigh rows by a kernel, which looks at the values, too.
+
+    None: there is no kernel, or some values are bad, and `_check_values` finds the first.
+    """
+    if terms.weigh_rows is None:
+        return None
+    rows, within = _flat(labels), smoothing > 0.0 and class_weight is not None
+    weighed = terms.weigh_rows(
+        rows,
+        layout.classes,
+        layout.working,
+        sample_weight=None if sample_weight is None else _flat(sample_weight),
+        class_weight=class_weight,
+        ignore_index=terms.ignore_index,
+        within=within,
+        mean=options.reduction == "mean",
+        validate=bool(options.validate),
+    )
+    if weighed.sound is False:
+        return None
+    spec = _spec(class_weight if within else None, smoothing, z_loss)
+    return Problem(
+        rows, weighed.weights, weighed.total, spec, weighed.counting, weighted=True, correction=weighed.correction
+    )
 
 
 def _are_classes(targets: Array, terms: Terms, layout: Layout) -> bool:
@@ -262,8 +306,10 @@ def divided(xp: Namespace, row_weight: Array, total: Array | float) -> Array:
     return xp.where(total == 0.0, 0.0, xp.where(xp.isfinite(total), share, float("nan")))
 
 
-def mean_or_nan(xp: Namespace, loss: Array, total: Array | float) -> Array:
+def mean_or_nan(xp: Namespace, loss: Array, total: Array | float, correction: Array | None = None) -> Array:
     """Return nan for the mean over no row."""
+    if correction is not None:
+        return loss + correction
     if type(total) is float:
         # `where`, not a new array: PyTorch goes on recording.
         return loss if total > 0.0 else xp.where(xp.isfinite(loss), float("nan"), loss)

@@ -50,7 +50,7 @@ def rows_of(array: Array, rows: Rows) -> Array:
 
 
 def check_values(xp: Namespace, value_checks: Sequence[ValueCheck]) -> None:
-    """Raise ValueError for the first bad value; all value_checks share one synchronisation."""
+    """Raise ValueError for the first bad value; all checks share one synchronisation."""
     flag = None
     for value_check in value_checks:
         for rows in value_check.parts:
@@ -64,7 +64,7 @@ def check_values(xp: Namespace, value_checks: Sequence[ValueCheck]) -> None:
 
 
 class BadValue(NamedTuple):
-    """The first bad value. If only a block of the rows was checked, `in_block` makes its row one of all rows."""
+    """The first bad value. `in_block` turns the row of a block into a row of all blocks."""
 
     name: str
     rule: str

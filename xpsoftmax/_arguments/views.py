@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from array_api_compat import is_jax_array
 
-from xpsoftmax._typing import Array
+from xpsoftmax._typing import Array, dtype_name
+from xpsoftmax.kernels import views_of_jax
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +28,9 @@ R = TypeVar("R")
 
 class Library(ABC):
     """How a library shows its arrays to NumPy."""
+
+    for_rows = True
+    """Whether `rows_on_views` reads the arrays. The door reads those of JAX, and remembers what it found out."""
 
     @abstractmethod
     def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:
@@ -40,7 +45,7 @@ class Library(ABC):
 
     @abstractmethod
     def back(self, array: np.ndarray | np.generic) -> Array:
-        """Return an array of the library that shares the memory of a NumPy array, which nothing else uses."""
+        """Return an array of the library with the numbers of a NumPy array, whose memory nothing else uses."""
 
 
 def library_of(array: object) -> Library | None:
@@ -50,7 +55,7 @@ def library_of(array: object) -> Library | None:
     torch = sys.modules.get("torch")  # array_api_compat would ask a cache, of which the compiler warns
     if torch is not None and isinstance(array, torch.Tensor):
         return None if _follows_all(torch) else _torch()
-    return None
+    return _Jax() if is_jax_array(array) else None
 
 
 def _follows_all(torch: Any) -> bool:
@@ -102,6 +107,41 @@ class _Torch(Library):
         return self._from_numpy(array if array.flags.writeable else array.copy())  # PyTorch has no read-only tensors
 
 
+class _Jax(Library):
+    """JAX arrays in host memory, in one call: results go where the arrays of that call are."""
+
+    for_rows = False
+
+    def __init__(self) -> None:
+        self._views: Any = views_of_jax()
+        self._place: Any = None
+        self._alike: Any = None  # type and sharding of the last array
+        self._dtypes: set[Any] = set()  # of arrays with that type and sharding
+
+    def view(self, array: Array, *, differentiable: bool) -> np.ndarray | None:  # noqa: ARG002 - JAX follows tracers
+        kind, sharding = type(array), getattr(array, "sharding", None)
+        if self._alike is None or kind is not self._alike[0] or sharding != self._alike[1]:
+            self._alike, self._dtypes = (kind, sharding), set()
+        if array.dtype not in self._dtypes:
+            if self._views.refusal(array) is not None or dtype_name(array.dtype) == "bfloat16":
+                return None
+            self._dtypes.add(array.dtype)
+        committed = array.committed
+        if self._place is None or (committed and not self._place.committed):
+            self._place = self._views.place_of(array)
+        if committed and sharding != self._place.sharding:
+            return None
+        return self._views.as_numpy(array)  # type: ignore[no-any-return]
+
+    def note_write(self, array: Array) -> None:
+        """JAX arrays are never written to."""
+
+    def back(self, array: np.ndarray | np.generic) -> Array:
+        array = np.asarray(array)
+        # What is read-only may be an argument.
+        return self._place.array(array if array.flags.writeable else array.copy())
+
+
 # --- entering ---------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +159,11 @@ class Entry:
             return function(*self.arguments, **options)
         except (TypeError, ValueError, NotImplementedError) as error:
             refusal = error
-        function(*self.given, **options)  # raises the error in the words of the library
+        try:
+            function(*self.given, **options)  # raises the error in the words of the library
+        except NotImplementedError:  # impl="kernel": JAX arrays have no kernels but those for their views
+            if isinstance(refusal, NotImplementedError):
+                raise
         raise refusal
 
     def back(self, value: Any) -> Any:
@@ -171,7 +215,7 @@ def rows_on_views(
     longer to convert them than their library does.
     """
     library = library_of(given[0])
-    if library is None or given[0].itemsize <= 2 or impl != "auto":
+    if library is None or not library.for_rows or given[0].itemsize <= 2 or impl != "auto":
         return function(*given, out)
     views: list[np.ndarray | None] = []
     for array in (*given, out):

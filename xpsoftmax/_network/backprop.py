@@ -19,6 +19,7 @@ from xpsoftmax._network.network import Network
 from xpsoftmax._typing import Array, DType, Namespace
 from xpsoftmax.kernels import generic, of_library, select, sparse
 from xpsoftmax.kernels.activations import ACTIVATIONS, IDENTITY
+from xpsoftmax.kernels.memory import aligned_if_large
 from xpsoftmax.kernels.sparse import is_sparse
 
 
@@ -101,9 +102,15 @@ def backward(
     The gradients of the first chunk are written to `grads`, if given.
     """
     xp = net.xp
+    deltas: list[Array] | None = None
+    if spare == 0 and sums[0] is None and net.kernels.has_kernel("sums_of_rows"):
+        deltas = []  # of all layers: there is memory to keep them, and their rows are added up at once
     for i in reversed(range(len(net.layers))):
         before, into, kind = sums[i], None if grads is None else grads[i], type(net.layers[i])
-        if before is None:
+        if deltas is not None:
+            deltas.insert(0, delta)
+            sums[i] = kind(_gradient_of_weight(net, inputs[i], delta, net.layers[i]), net.layers[i].bias)
+        elif before is None:
             sums[i] = _first_sums(net, inputs[i], delta, into, net.layers[i])
         else:
             weight = _add_product(xp, before.weight, inputs[i], delta, spare, buffers)
@@ -111,16 +118,25 @@ def backward(
         if i > 0:
             delta = _product(delta, net.layers[i].weight.T, buffers, ("delta", i))
             delta = net.kernels.activation_backward(delta, slopes[i - 1], ACTIVATIONS[net.activation])
+    if deltas is not None:
+        biases = net.kernels.sums_of_rows(deltas)
+        sums[:] = [type(layer)(layer.weight, bias) for layer, bias in zip(sums, biases, strict=True) if layer]
 
 
 def _first_sums(net: Network, left: Array, delta: Array, into: Layer | None, like: Layer) -> Layer:
     kind = type(like)
-    if is_sparse(left):
-        return kind(sparse.transposed_product(left, delta), _sum_of_rows(net, delta))
-    if type(delta) is np.ndarray:  # without the wrappers of the namespace, which cost time
+    if type(delta) is np.ndarray and not is_sparse(left):  # without the wrappers of the namespace, which cost time
         weight, bias = (None, None) if into is None else into
+        if weight is None:
+            weight = aligned_if_large((left.shape[1], delta.shape[1]), delta.dtype)
         return kind(np.matmul(left.T, delta, out=weight), _sum_of_rows(net, delta, bias))
-    return kind(_transposed_product(net.xp, left, delta, like.weight), _sum_of_rows(net, delta))
+    return kind(_gradient_of_weight(net, left, delta, like), _sum_of_rows(net, delta))
+
+
+def _gradient_of_weight(net: Network, left: Array, delta: Array, like: Layer) -> Array:
+    if is_sparse(left):
+        return sparse.transposed_product(left, delta)
+    return _transposed_product(net.xp, left, delta, like.weight)
 
 
 def _transposed_product(xp: Namespace, left: Array, right: Array, like: Array) -> Array:

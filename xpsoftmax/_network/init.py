@@ -14,7 +14,7 @@ from xpsoftmax._arguments.home import on_device
 from xpsoftmax._arguments.options import as_generator, as_integer, as_number, check_choice
 from xpsoftmax._arguments.suggestions import RANDOM, SIZES, suggesting
 from xpsoftmax._network.layers import Layer, Params, check_activation, with_activation
-from xpsoftmax._typing import Activation, Device, DType, Namespace, Scheme
+from xpsoftmax._typing import Activation, Device, DType, Namespace, Scheme, dtype_name
 
 
 @suggesting(
@@ -98,7 +98,10 @@ def init_params(
     with on_device(xp, device):
         for fan_in, fan_out in itertools.pairwise(widths):
             scale = SCHEMES[scheme](fan_in, fan_out) if std is None else std
-            weight = xp.asarray(scale * generator.standard_normal((fan_in, fan_out)), **options)
+            weight = scale * generator.standard_normal((fan_in, fan_out))
+            if dtype_name(options["dtype"]) == "float32":  # on the host: threads of other libraries wait for each other
+                weight = weight.astype(np.float32)
+            weight = xp.asarray(weight, **options)
             layers.append(Layer(weight, xp.zeros((fan_out,), **options)))
     return tuple(layers) if activation is None else with_activation(layers, activation)
 

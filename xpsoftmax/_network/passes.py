@@ -49,7 +49,7 @@ def sum_over_rows(
         plan = plan_chunks(net, X.shape[0], problem, max_memory, features_of(X))
         loss, grads = sum_over_chunks(net, X, problem, plan, grad=grad)
         if options.reduction == "mean":
-            loss = mean_or_nan(xp, loss, problem.total)
+            loss = mean_or_nan(xp, loss, problem.total, problem.correction)
     return net, Sums(loss, problem.total, grads, problem.row_weight), reg
 
 
@@ -113,7 +113,7 @@ def _chunk(
         elif sparse.is_sparse(X):
             X = sparse.without_rows(xp, X, row_weight != 0.0)
         else:
-            X = xp.where((row_weight != 0.0)[:, None], X, 0.0)
+            X = net.kernels.counted_rows(X, row_weight)
     inputs, slopes, logits = forward(net, X, grad=grad, buffers=buffers, dead=dead)
     loss, delta = _loss(net, logits, targets, row_weight, problem.spec, grad=grad, buffers=buffers)
     return loss, inputs, slopes, delta

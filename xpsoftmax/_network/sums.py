@@ -48,6 +48,7 @@ class PartialSums(NamedTuple):
     def __repr__(self) -> str:
         return f"PartialSums({sizes_of(self.grads)}, loss {self.loss}, weight {self.weight})"
 
+    @on_views()
     def __add__(self, other: object) -> PartialSums:
         """Sums over the rows of both."""
         if not isinstance(other, PartialSums):

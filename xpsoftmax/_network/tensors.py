@@ -1,4 +1,4 @@
-"""Arrays by name, and one line of JSON about them, in safetensors files; the layers of a network among them."""
+"""safetensors files of named arrays, such as the layers of a network, with a line of JSON as metadata."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kinds_of(path: str | os.PathLike[str], activations: Any) -> list[type[Layer]
 
 
 def layers_of(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> Params:
-    """Sort the tensors of a file into layers; every name must be there and no other."""
+    """Sort the tensors of a file into layers; raise ValueError if a name is missing or unknown."""
     names = names_of(max(1, (len(arrays) + 1) // 2))
     for name in (name for pair in names for name in pair):
         if name not in arrays:
@@ -54,7 +54,7 @@ def check_dtype(xp: Namespace, name: str, device: Device | None, owner: str) -> 
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> None:
-    """Write arrays of any library, and what JSON can say about them, to a file."""
+    """Write arrays of any library, and metadata that JSON can hold, to a file."""
     import json
 
     target = as_path(path)
@@ -83,7 +83,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], An
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """Check a path; a link stands for what it points to."""
+    """Check a path; return it with links resolved."""
     from pathlib import Path
 
     try:
@@ -94,7 +94,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"path must name a file, got {path!r}: {error}.") from None
     # A folder, a link in a circle (from 3.13 on) or, worse, a device: os.replace would take its place.
     if target.is_symlink() or (target.exists() and not target.is_file()):
-        raise ValueError(f"path must name a file, got {path}, which is something else.")
+        raise ValueError(f"path must name a file, got {path}, which is no regular file.")
     return target
 
 

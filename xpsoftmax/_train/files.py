@@ -11,6 +11,7 @@ import numpy as np
 
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.host import to_library
+from xpsoftmax._arguments.naming import named
 from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.suggestions import suggesting
 from xpsoftmax._network.layers import Layer, Params
@@ -25,14 +26,14 @@ from xpsoftmax._network.tensors import (
     save_arrays,
     unfit,
 )
-from xpsoftmax._train.state import TrainState
+from xpsoftmax._train.state import TrainState, as_loss
 from xpsoftmax._typing import Device, Namespace
 
 if TYPE_CHECKING:
     from xpsoftmax._train.records import TrainStep
 
 STATE = {"content": "state", "format": 1, "weight": "(fan_in, fan_out)"}
-"""The metadata of every state; `format` grows when an older xpsoftmax would read it wrongly."""
+"""The metadata of every state; `format` grows when an older xpsoftmax would misread the file."""
 NUMBERS = ("epoch", "step", "rows", "batch_size")
 
 
@@ -87,13 +88,13 @@ def save_state(path: str | os.PathLike[str], state: TrainState) -> None:
         result = isinstance(getattr(state, "state", None), TrainState)
         got, hint = (f"a {type(state).__name__}", " Pass its `state`.") if result else (f"{state!r:.60}", "")
         raise TypeError(f"state must be a TrainState, got {got}.{hint}")
-    as_network(state.params, None)
+    _check_fields(state)
     updates, *kept = state.optimizer
-    arrays: dict[str, Any] = _named("params", state.params)
+    arrays: dict[str, Any] = _tensors_of("params", state.params)
     for i, layers in enumerate(kept):
-        arrays |= _named(f"optimizer.{i}", layers)
+        arrays |= _tensors_of(f"optimizer.{i}", layers)
     if state.best is not None:
-        arrays |= _named("best", state.best[2])
+        arrays |= _tensors_of("best", state.best[2])
     arrays |= {f"history.{name}": np.array(values, np.float64) for name, values in state.history.items()}
     metadata = {
         **STATE,
@@ -162,14 +163,14 @@ def load_state(
     try:
         return _state_of(path, arrays, metadata, xp, device)
     except (KeyError, AttributeError, IndexError) as error:
-        raise unfit(path, f"something of the state is not there, {error}") from None
+        raise unfit(path, f"it lacks a part of the state, {error}") from None
 
 
 @suggesting(
     **dict.fromkeys(("interval", "period", "freq", "frequency", "save_freq", "save_every", "steps", "n"), "every=")
 )
 def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainStep], None]:
-    """Make a callback of `train` that saves the state of the training, every so many steps.
+    """Make a callback of `train` that saves the state of the training every few steps.
 
     Parameters
     ----------
@@ -181,8 +182,8 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     Returns
     -------
     function
-        For ``train(callback=...)``. If a save fails, for example on a full disk, it warns; training goes on, and the
-        state that was saved before stays.
+        For ``train(callback=...)``. If a save fails, for example on a full disk, the function warns, training
+        continues, and the file keeps the state that was saved before.
 
     Raises
     ------
@@ -195,8 +196,8 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
 
     Notes
     -----
-    After ``kill -9`` at any moment the file is complete, or does not exist yet. The steps since the last save are made
-    again.
+    After ``kill -9`` at any moment the file is complete, or does not exist yet. A resumed training repeats the steps
+    since the last save.
 
     Examples
     --------
@@ -217,7 +218,7 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
     every = as_integer("every", every, low=1)
     import_safetensors()
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must be in a folder that is there, got {path}.")
+        raise FileNotFoundError(f"path must be in a folder that exists, got {path}.")
 
     def save(step: TrainStep) -> None:
         if (step.step + 1) % every == 0:
@@ -233,15 +234,46 @@ def checkpoint(path: str | os.PathLike[str], *, every: int) -> Callable[[TrainSt
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _named(prefix: str, layers: Params) -> dict[str, Any]:
-    named: dict[str, Any] = {}
+def _check_fields(state: TrainState) -> None:
+    """Check that the fields have what a state has: no file is written that `load_state` could not read."""
+    _check_layers("state.params", state.params)
+    if not isinstance(state.optimizer, (tuple, list)) or not state.optimizer:
+        raise TypeError(f"state.optimizer must be the state of an optimizer, got {state.optimizer!r:.60}.")
+    as_integer("state.optimizer[0]", state.optimizer[0], low=0)
+    for i, layers in enumerate(state.optimizer[1:], 1):
+        _check_layers(f"state.optimizer[{i}]", layers)
+    for name in NUMBERS:
+        as_integer(f"state.{name}", getattr(state, name), low=0)
+    if not isinstance(state.rng, dict):
+        raise TypeError(f"state.rng must be the state of a bit generator, a dict, got {state.rng!r:.60}.")
+    if not isinstance(state.history, dict) or not all(isinstance(x, (list, tuple)) for x in state.history.values()):
+        raise TypeError(f"state.history must be a dict of lists, got {state.history!r:.60}.")
+    for name, values in state.history.items():
+        for i, value in enumerate(values):
+            as_loss(f'state.history["{name}"][{i}]', value)
+    if state.best is not None:
+        if not isinstance(state.best, (tuple, list)) or len(state.best) != 3:
+            raise TypeError(f"state.best must be None or (validation loss, epoch, parameters), got {state.best!r:.60}.")
+        as_loss("state.best[0]", state.best[0])
+        as_integer("state.best[1]", state.best[1], low=1)
+        _check_layers("state.best[2]", state.best[2])
+
+
+def _check_layers(name: str, layers: Any) -> None:
+    with named({"params": name}):
+        as_network(layers, None)
+
+
+def _tensors_of(prefix: str, layers: Params) -> dict[str, Any]:
+    """Return the arrays of layers by their names in a file."""
+    tensors: dict[str, Any] = {}
     for i, (weight, bias) in enumerate(layers):
-        named |= {f"{prefix}.layers.{i}.weight": weight, f"{prefix}.layers.{i}.bias": bias}
-    return named
+        tensors |= {f"{prefix}.layers.{i}.weight": weight, f"{prefix}.layers.{i}.bias": bias}
+    return tensors
 
 
 def _without_arrays(name: str, value: Any, arrays: dict[str, Any]) -> Any:
-    """Return a state of a random generator as JSON can say it; its arrays are added to the others."""
+    """Return the state of a random generator as JSON takes it; move its arrays to `arrays`, and leave their names."""
     if isinstance(value, dict):
         return {key: _without_arrays(f"{name}.{key}", part, arrays) for key, part in value.items()}
     if isinstance(value, np.ndarray):
@@ -273,7 +305,7 @@ def _state_of(
         names = [name for name in arrays if name.startswith(f"{prefix}.layers.")]
         found = layers_of(path, {name.removeprefix(f"{prefix}."): arrays.pop(name) for name in names})
         if len(found) != len(kinds):
-            raise unfit(path, f"its {prefix} has {len(found)} layers, but there are the activations of {len(kinds)}")
+            raise unfit(path, f"its {prefix} has {len(found)} layers, but it has the activations of {len(kinds)}")
         check_dtype(xp, found[0].weight.dtype.name, device, "the file")
         return tuple(
             kind(*(to_library(array, xp, device) for array in layer)) for kind, layer in zip(kinds, found, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a step before it was completed. What was learnt before the step is kept."""
+    """Ctrl-C ended a step before it was completed. The parameters from before the step are kept."""
 
 
 class _Handler:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xpsoftmax._arguments.home import on_device, quiet
+from xpsoftmax._arguments.naming import named
 from xpsoftmax._arguments.options import as_number, check_flag
 from xpsoftmax._arguments.suggestions import CLIPPING, PENALTY, RATE, suggesting
 from xpsoftmax._arguments.views import on_views
@@ -106,7 +107,8 @@ class Optimizer(ABC):
         net = as_network(params, None)
         if not isinstance(grads, (tuple, list)) or not grads:
             raise TypeError(f"grads must be a non-empty sequence of (weight, bias) pairs, got {grads!r:.60}.")
-        of_grads = as_network(grads, None)
+        with named({"params": "grads"}):
+            of_grads = as_network(grads, None)
         slopes = of_grads.layers
         check_matching("grads", slopes, net.layers, "params")
         if of_grads.dtype not in (net.dtype, net.working):
@@ -323,7 +325,7 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     betas : (float, float), from 0 to below 1
         :math:`\beta_1, \beta_2`: how much of the means of gradients and of their squares is kept at each step.
     eps : float
-        :math:`\epsilon`, added to the root.
+        :math:`\epsilon`, added to the root. With 0 a parameter whose gradient has always been 0 becomes nan.
 
     Returns
     -------

@@ -134,7 +134,7 @@ class Run:
         self.step += len(losses)
 
     def diverged(self, error: NotFiniteError) -> NoReturn:
-        """Raise `DivergenceError` for the loss of a step, with what was learnt before it."""
+        """Raise `DivergenceError` for the loss of a step, with the result before it."""
         self._record(error.before)
         step = len(self.history["loss"])
         reason = self.reason(error.loss, step)
@@ -174,7 +174,7 @@ class Run:
         raise DivergenceError(step, loss, result, reason)
 
     def rescued(self) -> TrainResult:
-        """Return what was learnt before an error."""
+        """Return the result of the training before an error."""
         self.settle()
         return self.result(best=False)
 
@@ -215,7 +215,8 @@ class Run:
     def _state_of(self, params: Params, optimizer: State) -> TrainState:
         history = {name: list(values) for name, values in self.history.items()}
         sizes = self.steps.rows, self.batch_size, self.steps.blocks
-        place = self.rng, self.epoch, self.step, self.best
+        best = None if self.best is None else (*self.best[:2], self.loop.copy(self.best[2]))
+        place = self.rng, self.epoch, self.step, best
         return TrainState(params, optimizer, *place, history, *sizes, interrupted=self.interrupted)
 
     def result(self, *, best: bool) -> TrainResult:

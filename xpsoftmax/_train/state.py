@@ -1,4 +1,4 @@
-"""The state from which a training is resumed; all of it is checked before the first step."""
+"""The state of a training, and the checks of a state to resume from, all made before the first step."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ History = dict[str, list[float]]
 
 VALIDATION = ("validation_loss", "validation_accuracy")
 ACCURACY = "accuracy"
-"""In a history: the accuracy on the data that is trained with, after each epoch, where it is asked for."""
+"""Key of a history: the accuracy on the training data after each epoch, recorded with `accuracy=True`."""
 
 
 class TrainState(NamedTuple):
-    """All that a call of `train` needs to go on where another one ended.
+    """Everything that `train` needs to continue an earlier training.
 
-    Plain tuples, dicts, numbers and arrays: it can be pickled, or looked at.
+    A state consists of tuples, dicts, numbers and arrays: it can be pickled and inspected.
 
     Attributes
     ----------
     params : tuple of Layer
-        The last parameters, in float32 or wider; those that `train` returns may be earlier and better ones.
+        The last parameters, in float32 or wider. With `patience` those that `train` returns are of the best epoch.
     optimizer : tuple
         State of the optimiser.
     rng : dict
         State of the random generator at the beginning of the epoch.
     epoch, step : int
-        Epochs completed, and steps made of the one that has begun.
+        Completed epochs, and completed steps of the next epoch.
     best : tuple or None
         (validation loss, epoch, parameters) of the best epoch so far, where `patience` is given.
     history : dict of lists
     rows, batch_size : int
         Rows of the data and of a batch; they determine the number of steps of an epoch.
     blocks : tuple or None
-        Of `xpsoftmax.dask.train`: how many rows each block has, and how many blocks a step goes over.
+        With `xpsoftmax.dask.train`: the number of rows of each block, and the number of blocks of a step.
     interrupted : bool
         Whether Ctrl-C has ended the training.
 
@@ -78,16 +78,16 @@ class TrainState(NamedTuple):
     interrupted: bool = False
 
     def __repr__(self) -> str:
-        """Where the training is: the numbers would fill pages."""
+        """Progress and last losses; the arrays would fill pages."""
         return f"TrainState({', '.join([*self.progress(), *self.last()])})"
 
     def progress(self) -> list[str]:
-        """Return the sizes of the network, and how far it is trained, in words."""
+        """Return the sizes of the network, and the epochs and steps made, as words."""
         words = [sizes_of(self.params) or f"{len(self.params)} layers", _counted(self.epoch, "epoch")]
         return words if self.step == 0 else [*words[:-1], f"{words[-1]} and {_counted(self.step, 'step')}"]
 
     def last(self, epoch: int = 0) -> list[str]:
-        """Return the last loss in words, and the validation accuracy of an epoch, counted from 1; of the last for 0."""
+        """Return the last loss and the validation accuracy of an epoch (counted from 1; 0: the last) as words."""
         names = {"loss": "loss", "validation_accuracy": "validation accuracy"}
         places = {"loss": -1, "validation_accuracy": epoch - 1}
         found = {name: self.history.get(name) for name in names}
@@ -98,7 +98,7 @@ def _counted(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
-class Counted(Protocol):
+class TrainingSizes(Protocol):
     """The sizes of a training that a state to resume from must match."""
 
     network: Network
@@ -106,15 +106,15 @@ class Counted(Protocol):
     blocks: tuple[tuple[int, ...], int] | None
 
     def batch_count(self, batch_size: int, generator: np.random.Generator | None = None) -> int:
-        """How many batches the epoch has that the generator draws."""
+        """Return the number of batches of the epoch that the generator draws."""
 
     def batch_count_range(self, batch_size: int) -> tuple[int, int]:
-        """How many batches an epoch has at least and at most."""
+        """Return the least and the largest number of batches of an epoch."""
 
 
 def checked_state(
     resume: object,
-    steps: Counted,
+    steps: TrainingSizes,
     optimizer: Optimizer,
     generator: np.random.Generator,
     batch_size: int,
@@ -123,7 +123,7 @@ def checked_state(
     patient: bool,
     accurate: bool = False,
 ) -> TrainState:
-    """Return a state that fits this training, its numbers as plain ones; TypeError or ValueError says what is wrong."""
+    """Check a state against this training; return it with its numbers as Python's."""
     if not isinstance(resume, TrainState):
         result = isinstance(getattr(resume, "state", None), TrainState)
         got, hint = (f"a {type(resume).__name__}", " Pass its `state`.") if result else (f"{resume!r:.60}", "")
@@ -142,7 +142,7 @@ def checked_state(
     )
 
 
-def _check_sizes(resume: TrainState, steps: Counted, batch_size: int) -> None:
+def _check_sizes(resume: TrainState, steps: TrainingSizes, batch_size: int) -> None:
     rows = as_integer("resume.rows", resume.rows)
     if rows != steps.rows:
         raise ValueError(f"X must have as many rows as in the training that is resumed, {rows}, got {steps.rows}.")
@@ -164,9 +164,9 @@ def _as_blocks(blocks: Any) -> tuple[tuple[int, ...], int] | None:
 
 
 def _checked_place(
-    resume: TrainState, rng: dict[str, Any], steps: Counted, generator: np.random.Generator, batch_size: int
+    resume: TrainState, rng: dict[str, Any], steps: TrainingSizes, generator: np.random.Generator, batch_size: int
 ) -> tuple[int, int]:
-    """Epoch and step; a step beyond the end of the epoch would never be reached."""
+    """Return epoch and step, checked: training would never end an epoch whose steps are exceeded."""
     epoch = as_integer("resume.epoch", resume.epoch, low=0)
     step = as_integer("resume.step", resume.step, low=0)
     if step > 0:
@@ -178,8 +178,8 @@ def _checked_place(
     return epoch, step
 
 
-def _as_float(name: str, value: object) -> float:
-    """A number, which may be nan: the loss of no row."""
+def as_loss(name: str, value: object) -> float:
+    """Check a loss or an accuracy; return it as a float. It may be nan: that of no row."""
     if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a real number, got {value!r:.60}.")
     try:
@@ -192,7 +192,10 @@ def _as_float(name: str, value: object) -> float:
 
 
 POSITIONS = {"pos": 624, "buffer_pos": 4}
-"""Places in the arrays of a bit generator, and the last ones: NumPy reads beyond the array where they are larger."""
+"""Positions in the arrays of a bit generator, and the largest valid ones.
+
+NumPy takes larger positions, too, and then reads memory beyond the array.
+"""
 
 
 def _checked_rng(state: object, generator: np.random.Generator) -> dict[str, Any]:
@@ -205,7 +208,7 @@ def _checked_rng(state: object, generator: np.random.Generator) -> dict[str, Any
     probe = copy.deepcopy(generator).bit_generator
     try:
         probe.state = state
-        whole = _equal(probe.state, state) and all(_within(part) for part in (state, state.get("state")))
+        whole = _equal(probe.state, state) and all(_has_valid_positions(part) for part in (state, state.get("state")))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"resume.rng must be a state of {kind}, got one that raises {error!r:.100}.") from None
     if not whole:
@@ -213,18 +216,20 @@ def _checked_rng(state: object, generator: np.random.Generator) -> dict[str, Any
     return dict(probe.state)
 
 
-def _equal(own: Any, given: Any) -> bool:
-    if isinstance(own, dict):
-        return isinstance(given, dict) and own.keys() == given.keys() and all(_equal(own[k], given[k]) for k in own)
-    return bool(np.array_equal(own, given))
+def _equal(first: Any, second: Any) -> bool:
+    """Compare states of bit generators: nested dicts of numbers and arrays."""
+    if isinstance(first, dict):
+        keys_agree = isinstance(second, dict) and first.keys() == second.keys()
+        return keys_agree and all(_equal(first[key], second[key]) for key in first)
+    return bool(np.array_equal(first, second))
 
 
-def _within(part: Any) -> bool:
+def _has_valid_positions(part: Any) -> bool:
     return not isinstance(part, dict) or all(0 <= part.get(name, 0) <= last for name, last in POSITIONS.items())
 
 
 def _checked_layers(name: str, layers: Any, net: Network) -> Params:
-    """Layers of the shapes, library, device and working precision of the network."""
+    """Check that layers have the shapes, library, device and working precision of the network; return them."""
     if not isinstance(layers, (tuple, list)) or not all(isinstance(x, (tuple, list)) and len(x) == 2 for x in layers):
         raise TypeError(f"{name} must be a sequence of layers (weight, bias), got {layers!r:.60}.")
     pairs = []
@@ -254,7 +259,7 @@ def _checked_optimizer(state: Any, optimizer: Optimizer, net: Network) -> State:
 def _check_numbers(
     net: Network, params: Params, kept: Sequence[Params], squares: Sequence[int], best: tuple[float, int, Params] | None
 ) -> None:
-    """Check that all numbers are finite, and means of squares not negative; it waits for a device once."""
+    """Check that all numbers are finite, and means of squares not negative, with one synchronisation."""
 
     def named() -> Iterator[tuple[str, str, Any]]:
         groups = [("resume.params", "be finite", params)]
@@ -282,7 +287,7 @@ def _check_numbers(
 def _checked_history(history: Any, epoch: int, *, validated: bool, accurate: bool) -> History:
     if not isinstance(history, dict) or set(history) - {ACCURACY} not in ({"loss"}, {"loss", *VALIDATION}):
         got = list(history) if isinstance(history, dict) else history
-        raise _wrong(history, dict)(
+        raise _error_for(history, dict)(
             f'resume.history must have the lists "loss" and, with validation data, "{VALIDATION[0]}" and '
             f'"{VALIDATION[1]}", got {got!r:.60}.'
         )
@@ -290,13 +295,15 @@ def _checked_history(history: Any, epoch: int, *, validated: bool, accurate: boo
         if not isinstance(values, (list, tuple)):
             raise TypeError(f'resume.history["{name}"] must be a list of numbers, got {values!r:.60}.')
     checked = {
-        name: [_as_float(f'resume.history["{name}"][{i}]', value) for i, value in enumerate(values)]
+        name: [as_loss(f'resume.history["{name}"][{i}]', value) for i, value in enumerate(values)]
         for name, values in history.items()
     }
-    there = VALIDATION[0] in checked
-    if epoch > 0 and there != validated:
-        had, has = ("with", "without") if there else ("without", "with")
-        raise ValueError(f"validation must be as in the training that is resumed, {had} such data, got one {has} it.")
+    was_validated = VALIDATION[0] in checked
+    if epoch > 0 and was_validated != validated:
+        before, now = ("with", "without") if was_validated else ("without", "with")
+        raise ValueError(
+            f"validation must be as in the training that is resumed, {before} such data, got one {now} it."
+        )
     if epoch > 0 and (ACCURACY in checked) != accurate:
         raise ValueError(f"accuracy must be {not accurate}, as in the training that is resumed, got {accurate}.")
     for name in (*VALIDATION, ACCURACY):
@@ -307,12 +314,13 @@ def _checked_history(history: Any, epoch: int, *, validated: bool, accurate: boo
     return checked
 
 
-def _wrong(value: object, kind: type | tuple[type, ...]) -> type[TypeError] | type[ValueError]:
+def _error_for(value: object, kind: type | tuple[type, ...]) -> type[TypeError] | type[ValueError]:
+    """Return the class of the error for a bad value: ValueError if its type is right."""
     return ValueError if isinstance(value, kind) else TypeError
 
 
 def _check_counts(history: History, epoch: int, step: int, updates: int, span: tuple[int, int]) -> None:
-    """Check that there is a loss for each step, and an update for each loss that is not nan."""
+    """Check that the history has a loss for each step, and that each loss but nan stands for an update."""
     losses = history["loss"]
     least, most = (epoch * batches + step for batches in span)
     if not least <= len(losses) <= most:
@@ -332,19 +340,19 @@ def _check_counts(history: History, epoch: int, step: int, updates: int, span: t
 def _checked_best(
     best: Any, epoch: int, history: History, net: Network, *, patient: bool
 ) -> tuple[float, int, Params] | None:
-    """Return the best epoch so far, checked. A training without patience has none, and ignores that of the state."""
+    """Check the best epoch so far; return it, or None for a training without patience, which ignores it."""
     if best is None:
         if patient and epoch > 0:
             raise ValueError(
-                "resume.best must be there where patience is given, got None: the training that is resumed had no "
-                "patience."
+                "resume.best must be the best epoch where patience is given, got None: the training that is resumed "
+                "had no patience."
             )
         return None
     if not isinstance(best, (tuple, list)) or len(best) != 3:
-        raise _wrong(best, (tuple, list))(
+        raise _error_for(best, (tuple, list))(
             f"resume.best must be None or (validation loss, epoch, parameters), got {best!r:.60}."
         )
-    loss = _as_float("resume.best[0]", best[0])
+    loss = as_loss("resume.best[0]", best[0])
     number = as_integer("resume.best[1]", best[1], low=1)
     layers = _checked_layers("resume.best[2]", best[2], net)
     losses = history.get(VALIDATION[0], [])

@@ -91,8 +91,8 @@ def train(
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
-        State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
-        must be as they were. All of the state is checked before the first step.
+        State of an earlier call, which this call continues. `params` then only has to have its shapes, and all other
+        arguments must be as they were. All of the state is checked before the first step.
     accuracy : bool
         Record the accuracy on `X` after each epoch, by another pass over it.
     progress : bool
@@ -147,9 +147,9 @@ def train(
 
     Notes
     -----
-    A batch in which no row counts makes no update; its loss is recorded as nan. An interrupt (Ctrl-C) ends the step
-    that is being made, and what was learnt so far is returned; a second interrupt is raised. A training that was
-    stopped and resumed ends, on NumPy, with the same bits as one that was not (``tests/train/test_training.py``).
+    A batch in which no row counts makes no update; its loss is recorded as nan. After an interrupt (Ctrl-C) the running
+    step ends, and the parameters reached so far are returned; a second interrupt is raised. A training that was stopped
+    and resumed ends, on NumPy, with the same bits as one that was not (``tests/train/test_training.py``).
 
     References
     ----------

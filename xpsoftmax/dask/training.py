@@ -92,7 +92,7 @@ def train(
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
-        State of an earlier call: go on from there. The blocks, too, must be as they were.
+        State of an earlier call, which this call continues. The blocks, too, must be as they were.
     progress : bool
         Show a progress bar; needs tqdm.
     callback : function, optional
@@ -135,8 +135,8 @@ def train(
     -----
     Over one group of blocks the steps are those of `xpsoftmax.train` with the same `rng`. The result depends on the
     blocks and on `rng`, not on the scheduler, the number of workers or workers that die: Dask computes again what a
-    lost worker had in memory (``tests/dask/test_dask.py``). An interrupt (Ctrl-C) abandons the step that is being
-    computed; what was learnt before it is returned. Each epoch computes the blocks of `X` from their graph: call
+    lost worker had in memory (``tests/dask/test_dask.py``). An interrupt (Ctrl-C) abandons the running
+    step; the parameters from before it are returned. Each epoch computes the blocks of `X` from their graph: call
     ``X.persist()`` before if they fit into the memory of the cluster.
 
     References

@@ -27,6 +27,9 @@ OPERATIONS = (
     "are_weights",
     "total",
     "sum_of_rows",
+    "sums_of_rows",
+    "weigh_rows",
+    "counted_rows",
     "bias_activation",
     "activation_backward",
     "weight_penalties",
@@ -51,7 +54,8 @@ def _for_torch() -> Any:
     return module
 
 
-_views_of_jax = cache(lambda: import_module("xpsoftmax.kernels.jax.views"))
+views_of_jax = cache(lambda: import_module("xpsoftmax.kernels.jax.views"))
+"""Import the module that reads JAX arrays as NumPy arrays."""
 
 # Each backend module has some of OPERATIONS, with the signatures of `generic`.
 BACKENDS: tuple[Backend, ...] = (
@@ -60,7 +64,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("torch", is_torch_array, _for_torch),
     # Before a kernel is selected, the argument checks read JAX arrays in host memory as NumPy arrays. This backend says
     # why others are not read so.
-    Backend("jax", is_jax_array, lambda: _views_of_jax().backend),
+    Backend("jax", is_jax_array, lambda: views_of_jax().backend),
 )
 
 # The generic arithmetic with derivative rules, for libraries that differentiate what they compute. A module here stands
@@ -176,7 +180,7 @@ def host_views(impl: Impl, *arrays: Array | None) -> Any:
     """Return the module that reads these JAX arrays as NumPy arrays (`kernels/jax/views.py`); None if it cannot."""
     if impl == "generic" or not is_jax_array(arrays[0]):
         return None
-    views = _views_of_jax()
+    views = views_of_jax()
     return views if views.refusal(*arrays) is None else None
 
 

@@ -35,7 +35,7 @@ class Conversion:
         Returns
         -------
         MLPClassifier
-            Fitted. With ``warm_start=True`` its `fit` goes on from these weights.
+            Fitted. With ``warm_start=True`` its `fit` starts from these weights.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class Conversion:
         return exchange.to_sklearn(self)
 
     def to(self, xp: ModuleType, *, device: Device | None = None) -> Self:
-        """Copy the model to another library or device, with what it needs to go on learning there.
+        """Copy the model to another library or device, with the state from which training continues there.
 
         Parameters
         ----------
@@ -130,7 +130,7 @@ class Conversion:
         Returns
         -------
         MLPClassifier
-            A copy whose arrays are there, in the same dtype.
+            A copy whose arrays are in that library and on that device, in the same dtype.
 
         Raises
         ------

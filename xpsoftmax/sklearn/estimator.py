@@ -67,7 +67,7 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     verbose : bool or int, default=False
         Print the loss of each epoch and why training stops.
     warm_start : bool, default=False
-        Let `fit` go on from the last weights.
+        Let `fit` start from the weights of the last fit.
     momentum : float, default=0.9
         Only for sgd.
     nesterovs_momentum : bool, default=True
@@ -138,14 +138,14 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     -----
     scikit-learn gives two classes one logistic output; here they have two softmax columns, of which only the difference
     counts. Two columns whose difference is the weight vector of that output have, at best, half its squared norm, so
-    that ``alpha`` here is like ``alpha / 2`` there in the last layer; ``hidden_layer_sizes=()`` with `alpha` is
-    `LogisticRegression` with ``C = 1 / alpha``, or for two classes ``C = 2 / alpha``. What else differs, and why, is in
-    ADR 11 (docs/adr/0011-the-estimator.md).
+    that in the last layer ``alpha`` has the effect of ``alpha / 2`` in scikit-learn. ``hidden_layer_sizes=()`` with
+    `alpha` is `LogisticRegression` with ``C = 1 / alpha``, or for two classes ``C = 2 / alpha``. ADR 11
+    (docs/adr/0011-the-estimator.md) lists all other differences, with reasons.
 
-    An interrupt (Ctrl-C) ends the step that is being made, or the evaluation of lbfgs; what was learnt so far stays,
-    with a warning, but an epoch that is not complete is not counted. A second interrupt is raised.
+    After an interrupt (Ctrl-C) the running step, or evaluation of lbfgs, ends; the model keeps the weights reached so
+    far, and a warning says so. An incomplete epoch is not counted. A second interrupt is raised.
 
-    An error, a loss that is not finite among them, leaves the model as it was before the call.
+    Every error, for example because the loss is not finite, leaves the model as it was before the call.
 
     References
     ----------
@@ -273,7 +273,7 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
             other libraries. Sparse matrices and arrays of SciPy and cupyx are never made dense; formats other than CSR
             are converted. Dask arrays and data frames are computed with block by block (see `xpsoftmax.dask.train`):
             epochs go through groups of 8 blocks, and labels and weights, which may be dask collections too, are brought
-            to the client. Their `y` must be labels; inputs that are not finite are looked for when the loss is not
+            to the client. Their `y` must be labels; inputs are searched for nan and infinity only if the loss is not
             finite.
         y : array or array-like, (N,) or (N, C)
             Labels of one kind, none of them missing: integers, booleans, strings, dates, durations, or floats of

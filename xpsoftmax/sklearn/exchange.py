@@ -1,4 +1,4 @@
-"""Fitted models of scikit-learn, taken over and given back.
+"""Conversion from and to fitted models of scikit-learn.
 
 scikit-learn gives two classes one logistic output ``z``, here they have two softmax columns: ``z`` is the second logit
 minus the first.
@@ -31,7 +31,7 @@ LISTED = ("loss_curve_", "validation_scores_")
 
 def from_sklearn(kind: Any, model: Any) -> Any:
     """Return a classifier of this class that takes over a fitted model of scikit-learn."""
-    params, parameters, found = _taken_apart(model)
+    params, parameters, found = _parts_of(model)
     fitted = model_of(kind, params, model.classes_, parameters)
     for name, value in found.items():
         setattr(fitted, name, value)
@@ -42,8 +42,8 @@ def from_sklearn(kind: Any, model: Any) -> Any:
     return fitted
 
 
-def _taken_apart(model: Any) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-    """Return the layers of a fitted model, the parameters of a classifier like it, and its counters and scores."""
+def _parts_of(model: Any) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+    """Return the layers of a fitted model, the parameters for a classifier like it, and its counters and scores."""
     if not isinstance(model, (MLPClassifier, LogisticRegression)):
         raise TypeError(
             f"model must be a fitted MLPClassifier or LogisticRegression of scikit-learn, got {model!r:.60}."

@@ -55,7 +55,7 @@ class Record:
         self.loss_curve_.append(loss)
 
     def expect_validation(self, *, given: bool) -> None:
-        """Begin or continue the curve of the validation loss, if validation data are given."""
+        """Begin or continue the curve of the validation loss, if there is validation data."""
         self.validation_loss_curve_ = (self.validation_loss_curve_ or []) if given else None
 
     def expect(self, layers: Params | None) -> None:
@@ -86,7 +86,7 @@ def set_fitted(model: Any, layers: Params, record: Record | None = None) -> None
 
 
 def set_fitted_classes(model: Any, layers: Params, classes: Any) -> None:
-    """Set what a first fit, but no later one, sets."""
+    """Set the attributes that only a first fit sets."""
     model.classes_ = classes
     model.n_layers_ = len(layers) + 1
     model.n_outputs_ = len(classes)
@@ -117,6 +117,6 @@ def record_validation_loss(model: Any, steps: Any, params: Params, watched: Any,
 
 
 def print_if_verbose(model: Any, text: str) -> None:
-    """Print what happens in training, if the model is verbose."""
+    """Print a line about the training if the model is verbose."""
     if model.verbose:
         print(text)

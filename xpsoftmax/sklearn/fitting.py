@@ -1,4 +1,4 @@
-"""`fit` and `partial_fit`: everything is checked, then a solver learns, then the model takes over what was learnt."""
+"""`fit` and `partial_fit`: check everything, run a solver, then set the fitted attributes of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xpsoftmax._arguments.home import quiet
 from xpsoftmax._arguments.views import enter
 from xpsoftmax._network.layers import Layer, Params, with_activation
 from xpsoftmax._network.network import as_network
-from xpsoftmax._typing import Array
+from xpsoftmax._typing import Array, dtype_name
 from xpsoftmax.sklearn.checks import is_overflow
 from xpsoftmax.sklearn.fitted import Record, all_or_nothing, params_of, set_fitted, set_fitted_classes
 from xpsoftmax.sklearn.inputs import block_of, checked_inputs, current_device, labels_in_memory, stand_in_for
@@ -41,7 +41,7 @@ def fit(
     validation: tuple[Any, Any, Any] = (None, None, None),
     incremental: bool = False,
 ) -> None:
-    """Let a classifier learn, for one epoch if `incremental`; an error at any time leaves it as it was.
+    """Fit a classifier, for one epoch if `incremental`. An error at any time leaves the classifier unchanged.
 
     `validation` are X_val, y_val and sample_weight_val.
     """
@@ -121,7 +121,8 @@ def initial_layers(rng: Any, sizes: Sequence[int], activation: str, X: Array) ->
     for fan_in, fan_out in itertools.pairwise(sizes):
         bound = math.sqrt((2.0 if activation == "logistic" else 6.0) / (fan_in + fan_out))
         arrays = (rng.uniform(-bound, bound, shape) for shape in ((fan_in, fan_out), (fan_out,)))
-        layers.append(Layer(*(xp.asarray(array, **options) for array in arrays)))
+        # Rounded on the host: the threads of other libraries wait for each other.
+        layers.append(Layer(*(xp.asarray(array.astype(dtype_name(X.dtype)), **options) for array in arrays)))
     return with_activation(layers, activation)
 
 

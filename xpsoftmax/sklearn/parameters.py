@@ -1,4 +1,4 @@
-"""The checks of the classifier's parameters, and what they say about the dtype and the layers."""
+"""The checks of the classifier's parameters; the dtype and the sizes of layers that follow from them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def working_dtype(dtype: Any, xp: Namespace, X: Any) -> Any:
 
 
 def float64_hint(xp: Namespace) -> str:
-    """Return what to say of float64 beside the name of a library."""
+    """Return the hint about float64 for a message that names a library."""
     return " (float64 only if jax_enable_x64 is set)" if is_jax_namespace(xp) else ""
 
 
@@ -126,8 +126,8 @@ def check_sizes(model: Any, sizes: Sequence[int]) -> None:
     own = [model.coefs_[0].shape[0], *(bias.shape[0] for bias in model.intercepts_)]
     if own != list(sizes):
         raise ValueError(
-            f"hidden_layer_sizes must make the layers to go on from, {own}, got {list(sizes)}. "
-            "fit with warm_start=False begins anew."
+            f"hidden_layer_sizes must make the layers of the fitted model, {own}, got {list(sizes)}. "
+            "fit with warm_start=False starts from new weights."
         )
 
 
@@ -136,6 +136,6 @@ def check_dtype(model: Any, X: Array) -> None:
     own = model.coefs_[0].dtype
     if model.dtype is not None and own != working_dtype(model.dtype, array_namespace(X), X):
         raise ValueError(
-            f"dtype must be None or that of the weights to go on from, {dtype_name(own)}, got {model.dtype!r}. "
-            "fit with warm_start=False begins anew."
+            f"dtype must be None or that of the fitted weights, {dtype_name(own)}, got {model.dtype!r}. "
+            "fit with warm_start=False starts from new weights."
         )

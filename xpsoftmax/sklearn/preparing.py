@@ -1,4 +1,4 @@
-"""The rows that a classifier learns from and the rows that are held out, and the steps over them."""
+"""Training rows and rows held out of a classifier, and the steps over the training rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prepare_steps(
     rng: Any,
     validation: Rows | None = None,
 ) -> tuple[Any, Rows | None]:
-    """Return the steps over the rows to learn from, and the rows held out if the model stops early.
+    """Return the steps over the training rows, and the rows held out if the model stops early.
 
     Validation data, if given, take the place of rows held out.
     """
@@ -74,7 +74,7 @@ def _steps_in_memory(
     class_weight = None if class_weight is None else xp.asarray(class_weight, **options)
     data = as_data(net, X, y, LossOptions(class_weight, weight, None, model.label_smoothing), model.max_memory)
     if data.counts is not None and not data.counts.any():
-        _refuse_weights(model, weight, "to learn from")
+        _refuse_weights(model, weight, "to train on")
     if held_out is not None and held_out[2] is not None and not bool(xp.any(held_out[2] != 0.0)):
         _refuse_weights(model, held_out[2], "held out")
     return RowSteps(net, data, float(model.alpha), "mean", model.max_memory, averaged=True), held_out
@@ -95,7 +95,7 @@ def _steps_over_blocks(
             _refuse_weights(model, held_out[2], "held out")
     counts = np.ones(len(y)) if weight is None else weight
     if not (counts if class_weight is None else counts * class_weight[y]).any():
-        _refuse_weights(model, weight, "to learn from")
+        _refuse_weights(model, weight, "to train on")
     if class_weight is not None:
         class_weight = net.xp.asarray(class_weight, dtype=net.dtype, device=net.home.device)
     steps = on_dask.as_steps(
@@ -131,13 +131,13 @@ def _rare(y: np.ndarray) -> str:
         return ""
     rare = [str(bool(code)) for code in np.flatnonzero(counts == 1)]
     return (
-        " The least populated classes in y have only 1 member, and no row of them can be held out and another one "
-        f"learnt from. Classes with too few members are: {rare}, if the first class is False and the second one True."
+        " The least populated classes in y have only 1 member, and a single row cannot be held out and also "
+        f"trained on. Classes with too few members are: {rare}, if the first class is False and the second one True."
     )
 
 
 def split_rows(y: np.ndarray, validation_fraction: float, rng: Any) -> Sequence[np.ndarray]:
-    """Return rows to learn from and rows to hold out: of each class its share, if every class has enough rows."""
+    """Return training rows and rows to hold out, stratified by class if every class has enough rows."""
     held, stratify = math.ceil(validation_fraction * len(y)), None
     if not 2 <= held < len(y):
         raise ValueError(

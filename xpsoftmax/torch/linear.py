@@ -15,8 +15,8 @@ from xpsoftmax._arguments.options import as_integer
 from xpsoftmax._arguments.problem import mean_or_nan, prepare
 from xpsoftmax._typing import FLOATING, SIXTEEN_BIT, LossSpec, Reduction, dtype_name
 from xpsoftmax.kernels import torch as rules
-from xpsoftmax.kernels.torch.derivatives import by_autograd
-from xpsoftmax.kernels.torch.modes import is_differentiated, is_eager
+from xpsoftmax.kernels.torch.derivatives import by_autograd, handed_over
+from xpsoftmax.kernels.torch.modes import is_batched, is_differentiated, is_eager
 from xpsoftmax.torch.checks import Options, check_device, check_tensor, checked_options
 from xpsoftmax.torch.losses import cross_entropy
 
@@ -139,7 +139,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         *arrays, dinput, dweight, dbias = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grad_output):
             text = partial(_reference, ctx.call.options)
             return *by_autograd(text, arrays, grad_output, (*needed, False, False)), None
         grads: Any = (dinput, dweight, dbias)
@@ -147,6 +147,8 @@ class _Chunked(torch.autograd.Function):
             grads = _forward(ctx.call, arrays, needed, factor=grad_output)[1]
         elif grad_output.device.type != "cpu" or grad_output.item() != 1.0:
             grads = (x if x is None else x * grad_output for x in grads)
+        else:
+            grads = (x if x is None else handed_over(x) for x in grads)
         return *(x if x is None else x.to(arrays[0].dtype) for x in grads), None, None, None
 
 

@@ -18,8 +18,9 @@ from xpsoftmax._typing import LossSpec
 from xpsoftmax.kernels import select
 from xpsoftmax.kernels.torch import smooth
 from xpsoftmax.kernels.torch.computing import mean_loss
-from xpsoftmax.kernels.torch.derivatives import by_autograd, is_one
+from xpsoftmax.kernels.torch.derivatives import by_autograd, handed_over, is_one
 from xpsoftmax.kernels.torch.derivatives import losses as losses_of
+from xpsoftmax.kernels.torch.modes import is_batched
 from xpsoftmax.kernels.torch.operators import loss_rows
 from xpsoftmax.kernels.torch.tensors import as_tensor, as_view
 from xpsoftmax.torch.checks import Options
@@ -91,14 +92,14 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         input, target, held = ctx.saved_tensors  # noqa: A001
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grad_output):
             return _by_autograd(input, target, None, _PLAIN, grad_output, (True, False, False))
         if held is not None and grad_output.item() == 1.0:
-            return held, None, None
+            return handed_over(held), None, None
         if input.dtype in _WIDE:
             return held * grad_output, None, None
         # A gradient of 16 bits is rounded after the multiplication.
-        row_weight = torch.full(target.shape, 1.0 / target.shape[0]) * grad_output
+        row_weight = input.new_full(target.shape, 1.0 / target.shape[0], dtype=torch.float32) * grad_output
         return loss_rows(input, target, row_weight, None, 0.0, 0.0, grad=True)[1], None, None
 
 
@@ -164,12 +165,12 @@ class _Held(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         input, target, weight, held = ctx.saved_tensors  # noqa: A001
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or any(needed[1:]):
+        if torch.is_grad_enabled() or any(needed[1:]) or is_batched(grad_output):
             if ctx.inplace:
                 raise ValueError("inplace must be False for these derivatives, got True: input has been overwritten.")
             return *_by_autograd(input, target, weight, ctx.options, grad_output, needed), None, None
         if is_one(grad_output):
-            return held, None, None, None, None
+            return handed_over(held), None, None, None, None
         if grad_output.ndim > 0:
             grad_output = grad_output.unsqueeze(ctx.options.axis)
         return (held.mul_(grad_output) if ctx.inplace else held * grad_output), None, None, None, None

@@ -1,5 +1,6 @@
 // A batch: its rows of the inputs, its targets and its weights, in one launch. Row i of the batch is row order[*start + i] of
-// the data, or row *start + i without an order. Inputs and soft targets are converted to the working precision.
+// the data, or row *start + i without an order; without a start it is row i. Inputs and soft targets are converted to the
+// working precision.
 //
 // Layout   inputs (N, D) and targets (N, T), columns adjacent, rows any number of elements apart; labels have T = 1. Copies
 //          (rows, D) and (rows, T), contiguous. Weights and counting weights (N,), copies (rows,). A null copy is not made.
@@ -32,7 +33,7 @@ KERNEL __launch_bounds__(THREADS) void gather(const Input* inputs, Long input_st
     const Long i = ((Long)blockIdx.x * THREADS + threadIdx.x) >> lane_bits;
     if (i >= rows) return;
     const Long lanes = 1ll << lane_bits, lane = threadIdx.x & (lanes - 1);
-    const Long r = order != nullptr ? order[*start + i] : *start + i;
+    const Long begin = start != nullptr ? *start : 0, r = order != nullptr ? order[begin + i] : begin + i;
     if (input_copy != nullptr) {
         const bool kept = !zero_rows || weights[r] != 0;
         for (Long j = lane; j < input_columns; j += lanes)

@@ -15,7 +15,8 @@ from xpsoftmax.kernels.cuda.launches import capability_of
 from xpsoftmax.kernels.cuda.layers import activation_backward, bias_activation, parameter_updates
 from xpsoftmax.kernels.cuda.losses import are_classes, softmax_loss_rows, softmax_loss_total
 from xpsoftmax.kernels.cuda.rows import log_softmax_rows, logsumexp_rows, softmax_rows
-from xpsoftmax.kernels.cuda.sums import sum_of_rows, total, weight_penalties
+from xpsoftmax.kernels.cuda.sums import sum_of_rows, sums_of_rows, total, weight_penalties
+from xpsoftmax.kernels.cuda.weights import counted_rows, weigh_rows
 
 
 def refusal(logits: Array) -> str | None:
@@ -35,6 +36,7 @@ __all__ = [
     "activation_backward",
     "are_classes",
     "bias_activation",
+    "counted_rows",
     "log_softmax_rows",
     "logsumexp_rows",
     "parameter_updates",
@@ -43,6 +45,8 @@ __all__ = [
     "softmax_loss_total",
     "softmax_rows",
     "sum_of_rows",
+    "sums_of_rows",
     "total",
+    "weigh_rows",
     "weight_penalties",
 ]

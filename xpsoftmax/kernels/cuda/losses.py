@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import cupy
@@ -12,6 +11,7 @@ import numpy as np
 from xpsoftmax._typing import Array, LossSpec, dtype_name
 from xpsoftmax.kernels.cuda import launches, plan
 from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, is_elsewhere, laid_out, matrix_of, result_for
+from xpsoftmax.kernels.cuda.counters import counter_on, flag_on, is_set
 from xpsoftmax.kernels.cuda.launches import Ready, capability_of, made_ready
 from xpsoftmax.kernels.cuda.sums import total
 
@@ -64,7 +64,7 @@ def _softmax_loss(
         if losses.size:
             counter = None
             if add_up and losses.size <= plan.MOST_ROWS_IN_ONE_LAUNCH and _has_one_label_a_row(targets, spec):
-                counter = _counter(cupy.cuda.runtime.getDevice())
+                counter = counter_on(cupy.cuda.runtime.getDevice())
                 sum_of_losses = None if counter is None else cupy.empty((), losses.dtype)
             weight_of_all = row_weight if weights is None else 0.0
             sums = address_of(sum_of_losses), address_of(counter)
@@ -89,7 +89,7 @@ def _plain_loss(
     device, shape, dtype = logits.data.device_id, logits.shape, logits.dtype
     result = None if not grad else cupy.empty(shape, dtype) if out is None else out
     adds_up = add_up and smoothing == 0.0 and shape[0] <= plan.MOST_ROWS_IN_ONE_LAUNCH
-    counter = _counter(device) if adds_up else None
+    counter = counter_on(device) if adds_up else None
     ready = _ready_loss(
         shape,
         logits.strides,
@@ -159,27 +159,6 @@ def _has_one_label_a_row(targets: Array, spec: LossSpec) -> bool:
     return targets.ndim == 1 and spec.class_weight is None and spec.z_loss == 0.0 == spec.label_smoothing
 
 
-def _counter(device: int) -> Array | None:
-    """Return a counter that is 0 and that no launch of another stream uses; None during a capture.
-
-    A captured launch may be replayed at the same time as other launches, and they must not share a counter.
-    """
-    stream = cupy.cuda.get_current_stream().ptr
-    if cupy.cuda.runtime.streamIsCapturing(stream):
-        return None
-    return _counter_of(device, stream, threading.get_ident() if stream == PER_THREAD else 0)
-
-
-PER_THREAD = 2
-"""The handle that stands for another stream in each thread of the host (cudaStreamPerThread)."""
-
-
-@cache
-def _counter_of(device: int, stream: int, thread: int) -> Array:  # noqa: ARG001 - one for each
-    """Return the counter of a stream. It is never freed, because launches may still use its memory."""
-    return cupy.zeros((), "u4")
-
-
 def _loss_launch(
     rows: Array,
     targets: Array,
@@ -226,20 +205,7 @@ def are_classes(labels: Array, classes: int) -> bool:
         labels = cupy.ascontiguousarray(labels)
         if not labels.size:
             return True
-        found = _flag_of(labels.data.device_id, cupy.cuda.get_current_stream().ptr, threading.get_ident())
+        found = flag_on(labels.data.device_id)
         vector = address_of(labels), dtype_name(labels.dtype)
         launches.run(plan.bad_labels_launch(vector, address_of(found), labels.size, classes))
-        if found.item() == 0:
-            return True
-        found.fill(0)
-        return False
-
-
-@cache
-def _flag_of(device: int, stream: int, thread: int) -> Array:  # noqa: ARG001 - one for each
-    """Return the flag of a stream and a thread, which is 0 between calls: to make a new one would be a launch.
-
-    If a call is interrupted before it has read the flag, the next call may say that its labels are bad. It is not
-    believed: the caller looks for the first bad label, and goes on where there is none.
-    """
-    return cupy.zeros((), "i4")
+        return not is_set(found)

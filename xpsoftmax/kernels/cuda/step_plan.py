@@ -16,6 +16,7 @@ from xpsoftmax.kernels.cuda.plan import (
     as_reals,
     checked_grid,
     total_defines,
+    unit_defines,
 )
 
 PLACE, THIS_UPDATE, NEXT_UPDATE = range(3)
@@ -91,6 +92,37 @@ def weigh_launch(counting: int, weights: int, shares: int, rows: int, reg: float
         np.uint64(strength),
     )
     return Launch("weigh", total_defines(dtype), 1, TOTAL_THREADS, arguments)
+
+
+def weigh_rows_launch(
+    given: tuple[int, ...],
+    ignored: int | None,
+    written: tuple[int, ...],
+    sizes: tuple[int, int],
+    dtype: str,
+    *,
+    found: int,
+    counter: int,
+    within: bool,
+    mean: bool,
+) -> Launch:
+    """Launch that weighs rows: see kernels/cuda/weigh_rows.cu.
+
+    Addresses: `given` are labels of int64, sample weights and class weights; `written` are the counting weights, the
+    weights, their total and the correction; `found` and `counter` are 0 before. `sizes` are rows and classes.
+    """
+    arguments = (
+        *map(np.uint64, given),
+        np.int32(ignored is not None),
+        np.int64(ignored or 0),
+        np.int32(within),
+        np.int32(mean),
+        *map(np.uint64, (*written, found)),
+        *map(np.int64, sizes),
+        np.uint64(counter),
+    )
+    grid = checked_grid(-(-sizes[0] // UNIT_THREADS))
+    return Launch("weigh_rows", unit_defines(dtype), grid, UNIT_THREADS, arguments)
 
 
 def record_launch(

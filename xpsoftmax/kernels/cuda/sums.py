@@ -10,6 +10,7 @@ from xpsoftmax._typing import Array, dtype_name
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.cuda import launches, plan, table_plan
 from xpsoftmax.kernels.cuda.arrays import address_of, delivered, in_rows, matrix_of
+from xpsoftmax.kernels.cuda.counters import counter_on
 
 
 def total(x: Array) -> Array:
@@ -40,12 +41,27 @@ def sum_of_rows(x: Array) -> Array:
                 return sums[0]
 
 
+def sums_of_rows(matrices: Sequence[Array]) -> list[Array]:
+    """See `xpsoftmax.kernels.generic.sums_of_rows`; one launch for matrices of few rows."""
+    with matrices[0].device:
+        if not all(x.size for x in matrices):
+            return [sum_of_rows(x) for x in matrices]
+        sums = [in_rows(x) for x in matrices]
+        while True:
+            rows = sums
+            sums = [cupy.empty((table_plan.sum_parts(x.shape[0]), x.shape[1]), x.dtype) for x in rows]
+            pairs = zip(map(matrix_of, rows), map(address_of, sums), strict=True)
+            _run(table_plan.sum_of_rows_launches(list(pairs)))
+            if sums[0].shape[0] == 1:
+                return [x[0] for x in sums]
+
+
 def weight_penalties(
     weights: Sequence[Array], grads: Sequence[Array] | None, reg: float | Array, loss: Array
 ) -> tuple[Array, Sequence[Array] | None]:
     """See `xpsoftmax.kernels.generic.weight_penalties`; the gradients are written in place.
 
-    One launch for all weights, and one for the sum of their penalties and the loss.
+    One launch for all weights, which also adds the loss if the sums have few parts.
     """
     with loss.device:
         if not all(weight.size for weight in weights):
@@ -56,6 +72,9 @@ def weight_penalties(
         is_number = isinstance(reg, (int, float))
         strength = None if is_number else cupy.ascontiguousarray(reg).astype(loss.dtype, copy=False)
         sums = cupy.empty(1 + sum(plan.total_parts(weight.size) for weight in given), loss.dtype)
+        few = len(given) <= table_plan.MOST_ITEMS and sums.size <= plan.MOST_ROWS_IN_ONE_LAUNCH
+        counter = counter_on(loss.data.device_id) if few else None
+        result = None if counter is None else cupy.empty((), loss.dtype)
         addresses = [0] * len(given) if slopes is None else list(map(address_of, slopes))
         _run(
             table_plan.penalty_launches(
@@ -64,12 +83,13 @@ def weight_penalties(
                 address_of(strength),
                 float(reg) if is_number else 0.0,
                 dtype_name(loss.dtype),
-                address_of(loss),
+                table_plan.LossAdded(address_of(loss), address_of(result), address_of(counter)),
             )
         )
+        result = total(sums) if result is None else result
         if grads is None or slopes is None:
-            return total(sums), None
-        return total(sums), [delivered(result, out) for result, out in zip(slopes, grads, strict=True)]
+            return result, None
+        return result, [delivered(slope, out) for slope, out in zip(slopes, grads, strict=True)]
 
 
 def _run(several: list[plan.Launch]) -> None:

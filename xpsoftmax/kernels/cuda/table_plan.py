@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -86,26 +87,47 @@ def update_defines(dtype: str, rule: str) -> tuple[tuple[str, str], ...]:
     return unit_defines(dtype, ("RULE", rule), ("EACH", str(ENTRIES_OF_A_THREAD[dtype])))
 
 
+class LossAdded(NamedTuple):
+    """Where a loss and the penalties are added up: addresses. The counter must be 0, and is 0 again afterwards."""
+
+    loss: int = 0
+    total: int = 0  # 0: the sums are only written, one after the other, behind a copy of the loss
+    counter: int = 0
+
+
 def penalty_launches(
-    weights: Sequence[tuple[int, int, int]], sums: int, strength: int, reg: float, dtype: str, loss: int = 0
+    weights: Sequence[tuple[int, int, int]],
+    sums: int,
+    strength: int,
+    reg: float,
+    dtype: str,
+    added: LossAdded = LossAdded(),  # noqa: B008 - it is immutable
 ) -> list[Launch]:
     """Launches of reg/2 * sum(w^2) of the parts of contiguous weights, and of grad += reg * w.
 
     Each of `weights` has the addresses of a weight and of its gradient (0: none), and the number of its entries. From
-    the address `sums` on are the sums of `total_parts` of each weight, one after the other. `strength` is the address
-    of the strength, or 0 where it is `reg`. With the address of a `loss`, the loss is copied to the first entry of
-    `sums`, and the sums follow.
+    the address `sums` on are the sums of `total_parts` of each weight, one after the other; the first entry is a loss,
+    if one is added. `strength` is the address of the strength, or 0 where it is `reg`. Only one launch can add up: more
+    weights than a table has room for have no total.
     """
     items: list[Item] = []
     itemsize = np.dtype(dtype).itemsize
-    place = sums + (itemsize if loss else 0)
+    count = 1 if added.loss else 0
     for weight, grad, length in weights:
-        items.append(((weight, grad, place, length), total_parts(length)))
-        place += total_parts(length) * itemsize
+        items.append(((weight, grad, sums + count * itemsize, length), total_parts(length)))
+        count += total_parts(length)
     launches: list[Launch] = []
     for table, grid in _tables(items):
-        copied = map(np.uint64, (0, 0) if launches else (loss, sums if loss else 0))
-        arguments = table, np.uint64(strength), *as_reals(dtype, (reg,)), *copied
+        of_loss = (0, 0) if launches else (added.loss, sums)
+        arguments = (
+            table,
+            np.uint64(strength),
+            *as_reals(dtype, (reg,)),
+            *map(np.uint64, of_loss),
+            np.int64(count),
+            np.uint64(added.total),
+            np.uint64(added.counter),
+        )
         launches.append(Launch("weight_penalty", total_defines(dtype), grid, TOTAL_THREADS, arguments))
     return launches
 

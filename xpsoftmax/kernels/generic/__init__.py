@@ -23,6 +23,7 @@ from xpsoftmax.kernels.generic.layers import (
     parameter_update,
     parameter_updates,
     sum_of_rows,
+    sums_of_rows,
     weight_penalties,
     weight_penalty,
 )
@@ -34,10 +35,18 @@ from xpsoftmax.kernels.generic.loss import (
     undefined_rows,
 )
 from xpsoftmax.kernels.generic.softmax import log_softmax_rows, logsumexp_rows, softmax_rows
-from xpsoftmax.kernels.generic.targets import class_weight_at, class_weight_of, soft_targets
+from xpsoftmax.kernels.generic.targets import (
+    RowWeights,
+    class_weight_at,
+    class_weight_of,
+    counted_rows,
+    soft_targets,
+    weigh_rows,
+)
 
 __all__ = [
     "ROWS_OF_A_SUM",
+    "RowWeights",
     "activation_backward",
     "are_classes",
     "are_weights",
@@ -45,6 +54,7 @@ __all__ = [
     "bias_activation",
     "class_weight_at",
     "class_weight_of",
+    "counted_rows",
     "log_softmax_jvp_rows",
     "log_softmax_rows",
     "log_softmax_vjp_rows",
@@ -66,8 +76,10 @@ __all__ = [
     "softmax_rows",
     "some_rows",
     "sum_of_rows",
+    "sums_of_rows",
     "total",
     "undefined_rows",
+    "weigh_rows",
     "weight_penalties",
     "weight_penalty",
 ]

@@ -81,6 +81,11 @@ def sum_of_rows(x: Array) -> Array:
     return xp.astype(xp.sum(x, axis=0, dtype=xp.float64), x.dtype)
 
 
+def sums_of_rows(matrices: Sequence[Array]) -> list[Array]:
+    """Sums over the rows of several arrays (R, H) with equally many rows."""
+    return [sum_of_rows(x) for x in matrices]
+
+
 def parameter_update(
     rule: Rule,
     arrays: Sequence[Array],

@@ -5,7 +5,6 @@ JAX reads memory that begins at a multiple of 64 bytes without a copy, and keeps
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from types import SimpleNamespace
@@ -16,11 +15,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from xpsoftmax._typing import FLOATING, INTEGRAL, Array
-
-ALIGNMENT = 64
-LEAST_ALIGNED = 2**16
-"""Fewest bytes of a result that is made at an aligned address: JAX copies a smaller one in less time."""
-
+from xpsoftmax.kernels.memory import aligned, aligned_if_large
 
 # --- which arrays -----------------------------------------------------------------------------------------------------
 
@@ -41,28 +36,25 @@ def _refusal_of(array: Array) -> str | None:
         return "not all are arrays of JAX"
     if isinstance(array, jax.core.Tracer):
         return "JAX traces them"
-    if type(array.sharding) is not SingleDeviceSharding:
+    return _refusal_of_kind(array.dtype, array.sharding, jax.config.jax_enable_x64)
+
+
+@lru_cache(maxsize=256)
+def _refusal_of_kind(dtype: Any, sharding: Any, x64: bool) -> str | None:  # noqa: FBT001
+    if type(sharding) is not SingleDeviceSharding:
         return "they may be distributed over several devices"
-    if not _is_here(array.sharding):
-        return f"they are on {array.device}"
-    if array.dtype.name not in (*FLOATING, *INTEGRAL, "bool"):
-        return f"NumPy has no dtype {array.dtype}"
-    if array.dtype.name == "float64" and not jax.config.jax_enable_x64:
-        return "JAX is set to 32 bits"
-    return None
+    (device,) = sharding.device_set
+    if device.platform != "cpu" or not sharding.is_fully_addressable:
+        return f"they are on {device}"
+    if dtype.name not in (*FLOATING, *INTEGRAL, "bool"):
+        return f"NumPy has no dtype {dtype}"
+    return "JAX is set to 32 bits" if dtype.name == "float64" and not x64 else None
 
 
 backend = SimpleNamespace(
     refusal=lambda logits: refusal(logits) or "not all arrays of the call can be read as NumPy arrays"
 )
 """For the table of backends: it has no kernels, and says why."""
-
-
-@cache
-def _is_here(sharding: Any) -> bool:
-    """Whether arrays are in the memory of this process."""
-    (device,) = sharding.device_set
-    return bool(device.platform == "cpu" and sharding.is_fully_addressable)
 
 
 def seen(array: Array) -> Any:
@@ -93,9 +85,7 @@ class Place(NamedTuple):
 
     def empty_like(self, rows: Array) -> Array | None:
         """New rows at an address from which JAX reads them without a copy; None where a copy takes no longer."""
-        if rows.dtype != self.dtype or rows.nbytes < LEAST_ALIGNED:
-            return None
-        return aligned(rows.shape, rows.dtype)
+        return aligned_if_large(rows.shape, rows.dtype) if rows.dtype == self.dtype else None
 
     def like_logits(self, result: Array) -> Array:
         """A result of NumPy as a JAX array of the dtype of the logits."""
@@ -107,7 +97,10 @@ class Place(NamedTuple):
 
     def array(self, result: Array) -> Array:
         """A result of NumPy as a JAX array. Nothing may write to its memory any more."""
-        return _put(np.asarray(result), self.sharding, self.committed)
+        result = np.asarray(result)
+        if result.itemsize == 8 and not jax.config.jax_enable_x64:
+            result = result.astype(jax.dtypes.canonicalize_dtype(result.dtype))
+        return _put(result, self.sharding, self.committed)
 
 
 def place_of(*arrays: Array | None) -> Place:
@@ -115,14 +108,6 @@ def place_of(*arrays: Array | None) -> Place:
     given = [x for x in arrays if x is not None]
     bound = next((x for x in given if x.committed), None)
     return Place((given[0] if bound is None else bound).sharding, bound is not None, given[0].dtype)
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    """New memory that begins at a multiple of `ALIGNMENT` bytes."""
-    dtype = np.dtype(dtype)
-    size = dtype.itemsize * math.prod(shape)
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % ALIGNMENT)
 
 
 # --- arrays of JAX from memory of NumPy -------------------------------------------------------------------------------

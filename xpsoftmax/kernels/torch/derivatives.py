@@ -11,6 +11,7 @@ import torch
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic
 from xpsoftmax.kernels.torch import smooth
+from xpsoftmax.kernels.torch.modes import is_batched
 from xpsoftmax.kernels.torch.operators import loss_rows, map_rows
 from xpsoftmax.kernels.torch.tensors import working
 
@@ -111,11 +112,11 @@ class _Losses(torch.autograd.Function):
         arrays = [logits, targets, row_weight, class_weight]
         needed = ctx.needs_input_grad[:4]
         nothing = (None,) * 6
-        if _is_recorded() or any(needed[1:]):
+        if _is_recorded() or any(needed[1:]) or is_batched(cotangent):
             return *by_autograd(partial(_smooth_losses, ctx.options), arrays, cotangent, needed), None, None, None
         if held is not None:
             if is_one(cotangent):
-                return held, *nothing
+                return handed_over(held), *nothing
             if dtype_name(held.dtype) not in SIXTEEN_BIT:
                 return held * cotangent[:, None], *nothing
         out = logits.detach() if ctx.inplace else None
@@ -142,6 +143,11 @@ def is_one(cotangent: Array) -> bool:
     if torch.compiler.is_compiling() or any(cotangent.stride()) or cotangent.numel() == 0:
         return False
     return bool(cotangent[(0,) * cotangent.ndim].item() == 1.0)
+
+
+def handed_over(held: Array) -> Array:
+    """Return a gradient that was held, in eager code: a copy if the graph is kept and may be asked for it again."""
+    return held.clone() if torch._C._autograd._get_current_graph_task_keep_graph() else held
 
 
 def _smooth_losses(options: tuple[float, float], *arrays: Array) -> Array:
