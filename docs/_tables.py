@@ -121,6 +121,64 @@ def _spelled(name: str) -> str:
     return SPELLED.get(name, name)
 
 
+# --- benchmarks/bench_torch.py ----------------------------------------------------------------------------------------
+
+
+def on_tensors(content: dict[str, Any], comparison: str) -> str:
+    """Time relative to the first competitor, of which milliseconds; a column for each shape, float32 / bfloat16."""
+    findings: dict[str, dict[str, Any]] = {}
+    for finding in content["findings"]:
+        if finding["comparison"] == comparison and finding["timings"]:
+            findings.setdefault(f"{finding['rows']}x{finding['classes']}", {})[finding["dtype"]] = finding
+    findings = by_classes(findings)
+    names = [name for name in _names(content["findings"]) if _timed(findings.values(), name)]
+    rows = [
+        [
+            TENSOR_NAMES.get(name, name) + (", milliseconds" if i == 0 else ""),
+            *(BESIDE.join(_timing(found, name, ratio=i > 0) for found in of.values()) for of in findings.values()),
+        ]
+        for i, name in enumerate(names)
+    ]
+    return markdown(["", *map(breakable, findings)], rows)
+
+
+TENSOR_NAMES = {
+    "PyTorch": "PyTorch eager",
+    "optax": "optax, `jit`",
+    "xpsoftmax": "**`xpsoftmax.torch`**",
+    "xpsoftmax compiled": "`xpsoftmax.torch` compiled",
+    "xpsoftmax on JAX": "**xpsoftmax**, `jit`",
+}
+
+
+def _timing(finding: dict[str, Any], name: str, *, ratio: bool) -> str:
+    if ratio or name not in finding["timings"]:
+        return _ratio(finding, name)
+    return f"{1e3 * finding['timings'][name]['median']:.3g}"
+
+
+def on_arrays(content: dict[str, Any]) -> str:
+    """Time of each function on PyTorch tensors / on JAX arrays, relative to NumPy arrays, float32."""
+    findings: dict[str, dict[str, Any]] = {}
+    for finding in content["findings"]:
+        if finding["dtype"] == "float32" and "NumPy arrays" in finding["timings"]:
+            shape = f"{finding['rows']}x{finding['classes']}"
+            findings.setdefault(shape, {})[finding["comparison"]] = finding
+    findings = by_classes(findings)
+    functions = dict.fromkeys(name for of_shape in findings.values() for name in of_shape)
+    rows = [
+        [
+            f"`{name}`",
+            *(
+                BESIDE.join(_ratio(of_shape[name], where) for where in ("PyTorch tensors", "JAX arrays"))
+                for of_shape in findings.values()
+            ),
+        ]
+        for name in functions
+    ]
+    return markdown(["", *map(breakable, findings)], rows)
+
+
 # --- benchmarks/bench_training.py -------------------------------------------------------------------------------------
 
 
@@ -335,6 +393,9 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
         for operation in ("softmax_loss_and_grad", "softmax_loss", "softmax", "log_softmax", "logsumexp")
     },
     "bench-shifted": lambda content: bench(content, "softmax_loss_and_grad", "shifted"),
+    "tensors-cross_entropy": lambda content: on_tensors(content, "cross_entropy"),
+    "tensors-jit": lambda content: on_tensors(content, "jax.jit"),
+    "tensors-functions": on_arrays,
     "options": options,
     "training": training,
     "gpu-training": lambda content: training(content["parts"]["steps"]),

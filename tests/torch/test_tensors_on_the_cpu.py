@@ -72,6 +72,16 @@ def test_out_is_returned_and_autograd_knows(rng, case, own):
         squares.sum().backward()
 
 
+def test_out_in_inference_mode(rng):
+    """Its tensors count no versions."""
+    z, y, _ = tensors(*arguments(rng))
+    desired = xs.softmax_loss_and_grad(z, y)[1]
+    with torch.inference_mode():
+        logits = z.clone()
+        assert xs.softmax_loss_and_grad(logits, y, out=logits)[1] is logits
+    assert torch.equal(logits, desired)
+
+
 def test_no_copy_of_the_logits_is_made(rng, monkeypatch):
     """The kernel gets the memory of the tensors, and its result is the tensor that comes back."""
     from xpsoftmax.kernels.numpy import softmax as kernels
@@ -175,6 +185,26 @@ def test_16_bits_where_threads_do_not_inherit_the_mode(rng, dtype, monkeypatch):
             assert cross_entropy(tensor, y) == cross_entropy(z, y)
     with torch.no_grad():
         assert torch.equal(xs.softmax(z.clone().requires_grad_()), desired)
+
+
+@SIXTEEN
+def test_16_bits_whatever_the_default_dtype_is(rng, dtype):
+    z, y, _ = tensors(*arguments(rng))
+    z = z.to(dtype).requires_grad_()
+    desired = xs.softmax_loss_and_grad(z, y)
+    try:
+        torch.set_default_dtype(torch.float64)
+        loss = cross_entropy(z, y)
+        (3.0 * loss).backward()
+        result = xs.softmax_loss_and_grad(z, y)
+        sums = xs.logsumexp(z)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.dtype == torch.float32
+    assert torch.equal(torch.stack(result[:1]), torch.stack(desired[:1]))
+    assert torch.equal(result[1], desired[1])
+    assert sums.dtype == dtype
+    assert z.grad.dtype == dtype
 
 
 MEMORY = """
@@ -341,3 +371,39 @@ def test_a_number_is_a_row_of_one_class(dim):
         assert grad == 0.0
         with pytest.raises(ValueError, match=r"^dim must be from -1 to 0, got 1\.$"):
             ours(z, 1)
+
+
+# --- programs that are recorded ---------------------------------------------------------------------------------------
+
+TRACED = {
+    "softmax": lambda z, y: xs.softmax(z),
+    "logsumexp": lambda z, y: xs.logsumexp(z),
+    "softmax_loss": lambda z, y: xs.softmax_loss(z, y, validate=False),
+    "loss and gradient": lambda z, y: xs.softmax_loss_and_grad(z, y, validate=False)[1],
+    "cross_entropy": lambda z, y: cross_entropy(z, y),
+    "with weights": lambda z, y: cross_entropy(z, y, z[0].abs(), label_smoothing=0.1),
+    "linear": lambda z, y: linear_cross_entropy(z, z, y),
+}
+
+
+def traced(way, function, *arguments):
+    if way == "jit":
+        return torch.jit.trace(function, arguments, check_trace=False)
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(function, tracing_mode=way)(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", TRACED)
+@pytest.mark.parametrize("way", ["jit", "real", "symbolic"])
+def test_a_recorded_program_computes_with_its_own_arguments(rng, way, case, dtype):
+    """What NumPy computes, PyTorch would record as a constant."""
+    z, y, _ = tensors(*arguments(rng, rows=5))
+    z, other = z.to(dtype), (2.0 * z).to(dtype)
+    program = traced(way, TRACED[case], z, y)
+    torch.testing.assert_close(
+        program(other, y), TRACED[case](other, y), rtol=2e-5 if dtype == torch.float32 else 2e-2, atol=1e-6
+    )

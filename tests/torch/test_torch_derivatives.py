@@ -132,6 +132,18 @@ def unvalidated(function):
     return lambda x: function(x)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "softmax_jvp", "softmax_jacobian"])
+@pytest.mark.parametrize("row", [[np.inf, 1.0], [-np.inf, 1.0], [-np.inf, -np.inf], [np.nan, 1.0], [np.inf], [-np.inf]])
+def test_rows_that_are_not_finite_are_under_transforms_as_everywhere(name, row):
+    function = getattr(xs, name)
+    z = np.array([row, np.ones_like(row)])
+    more = (np.ones_like(z),) if name == "softmax_jvp" else ()
+    wanted = torch.from_numpy(function(z, *more))
+    tensors = [torch.from_numpy(x) for x in (z, *more)]
+    assert_same(F.vmap(function)(*(x[None] for x in tensors))[0], wanted)
+    assert_same(function(tensors[0].clone().requires_grad_(), *tensors[1:]).detach(), wanted)
+
+
 @every_result
 @pytest.mark.parametrize("transform", ["grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "vmap of grad", "twice"])
 def test_transforms_agree_with_backward(transform, case):

@@ -280,6 +280,23 @@ def test_without_patience_no_best_parameters_are_kept(problem, rng):
     assert xs.train(params, X, y, patience=9, **options).state.best is not None
 
 
+def test_states_share_no_memory_with_each_other(problem):
+    params, X, y = problem
+    options = {"optimizer": xs.adam(0.02), "batch_size": BATCH, "rng": 3, "validation": (X, y), "patience": 9}
+    seen = []
+    first = xs.train(params, X, y, epochs=2, callback=lambda step: seen.append(step.state), **options)
+    second = xs.train(params, X, y, epochs=3, resume=first.state, callback=lambda step: True, **options)
+    states = [seen[-2], seen[-1], first.state, second.state]
+    arrays = [array for state in states for array in flat_arrays((state.params, state.optimizer[1:], state.best[2]))]
+    arrays += flat_arrays((first.params, second.params))
+    for i, array in enumerate(arrays):
+        assert not any(np.shares_memory(array, other) for other in arrays[:i])
+
+
+def flat_arrays(tree):
+    return [tree] if isinstance(tree, np.ndarray) else [array for part in tree for array in flat_arrays(part)]
+
+
 def test_patience_ends_training_and_brings_the_best_parameters_back(problem, rng):
     params, X, y = problem
     validation = rng.standard_normal((40, D)), rng.integers(0, C, 40)  # noise: the fit to X cannot help for long

@@ -325,7 +325,7 @@ def adam(learning_rate: LearningRate = 1e-3, betas: tuple[float, float] = (0.9, 
     betas : (float, float), from 0 to below 1
         :math:`\beta_1, \beta_2`: how much of the means of gradients and of their squares is kept at each step.
     eps : float
-        :math:`\epsilon`, added to the root.
+        :math:`\epsilon`, added to the root. With 0 a parameter whose gradient has always been 0 becomes nan.
 
     Returns
     -------

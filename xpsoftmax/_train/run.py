@@ -215,7 +215,8 @@ class Run:
     def _state_of(self, params: Params, optimizer: State) -> TrainState:
         history = {name: list(values) for name, values in self.history.items()}
         sizes = self.steps.rows, self.batch_size, self.steps.blocks
-        place = self.rng, self.epoch, self.step, self.best
+        best = None if self.best is None else (*self.best[:2], self.loop.copy(self.best[2]))
+        place = self.rng, self.epoch, self.step, best
         return TrainState(params, optimizer, *place, history, *sizes, interrupted=self.interrupted)
 
     def result(self, *, best: bool) -> TrainResult:

@@ -67,7 +67,7 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     verbose : bool or int, default=False
         Print the loss of each epoch and why training stops.
     warm_start : bool, default=False
-        Let `fit` go on from the last weights.
+        Let `fit` start from the weights of the last fit.
     momentum : float, default=0.9
         Only for sgd.
     nesterovs_momentum : bool, default=True
@@ -138,9 +138,9 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     -----
     scikit-learn gives two classes one logistic output; here they have two softmax columns, of which only the difference
     counts. Two columns whose difference is the weight vector of that output have, at best, half its squared norm, so
-    that ``alpha`` here is like ``alpha / 2`` there in the last layer; ``hidden_layer_sizes=()`` with `alpha` is
-    `LogisticRegression` with ``C = 1 / alpha``, or for two classes ``C = 2 / alpha``. What else differs, and why, is in
-    ADR 11 (docs/adr/0011-the-estimator.md).
+    that in the last layer ``alpha`` has the effect of ``alpha / 2`` in scikit-learn. ``hidden_layer_sizes=()`` with
+    `alpha` is `LogisticRegression` with ``C = 1 / alpha``, or for two classes ``C = 2 / alpha``. ADR 11
+    (docs/adr/0011-the-estimator.md) lists all other differences, with reasons.
 
     After an interrupt (Ctrl-C) the running step, or evaluation of lbfgs, ends; the model keeps the weights reached so
     far, and a warning says so. An incomplete epoch is not counted. A second interrupt is raised.

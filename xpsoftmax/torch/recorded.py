@@ -99,7 +99,7 @@ class _Mean(torch.autograd.Function):
         if input.dtype in _WIDE:
             return held * grad_output, None, None
         # A gradient of 16 bits is rounded after the multiplication.
-        row_weight = torch.full(target.shape, 1.0 / target.shape[0]) * grad_output
+        row_weight = input.new_full(target.shape, 1.0 / target.shape[0], dtype=torch.float32) * grad_output
         return loss_rows(input, target, row_weight, None, 0.0, 0.0, grad=True)[1], None, None
 
 

@@ -1,7 +1,7 @@
 // Activation functions and their slopes, with the formulas of xpsoftmax/kernels/activations.py.
 //
-// Written from exponentials that cannot overflow; no slope subtracts nearly equal numbers, so that a saturated unit passes
-// on a small gradient, not zero. A nan stays nan.
+// The exponentials in them cannot overflow. No slope is a difference of nearly equal numbers, so that a saturated unit passes
+// on a small gradient, and not zero. A nan stays nan.
 #pragma once
 #include "numbers.cuh"
 

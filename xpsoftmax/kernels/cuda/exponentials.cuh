@@ -51,13 +51,14 @@ struct Careful {
 
 struct Quick {
     using Real = float;
-    // Beyond, the rounding of top * log2(e) is no longer far below 1. Tops are of 16 bits here: other logits are equal to
-    // such a top or at least 2^14 below it, and with any factor their exponentials are 1 or 0.
+    // The largest top for which the rounding of top * log2(e) is far below 1. Above it, logits of 16 bits are equal to the top
+    // or at least 2^14 below it, so that their exponentials are 1 or 0, whatever the factor is.
     static constexpr float LARGEST = 4e6f;
     float factor, reference;
 
     DEVICE explicit Quick(float top) : factor(factor_of(top)), reference(rintf(exponent_of(top))) {}
-    // For exp(x - top) * factor: neither the exponential nor factor * to(top) may be subnormal where their product is not.
+    // For products exp(x - top) * factor: picks the reference so that neither the exponential nor factor * to(top) is subnormal
+    // where the product is not.
     DEVICE static Quick for_products(float top, float factor) {
         Quick relative_exp(top);
         relative_exp.reference = factor > 0.5f ? floorf(exponent_of(top)) : ceilf(exponent_of(top));
@@ -73,7 +74,7 @@ struct Quick {
     DEVICE float to(float top) const { return exp2_approx(-multiply_add(finite(top), factor, -reference)); }
 
   private:
-    // The largest logit of none is -inf, but a reference is finite.
+    // Where there are no logits the top is -inf, but a reference must be finite.
     DEVICE static float finite(float top) { return most_of(top, Limits<float>::lowest()); }
     DEVICE static float factor_of(float top) { return fabsf(finite(top)) < LARGEST ? 1.4426950408889634f : 1.f; }
     DEVICE static float exponent_of(float top) { return finite(top) * factor_of(top); }
@@ -102,7 +103,7 @@ struct PartialSum {
     DEVICE Exponentials<Real> exponentials() const { return {top, sum * RelativeExp(top).to(top)}; }
 };
 
-// The same without one of the largest, which is kept apart.
+// A sum of exponentials as above, but for one of the largest, which is kept apart.
 template <class RelativeExp>
 struct PartialSumBesideLargest {
     using Real = typename RelativeExp::Real;
@@ -116,6 +117,6 @@ struct PartialSumBesideLargest {
         const BesideLargest<Real> mine = {terms.largest * factor, terms.rest * factor};
         return {highest, mine.template over_lanes<WIDTH>()};
     }
-    // Of all but one of the largest: exp(x - top) of these.
+    // The sum of exp(x - top) over all logits but one of the largest.
     DEVICE Real rest() const { return terms.rest * RelativeExp(top).to(top); }
 };

@@ -1,5 +1,6 @@
 // A batch: its rows of the inputs, its targets and its weights, in one launch. Row i of the batch is row order[*start + i] of
-// the data, or row *start + i without an order; without a start the first row is 0. Inputs and soft targets are converted to the working precision.
+// the data, or row *start + i without an order; without a start it is row i. Inputs and soft targets are converted to the
+// working precision.
 //
 // Layout   inputs (N, D) and targets (N, T), columns adjacent, rows any number of elements apart; labels have T = 1. Copies
 //          (rows, D) and (rows, T), contiguous. Weights and counting weights (N,), copies (rows,). A null copy is not made.

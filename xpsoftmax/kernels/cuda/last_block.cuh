@@ -1,7 +1,7 @@
 // A sum added up by the block that finishes last: a kernel and the sum of its results in one launch.
 //
-// The order of the additions depends on the length alone: CHAINS sums, of every CHAINS-th number each, and these by halving.
-// Threads beyond CHAINS add zeros, so that blocks of any size give the same bits. No value is added by atomics.
+// The order of the additions depends only on the length: there are CHAINS sums, each of every CHAINS-th number, which are
+// then added by halving. Threads beyond CHAINS add zeros, so that blocks of any size give the same bits. No value is added by atomics.
 #pragma once
 #include "reduce.cuh"
 
@@ -15,9 +15,9 @@ struct Total {
     }
 };
 
-// Whether this block is the last to finish. All threads of a block call it after the block has written its part of x, and see
-// then what all blocks have written. `counter` must be 0 before the launch, and the last block sets it back to 0; launches that
-// may run at the same time need one each.
+// Whether this block is the last to finish. All threads of a block call it after the block has written its part of x. The last
+// block then sees what all blocks have written. `counter` must be 0 before the launch, and the last block sets it back to 0.
+// Launches that may run at the same time need a counter each.
 DEVICE bool is_last_block(unsigned* counter, unsigned blocks) {
     SHARED_ARRAY(unsigned, finished_before, 1);
     __syncthreads();  // this block's part of x is written

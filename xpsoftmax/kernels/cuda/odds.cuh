@@ -42,7 +42,7 @@ DEVICE Odds<Real> against(Exponentials<Real> others, Real z_hot) {
     return odds;
 }
 
-// x * (1 - p[hot]) * total where the hot class is the largest, with all digits also where 1 - p[hot] is subnormal and the
+// x * (1 - p[hot]) * total, where the hot class is the largest. It keeps all digits also where 1 - p[hot] is subnormal and the
 // product is not.
 template <class Real>
 DEVICE Real times_others(Real x, Exponentials<Real> others, Real z_hot) {
@@ -51,7 +51,7 @@ DEVICE Real times_others(Real x, Exponentials<Real> others, Real z_hot) {
     return scaled_down(x * others.sum, exponential(lead.rounded) * (1 + lead.lost), lead);
 }
 
-// Whether the row has numbers at all: no nan, no +inf, not only -inf.
+// Whether a row has probabilities: it has none if it holds a nan or +inf, or nothing but -inf.
 template <class Real>
 DEVICE bool is_usable(Exponentials<Real> others, Real z_hot) {
     const Real infinity = Limits<Real>::infinity();

@@ -2,8 +2,9 @@
 // they change by a rule, from the gradient g and the numbers of this update.
 //
 // Layout   vectors of `length` entries. a and b are null where the rule keeps less. The new values are written to other arrays,
-//          or to the same ones. Where *ok is 0 the new values are the old ones (null: it is 1): the host has not looked at
-//          the loss of these gradients. The numbers of the rule are row *which of `rows_of_numbers`, or n0 to n7 without such rows.
+//          or to the same ones. Where *ok is 0 the new values are the old ones, because the loss of these gradients was not
+//          finite; a null `ok` stands for 1. The numbers of the rule are row *which of `rows_of_numbers`, or n0 to n7 where
+//          that is null.
 // Launch   -D RULE, a name of rules.cuh, SCALAR (float or double), THREADS, and EACH: entries of a thread.
 // Traffic  every array read once; all but g written once.
 #include "rules.cuh"

@@ -121,12 +121,13 @@ struct Team {
         }
     }
 
-    // Merge what is already the same in all lanes of a warp.
+    // Merges values that are already the same in all lanes of a warp.
     template <int SLOT, class Value>
     static DEVICE Value over_warps(Value value, int turn = 0) {
         if constexpr (ROW_LANES > 32) value = over_block<SLOT>(value, turn % 2);
         if constexpr (ROW_BLOCKS > 1) value = over_cluster(value, turn);
-        // Lanes of one warp only: what they have read is read before one of them writes in its place.
+        // A row of the lanes of one warp has no other barrier: all lanes must have read before one of them writes in the place
+        // of what they read.
         if constexpr (ROW_LANES <= 32) __syncwarp();
         return value;
     }
@@ -149,7 +150,7 @@ struct Team {
         return value.template over_lanes<32>();
     }
 
-    // Of the messages in each of the two places, in the parity of the phase that `turn` belongs to.
+    // The two barriers at which messages report, one for each place. The parity of a phase follows from `turn`.
     static DEVICE Mbarrier* arrived() {
         SHARED_ARRAY(Mbarrier, both, 2);
         return both;

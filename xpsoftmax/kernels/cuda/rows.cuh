@@ -38,7 +38,8 @@ using Result = RESULT;
 using Real = Working<Scalar>::Type;
 constexpr int PER = PER_VECTOR<Scalar>;
 constexpr int WARP_LANES = LANES < 32 ? LANES : 32;
-// A block or cluster that fills multiprocessors takes row after row: no other block there could read while it writes.
+// A block or cluster that fills its multiprocessors takes row after row: they have no room for another block, which could read
+// while this one writes.
 constexpr bool PERSISTENT = RESIDENT == 1 && VECTORS > 0;
 constexpr bool HAS_PRODUCER = SLOTS > 0;
 using RowTeam = Team<LANES, BLOCKS, HAS_PRODUCER>;
@@ -59,7 +60,7 @@ using RelativeExp = Choice<(QUICK != 0)>::RelativeExp;
 using Sum = PartialSum<RelativeExp>;
 using SumBesideLargest = PartialSumBesideLargest<RelativeExp>;
 
-// The row, and the part of it, that this thread has. `turn` is the number of rows that it has had before.
+// Which row a thread works on, and which part of the row. `turn` is the number of rows that the thread has had before.
 struct Seat {
     Long row;
     int lane;   // of LANES
@@ -125,7 +126,7 @@ DEVICE void for_each_row(const Rows& given, Counts counts, Body body) {
     }
 }
 
-// Sum of a vector's values by halving: as accurate as it gets, and no longer chain than needed.
+// The sum of a vector's values, by halving: the most accurate order, and the shortest chain of additions.
 DEVICE Real sum_of(const Real (&x)[PER]) {
     Real part[PER];
 #pragma unroll
@@ -137,7 +138,7 @@ DEVICE Real sum_of(const Real (&x)[PER]) {
     return part[0];
 }
 
-// The same beside the largest, in two chains: few registers, and short enough.
+// The sum of a vector's values without the largest of them. Two chains of additions need few registers, and are short.
 DEVICE BesideLargest<Real> beside_largest_of(const Real (&x)[PER]) {
     constexpr int HALF = PER / 2;
     BesideLargest<Real> first = {x[0], 0}, second = {x[HALF], 0};
@@ -187,15 +188,15 @@ struct Place {
     static constexpr int STEP = LANES * BLOCKS;                  // from a thread's vector to its next one, in groups of 1
     Parts<Scalar> parts;
     Seat seat;
-    bool reads;          // whether the row is read at all: what is not is taken for -inf
+    bool reads;          // whether the row is read; if not, its logits count as -inf
     int left_out = -1;   // the class that this thread left out
     int hot_vector = -1, hot_element = 0;  // where it is, if it is in a vector
 
     DEVICE Place(const Scalar* row, Long classes, Seat seat, bool reads)
         : parts(row, classes), seat(seat), reads(reads) {}
 
-    // Neighbouring blocks take turns in groups of GROUP vectors a thread. Number of this thread's first vector, and how
-    // far from there its n-th one is.
+    // The vectors of a row go to the blocks in turn, GROUP vectors for each thread at a time. `first` is the number of this
+    // thread's first vector, and `distance` is how many vectors its n-th one lies behind the first.
     DEVICE int first() const { return seat.block * (GROUP * LANES) + seat.lane; }
     DEVICE static constexpr int distance(int n) { return n / GROUP * (GROUP * STEP) + n % GROUP * LANES; }
     // How many whole vectors this thread has.
@@ -238,11 +239,12 @@ struct Place {
                 if (edge(k) == label) left_out = (int)label;
         }
     }
-    // After everything else of this thread has been written.
+    // Writes the value of the class that was left out. This comes after all other writes of the thread: the vector that it wrote
+    // there has another value in the place of this class.
     DEVICE void write_left_out(Result* out, Real value) const {
         if (left_out >= 0) out[left_out] = narrowed<Result>(value);
     }
-    // Rarely asked for: it reads the row again, one vector after the other, and so needs few registers beside a held row.
+    // Reads the row again, one vector after the other, so that it needs few registers beside a held row. Few rows need it.
     DEVICE Sum others_below(Real row_top) const {
         const auto below = [&](Real x) { return x == row_top ? -Limits<Real>::infinity() : x; };
         Real top = -Limits<Real>::infinity();
@@ -404,14 +406,16 @@ struct HeldRow : Place {
 #pragma unroll
         for (int i = 0; i < PER; ++i) e[i] = relative_exp(e[i]);
     }
-    // What was computed from 16-bit numbers is computed again: in registers it would take twice their room.
+    // Exponentials of 16-bit logits are not kept, because they would need twice the registers of the logits. This makes the
+    // compiler compute them again.
     DEVICE void forget_all() {
         if constexpr (!KEEPS) {
 #pragma unroll
             for (int n = 0; n < VECTORS; ++n) forget(held[n]);
         }
     }
-    // ANEW: the assembler, too, must unpack again; it does so by itself where the values take exponentials.
+    // ANEW: the assembler must be made to unpack the logits again, too. Where exponentials are computed again, it does so by
+    // itself.
     template <bool ANEW, class Value>
     DEVICE void write_all(Result* out, Value value) {
         const bool whole = on_boundary(out);
@@ -437,8 +441,9 @@ struct HeldRow : Place {
 // A row too long for registers: one block, which reads it again for each step.
 struct StreamedRow : Place {
     static constexpr int AT_ONCE = PER == 4 ? 4 : 2;  // vectors that a thread loads before it uses the first
-    // How far logits may rise above what the sum's reference was picked for. Moving it costs an exponential's error; what
-    // was added two moves ago is smaller than e^-4, so these errors do not add up even if the row rises steadily.
+    // How far logits may rise above the logit that the sum's reference was picked for. Each move of the reference adds the
+    // error of an exponential. What was added two moves ago is by then smaller than e^-4 of the sum, so that these errors do not add
+    // up, even if the logits of a row rise steadily.
     static constexpr int SLACK = 4;
 
     DEVICE StreamedRow(const Scalar* row, Long classes, Seat seat, bool reads) : Place(row, classes, seat, reads) {}
@@ -467,11 +472,11 @@ struct StreamedRow : Place {
         return below;
     }
 
-    // What sums have in common: a reference that moves with the row.
+    // The reference of a sum of exponentials. It moves when larger logits come. Every sum of a streamed row has one.
     struct Reference {
         Real picked_for = -Limits<Real>::infinity(), largest = picked_for;
         RelativeExp relative_exp = RelativeExp(picked_for);
-        // What the sum must be multiplied with, because logits as large as this come now.
+        // Makes the reference fit for logits up to `highest`; returns what the sum so far must be multiplied with.
         DEVICE Real rise_to(Real highest) {
             largest = larger(largest, highest);
             if (!(highest > picked_for + SLACK)) return 1;
@@ -481,7 +486,8 @@ struct StreamedRow : Place {
             relative_exp = next, picked_for = highest;
             return factor;
         }
-        // The sum as one of a held row: a probability must not be written as a subnormal number times one above 1.
+        // What brings the sum beside the largest logit, as it is for a held row: otherwise a probability could be written as a
+        // subnormal number times a factor above 1.
         DEVICE Real to_largest() const {
             return largest == -Limits<Real>::infinity() ? 1 : RelativeExp(largest).from(relative_exp);
         }
@@ -566,7 +572,7 @@ struct StreamedRow : Place {
 #pragma unroll
         for (int i = 0; i < PER; ++i) e[i] = relative_exp.near(e[i]);
     }
-    // Of this thread's vectors and their numbers. A row that is not read has vectors of -inf.
+    // Calls visit(vector, number) for each vector of this thread. A row that is not read has vectors of -inf.
     template <class Visit>
     DEVICE void for_each_vector(Visit visit) const {
         int number = seat.lane;

@@ -84,7 +84,7 @@ using SumOfClasses = SumOf<(CLASSES_HELD > 0)>::Type;
 // How far logits may rise above the shift of their sum before it is moved (as in rows.cuh).
 constexpr int SLACK = 4;
 
-// What all threads of a row agree on first.
+// What all threads of a row must know before they can add up: the largest logit, and the class with the largest target.
 struct Survey {
     Largest<Real> logit, mass;
     Real targets;  // their sum: not finite if one is not
@@ -109,7 +109,7 @@ struct Sums {
     }
 };
 
-// The same of the classes that one thread has read so far. Its own largest logit and hot class are set apart.
+// The sums of the classes that one thread has read so far. The largest logit and the hot class among these are set apart.
 struct Reading {
     Survey found = Survey::none();
     Real z_hot = 0;
@@ -151,7 +151,7 @@ struct Reading {
    private:
     static DEVICE bool exists(const Largest<Real>& of) { return of.index != Largest<Real>::none().index; }
 
-    // The largest logit was `top` before, and the hot class `hot`: all masses are farther from it now.
+    // Called after the largest logit has risen from `top`; `hot` was the hot class before. All masses are farther from it now.
     DEVICE void rise_by(const Largest<Real>& top, const Largest<Real>& hot) {
         if (!exists(top) || top.value == found.logit.value) return;
         const Real all = mass.total() + hot.value;

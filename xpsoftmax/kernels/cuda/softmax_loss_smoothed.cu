@@ -10,7 +10,7 @@
 #include "labels.cuh"
 #include "rows.cuh"
 
-// Both sums of a row, merged at once.
+// The two sums of a row, which are merged together.
 struct Sums {
     Distances<Real> below;
     Sum others;
@@ -49,7 +49,7 @@ ROW_KERNEL softmax_loss_smoothed(const Scalar* logits, Long logits_stride, const
         const Odds<Real> odds = against(others, z_hot);
         const Real weighted = is_usable(others, z_hot) ? weight() : Limits<Real>::nan();
         if (seat.leads()) {
-            // Of another class than the label the largest is others.top, and the total that of exp(z - others.top).
+            // The largest logit belongs to another class: it is others.top, and the total is the sum of exp(z - others.top).
             const Real of_largest = z_hot == below.top ? odds.loss : logarithm(odds.total);
             const Real of_label = kept != 0 ? kept * odds.loss : 0;  // 0 * inf
             losses[r] = counts ? (of_label + share * (Real(classes) * of_largest + below.sum)) * weighted : 0;

@@ -1,7 +1,7 @@
 // Matrices of units (R, H), element by element: one 16-byte vector of a row to each thread.
 //
-// The launcher gives -D SCALAR (float or double) and THREADS, and the kernel 2^lane_bits lanes a row: as many as the row has
-// vectors, counted from the 16-byte boundary before it, or the next power of two.
+// The launcher gives -D SCALAR (float or double) and THREADS. A row has 2^lane_bits threads: as many as it has vectors, counted
+// from the 16-byte boundary before the row, rounded up to a power of two.
 #pragma once
 #include "vectors.cuh"
 

@@ -120,8 +120,8 @@ DEVICE Vector impossible() {
     return v;
 }
 
-// Of a row of C elements: the whole vectors in it, which begin at a 16-byte boundary, and the elements before and behind
-// them. How many threads and vectors a row takes does not depend on where it lies: at most C / PER_VECTOR are whole.
+// The parts of a row of C elements: whole vectors, which begin at a 16-byte boundary, and the elements before and behind
+// them, the edges. How many threads and vectors a row takes does not depend on where it lies: at most C / PER_VECTOR are whole.
 template <class T>
 struct Parts {
     static constexpr int PER = PER_VECTOR<T>;

@@ -19,7 +19,7 @@ from xpsoftmax.kernels.numpy import softmax_loss_total
 from xpsoftmax.kernels.numpy.threads import allowed, share
 from xpsoftmax.kernels.numpy.tiles import SHARE, slices
 from xpsoftmax.kernels.torch.modes import is_transformed, refusal
-from xpsoftmax.kernels.torch.tensors import as_tensor, as_view, computing_context, converted, view_of_out
+from xpsoftmax.kernels.torch.tensors import as_tensor, as_view, chunks, computing_context, view_of_out
 
 TILE = 2**19
 """Most logits of a tile: 2 MiB in float32, and as much for their gradient."""
@@ -108,7 +108,7 @@ def is_narrow(tensor: Array) -> bool:
 def _map_narrow_rows(operation: str, logits: Array, out: Array | None) -> Array:
     kernel = select(operation, np.empty((0, 1), np.float32), "kernel")
     if operation == "logsumexp_rows":
-        sums = torch.empty(logits.shape[0])
+        sums = logits.new_empty(logits.shape[:1], dtype=torch.float32)
 
         def add_up(rows: slice, z: np.ndarray) -> None:
             sums.numpy()[rows] = kernel(z)
@@ -133,7 +133,7 @@ def _loss_of_narrow_rows(
     grad: bool,
     out: Array | None,
 ) -> tuple[Array, Array]:
-    losses = torch.empty(logits.shape[0])
+    losses = logits.new_empty(logits.shape[:1], dtype=torch.float32)
     kernel = select("softmax_loss_rows", losses.numpy()[None], "kernel")
 
     def compute(rows: slice, z: np.ndarray, result: np.ndarray | None = None) -> None:
@@ -164,13 +164,18 @@ def _for_each_tile(compute: Callable[..., None], logits: Array, result: Array | 
         with inference():  # threads do not inherit it
             for tile in tiles:
                 length = tile.stop - tile.start
-                if not scratch or scratch[0].shape[0] < length:
-                    scratch = [torch.empty(length, classes) for _ in range(1 + (result is not None))]
-                parts = [array if length == array.shape[0] else array[:length] for array in scratch]
-                converted(logits[tile], parts[0])
-                compute(tile, *[part.numpy() for part in parts])
+                if not scratch or scratch[0].shape[0] != length:
+                    scratch = [
+                        logits.new_empty((length, classes), dtype=torch.float32)
+                        for _ in range(1 + (result is not None))
+                    ]
+                    arrays, parts = [x.numpy() for x in scratch], [chunks(x) for x in scratch]
+                for part, source in zip(parts[0], chunks(logits[tile]), strict=True):
+                    part.copy_(source)
+                compute(tile, *arrays)
                 if result is not None:
-                    converted(parts[1], result[tile])
+                    for part, target in zip(parts[1], chunks(result[tile]), strict=True):
+                        target.copy_(part)
 
     if threads > 1:
         share(worker, tiles, threads)

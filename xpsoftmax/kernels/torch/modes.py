@@ -22,12 +22,19 @@ def is_differentiated(*tensors: Array | None) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode AD may follow what is computed now."""
+    """Whether PyTorch may follow the operations of what is computed now, which it cannot follow through NumPy.
+
+    So do torch.func, forward-mode AD, `make_fx` and other modes of dispatch, and `torch.jit.trace`.
+    """
     if forward_ad._current_level >= 0:
         return True
     if torch.compiler.is_compiling():
         return bool(torch._C._functorch.get_dynamic_layer_stack_depth() > 0)
-    return bool(torch._C._are_functorch_transforms_active())
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def is_batched(cotangent: Array) -> bool:
@@ -36,7 +43,7 @@ def is_batched(cotangent: Array) -> bool:
 
 
 def is_eager() -> bool:
-    """Whether neither a compiler nor a transform nor forward-mode AD follows what is computed now."""
+    """Whether neither a compiler nor a transform follows what is computed now: see `is_transformed`."""
     return not (torch.compiler.is_compiling() or is_transformed())
 
 

@@ -70,6 +70,7 @@ def _row(z: Array) -> _Row:
     d = torch.where(top, 0.0, z - z_top)  # at the top it is 0, and so is its derivative
     odds = torch.where(top, 0.0, torch.exp(d))
     r = torch.sum(odds, dim=1, keepdim=True)
+    r = torch.where(torch.isfinite(constant), r, float("nan"))  # also of one class, and of others than an infinite one
     t = z - constant
     e = torch.exp(t)
     return _Row(top, z_top, d, odds, r, r.detach() < 1.0, t, e, torch.sum(e, dim=1, keepdim=True), constant)

@@ -49,24 +49,20 @@ def as_tensor(array: Array) -> Array:
 
 
 CHUNK = 2**15
-"""Most numbers of which PyTorch converts a tensor with one thread."""
+"""Most numbers that PyTorch copies with one thread, whatever the number of its threads is."""
 
 
-def converted(source: Array, target: Array) -> None:
-    """Copy a matrix to one of another dtype, with this thread alone.
+def chunks(matrix: Array) -> tuple[Array, ...]:
+    """Views of the parts of a matrix, each of which PyTorch copies with the calling thread alone.
 
-    PyTorch would share a longer copy with threads of its own, also where the caller is one of several threads.
+    A longer copy would be shared with threads of PyTorch, also where the caller is one of several threads.
     """
-    if source.numel() <= CHUNK:
-        target.copy_(source)
-    elif source.shape[1] <= CHUNK:
-        rows = CHUNK // source.shape[1]
-        for part, to_part in zip(source.split(rows), target.split(rows), strict=True):
-            to_part.copy_(part)
-    else:
-        for row, to_row in zip(source, target, strict=True):
-            for part, to_part in zip(row.split(CHUNK), to_row.split(CHUNK), strict=True):
-                to_part.copy_(part)
+    columns = matrix.shape[1]
+    if matrix.numel() <= CHUNK:
+        return (matrix,)
+    if columns <= CHUNK:
+        return matrix.split(CHUNK // columns)  # type: ignore[no-any-return]
+    return tuple(part for row in matrix for part in row.split(CHUNK))
 
 
 @contextmanager
