@@ -570,7 +570,7 @@ def test_jax_arrays_get_the_operations_with_rules(backend, operation, choice):
     array = backend.asarray(np.ones((1, 2)))
     assert kernels.select(operation, array, choice) is getattr(with_rules, operation)
     assert kernels.select(operation, np.ones((1, 2)), "generic") is getattr(kernels.generic, operation)
-    with pytest.raises(NotImplementedError, match=f"no kernel offers {operation} for them"):
+    with pytest.raises(NotImplementedError, match="not all arrays of the call can be read as NumPy arrays"):
         kernels.select(operation, array, "kernel")
 
 
