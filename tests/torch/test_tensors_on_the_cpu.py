@@ -1,5 +1,6 @@
 """Tensors in host memory: the functions read them as NumPy arrays, and convert those of 16 bits tile by tile."""
 
+import os
 import subprocess
 import sys
 
@@ -169,6 +170,20 @@ def test_16_bits_in_tiles_and_threads(rng, case, out, dtype, monkeypatch):
         target = wide[:, ::2]
     assert FUNCTIONS[case](z, y, w, out=target) is target
     assert torch.equal(target.to(dtype), desired)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_16_bits_use_as_many_threads_as_may_run(rng, most, monkeypatch):
+    if most > (os.cpu_count() or 1):
+        pytest.skip("one core")
+    monkeypatch.setattr(computing, "SHARE", 1000)
+    asked = []
+    share = computing.share
+    monkeypatch.setattr(computing, "share", lambda worker, tiles, n: (asked.append(n), share(worker, tiles, n)))
+    (z,) = tensors(arguments(rng, rows=301)[0])
+    with xs.threads(most):
+        xs.softmax(z.bfloat16())
+    assert asked == ([] if most == 1 else [2])
 
 
 @SIXTEEN
