@@ -11,8 +11,8 @@ The comparisons; ratios are to the first competitor of each:
 - softmax_loss_and_grad, softmax_loss, softmax, log_softmax, logsumexp: the function of this name on arrays of NumPy, on
   tensors of PyTorch and on arrays of JAX;
 - mlp_loss_and_grad, mlp_predict, train (an epoch in batches of 200 rows), MLPClassifier.fit (an epoch; with
-  scikit-learn) and MLPClassifier.predict: with networks of 64 inputs and 128 hidden units, on arrays of NumPy and on
-  tensors of PyTorch, in float32 on the CPU;
+  scikit-learn) and MLPClassifier.predict: with networks of 64 inputs and 128 hidden units, in float32 on the CPU, on
+  arrays of NumPy, on tensors of PyTorch and on arrays of JAX;
 - jax.jit: `jax.value_and_grad` under jit of the loss of optax, and of `xs.softmax_loss`; without jit,
   `xs.softmax_loss_and_grad`.
 
@@ -217,15 +217,25 @@ NETWORKS: dict[str, Callable[[Any, Array, Array], Call]] = {
 """From parameters, inputs and labels to a call."""
 
 
-def with_network(name: str, problem: Problem, convert: Callable[[np.ndarray], Array] | None) -> Call | None:
-    """Call a function of networks on converted arrays (by default: on tensors); its result is a flat tuple."""
+def tensor(array: np.ndarray) -> Array:
+    """Return a tensor of PyTorch that shares memory with an array."""
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def array_of_jax(array: np.ndarray) -> Array:
+    """Return an array of JAX with these numbers."""
+    import jax
+
+    return jax.numpy.asarray(array)
+
+
+def with_network(name: str, problem: Problem, convert: Callable[[np.ndarray], Array]) -> Call | None:
+    """Call a function of networks on converted arrays; its result is a flat tuple."""
     absent = name.startswith("MLPClassifier") and importlib.util.find_spec("sklearn") is None
     if problem.dtype == "bfloat16" or problem.device != "cpu" or absent:
         return None
-    if convert is None:
-        import torch
-
-        convert = torch.from_numpy
     X = np.random.default_rng(2).standard_normal((problem.rows, FEATURES), np.float32)
     params = xs.init_params((FEATURES, HIDDEN, problem.classes), rng=0, dtype=np.float32)
     moved = tuple(type(layer)(*map(convert, layer)) for layer in params)
@@ -266,7 +276,8 @@ COMPARISONS: dict[str, dict[str, Maker]] = {
     **{
         name: {
             "NumPy arrays": functools.partial(with_network, name, convert=np.asarray),
-            "PyTorch tensors": functools.partial(with_network, name, convert=None),
+            "PyTorch tensors": functools.partial(with_network, name, convert=tensor),
+            "JAX arrays": functools.partial(with_network, name, convert=array_of_jax),
         }
         for name in NETWORKS
     },

@@ -101,6 +101,7 @@ def trainings() -> Iterator[tuple[str, dict[str, Any]]]:
         "penalty": {"reg": 0.01},
         "weights": {"sample_weight": weights, "reg": 0.01},
         "class weights": {"class_weight": np.array([0.5, 1.0, 2.0], "f4")},
+        "ignored rows": {"ignore_index": 1},
         "smoothing": {"label_smoothing": 0.1},
         "z-loss": {"z_loss": 1e-3},
         "a sum": {"reduction": "sum"},
@@ -124,7 +125,7 @@ def wrong_training(xp: Any) -> Iterator[str]:
         for name, options in trainings():
             how = {"epochs": EPOCHS, "batch_size": BATCH, "rng": 0, "activation": "relu", **options}
             targets, dtype = how.pop("targets", y), how.pop("dtype", "f4")
-            moved = {k: xp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in how.items()}
+            moved = on_device(xp, how)
             first = tuple(xs.Layer(*(array.astype(dtype) for array in layer)) for layer in params)
             there = tuple(xs.Layer(*map(xp.asarray, layer)) for layer in first)
             before = graphs[0]
@@ -166,14 +167,31 @@ def wrong_functions(xp: Any) -> Iterator[str]:
     X, y = rng.standard_normal((70, 5)).astype("f4"), rng.integers(3, size=70)
     params = xs.init_params((5, 33, 3), rng=0, dtype=np.float32)
     there = tuple(xs.Layer(*map(xp.asarray, layer)) for layer in params)
-    for name, options in {"plain": {}, "penalty": {"reg": 0.1}, "chunks": {"max_memory": 4096}}.items():
-        ours = xs.mlp_loss_and_grad(there, xp.asarray(X), xp.asarray(y), **options)[1]
+    weights = {"sample_weight": rng.random(70).astype("f4"), "class_weight": np.array([0.5, 1.0, 2.0], "f4")}
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "penalty": {"reg": 0.1},
+        "chunks": {"max_memory": 4096},
+        "weights": {**weights, "ignore_index": 1},
+        "ignored rows": {"ignore_index": 1, "reduction": "sum"},
+    }
+    for name, options in kinds.items():
+        ours = xs.mlp_loss_and_grad(there, xp.asarray(X), xp.asarray(y), **on_device(xp, options))[1]
         exact = xs.mlp_loss_and_grad(params, X, y, **options)[1]
         pairs = zip((a for layer in ours for a in layer), (a for layer in exact for a in layer), strict=True)
         if not all(close(a, b, 1e-4) for a, b in pairs):
             yield f"mlp_loss_and_grad, {name}"
+        of_rows = {key: value for key, value in options.items() if key not in ("reg", "max_memory")}
+        loss = xs.softmax_loss_and_grad(xp.asarray(X[:, :3]), xp.asarray(y), **on_device(xp, of_rows))
+        if not close(loss, xs.softmax_loss_and_grad(X[:, :3], y, **of_rows), 1e-5):
+            yield f"softmax_loss_and_grad, {name}"
     if not close(xs.mlp_predict(there, xp.asarray(X)), xs.mlp_predict(params, X), 0.0):
         yield "mlp_predict"
+
+
+def on_device(xp: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with their arrays on the GPU."""
+    return {key: xp.asarray(value) if isinstance(value, np.ndarray) else value for key, value in options.items()}
 
 
 def on_host(array: Any) -> np.ndarray:

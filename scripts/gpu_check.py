@@ -7,7 +7,7 @@ Needs a GPU that CuPy can use, pytest, rich and what the tests import (array-api
 ml-dtypes); no network, no nox, no installed package. All parts together take at most eight minutes. Used where they
 can be imported:
 
-- nvmath-python, without which steps are not captured: the parts "steps" and "sanitizer" then fail
+- nvmath-python, without which steps are not captured, and the part "steps" fails
 - pytest-xdist and pytest-timeout, for tests in several processes with a limit for each
 - torch; liger-kernel; QuACK, which is quack-kernels, nvidia-cutlass-dsl (with its -libs-base, -libs-core and
   -libs-cu13), apache-tvm-ffi and torch-c-dlpack-ext

@@ -241,6 +241,17 @@ def test_sums_have_parts_of_the_size_that_the_kernel_adds_up():
     assert ENTRIES_OF_A_PART == plan.TOTAL_PART
 
 
+@pytest.mark.parametrize("rows", [1, 1024, 1025, 2100])
+def test_sums_of_rows_are_added_once(recorder, rng, rows):
+    """Also where they are sums of parts."""
+    x, out = array(rng.normal(size=(rows, 3))), array(rng.normal(size=3))
+    wanted = out + x.sum(axis=0)
+    operation = recorder.modules["steps"].bound("sums_of_rows", (x, out), {"added": True})
+    with Array.device:
+        operation()
+    np.testing.assert_allclose(np.asarray(out), wanted, rtol=1e-12)
+
+
 def test_updates_end_with_a_loss_that_is_not_finite(runner, rng):
     program, arrays = step_program(STEP), arrays_of(STEP, rng)
     arrays["X"][arrays["order"][ROWS + 1]] = np.inf  # in the second batch

@@ -94,3 +94,12 @@ def test_an_update_of_all_parameters_is_one_launch(params, optimizer):
     state = optimizer.init(params)
     found = count(lambda: optimizer.update(params, params, state))
     assert found == (["kernel parameter_update"], [])
+
+
+@pytest.mark.parametrize(("depth", "max_memory", "sums"), [(2, None, 1), (2, 10**8, 1), (3, None, 1), (3, 10**8, 3)])
+def test_biases_of_all_layers_are_summed_at_once_where_memory_allows(cp, data, depth, max_memory, sums):
+    """Deeper networks within a limit of memory do not keep the gradients of all layers."""
+    sizes = (SIZES[0], *[7] * (depth - 1), SIZES[-1])
+    params = xs.to_namespace(xs.init_params(sizes, rng=0, dtype=np.float32), cp)
+    found = count(lambda: xs.mlp_loss_and_grad(params, *data, max_memory=max_memory))
+    assert found.launches.count("kernel sum_of_rows") == sums

@@ -192,7 +192,7 @@ def test_what_compiles_is_called_once(few):
 
 @pytest.fixture
 def small_fits(done, monkeypatch):
-    sizes_of = {"ROWS": 1000, "FEATURES": 30, "HIDDEN": 8, "BATCH": 50, "DIGITS_EPOCHS": 3}
+    sizes_of = {"ROWS": 1000, "FEATURES": 30, "HIDDEN": 8, "BATCH": 50, "DIGITS_EPOCHS": 1}
     for name, value in sizes_of.items():
         monkeypatch.setattr(_gpu_estimator, name, value)
     monkeypatch.setattr(_gpu_estimator, "DEVICE", "cpu")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch_without_cuda
 from backends import numpy_as_cupy
+from paths import ROOT
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own compiler
@@ -205,6 +206,14 @@ def test_steps_that_are_replayed_are_timed_on_the_host(capture):
     assert captured
     assert 0 < microseconds < 1000
     assert capture.Runner.run is before
+
+
+def test_the_runner_has_what_is_looked_at():
+    """Where CuPy is not installed its module cannot be imported: the names are looked for in its text."""
+    text = (ROOT / "xpsoftmax" / "kernels" / "cuda" / "capture.py").read_text("utf-8")
+    for name in ("class Runner:", "    def run(self)", "self._graph = ", "\ndef _graph_of(", "could not be captured"):
+        assert name in text
+    assert "runner.run()" in (ROOT / "xpsoftmax" / "_train" / "programmed.py").read_text("utf-8")
 
 
 def test_a_training_without_programs_has_no_replayed_steps(capture):

@@ -1044,7 +1044,9 @@ def test_a_fit_goes_on_from_given_weights(iris):
         np.testing.assert_allclose(layer.bias, old.bias - 0.5 * grad.bias, atol=1e-15)
     for layer, old in zip(params, before, strict=True):
         np.testing.assert_array_equal(layer.weight, old.weight)
-    with pytest.raises(ValueError, match=r"hidden_layer_sizes must make the layers to go on from, \[4, 5, 3\], got"):
+    with pytest.raises(
+        ValueError, match=r"hidden_layer_sizes must make the layers of the fitted model, \[4, 5, 3\], got"
+    ):
         model.set_params(hidden_layer_sizes=(6,)).fit(X, y)
 
 
@@ -1309,7 +1311,7 @@ def test_another_dtype_is_not_left_unnoticed_where_a_fit_goes_on(method, backend
     X = backend.asarray(iris[0], "float32")
     model = MLPClassifier(max_iter=1, warm_start=True, dtype="float32").fit(X, iris[1])
     getattr(model, method)(X, iris[1])
-    with pytest.raises(ValueError, match=r"dtype must be None or that of the weights to go on from, float32, got .*64"):
+    with pytest.raises(ValueError, match=r"dtype must be None or that of the fitted weights, float32, got .*64"):
         getattr(model.set_params(dtype="float64"), method)(X, iris[1])
     with pytest.raises(ValueError, match='dtype must be "float32" or "float64", got \'bogus\''):
         getattr(model.set_params(dtype="bogus"), method)(X, iris[1])

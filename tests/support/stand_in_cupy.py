@@ -470,11 +470,16 @@ def modules() -> tuple[ModuleType, ...]:
 
 
 def row_operations() -> SimpleNamespace:
-    """A module of kernels for these arrays: each operation of the launcher, computed by the generic code."""
+    """A module of kernels for these arrays: each operation of the launcher, computed by the generic code.
+
+    Steps of training are programs, as with CuPy; NumPy's formulas run them.
+    """
+    from program_reference import ReferenceRunner
+
     cuda = importlib.import_module("xpsoftmax.kernels.cuda.launcher")
     offered = [name for name in kernels.OPERATIONS if hasattr(cuda, name)]
     rows = {name: _on_its_device(getattr(generic, name)) for name in offered}
-    return SimpleNamespace(refusal=cuda.refusal, **rows)
+    return SimpleNamespace(refusal=cuda.refusal, Runner=ReferenceRunner, **rows)
 
 
 def _on_its_device(operation: Any) -> Any:

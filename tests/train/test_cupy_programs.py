@@ -21,7 +21,6 @@ import pytest
 from program_reference import ReferenceRunner, is_within
 
 import xpsoftmax as xs
-from xpsoftmax import kernels
 from xpsoftmax._train.loop import Loop
 from xpsoftmax._train.optimizers import VelocitySgd
 from xpsoftmax._train.programmed import ProgrammedSteps
@@ -43,13 +42,11 @@ OPTIMIZERS = {
 
 
 @pytest.fixture
-def cp(monkeypatch):
+def cp():
     cupy = sys.modules.get("cupy")
     if cupy is None or not hasattr(cupy, "cuda"):
         pytest.skip("neither CuPy nor what stands in for it is here: nox -s stand_in")
-    (backend,) = (backend for backend in kernels.BACKENDS if backend.name == "cupy")
     if getattr(cupy, "stands_in", False):
-        monkeypatch.setattr(backend.load(), "Runner", ReferenceRunner, raising=False)
         ReferenceRunner.latest.clear()
         ReferenceRunner.runs = ReferenceRunner.made = ReferenceRunner.entered = 0
     elif not cupy.cuda.is_available():
@@ -180,9 +177,9 @@ def test_every_option(cp, options, soft):
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("sizes", [(FEATURES, CLASSES), (FEATURES, 5, CLASSES), (FEATURES, 5, 3, CLASSES)])
-def test_every_depth_and_activation(cp, activation, sizes):
-    params = xs.init_params(sizes, rng=1, dtype=np.float64)
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 3), (5, 3, 5, 4, 5)])
+def test_every_depth_and_activation(cp, activation, hidden):
+    params = xs.init_params((FEATURES, *hidden, CLASSES), rng=1, dtype=np.float64)
     X, y = data()
     options = {"optimizer": xs.adam(0.05), "activation": activation}
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
@@ -326,29 +323,32 @@ def test_batches_in_chunks(cp, name, batch_size, max_memory, soft):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "gelu"])
-@pytest.mark.parametrize("hidden", [(), (40,), (40, 30), (30,) * 5, (60, 5, 5, 5, 5, 5, 5)])
-def test_programs_keep_within_the_memory_of_a_step(cp, hidden, activation, soft, weighted):
+@pytest.mark.parametrize("hidden", [(), (40,), (40, 30), (30,) * 5, (60, 5, 5, 5, 5, 5, 5), (100,) * 200])
+def test_programs_keep_within_the_memory_of_a_step(cp, monkeypatch, hidden, activation, soft, weighted):
     """What they need beside the gradients, and the rows of the batch that the loop holds, is at most `max_memory`."""
     if not getattr(cp, "stands_in", False):
         pytest.skip("a matter of numbers")
-    rows, classes = 300, 12
+
+    def noted(self, program, arrays):
+        self.program = program
+        ReferenceRunner.latest.append(self)
+
+    monkeypatch.setattr(ReferenceRunner, "__init__", noted)
+    monkeypatch.setattr(ReferenceRunner, "run", lambda self: None)
+    deep = len(hidden) > 9
+    rows, classes, batch_size = (2000, 12, 2000) if deep else (300, 12, 200)
+    limits = (300_000_000, 100_000_000) if deep else (30_000, 60_000, 120_000, 500_000)
     params = xs.init_params((20, *hidden, classes), rng=1, dtype=np.float32)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(rows, 20)).astype("f4")
     y = rng.dirichlet(np.ones(classes), rows).astype("f4") if soft else rng.integers(classes, size=rows)
-    options = {"sample_weight": rng.uniform(0.5, 2, rows).astype("f4")} if weighted else {}
+    options = {"optimizer": xs.sgd(0.1), "epochs": 1, "batch_size": batch_size, "activation": activation}
+    if weighted:
+        options["sample_weight"] = rng.uniform(0.5, 2, rows).astype("f4")
     chunks = set()
-    for max_memory in (30_000, 60_000, 120_000, 500_000):
+    for max_memory in limits:
         ReferenceRunner.latest.clear()
-        trained(
-            *(cp, params, X, y),
-            optimizer=xs.sgd(0.1),
-            epochs=1,
-            batch_size=200,
-            activation=activation,
-            max_memory=max_memory,
-            **options,
-        )
+        trained(cp, params, X, y, max_memory=max_memory, **options)
         for runner in ReferenceRunner.latest:
             held = runner.rows * (20 + (classes if soft else 2) + 1 + 3 * weighted) * 4
             gradients = sum(array.size for layer in params for array in layer) * 4
@@ -365,6 +365,39 @@ def test_batches_of_very_many_chunks_are_left_to_the_loop(cp):
     assert_alike(trained(cp, params, X, y, **options), trained(np, params, X, y, **options))
     if getattr(cp, "stands_in", False):
         assert ReferenceRunner.runs == 4  # of the shorter batches
+
+
+def test_a_loss_of_the_loop_that_is_not_finite_ends_the_updates_of_programs(cp):
+    """In one epoch the loop makes the step of a batch of very many chunks, and a program that of a shorter one."""
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = (np.concatenate([array] * 4) for array in data())
+    X[np.random.default_rng(3).permutation(len(X))[7], 1] = np.inf  # in the first batch
+    options = {"optimizer": xs.sgd(0.1, 0.5), "max_memory": 700, "batch_size": 80}
+    caught = {}
+    for xp in (np, cp):
+        with pytest.raises(xs.DivergenceError) as error:
+            trained(xp, params, X, y, **options)
+        caught[xp] = error.value
+    assert caught[cp].step == caught[np].step == 0
+    assert_alike(caught[cp].result, caught[np].result)
+    if getattr(cp, "stands_in", False):
+        assert ReferenceRunner.runs == 1
+
+
+def test_the_place_is_sent_once_where_no_batch_is_left_out(cp, monkeypatch):
+    """After the last row of an epoch the first one is the next."""
+    sent = []
+    send = ProgrammedSteps._on_device
+
+    def on_device(self, array):
+        sent.append(array.shape)
+        return send(self, array)
+
+    monkeypatch.setattr(ProgrammedSteps, "_on_device", on_device)
+    params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
+    X, y = data()
+    trained(cp, params, X, y, optimizer=xs.adam(0.1), epochs=8)
+    assert sent == [(16, 8), (3,), (32, 8)]
 
 
 @pytest.fixture(params=[1, 3, 5, 7])
@@ -657,7 +690,10 @@ def test_a_progress_bar(cp):
     assert_alike(found, trained(np, params, X, y, optimizer=xs.sgd(0.1)))
 
 
-def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch):
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("max_memory", [None, 700])
+@pytest.mark.parametrize("name", ["constant", "ahead", "of the user"])
+def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch, room, name, max_memory, watched):
     if not getattr(cp, "stands_in", False):
         pytest.skip("on a GPU: test_nothing_waits_for_the_device_within_an_epoch")
     run = Loop.run
@@ -672,5 +708,13 @@ def test_nothing_is_waited_for_within_an_epoch(cp, monkeypatch):
     params = xs.init_params((FEATURES, 5, CLASSES), rng=1, dtype=np.float64)
     X, y = data()
     kept = []
-    trained(cp, params, X, y, optimizer=xs.adam(0.1), callback=lambda step: kept.append(step.loss))
-    assert len(kept) == ReferenceRunner.runs == STEPS
+    given = np.ones(ROWS)
+    given[:10] = 0  # in some batches of two no row counts
+    rate = {"constant": 0.1, "ahead": xs.cosine_schedule(0.1, steps=9), "of the user": lambda step: 0.1 / (1 + step)}
+    options = {"optimizer": xs.clip_by_global_norm(xs.adam(rate[name]), 0.1), "sample_weight": given, "batch_size": 2}
+    callback = (lambda step: kept.append(step.loss)) if watched else None
+    found = trained(cp, params, X, y, max_memory=max_memory, callback=callback, **options)
+    losses = found.history["loss"]
+    assert np.isnan(losses).any()
+    assert ReferenceRunner.runs == np.isfinite(losses).sum()
+    assert len(kept) == (len(losses) if watched else 0)

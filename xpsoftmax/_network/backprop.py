@@ -103,8 +103,9 @@ def backward(
     """
     xp = net.xp
     deltas: list[Array] | None = None
-    if spare == 0 and sums[0] is None and net.kernels.has_kernel("sums_of_rows"):
-        deltas = []  # of all layers: there is memory to keep them, and their rows are added up at once
+    has_room = spare == 0 or len(net.layers) <= 2  # a plan of memory counts the gradients of two layers (chunks.py)
+    if has_room and sums[0] is None and net.kernels.has_kernel("sums_of_rows"):
+        deltas = []  # of all layers: their rows are added up at once
     for i in reversed(range(len(net.layers))):
         before, into, kind = sums[i], None if grads is None else grads[i], type(net.layers[i])
         if deltas is not None:

@@ -21,7 +21,7 @@ class TrainResult(NamedTuple):
         each epoch: "validation_loss", without the penalty, and "validation_accuracy". With ``accuracy=True``, for each
         epoch: "accuracy", on the data that is trained with.
     state : TrainState
-        To go on from, by ``train(..., resume=state)``.
+        To continue the training, by ``train(..., resume=state)``.
 
     Notes
     -----
@@ -63,7 +63,7 @@ class TrainStep:
     Attributes
     ----------
     epoch, step : int
-        Counted from 0; `step` goes on from epoch to epoch.
+        Counted from 0; `step` is not reset between epochs.
     loss : array, 0-d, or float
         On a GPU the loss is still on the device: ``float(loss)`` waits for it.
     params : tuple of Layer

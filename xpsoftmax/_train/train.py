@@ -91,8 +91,8 @@ def train(
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
-        State of an earlier call: go on from there. `params` then only has to have its shapes, and all other arguments
-        must be as they were. All of the state is checked before the first step.
+        State of an earlier call, which this call continues. `params` then only has to have its shapes, and all other
+        arguments must be as they were. All of the state is checked before the first step.
     accuracy : bool
         Record the accuracy on `X` after each epoch, by another pass over it.
     progress : bool

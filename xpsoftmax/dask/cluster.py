@@ -31,9 +31,9 @@ class ClusterError(ConnectionError):
     Attributes
     ----------
     result : TrainResult or None
-        What `train` would have returned after the last step that was completed: train(..., resume=error.result.state)
-        goes on from there. None if `train` was still checking labels, and for the classifier, which is as it was before
-        the call.
+        What `train` would have returned after the last complete step: ``train(..., resume=error.result.state)``
+        continues from there. None if `train` was still checking labels. None for the classifier, too, which is as it
+        was before the call.
     """
 
     __module__ = "xpsoftmax.dask"  # tracebacks show the public name

@@ -92,7 +92,7 @@ def train(
     patience : int, optional
         Stop after so many epochs without a smaller validation loss, and return the parameters of the best epoch.
     resume : TrainState, optional
-        State of an earlier call: go on from there. The blocks, too, must be as they were.
+        State of an earlier call, which this call continues. The blocks, too, must be as they were.
     progress : bool
         Show a progress bar; needs tqdm.
     callback : function, optional

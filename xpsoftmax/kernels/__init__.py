@@ -146,7 +146,13 @@ class Operations:
         self._selected_by = array, impl
 
     def has_kernel(self, operation: str) -> bool:
-        """Whether an operation is computed by a kernel: it needs less memory, and may overwrite its arguments."""
+        """Whether an operation is computed by a kernel: it needs less memory, and may overwrite its arguments.
+
+        It does not raise where a kernel is insisted on and there is none: the operation that needs it first will.
+        """
+        array, impl = self._selected_by
+        if impl == "kernel" and kernel_for(operation, array, impl) is None:
+            return False
         return getattr(self, operation) is not getattr(generic, operation)
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:

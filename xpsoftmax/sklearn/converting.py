@@ -35,7 +35,7 @@ class Conversion:
         Returns
         -------
         MLPClassifier
-            Fitted. With ``warm_start=True`` its `fit` goes on from these weights.
+            Fitted. With ``warm_start=True`` its `fit` starts from these weights.
 
         Raises
         ------

@@ -67,7 +67,7 @@ class MLPClassifier(Prediction, Conversion, ClassifierMixin, BaseEstimator):  # 
     verbose : bool or int, default=False
         Print the loss of each epoch and why training stops.
     warm_start : bool, default=False
-        Let `fit` go on from the last weights.
+        Let `fit` start from the weights of the last fit.
     momentum : float, default=0.9
         Only for sgd.
     nesterovs_momentum : bool, default=True

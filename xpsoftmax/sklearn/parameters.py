@@ -126,8 +126,8 @@ def check_sizes(model: Any, sizes: Sequence[int]) -> None:
     own = [model.coefs_[0].shape[0], *(bias.shape[0] for bias in model.intercepts_)]
     if own != list(sizes):
         raise ValueError(
-            f"hidden_layer_sizes must make the layers to go on from, {own}, got {list(sizes)}. "
-            "fit with warm_start=False begins anew."
+            f"hidden_layer_sizes must make the layers of the fitted model, {own}, got {list(sizes)}. "
+            "fit with warm_start=False starts from new weights."
         )
 
 
@@ -136,6 +136,6 @@ def check_dtype(model: Any, X: Array) -> None:
     own = model.coefs_[0].dtype
     if model.dtype is not None and own != working_dtype(model.dtype, array_namespace(X), X):
         raise ValueError(
-            f"dtype must be None or that of the weights to go on from, {dtype_name(own)}, got {model.dtype!r}. "
-            "fit with warm_start=False begins anew."
+            f"dtype must be None or that of the fitted weights, {dtype_name(own)}, got {model.dtype!r}. "
+            "fit with warm_start=False starts from new weights."
         )

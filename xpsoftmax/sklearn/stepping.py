@@ -86,7 +86,7 @@ def _begin(model: Any, steps: Any, record: Record, *, incremental: bool) -> Loop
     if any([tuple(layer.weight.shape) for layer in part] != shapes for part in record._state[1:]):
         raise ValueError(
             f"coefs_ and intercepts_ must have the shapes that partial_fit has seen, got {shapes}: what the "
-            "optimiser keeps of the steps before does not fit. fit with warm_start=True goes on from them."
+            "optimiser keeps of earlier steps does not fit. fit with warm_start=True starts from these weights."
         )
     return Loop(steps, record._optimizer, state=record._state)
 

@@ -57,7 +57,7 @@ def as_targets(y: Any, X: Array, known: np.ndarray | None, *, complete: bool, hi
     codes = encode(labels, known)
     if complete and ((codes < 0).any() or np.unique(codes).size < known.size):
         raise ValueError(
-            "y must have the classes of the fit that it goes on from: warm_start can only be used where `y` has the "
+            "y must have the classes of the earlier fit: warm_start can only be used where `y` has the "
             f"same classes as in the previous call to fit. Previously got {shortened(known)}, "
             f"`y` has {shortened(np.unique(labels))}."
         )

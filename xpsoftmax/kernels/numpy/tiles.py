@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xpsoftmax._typing import Array
+from xpsoftmax.kernels.numpy.halves import to_half
 from xpsoftmax.kernels.numpy.threads import allowed, share
 
 TILE = 2**21
@@ -68,7 +69,7 @@ def for_each_tile(
                 arrays.insert(0, result[tile])  # type: ignore[index]
             compute(logits[tile], *arrays, *[array[tile] for array in per_row])
             if result is not None and not direct:
-                result[tile] = arrays[0]
+                deliver(arrays[0], result[tile])
 
     if threads > 1:
         threads = min(threads, allowed())
@@ -78,6 +79,14 @@ def for_each_tile(
         share(worker, slices(rows, threads * max(2, -(-size // (threads * tile_bytes)))), threads)
     else:
         worker(iter(slices(rows, -(-size // tile_bytes))))
+
+
+def deliver(tile: Array, part: Array) -> None:
+    """Write a tile in the working precision to its part of the result."""
+    if part.dtype == np.float16 and tile.dtype == np.float32:
+        to_half(tile, part)
+    else:
+        part[...] = tile
 
 
 def fit_one_tile(logits: Array, cached: int) -> bool:
