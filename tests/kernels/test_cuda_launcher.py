@@ -503,3 +503,12 @@ def test_sums_of_rows_of_several_matrices(cuda, recorder, rng, rows):
     if rows:
         of_all = 1 + (rows > table_plan.ROWS_OF_A_PART)
         assert len(recorder.launches) == 4 * of_all
+
+
+def test_a_flag_that_an_interrupted_call_left_is_believed_once(cuda, recorder):
+    """Good labels are then called bad; the caller looks for a bad one, finds none, and goes on."""
+    labels = array(np.zeros(3, "i8"))
+    assert cuda.are_classes(labels, 3)
+    recorder.modules["counters"].flag_on(1).fill(1)
+    assert [cuda.are_classes(labels, 3) for _ in range(2)] == [False, True]
+    assert [cuda.are_classes(array(np.full(3, y)), 3) for y in (3, 2, -1, 0)] == [False, True, False, True]

@@ -531,11 +531,11 @@ def wrong_sums(change) -> bool:
     """Sums that are added to what is there, and sums that are not."""
     x = np.arange(35.0).reshape(7, 5)
     for added in (False, True):
-        sums = np.full(6, 100.0)
+        sums = np.full(64, 100.0)  # with room for a fault that writes beyond the units
         pairs = [(plan.Matrix(cpu.address(x), 7, 5, 5, "float64"), cpu.address(sums))]
         (launch,) = table_plan.sum_of_rows_launches(pairs, added=added)
         cpu.run(launch, change=change)
-        if not np.array_equal(sums, [*(x.sum(axis=0) + 100 * added), 100]):
+        if not np.array_equal(sums, [*(x.sum(axis=0) + 100 * added), *[100] * 59]):
             return True
     return False
 

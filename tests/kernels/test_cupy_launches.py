@@ -96,10 +96,18 @@ def test_an_update_of_all_parameters_is_one_launch(params, optimizer):
     assert found == (["kernel parameter_update"], [])
 
 
-@pytest.mark.parametrize(("depth", "max_memory", "sums"), [(2, None, 1), (2, 10**8, 1), (3, None, 1), (3, 10**8, 3)])
+@pytest.mark.parametrize(("depth", "max_memory", "sums"), [(2, None, 1), (4, 10**8, 1), (6, None, 1), (5, 10**8, 5)])
 def test_biases_of_all_layers_are_summed_at_once_where_memory_allows(cp, data, depth, max_memory, sums):
     """Deeper networks within a limit of memory do not keep the gradients of all layers."""
     sizes = (SIZES[0], *[7] * (depth - 1), SIZES[-1])
     params = xs.to_namespace(xs.init_params(sizes, rng=0, dtype=np.float32), cp)
     found = count(lambda: xs.mlp_loss_and_grad(params, *data, max_memory=max_memory))
     assert found.launches.count("kernel sum_of_rows") == sums
+
+
+def test_good_labels_that_a_kernel_calls_bad_are_taken(cp, params, data, monkeypatch):
+    """An interrupted call may have left its flag."""
+    launcher = sys.modules["xpsoftmax.kernels.cuda.launcher"]
+    monkeypatch.setattr(launcher, "are_classes", lambda labels, classes: False)
+    loss, _ = xs.mlp_loss_and_grad(params, *data)
+    assert loss.shape == ()

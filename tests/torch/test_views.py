@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch")
 from torch.autograd import forward_ad  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from xpsoftmax.torch import cross_entropy  # noqa: E402
+
 every_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -133,6 +135,22 @@ def test_views_share_memory(tensor):
     (view,) = views.enter(tensor).arguments
     assert (view.ctypes.data, view.shape) == (tensor.data_ptr(), tuple(tensor.shape))
     assert view.strides == tuple(4 * step for step in tensor.stride())
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmax_loss_and_grad", "mlp_logits", "cross_entropy", "its labels"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tensors_whose_storage_was_freed_are_an_error(name, dtype):
+    """FSDP frees that of parameters. NumPy would read whatever is in memory of its own."""
+    z, y = torch.ones(3, 4, dtype=dtype), torch.tensor([0, 1, 2])
+    (y if name == "its labels" else z).untyped_storage().resize_(0)
+    layer = xs.Layer(torch.ones(4, 2, dtype=dtype), torch.ones(2, dtype=dtype))
+    calls = {
+        "softmax": lambda: xs.softmax(z),
+        "softmax_loss_and_grad": lambda: xs.softmax_loss_and_grad(z, y),
+        "mlp_logits": lambda: xs.mlp_logits((layer,), z),
+    }
+    with pytest.raises(ValueError, match=r"^Tensors must have memory, got one whose storage has been freed\.$"):
+        calls.get(name, lambda: cross_entropy(z, y))()
 
 
 def test_results_share_memory_with_what_numpy_computed():

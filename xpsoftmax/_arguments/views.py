@@ -18,6 +18,7 @@ from array_api_compat import is_jax_array
 
 from xpsoftmax._typing import Array, dtype_name
 from xpsoftmax.kernels import views_of_jax
+from xpsoftmax.kernels.memory import numpy_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,8 +96,8 @@ class _Torch(Library):
         ):
             return None
         if not array.requires_grad:
-            return array.numpy()  # type: ignore[no-any-return]
-        return None if differentiable and self._is_grad_enabled() else array.detach().numpy()
+            return numpy_of(array)
+        return None if differentiable and self._is_grad_enabled() else numpy_of(array.detach())
 
     def note_write(self, array: Array) -> None:
         if not array.is_inference():

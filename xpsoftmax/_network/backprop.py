@@ -103,7 +103,8 @@ def backward(
     """
     xp = net.xp
     deltas: list[Array] | None = None
-    has_room = spare == 0 or len(net.layers) <= 2  # a plan of memory counts the gradients of two layers (chunks.py)
+    # A plan of memory counts the gradients of the logits and of three times the widest layer (chunks.py).
+    has_room = spare == 0 or sum(net.hidden) <= 3 * max(net.hidden, default=0)
     if has_room and sums[0] is None and net.kernels.has_kernel("sums_of_rows"):
         deltas = []  # of all layers: their rows are added up at once
     for i in reversed(range(len(net.layers))):

@@ -107,12 +107,12 @@ class ProgrammedSteps:
     def leave(self) -> None:
         """Let the stream that was current before the first step go on after the steps."""
         if self._within:
-            self._within = False
             self._order_of_work.close()
+            self._within = False
 
     def _enter(self) -> None:
+        self._within = True  # first: `leave` ends what an interrupt leaves behind
         self._order_of_work.enter_context(self._runner.in_order(self._device))
-        self._within = True
 
     def _are_rows_in_place(self) -> bool:
         """Whether kernels can read inputs and targets where they are."""
@@ -193,6 +193,7 @@ class ProgrammedSteps:
         program = step_program(self._described(loop, rows))
         if program.size > self._arrays["memory"].shape[0]:  # all programs use the same memory, one after the other
             self._runners = {}
+            del self._arrays["memory"]  # before the larger one is allocated
             self._arrays["memory"] = self._xp.empty(program.size, dtype=self._xp.uint8, device=self._device)
         self._runners[rows] = runner = self._runner(program, self._arrays)
         return runner

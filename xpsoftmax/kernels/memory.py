@@ -1,4 +1,4 @@
-"""Memory for results."""
+"""Memory for results, and that of tensors."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
 def aligned_if_large(shape: tuple[int, ...], dtype: Any) -> Array | None:
     """Memory for a result that JAX would take longer to copy; None for a smaller one, whose address does not matter."""
     return aligned(shape, dtype) if dtype.itemsize * math.prod(shape) >= LEAST_ALIGNED else None
+
+
+def numpy_of(tensor: Array) -> np.ndarray:
+    """Return a PyTorch tensor in host memory, which does not require grad, as a NumPy array of the same memory.
+
+    Storage may have been freed, as FSDP frees that of parameters. NumPy would then make memory, which holds anything.
+    """
+    array: np.ndarray = tensor.numpy()
+    if tensor.data_ptr() == 0 and array.size:
+        raise ValueError("Tensors must have memory, got one whose storage has been freed.")
+    return array

@@ -13,6 +13,7 @@ from xpsoftmax._arguments.options import as_integer, as_number, check_choice, ch
 from xpsoftmax._arguments.problem import LossOptions, prepare
 from xpsoftmax._arguments.values import BadValue
 from xpsoftmax._typing import FLOATING, INTEGRAL, Array, Reduction, dtype_name
+from xpsoftmax.kernels.memory import numpy_of
 from xpsoftmax.kernels.torch.modes import PLAIN, is_eager
 
 
@@ -160,8 +161,8 @@ def plain_labels(input: Tensor, target: Tensor, ignore_index: object, validate: 
     ):
         return None
     try:
-        labels: np.ndarray = target.numpy()
-    except (RuntimeError, TypeError):  # they are on another device, sparse or nested
+        labels = numpy_of(target)
+    except (RuntimeError, TypeError):  # they are on another device, sparse, nested or freed
         return None
     shape = input.shape
     if len(shape) != 2 or labels.shape != shape[:1] or labels.size == 0 or 0 <= ignore_index < shape[1]:

@@ -15,6 +15,7 @@ import torch
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, LossSpec, dtype_name
 from xpsoftmax.kernels import generic, select
+from xpsoftmax.kernels.memory import numpy_of
 from xpsoftmax.kernels.numpy import softmax_loss_total
 from xpsoftmax.kernels.numpy.threads import allowed, share
 from xpsoftmax.kernels.numpy.tiles import SHARE, slices
@@ -79,7 +80,7 @@ def mean_loss(logits: Array, labels: np.ndarray, *, grad: bool) -> tuple[Array, 
         if logits.dtype not in _WIDE:
             losses, narrow = _loss_of_narrow_rows(logits, labels, weight, _KNOWN, grad=grad, out=None)
             return losses.sum(), narrow if grad else None
-        loss, dlogits = softmax_loss_total(logits.detach().numpy(), labels, weight, _KNOWN, grad=grad)
+        loss, dlogits = softmax_loss_total(numpy_of(logits.detach()), labels, weight, _KNOWN, grad=grad)
         return torch.from_numpy(loss), None if dlogits is None else torch.from_numpy(dlogits)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from xpsoftmax._typing import SIXTEEN_BIT, Array, dtype_name
+from xpsoftmax.kernels.memory import numpy_of
 
 
 def view_of_out(out: Array | None, logits: Array, view: Array) -> Array | None:
@@ -29,7 +30,7 @@ def as_view(tensor: Array) -> Array:
     """A tensor as an array of NumPy or CuPy that shares its memory. On the host, 16-bit numbers become float32."""
     tensor = tensor.detach().resolve_neg()
     if tensor.device.type == "cpu":
-        return (tensor.float() if dtype_name(tensor.dtype) in SIXTEEN_BIT else tensor).numpy()
+        return numpy_of(tensor.float() if dtype_name(tensor.dtype) in SIXTEEN_BIT else tensor)
     import cupy
 
     if tensor.dtype != torch.bfloat16:
