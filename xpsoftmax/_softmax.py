@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-
 from xpsoftmax._arguments import checks as check
 from xpsoftmax._arguments.axes import INF, Axes, masked
-from xpsoftmax._arguments.door import CallPlan, enter_rows
+from xpsoftmax._arguments.door import SEEN, CallPlan, enter_rows
 from xpsoftmax._arguments.layout import Layout, copied, deliver, from_rows, in_rows, reshaped, rows_out, to_rows
 from xpsoftmax._arguments.options import check_flag
 from xpsoftmax._arguments.shapes import same_shape, size_hint
@@ -197,7 +195,7 @@ def logsumexp(
     1000.6931471805599
     """
     check_flag("keepdims", keepdims)
-    if type(logits) is np.ndarray:  # this saves time in small calls
+    if type(logits) in SEEN:  # the door reads them: this saves time in small calls
         return _logsumexp(logits, where, None, axis=axis, keepdims=keepdims, impl=impl)
     compute = partial(_logsumexp, axis=axis, keepdims=keepdims, impl=impl)
     return rows_on_views(compute, logits, where, out=None, impl=impl, differentiable=True)
@@ -345,7 +343,7 @@ def softmax_jacobian(logits: Array, /, *, axis: int = -1) -> Array:
 def _map_rows(
     operation: str, logits: Array, axis: Axes, where: Array | None, left_out: float, out: Array | None, impl: Impl
 ) -> Array:
-    if type(logits) is np.ndarray:  # this saves time in small calls
+    if type(logits) in SEEN:  # the door reads them: this saves time in small calls
         return _map_rows_here(logits, where, out, operation=operation, axis=axis, left_out=left_out, impl=impl)
     compute = partial(_map_rows_here, operation=operation, axis=axis, left_out=left_out, impl=impl)
     return rows_on_views(compute, logits, where, out=out, impl=impl, differentiable=True)
