@@ -148,6 +148,7 @@ TENSOR_NAMES = {
     "xpsoftmax": "**`xpsoftmax.torch`**",
     "xpsoftmax compiled": "`xpsoftmax.torch` compiled",
     "xpsoftmax on JAX": "**xpsoftmax**, `jit`",
+    "xpsoftmax without jit": "xpsoftmax, `softmax_loss_and_grad` without `jit`",
 }
 
 
@@ -157,11 +158,14 @@ def _timing(finding: dict[str, Any], name: str, *, ratio: bool) -> str:
     return f"{1e3 * finding['timings'][name]['median']:.3g}"
 
 
+ROW_FUNCTIONS = ("softmax_loss_and_grad", "softmax_loss", "softmax", "log_softmax", "logsumexp")
+
+
 def on_arrays(content: dict[str, Any]) -> str:
-    """Time of each function on PyTorch tensors / on JAX arrays, relative to NumPy arrays, float32."""
+    """Time of each function of rows on PyTorch tensors / on JAX arrays, relative to NumPy arrays, float32."""
     findings: dict[str, dict[str, Any]] = {}
     for finding in content["findings"]:
-        if finding["dtype"] == "float32" and "NumPy arrays" in finding["timings"]:
+        if finding["dtype"] == "float32" and finding["comparison"] in ROW_FUNCTIONS:
             shape = f"{finding['rows']}x{finding['classes']}"
             findings.setdefault(shape, {})[finding["comparison"]] = finding
     findings = by_classes(findings)

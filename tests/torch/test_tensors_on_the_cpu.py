@@ -171,6 +171,20 @@ def test_16_bits_in_tiles_and_threads(rng, case, out, dtype, monkeypatch):
     assert torch.equal(target.to(dtype), desired)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_16_bits_use_as_many_threads_as_may_run(rng, most, monkeypatch):
+    if most > computing.allowed():
+        pytest.skip("one core")
+    monkeypatch.setattr(computing, "SHARE", 1000)
+    asked = []
+    share = computing.share
+    monkeypatch.setattr(computing, "share", lambda worker, tiles, n: (asked.append(n), share(worker, tiles, n)))
+    (z,) = tensors(arguments(rng, rows=301)[0])
+    with xs.threads(most):
+        xs.softmax(z.bfloat16())
+    assert asked == ([] if most == 1 else [2])
+
+
 @SIXTEEN
 def test_16_bits_where_threads_do_not_inherit_the_mode(rng, dtype, monkeypatch):
     monkeypatch.setattr(computing, "SHARE", 100)

@@ -244,6 +244,19 @@ def test_tuples_of_the_user_are_kept_or_left():
     assert rest is None
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_kernel_that_is_insisted_on_gives_the_bits_of_numpy(reduction):
+    """In several calls, because PyTorch's sum has the same bits in some."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        z, y, weight = rng.normal(size=(701, 33)), rng.integers(33, size=701), rng.random(701)
+        named = {"reduction": reduction, "impl": "kernel"}
+        found = xs.softmax_loss_and_grad(
+            *map(torch.from_numpy, (z, y)), sample_weight=torch.from_numpy(weight), **named
+        )
+        assert_same_bits(found, xs.softmax_loss_and_grad(z, y, sample_weight=weight, **named))
+
+
 def test_generic_is_generic(monkeypatch):
     def fail(*_, **__):
         raise AssertionError

@@ -216,7 +216,7 @@ def rows_on_views(
     longer to convert them than their library does.
     """
     library = library_of(given[0])
-    if library is None or not library.for_rows or given[0].itemsize <= 2 or impl != "auto":
+    if library is None or not library.for_rows or given[0].itemsize <= 2 or not _may_be_kernel(impl):
         return function(*given, out)
     views: list[np.ndarray | None] = []
     for array in (*given, out):
@@ -233,6 +233,10 @@ def rows_on_views(
     if type(found) is tuple:
         return tuple([_row_result(library, x, views[-1], out) for x in found])
     return _row_result(library, found, views[-1], out)
+
+
+def _may_be_kernel(impl: object) -> bool:
+    return type(impl) is str and (impl == "auto" or impl == "kernel")
 
 
 def _row_result(library: Library, array: np.ndarray | None, view: np.ndarray | None, out: Array | None) -> Array | None:
