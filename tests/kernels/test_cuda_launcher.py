@@ -10,7 +10,7 @@ import ctypes
 import threading
 from types import SimpleNamespace
 
-import _gpu_kernels
+import _gpu_counts
 import cuda_on_cpu as cpu
 import numpy as np
 import pytest
@@ -301,7 +301,7 @@ def test_every_launch_of_a_call_can_be_listed(cuda, recorder, rng):
     for name, call in calls.items():
         call()
         recorder.launches.clear()
-        found = _gpu_kernels.launches_of(call)
+        found = _gpu_counts.launches_of(call)
         assert [*map(len, found)] == [len(launch.arguments) for launch in recorder.launches] == [len(found[0])], name
 
 

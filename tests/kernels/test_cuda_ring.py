@@ -49,7 +49,7 @@ def loss_is_right(
     in_place: bool = False,
     change: tuple[str, str] | None = None,
 ) -> bool:
-    """Loss and gradient within their bounds. Memory of rows of weight 0 is not given to the kernel."""
+    """Whether loss and gradient keep their bounds, and nothing else is written. Rows of weight 0 are not given."""
     rng = np.random.default_rng(classes)
     z = (rng.normal(size=(ROWS, classes)) * 10).astype("f4")
     y = rng.integers(classes, size=ROWS)
@@ -62,9 +62,9 @@ def loss_is_right(
     launch = plan.loss_launch(x.matrix, *at, out.matrix, 90, kind)
     memory = [out, y, weights, losses, *(row for row, weight in zip(x.rows, weights, strict=True) if weight)]
     cpu.run(launch, schedule=schedule, watch=watch, memory=memory, change=change)
-    out.assert_only_rows_changed()
     exact = oracle.softmax_loss(z, y, sample_weight=weights, reduction="none")
     try:
+        out.assert_only_rows_changed()
         within(losses, exact.loss, ROWS - 3, [])
         within(out.rows, exact.grad, 1, [])
     except AssertionError:

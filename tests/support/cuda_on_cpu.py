@@ -190,6 +190,7 @@ class Placed:
     """Rows in memory that hold more: before, between and behind the rows lies what must be neither read nor written."""
 
     FILL = 0xFF  # nan in every dtype, and no label
+    MARGIN = 1 << 15  # bytes before and behind the rows: what seeded faults write there must not be another array
 
     def __init__(self, values: np.ndarray, dtype: str, *, offset: int = 0, gap: int = 0) -> None:
         """Values (R, C) in `dtype`, `offset` elements behind a 16-byte boundary, with `gap` elements between rows."""
@@ -197,8 +198,8 @@ class Placed:
         self.dtype, self.shape, itemsize = dtype, values.shape, values.itemsize
         self.stride = classes + gap
         held = (rows * self.stride + offset) * itemsize
-        self.memory = np.full(held + 96, self.FILL, np.uint8)
-        start = -self.memory.ctypes.data % 16 + 32 + offset * itemsize
+        self.memory = np.full(held + 2 * self.MARGIN + 16, self.FILL, np.uint8)
+        start = -self.memory.ctypes.data % 16 + self.MARGIN + offset * itemsize
         flat = self.memory[start : start + rows * self.stride * itemsize].view(values.dtype)
         self.rows = flat.reshape(rows, self.stride)[:, :classes]
         self.rows[:] = values

@@ -99,6 +99,7 @@ void check_given(const void* address, size_t bytes, const char* what) {
     if (is_given(address, bytes) || dladdr(address, &in_a_library)) return;
     fail("thread %d of block %d %s %zu bytes of memory that it was not given", current->thread, current->block->index, what,
          bytes);
+    for (;;) pause("an access that failed");  // the run ends here: a write would destroy memory of this process
 }
 
 bool on_stack(const void* address) {
