@@ -160,7 +160,12 @@ class Optimizer(ABC):
         return params, (count + 1, *kept)
 
     def rate(self, count: int) -> float:
-        """Return the learning rate after so many updates; a function is called, and its number checked."""
+        """Return the learning rate after so many updates; a function is called, and its number checked.
+
+        Parameters
+        ----------
+        count : int
+        """
         rate = self.learning_rate
         return as_number(f"learning_rate({count})", rate(count)) if callable(rate) else rate
 
