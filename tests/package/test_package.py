@@ -20,15 +20,19 @@ import xpsoftmax as xs
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(xs.__path__, "xpsoftmax."))
 
-NEEDED = {name: ("jax",) for name in MODULES if name.startswith("xpsoftmax.kernels.jax")}
-NEEDED |= {
-    f"xpsoftmax.kernels.cuda.{name}": ("cupy",)
-    for name in ("arrays", "launches", "sums", "rows", "losses", "layers", "steps", "products", "capture", "launcher")
+PLAIN = {"plan", "clip_plan", "step_plan", "table_plan", "sizes", "texts"}  # modules about launches that need no CuPy
+NEEDED = {
+    name: ("cupy",)
+    for name in MODULES
+    if name.startswith("xpsoftmax.kernels.cuda.") and name.rpartition(".")[2] not in PLAIN
 }
-NEEDED |= {name: ("sklearn",) for name in MODULES if name.startswith("xpsoftmax.sklearn")}
-NEEDED |= {name: ("dask",) for name in MODULES if name.startswith(("xpsoftmax.dask", "xpsoftmax.kernels.dask"))}
-NEEDED |= {name: ("torch",) for name in MODULES if name.startswith("xpsoftmax.torch")}
-NEEDED |= {f"xpsoftmax.kernels.{name}": ("torch",) for name in ("smooth", "tensors", "torch")}
+for library, places in {
+    "dask": ("xpsoftmax.dask", "xpsoftmax.kernels.dask"),
+    "jax": ("xpsoftmax.kernels.jax",),
+    "sklearn": ("xpsoftmax.sklearn",),
+    "torch": ("xpsoftmax.torch", "xpsoftmax.kernels.torch"),
+}.items():
+    NEEDED |= {name: (library,) for name in MODULES if name.startswith(places)}
 NEEDED["xpsoftmax.sklearn.on_dask"] = ("dask", "sklearn")
 """What a module cannot be imported without, beyond the package's dependencies."""
 TEXTS = (".py", ".md", ".toml", ".cu", ".cuh", ".html", ".txt", ".json")
