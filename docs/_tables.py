@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +159,14 @@ def _timing(finding: dict[str, Any], name: str, *, ratio: bool) -> str:
 
 
 ROW_FUNCTIONS = ("softmax_loss_and_grad", "softmax_loss", "softmax", "log_softmax", "logsumexp")
+NETWORK_FUNCTIONS = ("mlp_loss_and_grad", "mlp_predict", "train", "MLPClassifier.fit", "MLPClassifier.predict")
 
 
-def on_arrays(content: dict[str, Any]) -> str:
-    """Time of each function of rows on PyTorch tensors / on JAX arrays, relative to NumPy arrays, float32."""
+def on_arrays(content: dict[str, Any], names: Sequence[str]) -> str:
+    """Time of some functions on PyTorch tensors / on JAX arrays, relative to NumPy arrays, float32."""
     findings: dict[str, dict[str, Any]] = {}
     for finding in content["findings"]:
-        if finding["dtype"] == "float32" and finding["comparison"] in ROW_FUNCTIONS:
+        if finding["dtype"] == "float32" and finding["comparison"] in names:
             shape = f"{finding['rows']}x{finding['classes']}"
             findings.setdefault(shape, {})[finding["comparison"]] = finding
     findings = by_classes(findings)
@@ -399,7 +400,8 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench-shifted": lambda content: bench(content, "softmax_loss_and_grad", "shifted"),
     "tensors-cross_entropy": lambda content: on_tensors(content, "cross_entropy"),
     "tensors-jit": lambda content: on_tensors(content, "jax.jit"),
-    "tensors-functions": on_arrays,
+    "tensors-functions": lambda content: on_arrays(content, ROW_FUNCTIONS),
+    "tensors-networks": lambda content: on_arrays(content, NETWORK_FUNCTIONS),
     "options": options,
     "training": training,
     "gpu-training": lambda content: training(content["parts"]["steps"]),

@@ -80,7 +80,7 @@ def test_every_kernel_is_compiled_once_and_the_largest_first():
     assert {kernel for kernel, _ in jobs} == files
 
 
-def test_all_competitors_that_compile_are_called():
+def test_all_competitors_that_torch_compiles_are_called():
     pytest.importorskip("torch")
     names = {function.__module__ for function, _ in _gpu_compile.calls()}
     assert names == {"_gpu_trainers", "_gpu_kernels", "_gpu_classes", "_gpu_torch"}

@@ -1468,6 +1468,6 @@ def test_partial_fit_is_checked(iris):
         with pytest.raises(ValueError, match=message):
             MLPClassifier().partial_fit(X, y, weight)
     with pytest.raises(
-        ValueError, match=r"^y must have the classes of the fit .*Previously got \[0 1 2\], `y` has \[0 1\]\.$"
+        ValueError, match=r"^y must have the classes of the earlier fit: .*Previously got \[0 1 2\], `y` has \[0 1\]\.$"
     ):
         MLPClassifier(max_iter=1, warm_start=True).fit(X, y).fit(X[:100], y[:100])

@@ -66,10 +66,9 @@ def of_known_sizes(X: Array, y: Any) -> Array:
     """Return inputs with known numbers of rows, which are those of the blocks of the labels or are counted."""
     if not graph.is_unknown(X):
         return X
-    if hasattr(y, "to_dask_array"):
-        y = y.to_dask_array()
-    if is_dask_array(y) and y.numblocks[0] == X.numblocks[0]:
-        sizes: Iterable[Any] = dask.compute(*(_rows(block) for block in y.to_delayed().ravel()))
+    blocks = np.ravel(y.to_delayed()) if hasattr(y, "to_delayed") else ()  # of an array, or of a column
+    if len(blocks) == X.numblocks[0]:
+        sizes: Iterable[Any] = dask.compute(*map(_rows, blocks))
         return da.Array(X.dask, X.name, chunks=(tuple(map(int, sizes)), X.chunks[1]), meta=X._meta)
     return X.copy().compute_chunk_sizes()
 
