@@ -270,7 +270,7 @@ def test_generic_is_generic(monkeypatch):
     trained(p, impl="generic")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 def test_nothing_is_viewed_where_pytorch_follows():
     found = []
 
