@@ -1,4 +1,4 @@
-"""What a call costs the host: microseconds, launches, graphs, copies and waits; for the parts of gpu_check.py."""
+"""Host time of a call, and its launches, graphs, copies and waits. The parts of gpu_check.py count them here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import xpsoftmax as xs
 
 SMALL = (64, 10)
-"""A call on such logits is launches and nothing else."""
+"""Rows and classes so few that the host takes longer to launch the kernels than the GPU to run them."""
 
 
 def small_calls() -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Jobs of the parts of gpu_check.py, each in a process of its own: a crash or a hang costs no more than one job.
+"""Run each job of a part of gpu_check.py in a process of its own: after a crash or a hang the next job goes on.
 
 The processes are forked from one that has imported the libraries and has not touched the GPU, so that a job does not
 wait for imports.

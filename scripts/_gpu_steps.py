@@ -10,7 +10,7 @@ the package on NumPy in float64 have. A time is that of one more epoch of a trai
 graphs and waits are counted by PyTorch's profiler; the host's time of a replayed step is that from one step to the
 next within an epoch, when nothing is waited for. TF32 is off for all, unless CUPY_TF32=1 turns it on for all.
 
-Writes JSON. Problems are results that are wrong, steps that were not captured, and cases that found no time.
+Writes JSON. Problems are wrong results, steps that were not captured, and cases that did not fit into the time limit.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ ALLOWED = {"sgd": 2e-2, "adam": 5e-2}
 
 
 class Case(NamedTuple):
-    """Sizes, optimiser, steps of an epoch; and what is to be reached: milliseconds, and times PyTorch's graph."""
+    """Sizes, optimiser, steps of an epoch, and the targets: milliseconds a step, and the ratio to PyTorch's graph."""
 
     sizes: tuple[int, int, int, int]
     optimizer: str

@@ -182,9 +182,29 @@ def test_a_wait_is_a_problem(few, monkeypatch):
     assert "mode default" in few
 
 
-def test_what_compiles_is_called_once(few):
+def test_what_compiles_is_called_once(few, monkeypatch):
+    """Also after one that fails."""
+    called = []
+
+    def competitor(name):
+        def call(*which):
+            called.append(name)
+            if name in ("Liger", "torch.compile"):
+                raise RuntimeError("does not compile")
+
+        return lambda inputs: call
+
     for module in (_gpu_classes, _gpu_torch):
-        module.compile_case(LAYER if module is _gpu_classes else module.CASES[0])
+        monkeypatch.setattr(module, "COMPETITORS", {name: competitor(name) for name in module.COMPETITORS})
+    wanted = {
+        (_gpu_classes, LAYER): ["Liger", "torch.compile"],
+        (_gpu_torch, _gpu_torch.CASES[0]): ["torch.compile", "xpsoftmax compiled", "QuACK", "Liger"],
+        (_gpu_torch, _gpu_torch.CASES[1]): ["QuACK", "Liger"],
+    }
+    for (module, case), names in wanted.items():
+        called.clear()
+        module.compile_case(case)
+        assert called == names
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class ProgrammedSteps:
     def step(self, loop: Loop, batch: RowBatch) -> PendingLoss | float | None:
         """Make a step, and return its loss, or nan if no row counts. None: it has to be made in the usual way.
 
-        The caller calls `leave` before anything else is done with the arrays.
+        Call `leave` before any other work on the arrays.
         """
         if not self._usable:
             return None

@@ -71,7 +71,11 @@ class Step:
 
 
 def step_program(step: Step) -> Program:
-    """Describe a step: for each chunk gather, forward, loss, backward; then penalties, clip, record, update."""
+    """Describe a step.
+
+    For each chunk of rows: gather the rows, forward pass, loss, backward pass. Then once: penalties of the weights,
+    clipping of the gradients, record of the loss, update of the parameters.
+    """
     maker = _Maker(step)
     if step.weighted and len(maker.chunks) > 1:
         maker.gather_weights()
@@ -248,7 +252,7 @@ class _Maker:
         return self.part(f"delta{i}.{rows}", storage, 0, rows, units)
 
     def penalty_sums(self) -> list[int]:
-        """How many sums the penalty of each weight has."""
+        """How many partial sums the penalty of each weight is added up from."""
         layers = pairwise(self.step.sizes) if self.step.reg != 0.0 else ()
         return [-(-fan_in * units // ENTRIES_OF_A_PART) for fan_in, units in layers]
 
@@ -294,5 +298,5 @@ class _Maker:
 ENTRIES_OF_A_PART = 16_384
 """Entries of a weight, or of the gradients, whose squares are one sum."""
 ALIGNMENT = 256
-"""Bytes: what CUDA's own allocations are aligned to."""
+"""Each buffer begins at a multiple of so many bytes, as memory that CUDA allocates does."""
 ITEMSIZES = {"float32": 4, "float64": 8, "int64": 8}

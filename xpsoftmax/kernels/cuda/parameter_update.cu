@@ -1,9 +1,9 @@
-// Updates of parameters by an optimiser, all in one launch. A parameter is p, and a and b are the arrays that are kept for it;
-// they change by a rule, from the gradient g and the numbers of this update.
+// Updates of parameters by an optimiser, all in one launch. A parameter is p; a and b are the arrays that the optimiser keeps
+// for it. The rule computes new p, a and b from the old ones, the gradient g and the numbers of this update.
 //
 // Layout   vectors of `length` entries. a and b are null where the rule keeps less. The new values are written to other arrays,
-//          or to the same ones. Where *ok is 0 the new values are the old ones, because the loss of these gradients was not
-//          finite; a null `ok` stands for 1. The numbers of the rule are row *which of `rows_of_numbers`, or n0 to n7 where
+//          or to the same ones. *ok is 0 if a loss was not finite: the new values are then the old ones. A null `ok` stands
+//          for 1. The numbers of the rule are row *which of `rows_of_numbers`, or n0 to n7 where
 //          that is null.
 // Launch   -D RULE, a name of rules.cuh, SCALAR (float or double), THREADS, and EACH: entries of a thread.
 // Traffic  every array read once; all but g written once.

@@ -8,7 +8,7 @@
 // All arguments of a kernel together have at most 4 KiB.
 constexpr int MOST_ITEMS = 32;
 
-// An `Item` has a member `end`: how many thread blocks it and the items before it have together.
+// The member `end` of an `Item` is the number of the first thread block behind its own.
 template <class Item>
 struct Table {
     Item items[MOST_ITEMS];
